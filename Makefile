@@ -1,0 +1,65 @@
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help test lint types docs serve unit blocks slow matrix bench example clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Notices of newer versions: pyright would ask the network for one on every run.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export NO_MKDOCS_2_WARNING := 1
+
+# $(VENV)/.with-X says that the package is installed with its extra X.
+DEV := $(VENV)/.with-dev
+EXAMPLES := $(VENV)/.with-examples
+
+$(VENV)/.with-%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("batchkit needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": say which with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	@touch $@
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Cheap checks come first. They are run one after the other, also under make -j.
+test: $(DEV) ## Run every check: what a change must pass.
+	@for check in lint types docs unit blocks; do \
+		$(MAKE) --no-print-directory $$check || exit 1; done
+
+lint: $(DEV) ## Check style and format.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(DEV) ## Check types.
+	$(BIN)/pyright
+
+docs: $(DEV) ## Build the documentation into site/.
+	$(BIN)/mkdocs build --strict --quiet
+
+serve: $(DEV) ## Serve the documentation while you write it.
+	$(BIN)/mkdocs serve
+
+unit: $(DEV) ## Run the unit tests, but not the slow ones.
+	$(BIN)/pytest
+
+blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
+	$(BIN)/pytest README.md docs batchkit
+
+slow: $(DEV) ## Run the slow tests.
+	$(BIN)/pytest -m slow
+
+matrix: $(DEV) ## Run the unit tests on every Python, and with the oldest dependencies.
+	$(BIN)/nox
+
+bench: $(DEV) ## Run the benchmarks.
+	@for benchmark in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
+		echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+example: $(EXAMPLES) ## Run examples/co2.py.
+	$(BIN)/python examples/co2.py
+
+clean: ## Remove everything that the targets above have made.
+	rm -rf $(VENV) .nox .hypothesis .pytest_cache .ruff_cache build dist site
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,191 @@
+"""One call of a batched function: what is mapped, how often, and by whose rules.
+
+`jax.vmap` is asked rather than imitated. It checks the axes, it names the argument
+whose size disagrees and it says how many tasks there are: a probe that computes nothing
+is mapped over the real arguments, so every error of `jax.vmap` comes from `jax.vmap`.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ._task import Task
+
+
+# The probe's own name for the mapped axis; no function of a user binds it.
+_PROBE_AXIS = "batchkit.probe"
+
+
+@final
+@dataclass(frozen=True)
+class Call:
+    """A function of one task together with the arguments of all tasks."""
+
+    fun: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    in_axes: Any
+    out_axes: Any
+    axis_name: Any
+    axis_size: int | None
+    spmd_axis_name: Any
+
+    def check_axes(self) -> None:
+        """Raises `jax.vmap`'s error for `in_axes` that cannot be right."""
+        self._mapped(self.fun)
+
+    def vmap(self) -> PyTree:
+        """All tasks at once, by `jax.vmap` itself."""
+        return self._mapped(self.fun)(*self.args, **self.kwargs)
+
+    @functools.cached_property
+    def size(self) -> int:
+        """The number of tasks, or `jax.vmap`'s error where the arguments disagree."""
+        sizes: list[int] = []
+
+        @functools.wraps(self.fun)  # jax.vmap names arguments by the signature
+        def probe(*_: Any, **__: Any) -> tuple[()]:
+            sizes.append(jax.lax.axis_size(_PROBE_AXIS))
+            return ()
+
+        try:
+            jax.vmap(
+                probe, self.in_axes, axis_name=_PROBE_AXIS, axis_size=self.axis_size
+            )(*self.args, **self.kwargs)
+        except ValueError as error:
+            if "inconsistent sizes" in str(error):
+                error.add_note(
+                    "Give every mapped argument the same number of rows along its "
+                    "axis, or set its entry of in_axes to None to pass it whole to "
+                    "every task; rows are never cut off."
+                )
+            raise
+        return sizes[0]
+
+    def trace(self, batcher: object) -> Task:
+        """Traces the function once, for one task, on behalf of a splitting `batcher`.
+
+        **Arguments:**
+
+        - `batcher`: who splits the tasks, for the messages of refusals.
+
+        **Returns:**
+
+        The task: its jaxpr, the mapped arguments with the mapped axis in front, and
+        where the outputs belong.
+
+        **Raises:**
+
+        `ValueError` if the task cannot be split from the others: it communicates over
+        `axis_name`, draws random bits that depend on the layout, or has a varying
+        output for which `out_axes` says `None`.
+        """
+        leaves, treedef = jax.tree.flatten((self.args, self.kwargs))
+        axes = self._leaf_axes()
+        mapped = [
+            (i, axis)
+            for i, axis in enumerate(axes)
+            if axis is not None and not _is_float0(leaves[i])
+        ]
+
+        def one_task(*row: Any) -> Any:
+            # Unmapped leaves reach the function as they are, also those that are no
+            # arrays: this is what jax.vmap does.
+            full = [
+                leaf
+                if axis is None or not _is_float0(leaf)
+                else _float0_row(leaf, axis)
+                for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+            for (i, _), value in zip(mapped, row, strict=True):
+                full[i] = value
+            args, kwargs = jax.tree.unflatten(treedef, full)
+            return self.fun(*args, **kwargs)
+
+        traced: list[Any] = []
+
+        def probe(*args: Any, **kwargs: Any) -> tuple[()]:
+            # The name of the axis is bound, at its true size, while the task is traced:
+            # `psum(1, name)` is a constant then, and a real collective shows up in the
+            # jaxpr instead of binding an outer axis of the same name by accident.
+            seen = jax.tree.leaves((args, kwargs))
+            row = [seen[i] for i, _ in mapped]
+            traced.append(jax.make_jaxpr(one_task, return_shape=True)(*row))
+            return ()
+
+        jax.vmap(
+            probe,
+            self.in_axes,
+            axis_name=_PROBE_AXIS if self.axis_name is None else self.axis_name,
+            axis_size=self.axis_size,
+        )(*self.args, **self.kwargs)
+        jaxpr, out_shapes = traced[0]
+        out_axes = self._out_leaf_axes(out_shapes)
+        task = Task(
+            jaxpr=jaxpr,
+            rows=[jnp.moveaxis(leaves[i], axis, 0) for i, axis in mapped],
+            size=self.size,
+            out_tree=jax.tree.structure(out_shapes),
+            out_axes=out_axes,
+        )
+        task.refuse_collectives(self.axis_name, batcher)
+        task.refuse_layout_dependent_draws(batcher)
+        task.refuse_varying_outputs()
+        return task
+
+    def _mapped(self, fun: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.vmap(
+            fun,
+            self.in_axes,
+            self.out_axes,
+            axis_name=self.axis_name,
+            axis_size=self.axis_size,
+            spmd_axis_name=self.spmd_axis_name,
+        )
+
+    def _leaf_axes(self) -> list[int | None]:
+        """The mapped axis of each argument leaf; `jax.vmap` has checked the prefix."""
+        in_axes = self.in_axes
+        if isinstance(in_axes, list):
+            in_axes = tuple(in_axes)
+        return leaf_axes((in_axes, 0), (self.args, self.kwargs))
+
+    def _out_leaf_axes(self, out_shapes: PyTree) -> list[int | None]:
+        """The mapped axis of each output leaf, checked by `jax.vmap` on zeros."""
+        if not (isinstance(self.out_axes, int) and self.out_axes == 0):
+
+            def zeros() -> PyTree:
+                return jax.tree.map(lambda s: np.zeros(s.shape, bool), out_shapes)
+
+            jax.eval_shape(jax.vmap(zeros, out_axes=self.out_axes, axis_size=1))
+        return leaf_axes(self.out_axes, out_shapes)
+
+
+def leaf_axes(prefix: PyTree, tree: PyTree) -> list[int | None]:
+    """The entry of `prefix` for each leaf of `tree`; `None` in `tree` is no leaf."""
+
+    def is_none(x: Any) -> bool:
+        return x is None
+
+    leaves = jax.tree.leaves(tree, is_leaf=is_none)
+    axes = jax.tree.leaves(
+        jax.tree.broadcast(prefix, tree, is_leaf=is_none), is_leaf=is_none
+    )
+    pairs = zip(leaves, axes, strict=True)
+    return [axis for leaf, axis in pairs if leaf is not None]
+
+
+def _is_float0(x: Any) -> bool:
+    return getattr(x, "dtype", None) == jax.dtypes.float0
+
+
+def _float0_row(leaf: Any, axis: int) -> np.ndarray:
+    shape = list(leaf.shape)
+    del shape[axis]
+    return np.zeros(shape, jax.dtypes.float0)

@@ -1,0 +1,120 @@
+"""A bounded number of tasks at once, in equal chunks, with one compiled body.
+
+`jax.lax.map(batch_size=k)` compiles its function twice, once for the full chunks and
+once for the remainder, and holds the memory of both. Here the chunks are balanced and
+the few rows that are missing are copies of real ones, so one body serves all.
+"""
+
+from typing import Any, final
+
+import equinox as eqx
+import jax
+from jaxtyping import PyTree
+
+from ._abstract import AbstractBatcher
+from ._call import Call
+from ._padding import cut_rows, pad_rows
+from ._vmap import Vmap
+
+
+@final
+class Chunked(AbstractBatcher):
+    """At most `size` tasks at once; chunk after chunk.
+
+    Temporary memory is that of `size` tasks instead of all. Chunks are balanced: 50
+    tasks at size 16 run as four chunks of 13. The last chunk is filled up by repeating
+    real tasks, whose results are dropped; their side effects (callbacks,
+    `jax.debug.print`) happen again. With `size` at or above the number of tasks it is
+    exactly its `inner` batcher. `spmd_axis_name` is passed to `inner` and means the
+    lanes of one chunk.
+
+    In reverse mode JAX keeps the intermediate values of every chunk for the backward
+    pass, which can take more memory than `jax.vmap` does; `remat=True` recomputes them
+    chunk by chunk instead, at the price of a second forward pass.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    @bk.Chunked(16)
+    def norm(x):
+        return jnp.sqrt(jnp.sum(x**2))
+
+    assert norm(jnp.ones((50, 4))).tolist() == [2.0] * 50
+    ```
+    """
+
+    size: int = eqx.field(static=True)
+    inner: AbstractBatcher
+    remat: bool = eqx.field(static=True)
+
+    def __init__(
+        self, size: int, inner: AbstractBatcher | None = None, remat: bool = False
+    ) -> None:
+        """**Arguments:**
+
+        - `size`: the largest number of tasks that run at once; at least 1.
+        - `inner`: the batcher for the tasks of one chunk. `Vmap()` by default.
+        - `remat`: whether the backward pass recomputes each chunk instead of storing
+            its intermediate values.
+
+        **Raises:**
+
+        `TypeError` if `size` is no int or `inner` no batcher, `ValueError` if `size` is
+        below 1.
+        """
+        self.size = size
+        self.inner = Vmap() if inner is None else inner
+        self.remat = remat
+
+    def __check_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int):
+            raise TypeError(
+                f"Chunked(size={self.size!r}): size must be an int, the largest number "
+                f"of tasks that run at once; got {type(self.size).__name__}."
+            )
+        if self.size < 1:
+            raise ValueError(
+                f"Chunked(size={self.size}): size must be at least 1, the number of "
+                "tasks that run at once. For one at a time without a batch "
+                "dimension use `Sequential()`."
+            )
+        if not isinstance(self.inner, AbstractBatcher):
+            raise TypeError(
+                f"Chunked(inner={self.inner!r}): inner must be a batcher such as "
+                f"`Vmap()`; got {type(self.inner).__name__}."
+            )
+
+    def batch(self, call: Call) -> PyTree:
+        if call.size <= self.size:
+            return self.inner.batch(call)
+        task = call.trace(self)
+        chunks = -(-task.size // self.size)
+        lanes = -(-task.size // chunks)
+        inner = self.inner(
+            task.run,
+            0,
+            task.lane_out_axes,
+            axis_size=lanes,
+            spmd_axis_name=call.spmd_axis_name,
+        )
+
+        def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:
+            return carry, inner(*rows)
+
+        if self.remat:
+            # A scan keeps XLA from merging the two forward passes by itself.
+            body = jax.checkpoint(body, prevent_cse=False)
+        rows = [
+            pad_rows(x, chunks * lanes).reshape(chunks, lanes, *x.shape[1:])
+            for x in task.rows
+        ]
+        _, outs = jax.lax.scan(body, None, rows, length=chunks)
+        return task.finish(
+            [
+                out[0]
+                if axis is None
+                else cut_rows(out.reshape(-1, *out.shape[2:]), task.size)
+                for out, axis in zip(outs, task.lane_out_axes, strict=True)
+            ]
+        )

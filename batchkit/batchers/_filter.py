@@ -1,0 +1,127 @@
+"""Batching functions of pytrees that hold more than arrays."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from ._abstract import AbstractBatcher
+
+
+def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
+    """The twin of `equinox.filter_vmap` for any batcher.
+
+    Arrays in the arguments are mapped over their leading axis; everything else (an
+    activation function in an Equinox module, a string) goes to every task as it is, and
+    may come back out.
+
+    ```python
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    filter_chunked = bk.filter_batch(bk.Chunked(2))
+    keys = jax.random.split(jax.random.key(0), 5)
+    models = filter_chunked(lambda key: eqx.nn.MLP(2, 3, 8, 1, key=key))(keys)
+    outputs = filter_chunked(lambda model, x: model(x), (eqx.if_array(0), None))
+    assert outputs(models, jnp.ones(2)).shape == (5, 3)
+    ```
+
+    **Arguments:**
+
+    - `batcher`: how the tasks are laid out.
+
+    **Returns:**
+
+    A function with the signature of `equinox.filter_vmap`: `(fun, in_axes, out_axes, *,
+    axis_name, axis_size, spmd_axis_name)`. Entries of `in_axes` and `out_axes` are
+    pytree prefixes of ints, `None` or functions from a leaf to either;
+    `equinox.if_array(0)` by default. Arrays inside `fun` itself are not mapped.
+
+    **Raises:**
+
+    `TypeError` where an int stands for something that is no array, and what the batcher
+    raises for the same arrays.
+    """
+
+    def batch(
+        fun: Callable[..., Any],
+        in_axes: Any = eqx.if_array(0),
+        out_axes: Any = eqx.if_array(0),
+        *,
+        axis_name: Any = None,
+        axis_size: int | None = None,
+        spmd_axis_name: Any = None,
+    ) -> Callable[..., Any]:
+        @functools.wraps(fun)
+        def batched(*args: Any, **kwargs: Any) -> Any:
+            prefix = tuple(in_axes) if isinstance(in_axes, tuple | list) else in_axes
+            if not isinstance(prefix, tuple):
+                prefix = (prefix,) * len(args)
+            axes = _leaf_axes((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
+            leaves, treedef = jax.tree.flatten((args, kwargs))
+            out_layout: list[Any] = []
+
+            def one_task(*row: Any) -> Any:
+                rows = iter(row)
+                full = [
+                    leaf if axis is None else next(rows)
+                    for leaf, axis in zip(leaves, axes, strict=True)
+                ]
+                args, kwargs = jax.tree.unflatten(treedef, full)
+                out = fun(*args, **kwargs)
+                to = _leaf_axes(out_axes, out, "out_axes")
+                outs, out_treedef = jax.tree.flatten(out)
+                static = [None if eqx.is_array(x) else x for x in outs]
+                out_layout[:] = [to, static, out_treedef]
+                pairs = list(zip(outs, to, strict=True))
+                spread = [x for x, axis in pairs if axis is not None]
+                same = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
+                return spread, same
+
+            row_axes = tuple(axis for axis in axes if axis is not None)
+            mapped = batcher(
+                one_task,
+                row_axes,
+                (0, None),
+                axis_name=axis_name,
+                axis_size=axis_size,
+                spmd_axis_name=spmd_axis_name,
+            )
+            rows = [x for x, axis in zip(leaves, axes, strict=True) if axis is not None]
+            spread, same = map(iter, mapped(*rows))
+            to, static, out_treedef = out_layout
+            merged = [
+                jnp.moveaxis(next(spread), 0, axis)
+                if axis is not None
+                else (next(same) if x is None else x)
+                for x, axis in zip(static, to, strict=True)
+            ]
+            return jax.tree.unflatten(out_treedef, merged)
+
+        return batched
+
+    return batch
+
+
+def _leaf_axes(prefix: Any, tree: Any, name: str) -> list[int | None]:
+    """The axis of each leaf of `tree`, from a prefix of ints, `None` and functions."""
+
+    def resolve(axis: Any, subtree: Any) -> Any:
+        def of_leaf(leaf: Any) -> int | None:
+            chosen: Any = axis(leaf) if callable(axis) else axis
+            if chosen is not None and not eqx.is_array(leaf):
+                raise TypeError(
+                    f"{name} maps axis {chosen} of {leaf!r}, which is no JAX array. "
+                    "Use `equinox.if_array(axis)` to map arrays only, or None."
+                )
+            return chosen
+
+        return [of_leaf(leaf) for leaf in jax.tree.leaves(subtree)]
+
+    axes = jax.tree.map(resolve, prefix, tree, is_leaf=lambda x: x is None)
+    return jax.tree.leaves(axes, is_leaf=lambda x: x is None)

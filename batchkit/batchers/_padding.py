@@ -1,0 +1,49 @@
+"""Padding to a full last chunk, and cutting it off again, also in reverse mode.
+
+Padded rows repeat real ones: zeros could give NaN or a loop that never ends. In reverse
+mode cutting them off would hand them a cotangent of zero, and zero times an infinite
+derivative is NaN, which would leak into the gradient of everything the rows share. So
+the derivative of the cut splits each cotangent evenly over the copies of its row: every
+copy then contributes what the row itself would, and the sum is the row's gradient.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
+
+def pad_rows(rows: Shaped[Array, "n ..."], total: int) -> Shaped[Array, "total ..."]:
+    """Appends copies of the first rows, over and over, up to `total` rows."""
+    size = rows.shape[0]
+    if total == size:
+        return rows
+    if total <= 2 * size:
+        return jnp.concatenate([rows, rows[: total - size]])
+    return rows[np.arange(total) % size]
+
+
+def cut_rows(padded: Shaped[Array, "total ..."], size: int) -> Shaped[Array, "n ..."]:
+    """The first `size` rows of what was computed from `pad_rows`."""
+    if padded.shape[0] == size:
+        return padded
+    if jnp.issubdtype(padded.dtype, jnp.inexact):
+        return _cut_inexact_rows(padded, size)
+    return padded[:size]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _cut_inexact_rows(padded: Array, size: int) -> Array:
+    return padded[:size]
+
+
+@_cut_inexact_rows.defjvp
+def _(size: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (padded,), (tangent,) = primals, tangents
+    row_of = np.arange(padded.shape[0]) % size
+    copies = np.bincount(row_of)[row_of].reshape(-1, *[1] * (padded.ndim - 1))
+    share = tangent / copies.astype(tangent.dtype)
+    return padded[:size], share[:size].at[row_of[size:]].add(share[size:])

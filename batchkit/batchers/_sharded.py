@@ -1,0 +1,163 @@
+"""Tasks spread over devices.
+
+The tasks are cut into one contiguous share per device, and everything else happens
+inside `jax.shard_map`: a device only ever holds its own tasks, and an inner batcher
+chunks them where they are. (Chunking from the outside, as `jax.lax.map` does on a
+sharded array, gathers every chunk first.)
+"""
+
+import math
+from typing import Any, final
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from ._abstract import AbstractBatcher
+from ._call import Call
+from ._padding import cut_rows, pad_rows
+from ._vmap import Vmap
+
+
+@final
+class Sharded(AbstractBatcher):
+    """Tasks spread evenly over the devices of a mesh, each share run by `inner`.
+
+    `Sharded(mesh, inner=Chunked(16))` means 16 tasks at a time on each device. What the
+    function closes over is replicated. A number of tasks that the devices do not
+    divide is filled up by repeating real tasks, whose results are dropped. Inside
+    another `Sharded`, or any `jax.shard_map`, it acts as its `inner` batcher, because
+    the devices are taken already. `spmd_axis_name` is refused: the mesh says it all.
+
+    Under `jax.jit`, arguments must not be committed to a single device of a larger
+    mesh: that is JAX's rule for every sharded program.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    total = bk.Sharded(inner=bk.Chunked(16))(jnp.sum)
+    assert total(jnp.ones((10, 3))).tolist() == [3.0] * 10
+    ```
+    """
+
+    mesh: Mesh | None = eqx.field(static=True)
+    mesh_axis: str | tuple[str, ...] | None = eqx.field(static=True)
+    inner: AbstractBatcher
+
+    def __init__(
+        self,
+        mesh: Mesh | None = None,
+        mesh_axis: str | tuple[str, ...] | None = None,
+        inner: AbstractBatcher | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `mesh`: the devices. By default the mesh set by `jax.set_mesh` if there is
+            one, else all devices of all processes.
+        - `mesh_axis`: the axis, or axes, of the mesh over which tasks are spread; all
+            axes by default. Devices along other axes repeat the same work.
+        - `inner`: the batcher for the share of one device. `Vmap()` by default.
+
+        **Raises:**
+
+        `TypeError` if `mesh` is no `jax.sharding.Mesh` or `inner` no batcher,
+        `ValueError` if the mesh has no such axis.
+        """
+        self.mesh = mesh
+        self.mesh_axis = mesh_axis
+        self.inner = Vmap() if inner is None else inner
+
+    def __check_init__(self) -> None:
+        if self.mesh is not None and not isinstance(self.mesh, Mesh):
+            raise TypeError(
+                f"Sharded(mesh={self.mesh!r}): mesh must be a `jax.sharding.Mesh` or "
+                f"None for all devices; got {type(self.mesh).__name__}. Make one with "
+                "`jax.make_mesh((jax.device_count(),), ('tasks',))`."
+            )
+        if not isinstance(self.inner, AbstractBatcher):
+            raise TypeError(
+                f"Sharded(inner={self.inner!r}): inner must be a batcher such as "
+                f"`Vmap()`; got {type(self.inner).__name__}."
+            )
+        if self.mesh is not None:
+            self._axes(self.mesh)
+
+    def batch(self, call: Call) -> PyTree:
+        if call.spmd_axis_name is not None:
+            raise ValueError(
+                f"Sharded got spmd_axis_name={call.spmd_axis_name!r}, but the batcher "
+                "itself says over which mesh axis tasks are spread. Leave it out; to "
+                "constrain shardings inside the function use it with `Vmap()`."
+            )
+        context = jax.sharding.get_abstract_mesh()
+        if context.manual_axes:
+            return self.inner.batch(call)
+        mesh = self.mesh
+        if mesh is None:
+            mesh = _all_devices() if context.empty else context
+        axes = self._axes(mesh)
+        shards = math.prod(mesh.shape[axis] for axis in axes)
+        if shards == 1 or call.size == 0:
+            return self.inner.batch(call)
+        task = call.trace(self)
+        share = -(-task.size // shards)
+        spread, whole = PartitionSpec(axes), PartitionSpec()
+
+        def on_device(closure: list[Any], rows: list[Any]) -> list[Any]:
+            def run(*row: Any) -> list[Any]:
+                return task.run(*row, closure=closure)
+
+            inner = self.inner(run, 0, task.lane_out_axes, axis_size=share)
+            return inner(*rows)
+
+        # Replication checking rejects a while_loop whose carry starts out replicated
+        # and ends up varying, which is what a slice sampler's loop does.
+        out_axes = task.lane_out_axes
+        sharded = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(whole, spread),
+            out_specs=[whole if axis is None else spread for axis in out_axes],
+            check_vma=False,
+        )
+        rows = [pad_rows(x, share * shards) for x in task.rows]
+        outs = sharded(
+            _put(task.closure, mesh, whole),
+            _put(rows, mesh, spread),
+        )
+        return task.finish(
+            [
+                out if axis is None else cut_rows(out, task.size)
+                for out, axis in zip(outs, task.lane_out_axes, strict=True)
+            ]
+        )
+
+    def _axes(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+        if self.mesh_axis is None:
+            return tuple(mesh.axis_names)
+        axes = (self.mesh_axis,) if isinstance(self.mesh_axis, str) else self.mesh_axis
+        for axis in axes:
+            if axis not in mesh.axis_names:
+                raise ValueError(
+                    f"Sharded(mesh_axis={self.mesh_axis!r}): the mesh has no axis "
+                    f"{axis!r}; its axes are {tuple(mesh.axis_names)}."
+                )
+        return axes
+
+
+def _all_devices() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("tasks",))
+
+
+def _put(
+    arrays: list[Any], mesh: Mesh | AbstractMesh, spec: PartitionSpec
+) -> list[Any]:
+    """Moves concrete arrays onto the mesh, since they may be committed elsewhere."""
+    if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh: it knows no devices
+        return arrays
+    sharding = NamedSharding(mesh, spec)
+    return [x if isinstance(x, Tracer) else jax.device_put(x, sharding) for x in arrays]

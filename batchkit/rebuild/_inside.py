@@ -1,0 +1,92 @@
+"""Looking inside values for functions: containers, partials, methods and instances.
+
+One traversal serves twice: copying the functions that a value holds, and wrapping those
+that leave a rebuilt function.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from types import MethodType
+from typing import Any
+
+
+def holds(
+    value: Any, wanted: Callable[[Any], bool], opens: Callable[[Any], bool]
+) -> bool:
+    """Whether something `wanted` is in `value`, where `opens` admits instances."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if wanted(item):
+            return True
+        pending.extend(children(item, opens))
+    return False
+
+
+def children(value: Any, opens: Callable[[Any], bool]) -> Iterable[Any]:
+    """What a value consists of; nothing for a leaf."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return value
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if opens(value):
+        return [item for _, item in _attributes(value)]
+    return ()
+
+
+def with_changed(
+    value: Any, change: Callable[[Any], Any], remember: Callable[[Any, Any], None]
+) -> Any:
+    """A copy of a value with each of its children changed.
+
+    **Arguments:**
+
+    - `value`: something that has `children`.
+    - `change`: what each child becomes.
+    - `remember`: called with the value and its copy before the children of a mutable
+        value are changed, so that a value which holds itself ends.
+    """
+    if isinstance(value, dict):
+        new = copy.copy(value)
+        remember(value, new)
+        new.clear()
+        new.update((change(k), change(v)) for k, v in value.items())
+        return new
+    if isinstance(value, list):
+        new = copy.copy(value)
+        remember(value, new)
+        new[:] = [change(item) for item in value]
+        return new
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)._make(change(item) for item in value)  # pyright: ignore
+    if isinstance(value, tuple | set | frozenset):
+        return type(value)(change(item) for item in value)
+    if isinstance(value, functools.partial):
+        keywords = {name: change(item) for name, item in value.keywords.items()}
+        args = [change(item) for item in value.args]
+        return type(value)(change(value.func), *args, **keywords)
+    if isinstance(value, MethodType):
+        return MethodType(change(value.__func__), change(value.__self__))
+    new = copy.copy(value)
+    remember(value, new)
+    for name, item in _attributes(value):
+        object.__setattr__(new, name, change(item))  # also where it is frozen
+    return new
+
+
+def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from list(getattr(value, "__dict__", {}).items())
+    for cls in type(value).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                yield name, getattr(value, name)

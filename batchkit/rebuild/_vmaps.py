@@ -1,0 +1,84 @@
+"""The two faces of `jax.vmap`: the function itself, and what it has mapped already.
+
+The second, `@jax.vmap` on a module's own function, has run before anybody could
+intervene. What it was given stands in the closure of the wrapper that JAX made. No
+public interface tells, so this file reads the closure; a wrapper of another form is
+not recognised, and then its site is reported as unreachable. Read with JAX 0.9.0,
+0.10.2 and 0.12.0.
+"""
+
+import inspect
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any
+
+import jax
+
+from ..batchers import AbstractBatcher
+
+
+_STAND_IN = "__batchkit_stand_in_for_vmap__"
+_ARGUMENTS = ("in_axes", "out_axes", "axis_name", "axis_size", "spmd_axis_name")
+
+
+def is_vmap(value: object) -> bool:
+    """Whether `value` is `jax.vmap` or stands in for it in something rebuilt."""
+    if value is jax.vmap:
+        return True
+    return isinstance(value, FunctionType) and _STAND_IN in value.__dict__
+
+
+def has_vmap(module: object) -> bool:
+    """Whether `value` is a module, such as `jax`, that offers `jax.vmap`."""
+    if not isinstance(module, ModuleType):
+        return False
+    return vars(module).get("vmap") is jax.vmap
+
+
+def stand_in_for_vmap(batcher: AbstractBatcher) -> Callable[..., Any]:
+    """A function with the signature of `jax.vmap`, laid out by `batcher`."""
+
+    def vmap(
+        fun: Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        axis_name: Any = None,
+        axis_size: int | None = None,
+        spmd_axis_name: Any = None,
+    ) -> Callable[..., Any]:
+        return batcher(
+            fun,
+            in_axes,
+            out_axes,
+            axis_name=axis_name,
+            axis_size=axis_size,
+            spmd_axis_name=spmd_axis_name,
+        )
+
+    vars(vmap)[_STAND_IN] = True
+    return vmap
+
+
+def mapped_function(value: object) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """The function and the arguments of `jax.vmap` that made `value`, if it did."""
+    made, model = _behind_boundary(value), _behind_boundary(_MODEL)
+    if made is None or model is None or made.__code__ is not model.__code__:
+        return None
+    closure = inspect.getclosurevars(made).nonlocals
+    if not {"fun", *_ARGUMENTS} <= closure.keys():
+        return None
+    arguments = {name: closure[name] for name in _ARGUMENTS}
+    if arguments["axis_name"] is inspect.getclosurevars(model).nonlocals["axis_name"]:
+        arguments["axis_name"] = None  # JAX's own mark for an axis without a name
+    return closure["fun"], arguments
+
+
+def _behind_boundary(value: object) -> FunctionType | None:
+    """The function inside the wrapper that JAX puts around its public functions."""
+    if not isinstance(value, FunctionType) or value.__code__ is not _MODEL.__code__:
+        return None
+    inner = inspect.getclosurevars(value).nonlocals.get("fun")
+    return inner if isinstance(inner, FunctionType) else None
+
+
+_MODEL = jax.vmap(lambda x: x)

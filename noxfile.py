@@ -1,0 +1,78 @@
+"""The unit tests on every Python, and with the oldest dependencies: `make matrix`."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import nox
+from packaging.requirements import Requirement
+
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = True
+nox.options.download_python = "never"
+
+
+def _candidates(version: str) -> Iterator[Path]:
+    """Interpreters that may be Python `version`, those of PATH first."""
+    if on_path := shutil.which(f"python{version}"):
+        yield Path(on_path)
+    if pyenv := shutil.which("pyenv"):
+        root = subprocess.check_output([pyenv, "root"], text=True).strip()
+        yield from Path(root, "versions").glob(f"{version}.*/bin/python{version}")
+
+
+def _works(python: Path) -> bool:
+    # pyenv puts a shim on PATH for every Python it has, which fails unless that Python
+    # is switched on.
+    check = subprocess.run(
+        [python, "-c", "import ensurepip, venv"], capture_output=True
+    )
+    return check.returncode == 0
+
+
+def _find(version: str) -> None:
+    """Puts a working Python `version` first on PATH, where nox looks; without one, nox
+    fails and names it."""
+    for python in _candidates(version):
+        if _works(python):
+            os.environ["PATH"] = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+            return
+
+
+for _version in PYTHONS:
+    _find(_version)
+
+
+def _lowest() -> list[str]:
+    """Every runtime dependency at the lower bound that pyproject.toml declares."""
+    pins = []
+    for line in PROJECT["project"]["dependencies"]:
+        requirement = Requirement(line)
+        (bound,) = (s.version for s in requirement.specifier if s.operator == ">=")
+        pins.append(f"{requirement.name}=={bound}")
+    return pins
+
+
+def _test(session: nox.Session, *pins: str) -> None:
+    session.install("--quiet", *pins, "-e", ".[test]")
+    session.run("python", "-m", "pip", "check")
+    session.run("python", "-m", "pip", "freeze", "--exclude-editable")
+    session.run("pytest", "tests", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def newest(session: nox.Session) -> None:
+    """The newest dependencies that this Python has."""
+    _test(session)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """The lower bounds."""
+    _test(session, *_lowest())

@@ -1,0 +1,137 @@
+"""Gradients are `jax.vmap`'s gradients, also where they are infinite.
+
+A padded row whose results are dropped has a cotangent of zero, and zero times an
+infinite derivative is NaN. It would spoil the gradient of the row that it repeats and
+of everything that the rows share.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+
+from ..helpers import assert_same, mesh
+
+
+# Every one of them pads. The first row is repeated by all.
+PADDING: dict[str, tuple[bk.AbstractBatcher, int]] = {
+    "Chunked(4)": (bk.Chunked(4), 7),
+    "Chunked(3)": (bk.Chunked(3), 7),
+    "Chunked(4, remat)": (bk.Chunked(4, remat=True), 7),
+    "Chunked(5, Chunked(2))": (bk.Chunked(5, bk.Chunked(2)), 9),
+    "Sharded(4)": (bk.Sharded(mesh(4)), 7),
+    "Sharded(4), one task": (bk.Sharded(mesh(4)), 1),
+    "Sharded(4), three tasks": (bk.Sharded(mesh(4)), 3),
+    "Sharded(3, Chunked(2))": (bk.Sharded(mesh(3), inner=bk.Chunked(2)), 7),
+}
+every_padding = pytest.mark.parametrize(("batcher", "n"), PADDING.values(), ids=PADDING)
+
+
+def _rows(n: int) -> np.ndarray:
+    return np.arange(n, dtype=np.float32)
+
+
+def _root(x: Any, w: Any) -> Any:
+    """Its derivatives at x = 0, w = 0 are infinite, but not NaN."""
+    return jnp.sqrt(x - w), jnp.int32(x) + 1, jnp.sqrt(x) * 2
+
+
+@every_padding
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_infinite_gradients(
+    batcher: bk.AbstractBatcher, n: int, closed_over: bool
+) -> None:
+    x, w = _rows(n), np.float32(0)
+
+    def loss(mapped: Any) -> Any:
+        def run(x: Any, w: Any) -> Any:
+            if closed_over:
+                root, integers, other = mapped(lambda x: _root(x, w))(x)
+            else:
+                root, integers, other = mapped(_root, (0, None))(x, w)
+            return root.sum() + other.sum(), integers
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(x, w)
+
+    actual = loss(batcher)
+    assert_same(actual, loss(jax.vmap))
+    (_, integers), (dx, dw) = actual
+    # In closed form.
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(dx, 1.5 / np.sqrt(x), rtol=1e-6)
+    assert dw == -np.inf
+    np.testing.assert_array_equal(integers, x + 1)
+
+
+@every_padding
+def test_infinite_tangents(batcher: bk.AbstractBatcher, n: int) -> None:
+    x, w = _rows(n), np.float32(0)
+
+    def tangents(mapped: Any) -> Any:
+        f = lambda x, w: mapped(lambda x: _root(x, w)[::2])(x)
+        return jax.jit(lambda: jax.jvp(f, (x, w), (2 * x + 1, w + 3)))()
+
+    assert_same(tangents(batcher), tangents(jax.vmap))
+
+
+@every_padding
+def test_second_order(batcher: bk.AbstractBatcher, n: int) -> None:
+    """Forward over reverse and reverse over reverse, with an infinite curvature."""
+    x, w = _rows(n), np.float32(0)
+
+    def derivatives(mapped: Any) -> Any:
+        f = lambda w: mapped(lambda x: (x - w) ** 1.5 + jnp.exp(w * x / n))(x).sum()
+        return jax.jit(lambda w: (jax.hessian(f)(w), jax.grad(jax.grad(f))(w)))(w)
+
+    expected = derivatives(jax.vmap)
+    assert expected[0] == np.inf
+    assert_same(derivatives(batcher), expected)
+
+
+@every_padding
+def test_cotangents_of_dtypes(batcher: bk.AbstractBatcher, n: int) -> None:
+    """Splitting a cotangent over the copies of a row keeps its dtype and its value."""
+    x = _rows(n) / 8 + 1
+
+    def grads(mapped: Any) -> Any:
+        def loss(x: Any, h: Any, c: Any) -> Any:
+            f = lambda x, h, c: (x**2, h * h, c * c * (1 + 2j))
+            a, b, c = mapped(f)(x, h, c)
+            return a.sum() + b.astype(jnp.float32).sum() + jnp.abs(c).sum()
+
+        args = (x, x.astype(jnp.bfloat16), x.astype(np.complex64))
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*args)
+
+    actual = grads(batcher)
+    assert_same(actual, grads(jax.vmap))
+    np.testing.assert_allclose(actual[0], 2 * x, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batcher", [bk.Chunked(4), bk.Sharded(mesh(4))])
+def test_float0_cotangents(batcher: bk.AbstractBatcher) -> None:
+    """Integers in and out, next to floats: `vjp` takes and gives float0."""
+    f = lambda i, x: (i * 2, x * i)
+    i, x = np.arange(7), _rows(7)
+    cotangents = (np.zeros(7, jax.dtypes.float0), x + 1)
+    grads = lambda mapped: jax.vjp(jax.jit(mapped(f)), i, x)[1](cotangents)
+    assert_same(grads(batcher), grads(jax.vmap))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_closed_over_is_counted_once(devices: int) -> None:
+    """Not once per device: `shard_map` transposes what it closes over to a sum."""
+    x = np.arange(1, 9, dtype=np.float32)
+    mapped = bk.Sharded(mesh(devices))
+    total = lambda w, v: mapped(lambda x: w * x + v, out_axes=0)(x).sum()
+    dw, dv = jax.jit(jax.grad(total, argnums=(0, 1)))(2.0, 3.0)
+    assert (dw, dv) == (36.0, 8.0)
+    # Of an output that is the same for every task.
+    same = lambda w: mapped(lambda x: w * 3, out_axes=None)(x)
+    assert jax.jit(jax.grad(same))(2.0) == 3.0
+    # Under an outer vmap.
+    grads = jax.jit(jax.vmap(jax.grad(total), (0, None)))(jnp.arange(3.0), 1.0)
+    np.testing.assert_array_equal(grads, [36.0] * 3)

@@ -1,0 +1,225 @@
+"""Tasks spread over devices: no device ever gathers what another one computes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+import batchkit as bk
+
+from ..helpers import assert_same, collectives, mesh, outputs_of, primitives
+
+
+def _rows(n: int) -> np.ndarray:
+    return np.arange(1, n + 1, dtype=np.float32)
+
+
+def _until_100(x: Any) -> Any:
+    """Takes a different number of steps for every task."""
+    return jax.lax.while_loop(lambda y: y < 100, lambda y: 1.5 * y, x)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_any_count(devices: int, n: int) -> None:
+    f = lambda x: (_until_100(x), jnp.arange(2) * x)
+    run = lambda mapped: jax.jit(mapped(f))(_rows(n))
+    assert_same(run(bk.Sharded(mesh(devices))), run(jax.vmap))
+    share = bk.Sharded(mesh(devices))
+    assert outputs_of(share(jnp.sin), "sin", _rows(n)) == [(-(-n // devices),)]
+
+
+INNERS = [bk.Vmap(), bk.Sequential(), bk.Chunked(2)]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+@pytest.mark.parametrize("inner", INNERS)
+def test_no_collective(devices: int, inner: bk.AbstractBatcher) -> None:
+    mapped = bk.Sharded(mesh(devices), inner=inner)(lambda x: _until_100(x.sum()))
+    sharding = NamedSharding(mesh(devices), P("tasks"))
+    x = jax.device_put(np.ones((12, 3), np.float32), sharding)
+    assert collectives(mapped, x) == ([], [])
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+@pytest.mark.parametrize("inner", INNERS)
+def test_no_collective_inside_loops(devices: int, inner: bk.AbstractBatcher) -> None:
+    """An uneven count moves rows before the loop over chunks, and after it."""
+    f = lambda x: _until_100(x.sum())
+    x = np.ones((13, 3), np.float32)
+    _, inside = collectives(bk.Sharded(mesh(devices), inner=inner)(f), x)
+    assert inside == []
+
+
+def test_collectives_are_seen() -> None:
+    """The reader of programs finds what chunking from the outside costs."""
+    x = jax.device_put(np.ones((16, 3), np.float32), NamedSharding(mesh(4), P("tasks")))
+    found, _ = collectives(lambda x: jax.lax.map(jnp.sum, x, batch_size=2), x)
+    assert found == ["all-gather"]
+
+    def summed(x: Any) -> Any:
+        body = lambda c, row: (jax.lax.psum(c + row, "tasks"), None)
+        return jax.lax.scan(body, jnp.zeros(3), x)[0]
+
+    mapped = jax.shard_map(
+        summed, mesh=mesh(4), in_specs=P("tasks"), out_specs=P(), check_vma=False
+    )
+    assert collectives(mapped, x) == (["all-reduce"], ["all-reduce"])
+
+
+def test_shares_are_chunked_on_each_device() -> None:
+    x = _rows(24)
+    inside = bk.Sharded(mesh(4), inner=bk.Chunked(2))
+    outside = bk.Chunked(8, inner=bk.Sharded(mesh(4)))
+    for batcher in (inside, outside):
+        assert outputs_of(batcher(jnp.sin), "sin", x) == [(2,)]
+        assert_same(jax.jit(batcher(jnp.sin))(x), jax.jit(jax.vmap(jnp.sin))(x))
+
+
+@pytest.mark.parametrize("n", [4, 5])
+def test_closes_over_tracers(n: int) -> None:
+    """Arguments of `jit`, of an outer vmap and of a scan; arrays, keys and integers."""
+
+    def run(mapped: Any) -> Any:
+        def outer(w: Any, key: Any, i: Any) -> Any:
+            def f(x: Any) -> Any:
+                return x * w + i, jax.random.uniform(key) + x, jax.random.key_data(key)
+
+            _, y = jax.lax.scan(lambda c, _: (c, mapped(f)(_rows(n))), None, length=2)
+            return y
+
+        keys = jax.random.split(jax.random.key(1), 3)
+        return jax.jit(jax.vmap(outer))(_rows(3), keys, np.arange(3))
+
+    assert_same(run(bk.Sharded(mesh(4))), run(jax.vmap))
+
+
+OUTERS: dict[str, Callable[[], bk.AbstractBatcher]] = {
+    "Sharded(4)": lambda: bk.Sharded(mesh(4)),
+    "Sharded()": bk.Sharded,
+    "Sharded(2)": lambda: bk.Sharded(mesh(2)),
+    "Sharded(4, Chunked(1))": lambda: bk.Sharded(mesh(4), inner=bk.Chunked(1)),
+    "Sharded(4, Sequential())": lambda: bk.Sharded(mesh(4), inner=bk.Sequential()),
+}
+
+
+@pytest.mark.parametrize("outer", OUTERS.values(), ids=OUTERS)
+@pytest.mark.parametrize(
+    "inner", [bk.Sharded(), bk.Sharded(mesh(4), inner=bk.Chunked(2))]
+)
+def test_inside_another_sharded(
+    outer: Callable[[], bk.AbstractBatcher], inner: bk.AbstractBatcher
+) -> None:
+    """The devices are taken already, so it acts as its inner batcher."""
+    y = _rows(5)
+    f = lambda mapped: lambda x: jnp.cumsum(x) * mapped(lambda v: v * x.sum())(y).sum()
+    x = np.arange(18, dtype=np.float32).reshape(9, 2)
+    run = lambda a, b: jax.jit(a(f(b)))
+    assert_same(run(outer(), inner)(x), run(jax.vmap, jax.vmap)(x))
+    assert primitives(run(outer(), inner), x).count("shard_map") == 1
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("inner", [bk.Vmap(), bk.Chunked(2), bk.Sequential()])
+def test_inside_shard_map(inner: bk.AbstractBatcher, check_vma: bool) -> None:
+    w = jnp.float32(3)
+
+    def share(x: Any) -> Any:
+        return bk.Sharded(mesh(2), inner=inner)(lambda x: jnp.sin(x) * w)(x)
+
+    mapped = jax.shard_map(
+        share,
+        mesh=mesh(2),
+        in_specs=P("tasks"),
+        out_specs=P("tasks"),
+        check_vma=check_vma,
+    )
+    assert primitives(mapped, _rows(10)).count("shard_map") == 1
+    expected = jax.jit(jax.vmap(lambda x: jnp.sin(x) * w))(_rows(10))
+    assert_same(jax.jit(mapped)(_rows(10)), expected)
+
+
+def _grid(types: AxisType = AxisType.Auto) -> Mesh:
+    return jax.make_mesh((2, 2), ("a", "b"), axis_types=(types, types))
+
+
+AXES: list[tuple[Any, int]] = [
+    ("a", 2),
+    ("b", 2),
+    (("b",), 2),
+    (("a", "b"), 4),
+    (("b", "a"), 4),
+    (None, 4),
+]
+
+
+@pytest.mark.parametrize(("axis", "shards"), AXES)
+def test_mesh_with_two_axes(axis: Any, shards: int) -> None:
+    """Devices along an axis that is not named repeat the work, also in gradients."""
+    batcher = bk.Sharded(_grid(), axis)
+    x = _rows(7)
+    assert outputs_of(batcher(jnp.sin), "sin", x) == [(-(-7 // shards),)]
+
+    def run(mapped: Any) -> Any:
+        loss = lambda x, w: mapped(lambda x: jnp.sin(x) * w)(x).sum()
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, np.float32(2))
+
+    assert_same(run(batcher), run(jax.vmap))
+
+
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("n", [2, 7, 8])
+@pytest.mark.parametrize("where", ["argument", "set_mesh", "both"])
+def test_axis_types(types: AxisType, n: int, where: str) -> None:
+    """Meshes of `jax.make_mesh`, given to the batcher or set around the call."""
+    grid = jax.make_mesh((4,), ("tasks",), axis_types=(types,))
+    batcher = bk.Sharded(None if where == "set_mesh" else grid, inner=bk.Chunked(1))
+    w = jnp.float32(2)
+    f = lambda x: (_until_100(x), x * w)
+    loss = lambda x: batcher(f)(x)[1].sum()
+    x = _rows(n)
+    expected = jax.jit(jax.vmap(f))(x)
+    if where == "argument":
+        actual, grads = jax.jit(batcher(f))(x), jax.jit(jax.grad(loss))(x)
+    else:
+        with jax.set_mesh(grid):
+            actual, grads = jax.jit(batcher(f))(x), jax.jit(jax.grad(loss))(x)
+    # Where the arrays are is a matter of the mesh, what they hold is not.
+    assert_same(jax.device_get(actual), jax.device_get(expected))
+    np.testing.assert_array_equal(grads, np.full(n, 2, np.float32))
+
+
+@pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_arguments(types: AxisType) -> None:
+    """Rows that lie on their devices already stay there."""
+    grid = jax.make_mesh((4,), ("tasks",), axis_types=(types,))
+    sharding = NamedSharding(grid, P("tasks"))
+    x = jax.device_put(_rows(8), sharding)
+    y = jax.jit(bk.Sharded(grid)(jnp.sin))(x)
+    assert y.sharding.is_equivalent_to(sharding, 1)
+    with jax.set_mesh(grid):
+        z = jax.jit(bk.Sharded()(jnp.sin))(x)
+    assert_same(jax.device_get(z), jax.device_get(y))
+
+
+def test_all_devices_by_default() -> None:
+    y = bk.Sharded()(jnp.sin)(_rows(8))
+    assert y.sharding.device_set == set(jax.devices())
+    assert outputs_of(bk.Sharded()(jnp.sin), "sin", _rows(8)) == [(2,)]
+
+
+def test_mesh_of_set_mesh() -> None:
+    with jax.set_mesh(mesh(2)):
+        assert outputs_of(bk.Sharded()(jnp.sin), "sin", _rows(8)) == [(4,)]
+
+
+@pytest.mark.parametrize("where", ["jit", "no jit"])
+def test_output_that_is_the_same(where: str) -> None:
+    f = lambda x, w: (x * w, {"w": w * 2, "one": jnp.ones(2)})
+    wrap = jax.jit if where == "jit" else lambda f: f
+    run = lambda m: wrap(m(f, (0, None), out_axes=(0, None)))(_rows(5), jnp.float32(3))
+    assert_same(run(bk.Sharded(mesh(4))), run(jax.vmap))
