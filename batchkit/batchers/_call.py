@@ -15,6 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._refusals import (
+    refuse_collectives,
+    refuse_draws_by_batch,
+    refuse_varying_outputs,
+)
 from ._task import Task
 
 
@@ -86,6 +91,7 @@ class Call:
         `axis_name`, draws random bits that depend on the layout, or has a varying
         output for which `out_axes` says `None`.
         """
+        size = self.size
         leaves, treedef = jax.tree.flatten((self.args, self.kwargs))
         axes = self._leaf_axes()
         mapped = [
@@ -106,7 +112,11 @@ class Call:
             for (i, _), value in zip(mapped, row, strict=True):
                 full[i] = value
             args, kwargs = jax.tree.unflatten(treedef, full)
-            return self.fun(*args, **kwargs)
+            out = self.fun(*args, **kwargs)
+            for leaf in jax.tree.leaves(out):
+                if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+                    jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))
+            return out
 
         traced: list[Any] = []
 
@@ -126,17 +136,16 @@ class Call:
             axis_size=self.axis_size,
         )(*self.args, **self.kwargs)
         jaxpr, out_shapes = traced[0]
-        out_axes = self._out_leaf_axes(out_shapes)
         task = Task(
             jaxpr=jaxpr,
             rows=[jnp.moveaxis(leaves[i], axis, 0) for i, axis in mapped],
-            size=self.size,
+            size=size,
             out_tree=jax.tree.structure(out_shapes),
-            out_axes=out_axes,
+            out_axes=self._out_leaf_axes(out_shapes),
         )
-        task.refuse_collectives(self.axis_name, batcher)
-        task.refuse_layout_dependent_draws(batcher)
-        task.refuse_varying_outputs()
+        refuse_collectives(task, self.axis_name, batcher)
+        refuse_draws_by_batch(task, batcher)
+        refuse_varying_outputs(task, self.out_axes)
         return task
 
     def _mapped(self, fun: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """Batching functions of pytrees that hold more than arrays."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -37,10 +38,11 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
 
     **Returns:**
 
-    A function with the signature of `equinox.filter_vmap`: `(fun, in_axes, out_axes, *,
+    A function with the arguments of `equinox.filter_vmap`: `(fun, in_axes, out_axes, *,
     axis_name, axis_size, spmd_axis_name)`. Entries of `in_axes` and `out_axes` are
     pytree prefixes of ints, `None` or functions from a leaf to either;
-    `equinox.if_array(0)` by default. Arrays inside `fun` itself are not mapped.
+    `equinox.if_array(0)` by default. `in_axes` may be a dictionary by argument name.
+    Arrays inside `fun` itself are not mapped; keyword arguments are, over axis 0.
 
     **Raises:**
 
@@ -59,14 +61,12 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
     ) -> Callable[..., Any]:
         @functools.wraps(fun)
         def batched(*args: Any, **kwargs: Any) -> Any:
-            prefix = tuple(in_axes) if isinstance(in_axes, tuple | list) else in_axes
-            if not isinstance(prefix, tuple):
-                prefix = (prefix,) * len(args)
+            prefix = _positional_axes(fun, in_axes, len(args))
             axes = _leaf_axes((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
             leaves, treedef = jax.tree.flatten((args, kwargs))
-            out_layout: list[Any] = []
+            layout: list[Any] = []
 
-            def one_task(*row: Any) -> Any:
+            def one_task(*row: Any) -> tuple[list[Any], list[Any]]:
                 rows = iter(row)
                 full = [
                     leaf if axis is None else next(rows)
@@ -77,28 +77,37 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
                 to = _leaf_axes(out_axes, out, "out_axes")
                 outs, out_treedef = jax.tree.flatten(out)
                 static = [None if eqx.is_array(x) else x for x in outs]
-                out_layout[:] = [to, static, out_treedef]
+                layout[:] = [to, static, out_treedef]
                 pairs = list(zip(outs, to, strict=True))
                 spread = [x for x, axis in pairs if axis is not None]
                 same = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
                 return spread, same
 
             row_axes = tuple(axis for axis in axes if axis is not None)
-            mapped = batcher(
-                one_task,
-                row_axes,
-                (0, None),
-                axis_name=axis_name,
-                axis_size=axis_size,
-                spmd_axis_name=spmd_axis_name,
-            )
-            rows = [x for x, axis in zip(leaves, axes, strict=True) if axis is not None]
-            spread, same = map(iter, mapped(*rows))
-            to, static, out_treedef = out_layout
+            if not row_axes and axis_size is None:
+                spread, same = one_task()
+                if spread:
+                    raise ValueError(
+                        "There is nothing to map: no argument has an axis, so an "
+                        "output cannot have one. Pass axis_size, or out_axes=None."
+                    )
+            else:
+                mapped = batcher(
+                    one_task,
+                    row_axes,
+                    (0, None),
+                    axis_name=axis_name,
+                    axis_size=axis_size,
+                    spmd_axis_name=spmd_axis_name,
+                )
+                pairs = zip(leaves, axes, strict=True)
+                spread, same = mapped(*[x for x, axis in pairs if axis is not None])
+            to, static, out_treedef = layout
+            spread_outs, same_outs = iter(spread), iter(same)
             merged = [
-                jnp.moveaxis(next(spread), 0, axis)
+                jnp.moveaxis(next(spread_outs), 0, axis)
                 if axis is not None
-                else (next(same) if x is None else x)
+                else (next(same_outs) if x is None else x)
                 for x, axis in zip(static, to, strict=True)
             ]
             return jax.tree.unflatten(out_treedef, merged)
@@ -106,6 +115,22 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
         return batched
 
     return batch
+
+
+def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:
+    """`in_axes` with one entry for each of `count` positional arguments."""
+    if isinstance(in_axes, dict):
+        names = list(inspect.signature(fun).parameters)[:count]
+        unknown = [name for name in in_axes if name not in names]
+        if unknown:
+            raise ValueError(
+                f"in_axes names {unknown}, but the positional arguments of this call "
+                f"are {names}."
+            )
+        return tuple(in_axes.get(name, eqx.if_array(0)) for name in names)
+    if isinstance(in_axes, tuple | list):
+        return tuple(in_axes)
+    return (in_axes,) * count
 
 
 def _leaf_axes(prefix: Any, tree: Any, name: str) -> list[int | None]:

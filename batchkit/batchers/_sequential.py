@@ -39,9 +39,9 @@ class Sequential(AbstractBatcher):
                 "no mapped axis that could be sharded: tasks run one by one. Leave it "
                 "out, or use `Vmap()` or `Chunked(size)`."
             )
-        if call.size == 0:
-            return call.vmap()
         task = call.trace(self)
+        if task.size == 0 and None in task.lane_out_axes:
+            return call.vmap()
 
         def body(carry: None, row: list[Any]) -> tuple[None, list[Any]]:
             return carry, task.run(*row)

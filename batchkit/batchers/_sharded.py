@@ -12,14 +12,18 @@ from typing import Any, final
 import equinox as eqx
 import jax
 import numpy as np
-from jax.core import Tracer
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call
 from ._padding import cut_rows, pad_rows
+from ._task import Task
 from ._vmap import Vmap
+
+
+# Bound while a task is traced that will run on one device of several.
+_DEVICE_AXIS = "batchkit.device"
 
 
 @final
@@ -93,17 +97,17 @@ class Sharded(AbstractBatcher):
                 "itself says over which mesh axis tasks are spread. Leave it out; to "
                 "constrain shardings inside the function use it with `Vmap()`."
             )
-        context = jax.sharding.get_abstract_mesh()
-        if context.manual_axes:
+        if _devices_are_taken():
             return self.inner.batch(call)
         mesh = self.mesh
         if mesh is None:
+            context = jax.sharding.get_abstract_mesh()
             mesh = _all_devices() if context.empty else context
         axes = self._axes(mesh)
         shards = math.prod(mesh.shape[axis] for axis in axes)
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
-        task = call.trace(self)
+        task = _trace_for_a_device(call, self)
         share = -(-task.size // shards)
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
@@ -124,15 +128,19 @@ class Sharded(AbstractBatcher):
             out_specs=[whole if axis is None else spread for axis in out_axes],
             check_vma=False,
         )
-        rows = [pad_rows(x, share * shards) for x in task.rows]
+        uneven = share * shards != task.size
+        rows = _put(task.rows, mesh, whole) if uneven else task.rows
+        rows = [pad_rows(x, share * shards) for x in rows]
         outs = sharded(
             _put(task.closure, mesh, whole),
             _put(rows, mesh, spread),
         )
+        if uneven:
+            outs = _put(outs, mesh, whole)
         return task.finish(
             [
                 out if axis is None else cut_rows(out, task.size)
-                for out, axis in zip(outs, task.lane_out_axes, strict=True)
+                for out, axis in zip(outs, out_axes, strict=True)
             ]
         )
 
@@ -153,11 +161,35 @@ def _all_devices() -> Mesh:
     return Mesh(np.array(jax.devices()), ("tasks",))
 
 
+def _devices_are_taken() -> bool:
+    """Whether this is part of something that runs on one device of several."""
+    try:
+        jax.lax.axis_size(_DEVICE_AXIS)
+    except NameError:
+        return bool(jax.sharding.get_abstract_mesh().manual_axes)
+    return True
+
+
+def _trace_for_a_device(call: Call, batcher: object) -> Task:
+    """Traces one task as it will run: on a single device, without a mesh around it."""
+    tasks: list[Task] = []
+
+    def probe() -> tuple[()]:
+        tasks.append(call.trace(batcher))
+        return ()
+
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
+    return tasks[0]
+
+
 def _put(
     arrays: list[Any], mesh: Mesh | AbstractMesh, spec: PartitionSpec
 ) -> list[Any]:
-    """Moves concrete arrays onto the mesh, since they may be committed elsewhere."""
+    """Moves arrays onto the mesh, since they may be committed elsewhere."""
+    sharding = NamedSharding(mesh, spec)
+    if any(kind == AxisType.Explicit for kind in mesh.axis_types):
+        return [jax.reshard(x, sharding) for x in arrays]
     if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh: it knows no devices
         return arrays
-    sharding = NamedSharding(mesh, spec)
-    return [x if isinstance(x, Tracer) else jax.device_put(x, sharding) for x in arrays]
+    return [jax.device_put(x, sharding) for x in arrays]

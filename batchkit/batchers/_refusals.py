@@ -1,0 +1,142 @@
+"""What keeps tasks from being split, read off the jaxpr of one of them.
+
+A layout that runs tasks apart from each other has to know whether they talk to each
+other, whether their random numbers depend on who runs beside them, and whether an
+output is the same for all of them. Where the question is what `jax.vmap` would do, it
+is asked: the jaxpr is mapped by `jax.vmap` in the abstract, without running.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ._task import Task
+
+
+# Under `jax.vmap` the rbg generators draw one block for the whole batch, from its first
+# key; with "unsafe_rbg" ("urbg") so do `split` and `fold_in`.
+# https://docs.jax.dev/en/latest/jax.random.html#more-prng-implementations
+_DRAWS_BY_BATCH = {
+    "key<rbg>": {"random_bits"},
+    "key<urbg>": {"random_bits", "random_split", "random_fold_in"},
+}
+
+
+def refuse_collectives(task: Task, axis_name: Any, batcher: object) -> None:
+    """Raises if the task communicates over `axis_name`."""
+    if axis_name is None:
+        return
+    # Most collectives are effects of the jaxpr; `ppermute` is only an equation.
+    used = {getattr(effect, "name", None) for effect in task.jaxpr.effects}
+    for eqn in _equations(task.jaxpr.jaxpr):
+        names = eqn.params.get("axis_name")
+        used.update(names if isinstance(names, tuple) else (names,))
+    if axis_name in used:
+        raise ValueError(
+            f"The function uses a collective or `axis_index` over "
+            f"axis_name={axis_name!r}, but {batcher} does not run its {task.size} "
+            "tasks together, so they cannot communicate. Use `Vmap()` (or a chunk "
+            "size of at least the number of tasks), or pass what the tasks need from "
+            "each other as an argument, for example `jnp.arange(n)` for `axis_index`."
+        )
+
+
+def refuse_draws_by_batch(task: Task, batcher: object) -> None:
+    """Raises if a task draws random bits that depend on its neighbours."""
+    jaxpr = task.jaxpr.jaxpr
+    if task.size <= 1 or not any(_key_type(eqn) for eqn in _equations(jaxpr)):
+        return
+    # A draw depends on the batch if jax.vmap batches it, which a number of tasks shows
+    # that is larger than every size in the program.
+    shapes = [
+        x.aval.shape
+        for eqn in _equations(jaxpr)
+        for x in (*eqn.invars, *eqn.outvars)
+        if hasattr(x.aval, "shape")
+    ]
+    mark = 1 + max((size for shape in shapes for size in shape), default=0)
+    rows = [jax.ShapeDtypeStruct((mark, *x.shape[1:]), x.dtype) for x in task.rows]
+    try:
+        batched = jax.make_jaxpr(jax.vmap(task.run, axis_size=mark))(*rows)
+    except (NotImplementedError, ValueError):
+        return  # jax.vmap cannot run it, so there are no draws to differ from
+    for eqn in _equations(batched.jaxpr):
+        variables = (*eqn.invars, *eqn.outvars)
+        if _key_type(eqn) and any(mark in x.aval.shape for x in variables):
+            raise ValueError(
+                f"The function draws random numbers by {_key_type(eqn)}, and the "
+                "draws differ between tasks. `jax.vmap` draws the bits of a whole "
+                "batch from the first key of the batch, so under "
+                f"{batcher} they would not be those of `jax.vmap`. Use threefry keys "
+                "(`jax.random.key(seed, impl='threefry2x32')`), or `Vmap()`."
+            )
+
+
+def refuse_varying_outputs(task: Task, out_axes: PyTree) -> None:
+    """Raises `jax.vmap`'s error if an `out_axes=None` output varies."""
+    avals = task.jaxpr.out_avals
+    same = [axis is None for axis in task.out_axes]
+    if not _depend_on_rows(task, same):
+        return
+
+    def outputs(*row: Any) -> PyTree:
+        outs = jex.core.jaxpr_as_fun(task.jaxpr)(*row)
+        leaves = [
+            out if needed else jnp.zeros(aval.shape, bool)
+            for out, needed, aval in zip(outs, same, avals, strict=True)
+        ]
+        return jax.tree.unflatten(task.out_tree, leaves)
+
+    rows = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in task.rows]
+    try:
+        jax.eval_shape(jax.vmap(outputs, 0, out_axes, axis_size=task.size), *rows)
+    except ValueError as error:
+        error.add_note(
+            "An output with out_axes=None must not depend on a mapped argument; give "
+            "it an axis and reduce over it afterwards."
+        )
+        raise
+
+
+def _depend_on_rows(task: Task, outputs: list[bool]) -> bool:
+    """Whether some of these outputs lead back to a mapped argument."""
+    jaxpr = task.jaxpr.jaxpr
+    needed = {
+        x
+        for x, wanted in zip(jaxpr.outvars, outputs, strict=True)
+        if wanted and not isinstance(x, jex.core.Literal)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(x for x in eqn.invars if not isinstance(x, jex.core.Literal))
+    return bool(needed.intersection(jaxpr.invars))
+
+
+def _key_type(eqn: Any) -> str | None:
+    """By what an equation draws, if it draws by the batch."""
+    if eqn.primitive.name == "rng_bit_generator":
+        return "rng_bit_generator"
+    for x in eqn.invars:
+        key_type = str(getattr(x.aval, "dtype", ""))
+        if eqn.primitive.name in _DRAWS_BY_BATCH.get(key_type, ()):
+            return f"PRNG keys of type {key_type}"
+    return None
+
+
+def _equations(jaxpr: jex.core.Jaxpr) -> Iterator[Any]:
+    """The equations of a jaxpr and of all jaxprs inside it."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for leaf in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
+            if isinstance(leaf, jex.core.ClosedJaxpr):
+                yield from _equations(leaf.jaxpr)
+            elif isinstance(leaf, jex.core.Jaxpr):
+                yield from _equations(leaf)
+
+
+def _is_jaxpr(x: Any) -> bool:
+    return isinstance(x, jex.core.Jaxpr | jex.core.ClosedJaxpr)
