@@ -30,7 +30,9 @@ class Chunked(AbstractBatcher):
 
     In reverse mode JAX keeps the intermediate values of every chunk for the backward
     pass, which can take more memory than `jax.vmap` does; `remat=True` recomputes them
-    chunk by chunk instead, at the price of a second forward pass.
+    chunk by chunk instead, at the price of a second forward pass. A `jax.custom_vjp`
+    whose backward pass is not linear (one that clips gradients) sees the cotangent of a
+    repeated task in parts.
 
     ```python
     import jax.numpy as jnp
@@ -79,6 +81,11 @@ class Chunked(AbstractBatcher):
                 "tasks that run at once. For one at a time without a batch "
                 "dimension use `Sequential()`."
             )
+        if not isinstance(self.remat, bool):
+            raise TypeError(
+                f"Chunked(remat={self.remat!r}): remat must be True or False; got "
+                f"{type(self.remat).__name__}."
+            )
         if not isinstance(self.inner, AbstractBatcher):
             raise TypeError(
                 f"Chunked(inner={self.inner!r}): inner must be a batcher such as "
@@ -114,7 +121,7 @@ class Chunked(AbstractBatcher):
             [
                 out[0]
                 if axis is None
-                else cut_rows(out.reshape(-1, *out.shape[2:]), task.size)
+                else cut_rows(out.reshape(chunks * lanes, *out.shape[2:]), task.size)
                 for out, axis in zip(outs, task.lane_out_axes, strict=True)
             ]
         )

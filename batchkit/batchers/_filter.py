@@ -46,9 +46,16 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
 
     **Raises:**
 
-    `TypeError` where an int stands for something that is no array, and what the batcher
-    raises for the same arrays.
+    `TypeError` if `batcher` is none, or where an int stands for something that is no
+    array; and what the batcher raises for the same arrays.
     """
+
+    if not isinstance(batcher, AbstractBatcher):
+        raise TypeError(
+            f"filter_batch(batcher={batcher!r}): batcher must be a batcher such as "
+            "`Chunked(16)`; the function comes in a second call, "
+            "`filter_batch(batcher)(fun)`."
+        )
 
     def batch(
         fun: Callable[..., Any],

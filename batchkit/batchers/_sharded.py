@@ -68,8 +68,8 @@ class Sharded(AbstractBatcher):
 
         **Raises:**
 
-        `TypeError` if `mesh` is no `jax.sharding.Mesh` or `inner` no batcher,
-        `ValueError` if the mesh has no such axis.
+        `TypeError` if `mesh` is no `jax.sharding.Mesh`, `mesh_axis` no name or `inner`
+        no batcher, `ValueError` if the mesh has no such axis or it is named twice.
         """
         self.mesh = mesh
         self.mesh_axis = mesh_axis
@@ -86,6 +86,19 @@ class Sharded(AbstractBatcher):
             raise TypeError(
                 f"Sharded(inner={self.inner!r}): inner must be a batcher such as "
                 f"`Vmap()`; got {type(self.inner).__name__}."
+            )
+        axes = (
+            self.mesh_axis if isinstance(self.mesh_axis, tuple) else (self.mesh_axis,)
+        )
+        if self.mesh_axis is not None and not all(isinstance(x, str) for x in axes):
+            raise TypeError(
+                f"Sharded(mesh_axis={self.mesh_axis!r}): mesh_axis must be the name of "
+                "an axis of the mesh, a tuple of names, or None for all axes."
+            )
+        if len(set(axes)) != len(axes):
+            raise ValueError(
+                f"Sharded(mesh_axis={self.mesh_axis!r}): an axis is named twice; tasks "
+                "can be spread over each axis of the mesh once."
             )
         if self.mesh is not None:
             self._axes(self.mesh)

@@ -13,30 +13,30 @@ queue, so that neither cycles of imports nor long chains of calls matter.
 """
 
 import builtins
+import contextlib
 import enum
 import functools
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CellType, FunctionType, ModuleType
 from typing import Any, final
 
 from ..batchers import AbstractBatcher
 from ._code import global_references, looks_up_names_at_run_time
 from ._errors import UnreachableSiteError
-from ._inside import holds, with_changed
+from ._inside import children, holds, with_changed
+from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, mark, marked
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._sites import Site, closure_contents, reachable_sites
 from ._vmaps import has_vmap, is_vmap, mapped_function, stand_in_for_vmap
 
 
-# Under these names a rebuilt namespace keeps whose it is and what it was made from, a
-# copied function its original, and an entry point the function behind it.
+# Under these names a rebuilt namespace keeps whose it is and what it was made from.
 _COPIER = "__batchkit_copier__"
 _SOURCE = "__batchkit_source__"
-_ORIGINAL = "__batchkit_original__"
-BEHIND_ENTRY = "__batchkit_behind_entry__"
 
 _MODULE_NAMES = (
     "__name__",
@@ -50,12 +50,12 @@ _MODULE_NAMES = (
 
 
 @final
-class _Found(enum.Enum):
-    """Where a value was found, which tells who applied a `jax.vmap` to it."""
+class Found(enum.Enum):
+    """Where a value was found, which tells whose a `jax.vmap` is."""
 
-    IN_MODULE = enum.auto()  # at the top level of a module: the package did
-    IN_CLOSURE = enum.auto()  # the package did if it wrote the function, else the user
-    IN_ARGUMENT = enum.auto()  # the user did
+    IN_MODULE = enum.auto()  # at the top level of a module: the package's
+    IN_CLOSURE = enum.auto()  # the package's, but for functions that are the user's
+    IN_ARGUMENT = enum.auto()  # the user's
 
 
 @final
@@ -65,41 +65,41 @@ class Copier:
     def __init__(self, batcher: AbstractBatcher, packages: Packages) -> None:
         self._packages = packages
         self._vmap = stand_in_for_vmap(batcher)
-        self._copies: dict[int, tuple[Any, Any]] = {}  # by id; originals kept alive
-        self._namespaces: dict[int, dict[str, Any]] = {}
-        self._queue: deque[Callable[[], None]] = deque()
-        self._unresolved: list[tuple[dict[str, Any], str]] = []
-        self._site_of_class: dict[type, Site | None] = {}
-        self._lock = threading.RLock()  # traces may ask from several threads
         self._builtins = {**vars(builtins), "__import__": self._import}
+        self._lock = threading.RLock()  # traces may ask from several threads
+        # What is remembered: functions for as long as they live, what stands in a
+        # module for ever (by id, with the original), and all else until the end of
+        # the operation.
+        self._functions: weakref.WeakKeyDictionary[Any, Any]
+        self._functions = weakref.WeakKeyDictionary()
+        self._in_modules: dict[int, tuple[Any, Any]] = {}
+        self._in_operation: dict[int, tuple[Any, Any]] = {}
+        self._namespaces: dict[int, dict[str, Any]] = {}
+        self._site_of_class: dict[type, Site | None] = {}
+        # What is still to be done in this operation, and how to undo what has been.
+        self._queue: deque[Callable[[], None]] = deque()
+        self._undo: list[Callable[[], Any]] = []
+        self._depth = 0
+        self._unresolved: list[tuple[dict[str, Any], str]] = []
 
-    def copy(self, value: Any) -> Any:
+    def copy(self, value: Any, found: Found = Found.IN_CLOSURE) -> Any:
         """`value` with every function of the packages in it replaced by its copy.
 
         What holds no such function comes back as it is, the same object.
         """
-        with self._lock:
-            result = self._copy(value, _Found.IN_MODULE)
-            self._drain()
+        with self._operation():
+            result = self._copy(value, found)
+            self._work_off()
             return result
-
-    def copy_arguments(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        """`copy` for what a user hands to a rebuilt function.
-
-        A `jax.vmap` that the user applied stays theirs, whatever it is applied to.
-        """
-        with self._lock:
-            result = self._copy((args, kwargs), _Found.IN_ARGUMENT)
-            self._drain()
-            return result
-
-    def holds_package_code(self, value: Any) -> bool:
-        """Whether `copy` would return something other than `value`."""
-        return holds(value, self._is_copied, self.opens)
 
     def opens(self, value: Any) -> bool:
         """Whether functions are looked for in the attributes of `value`."""
         return self._packages.own_instance(value)
+
+    def holds_package_code(self, value: Any, found: Found = Found.IN_CLOSURE) -> bool:
+        """Whether `copy` would return something other than `value`."""
+        wanted = functools.partial(self._is_copied, found=found)
+        return holds(value, wanted, self.opens)
 
     def made(self, value: Any) -> bool:
         """Whether `value` is a function with a namespace of this copier."""
@@ -109,110 +109,199 @@ class Copier:
 
     def resolve_late_names(self) -> None:
         """Looks again for global names that did not exist when they were first read."""
-        with self._lock:
+        with self._operation():
             unresolved, self._unresolved = self._unresolved, []
             for namespace, name in unresolved:
                 self._fill(namespace, name)
-            self._drain()
+            self._work_off()
+
+    @contextlib.contextmanager
+    def _operation(self) -> Iterator[None]:
+        """All or nothing: what fails leaves no half-made copies behind."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                if self._depth == 1:
+                    for undo in reversed(self._undo):
+                        undo()
+                raise
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._undo.clear()
+                    self._queue.clear()
+                    self._in_operation.clear()
+
+    def _work_off(self) -> None:
+        while self._queue:
+            self._queue.popleft()()
+
+    # Remembering
+
+    def _recall(self, value: Any) -> Any:
+        """The copy of `value`, or None."""
+        if isinstance(value, FunctionType):
+            return self._functions.get(value)
+        for memory in (self._in_modules, self._in_operation):
+            if id(value) in memory:
+                return memory[id(value)][1]
+        return None
+
+    def _remember(self, value: Any, new: Any, found: Found) -> Any:
+        if isinstance(value, FunctionType):
+            self._functions[value] = new
+            self._undo.append(lambda: self._functions.pop(value, None))
+        else:
+            lasts = found is Found.IN_MODULE or isinstance(value, ModuleType)
+            memory = self._in_modules if lasts else self._in_operation
+            memory[id(value)] = (value, new)
+            self._undo.append(lambda: memory.pop(id(value), None))
+        return new
 
     # Deciding
 
-    def _is_copied(self, value: Any) -> bool:
-        if is_vmap(value) or mapped_function(value) is not None:
-            return value is not self._vmap
+    def _is_copied(self, value: Any, found: Found) -> bool:
+        if _is_vmap_itself(value):
+            return found is not Found.IN_ARGUMENT and value is not self._vmap
         if isinstance(value, FunctionType):
-            ours = self._packages.wrote(value) or self._packages.wrapped(value)
-            return ours and not self.made(value)
+            if self.made(value):
+                return False
+            return (
+                marked(value, BEHIND_ENTRY) is not None
+                or self._packages.wrote(value)
+                or self._packages.wrapped(value)
+                or (found is Found.IN_MODULE and self._leads_to_package(value))
+            )
         if isinstance(value, ModuleType):
-            return self._packages.own_module(value) or has_vmap(value)
+            return self._packages.own_module(value)
         if isinstance(value, type):
             return self._packages.own_class(value)
-        return self._is_opaque(value) or (
-            self._packages.own_instance(value) and self._hides_sites(type(value))
-        )
+        if _is_cache(value):
+            return self.holds_package_code(value.__wrapped__)
+        return self._hidden_site(value, found) is not None
 
-    def _is_opaque(self, value: Any) -> bool:
-        """Whether `value` wraps a function of the packages and cannot be opened."""
-        if not callable(value):
-            return False
-        wrapped = getattr(value, "__wrapped__", None)
-        return isinstance(wrapped, FunctionType) and self._packages.wrote(wrapped)
+    def _leads_to_package(self, value: Any) -> bool:
+        """Whether somebody else's function closes over code of the packages."""
+        seen: set[int] = set()
+        pending = [value]
+        while pending:
+            item = pending.pop()
+            if id(item) in seen:
+                continue
+            seen.add(id(item))
+            if isinstance(item, FunctionType) and not self._packages.wrote(item):
+                if mapped_function(item) is not None:
+                    return True
+                pending.extend(contents for _, contents in closure_contents(item))
+            elif self.holds_package_code(item) and not _is_vmap_itself(item):
+                return True
+        return False
 
-    def _hides_sites(self, cls: type) -> bool:
+    def _hidden_site(self, value: Any, found: Found) -> Site | None:
+        """A vmap that `value` can reach and that cannot be exchanged, if there is one.
+
+        Hidden from copying are the methods of classes, what stands behind
+        `__wrapped__` in an object that is no Python function, and, in a module, the
+        attributes of somebody else's objects.
+        """
+        if isinstance(value, type | FunctionType | ModuleType) or _is_cache(value):
+            return None
+        hidden: list[Any] = []
+        if self._packages.own_instance(value):
+            if self._hidden_in_class(type(value)) is not None:
+                return self._hidden_in_class(type(value))
+        elif found is Found.IN_MODULE and not any(children(value, self.opens)):
+            hidden.extend(getattr(value, "__dict__", {}).values())
+        if callable(value):
+            hidden.append(getattr(value, "__wrapped__", None))
+        for item in hidden:
+            for site in reachable_sites(item, self._packages):
+                return site
+        return None
+
+    def _hidden_in_class(self, cls: type) -> Site | None:
         if cls not in self._site_of_class:
-            sites = reachable_sites(cls, self._packages)
-            self._site_of_class[cls] = next(sites, None)
-        return self._site_of_class[cls] is not None
+            self._site_of_class[cls] = next(reachable_sites(cls, self._packages), None)
+        return self._site_of_class[cls]
+
+    def _package_applied(self, fun: Any, found: Found) -> bool:
+        """Whether the `jax.vmap` that `fun` was found in is the package's."""
+        if found is Found.IN_CLOSURE:
+            return isinstance(fun, FunctionType) and self._packages.wrote(fun)
+        return found is Found.IN_MODULE
 
     # Copying
 
-    def _copy(self, value: Any, found: _Found) -> Any:
-        if id(value) in self._copies:
-            return self._copies[id(value)][1]
-        if not self.holds_package_code(value):
+    def _copy(self, value: Any, found: Found) -> Any:
+        known = self._recall(value)
+        if known is not None:
+            return known
+        if not self.holds_package_code(value, found):
             return value
         if is_vmap(value):
             return self._vmap
         if isinstance(value, FunctionType):
             return self._copy_function(value, found)
         if isinstance(value, ModuleType):
-            return self._remember(value, self._copy_module(value))
+            return self._remember(value, self._copy_module(value), found)
+        cls = value if isinstance(value, type) else type(value)
+        site = self._hidden_in_class(cls) if isinstance(value, type) else None
+        site = site or self._hidden_site(value, found)
+        if site is not None:
+            raise UnreachableSiteError(_describe(value, cls), site)
         if isinstance(value, type):
-            self._refuse_hidden_sites(value)
             return value
-        if self._is_opaque(value):
-            return self._remember(value, self._copy_opaque(value))
-        if self._packages.own_instance(value):
-            self._refuse_hidden_sites(type(value))
+        if _is_cache(value):
+            cached = self._copy(value.__wrapped__, Found.IN_MODULE)
+            new = functools.lru_cache(**value.cache_parameters())(cached)
+            return self._remember(value, new, found)
         change = functools.partial(self._copy, found=found)
-        new = with_changed(value, change, self._remember)
-        # What a user hands in is often made for one call; it need not be kept alive.
-        return new if found is _Found.IN_ARGUMENT else self._remember(value, new)
+        if isinstance(value, functools.partial) and found is Found.IN_CLOSURE:
+            change = self._copy_part_of(value)
+        remember = functools.partial(self._remember, found=found)
+        return remember(value, with_changed(value, change, remember))
 
-    def _remember(self, value: Any, new: Any) -> Any:
-        self._copies[id(value)] = (value, new)
-        return new
+    def _copy_part_of(self, value: functools.partial[Any]) -> Callable[[Any], Any]:
+        """How a partial's parts are copied: what was given to it is the user's."""
 
-    def _copy_function(self, function: FunctionType, found: _Found) -> Any:
-        for name in (BEHIND_ENTRY, _ORIGINAL):  # rebuilt before, perhaps for another
-            if name in function.__dict__:
-                return self._copy(function.__dict__[name], found)
+        def change(part: Any) -> Any:
+            given = Found.IN_CLOSURE if part is value.func else Found.IN_ARGUMENT
+            return self._copy(part, given)
+
+        return change
+
+    def _copy_function(self, function: FunctionType, found: Found) -> Any:
+        for name in (BEHIND_ENTRY, ORIGINAL):  # rebuilt before, perhaps for another
+            target = marked(function, name)
+            if target is not None:
+                return self._copy(target, found)
         mapped = mapped_function(function)
         if mapped is not None and self._package_applied(mapped[0], found):
             fun, arguments = mapped
-            fun = self._copy(fun, _Found.IN_MODULE)
-            return self._remember(function, self._vmap(fun, **arguments))
+            new = self._vmap(self._copy(fun, Found.IN_MODULE), **arguments)
+            return self._remember(function, new, found)
         if not self._packages.wrote(function):
-            return self._remember(function, self._copy_wrapper(function))
+            return self._copy_wrapper(function, found)
         source = function.__globals__.get(_SOURCE, function.__globals__)
         namespace = self._namespace(source)
         closure = tuple(self._copy_cell(cell) for cell in function.__closure__ or ())
         new = FunctionType(
             function.__code__, namespace, function.__name__, None, closure or None
         )
-        self._remember(function, new)
+        self._remember(function, new, found)
         self._queue.append(lambda: self._complete(new, function, source))
         return new
-
-    def _package_applied(self, fun: Any, found: _Found) -> bool:
-        if found is _Found.IN_CLOSURE:
-            return isinstance(fun, FunctionType) and self._packages.wrote(fun)
-        return found is _Found.IN_MODULE
 
     def _complete(
         self, new: FunctionType, function: FunctionType, source: dict[str, Any]
     ) -> None:
         """Gives a copy what may lead back to itself: defaults, attributes, names."""
-        new.__defaults__ = self._copy(function.__defaults__, _Found.IN_MODULE)
-        new.__kwdefaults__ = self._copy(function.__kwdefaults__, _Found.IN_MODULE)
-        new.__annotations__ = function.__annotations__
-        new.__module__ = function.__module__
-        new.__qualname__ = function.__qualname__
-        new.__doc__ = function.__doc__
-        for name, value in function.__dict__.items():
-            new.__dict__[name] = self._copy(value, _Found.IN_CLOSURE)
-        if _SOURCE not in function.__globals__:
-            new.__dict__[_ORIGINAL] = function
+        new.__defaults__ = self._copy(function.__defaults__, Found.IN_MODULE)
+        new.__kwdefaults__ = self._copy(function.__kwdefaults__, Found.IN_MODULE)
+        self._dress(new, function)
+        mark(new, ORIGINAL, function)
         if looks_up_names_at_run_time(function.__code__):
             for name in list(source):
                 self._fill(new.__globals__, name)
@@ -220,15 +309,24 @@ class Copier:
             self._fill(new.__globals__, reference.path[0])
             self._follow(new.__globals__, reference.path)
 
-    def _copy_wrapper(self, function: FunctionType) -> FunctionType:
-        """Copies somebody else's wrapper around a function of the packages.
+    def _dress(self, new: FunctionType, function: FunctionType) -> None:
+        """Makes a copy look like its original."""
+        new.__annotations__ = function.__annotations__
+        new.__module__ = function.__module__
+        new.__qualname__ = function.__qualname__
+        new.__doc__ = function.__doc__
+        for name, value in function.__dict__.items():
+            if name not in MARKS:
+                new.__dict__[name] = self._copy(value, Found.IN_CLOSURE)
+
+    def _copy_wrapper(self, function: FunctionType, found: Found) -> Any:
+        """Copies somebody else's wrapper around code of the packages.
 
         Its code keeps its own namespace; only what it closes over is exchanged.
         """
-        if not any(
-            self._leads_to_package(contents)
-            for _, contents in closure_contents(function)
-        ):
+        if hasattr(function, "registry") and hasattr(function, "dispatch"):
+            return self._remember(function, self._copy_dispatch(function), found)
+        if not self._leads_to_package(function):
             return function
         closure = tuple(self._copy_wrapper_cell(c) for c in function.__closure__ or ())
         new = FunctionType(
@@ -236,59 +334,55 @@ class Copier:
             function.__globals__,
             function.__name__,
             function.__defaults__,
-            closure,
+            closure or None,
         )
-        functools.update_wrapper(new, function)
-        self._remember(function, new)
+        self._remember(function, new, found)
         new.__kwdefaults__ = function.__kwdefaults__
-        new.__dict__.pop("__wrapped__", None)
-        for name, value in function.__dict__.items():
-            new.__dict__[name] = self._copy(value, _Found.IN_CLOSURE)
+        self._queue.append(lambda: self._dress(new, function))
         return new
 
-    def _leads_to_package(self, value: Any) -> bool:
-        if isinstance(value, FunctionType) and not self._is_copied(value):
-            contents = [inner for _, inner in closure_contents(value)]
-            return any(self._leads_to_package(inner) for inner in contents)
-        return self.holds_package_code(value)
-
     def _copy_wrapper_cell(self, cell: CellType) -> CellType:
-        contents = cell.cell_contents
-        if not self._leads_to_package(contents):
-            return cell
-        if isinstance(contents, FunctionType) and not self._is_copied(contents):
-            return CellType(self._copy_wrapper(contents))
-        return CellType(self._copy(contents, _Found.IN_CLOSURE))
+        def copy(contents: Any) -> Any:
+            if _is_vmap_itself(contents):
+                return contents  # somebody else's, since the wrapper is
+            if isinstance(contents, FunctionType) and self._leads_to_package(contents):
+                known = self._recall(contents)
+                if known is not None:
+                    return known
+                return self._copy_function(contents, Found.IN_CLOSURE)
+            return self._copy(contents, Found.IN_CLOSURE)
 
-    def _copy_cell(self, cell: CellType) -> CellType:
+        return self._copy_cell(cell, copy)
+
+    def _copy_cell(
+        self, cell: CellType, copy: Callable[[Any], Any] | None = None
+    ) -> CellType:
         """A new cell, shared by all copies of the functions that share the old one."""
-        if id(cell) not in self._copies:
-            new = self._remember(cell, CellType())
+        known = self._recall(cell)
+        if known is not None:
+            return known
+        new = self._remember(cell, CellType(), Found.IN_CLOSURE)
 
-            def fill() -> None:
-                try:
-                    contents = cell.cell_contents
-                except ValueError:  # the original has not been assigned either
-                    return
-                new.cell_contents = self._copy(contents, _Found.IN_CLOSURE)
+        def fill() -> None:
+            try:
+                contents = cell.cell_contents
+            except ValueError:  # the original has not been assigned either
+                return
+            if copy is None:
+                new.cell_contents = self._copy(contents, Found.IN_CLOSURE)
+            else:
+                new.cell_contents = copy(contents)
 
-            self._queue.append(fill)
-        return self._copies[id(cell)][1]
+        self._queue.append(fill)
+        return new
 
-    def _copy_opaque(self, value: Any) -> Any:
-        if hasattr(value, "cache_parameters"):  # functools.lru_cache
-            return functools.lru_cache(**value.cache_parameters())(
-                self._copy(value.__wrapped__, _Found.IN_MODULE)
-            )
-        name = f"{value.__wrapped__.__module__}.{value.__wrapped__.__qualname__}"
-        for site in reachable_sites(value.__wrapped__, self._packages):
-            raise UnreachableSiteError(f"The {type(value).__name__} of {name}", site)
-        return value
-
-    def _refuse_hidden_sites(self, cls: type) -> None:
-        if self._hides_sites(cls):
-            holder = f"The class {cls.__module__}.{cls.__qualname__}"
-            raise UnreachableSiteError(holder, self._site_of_class[cls])
+    def _copy_dispatch(self, function: Any) -> Any:
+        """A `functools.singledispatch` of its own, with a cache of its own."""
+        registry = dict(function.registry)
+        new = functools.singledispatch(self._copy(registry[object], Found.IN_MODULE))
+        for cls, implementation in registry.items():
+            new.register(cls, self._copy(implementation, Found.IN_MODULE))
+        return new
 
     # Namespaces and modules
 
@@ -306,7 +400,8 @@ class Copier:
             return
         source = namespace[_SOURCE]
         if name in source:
-            namespace[name] = self._copy(source[name], _Found.IN_MODULE)
+            namespace[name] = self._copy(source[name], Found.IN_MODULE)
+            self._undo.append(lambda: namespace.pop(name, None))
         elif not hasattr(builtins, name):
             self._unresolved.append((namespace, name))
 
@@ -320,23 +415,43 @@ class Copier:
 
     def _copy_module(self, module: ModuleType) -> ModuleType:
         if isinstance(module, ModuleStandIn):
-            return self._copy(original_module(module), _Found.IN_MODULE)
+            return self._copy(original_module(module), Found.IN_MODULE)
         if not self._packages.own_module(module):
-            return ModuleStandIn(module, lambda name: self.copy(getattr(module, name)))
+
+            def look_up_there(name: str) -> Any:
+                return self.copy(getattr(module, name), Found.IN_MODULE)
+
+            return ModuleStandIn(module, look_up_there, {})
         namespace = self._namespace(vars(module))
 
         def look_up(name: str) -> Any:
-            with self._lock:
+            with self._operation():
                 self._fill(namespace, name)
-                self._drain()
+                self._work_off()
             return namespace[name] if name in namespace else getattr(module, name)
 
-        return ModuleStandIn(module, look_up)
+        return ModuleStandIn(module, look_up, namespace)
 
     def _import(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """`import` inside a rebuilt function."""
-        return self.copy(builtins.__import__(name, *args, **kwargs))
+        module = builtins.__import__(name, *args, **kwargs)
+        return self.copy(module, Found.IN_MODULE)
 
-    def _drain(self) -> None:
-        while self._queue:
-            self._queue.popleft()()
+
+def _is_vmap_itself(value: Any) -> bool:
+    """Whether it is `jax.vmap`, or a module that offers it."""
+    return is_vmap(value) or has_vmap(value)
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether it is a `functools.lru_cache`."""
+    return hasattr(value, "cache_parameters") and hasattr(value, "__wrapped__")
+
+
+def _describe(value: Any, cls: type) -> str:
+    """What holds a vmap, in the words of an error message."""
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None and not isinstance(value, type):
+        name = getattr(wrapped, "__qualname__", repr(wrapped))
+        return f"The {cls.__name__} of {name}"
+    return f"The class {cls.__module__}.{cls.__qualname__}"

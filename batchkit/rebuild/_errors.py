@@ -31,7 +31,8 @@ class UnreachableSiteError(ValueError):
         super().__init__(
             f"{holder} holds a vmap that cannot be rebuilt: {site}. A class or an "
             "already compiled function is shared with the original and is never "
-            "changed, so this vmap would silently stay as it is. Hand in a plain "
-            "function (for `jax.jit(f)`, pass `f` and jit the rebuilt result), or "
-            "leave its package out of `packages` to keep all its vmaps."
+            "changed, so this vmap would silently stay as it is. If you made "
+            "the object, hand in a plain function (for `jax.jit(f)`, pass `f` and jit "
+            "the rebuilt result); if a package made it, that package has to change, "
+            "or be left out of `packages` with all its vmaps."
         )

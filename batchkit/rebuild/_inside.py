@@ -6,8 +6,9 @@ that leave a rebuilt function.
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from types import MethodType
+from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
 
@@ -30,15 +31,15 @@ def holds(
 
 def children(value: Any, opens: Callable[[Any], bool]) -> Iterable[Any]:
     """What a value consists of; nothing for a leaf."""
-    if isinstance(value, dict):
+    if isinstance(value, dict | MappingProxyType):
         return [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return value
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
-    if opens(value):
+    if isinstance(value, SimpleNamespace) or opens(value):
         return [item for _, item in _attributes(value)]
     return ()
 
@@ -46,7 +47,7 @@ def children(value: Any, opens: Callable[[Any], bool]) -> Iterable[Any]:
 def with_changed(
     value: Any, change: Callable[[Any], Any], remember: Callable[[Any, Any], None]
 ) -> Any:
-    """A copy of a value with each of its children changed.
+    """A copy of a value with each of its children changed, which some are.
 
     **Arguments:**
 
@@ -61,11 +62,14 @@ def with_changed(
         new.clear()
         new.update((change(k), change(v)) for k, v in value.items())
         return new
-    if isinstance(value, list):
+    if isinstance(value, list | deque):
         new = copy.copy(value)
         remember(value, new)
-        new[:] = [change(item) for item in value]
+        new.clear()
+        new.extend(change(item) for item in value)
         return new
+    if isinstance(value, MappingProxyType):
+        return MappingProxyType({change(k): change(v) for k, v in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)._make(change(item) for item in value)  # pyright: ignore
     if isinstance(value, tuple | set | frozenset):

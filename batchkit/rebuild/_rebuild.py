@@ -1,13 +1,14 @@
 """`rebuild_sampler`: an algorithm of blackjax with another layout."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from ..batchers import AbstractBatcher
-from ._copier import BEHIND_ENTRY, Copier
+from ._copier import Copier, Found
 from ._inside import holds, with_changed
+from ._marks import BEHIND_ENTRY, ENTRY, mark, marked
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 
@@ -19,7 +20,7 @@ def rebuild_sampler(
     api: _Api,
     *,
     batcher: AbstractBatcher,
-    packages: Sequence[str] = ("blackjax",),
+    packages: tuple[str, ...] | list[str] = ("blackjax",),
 ) -> _Api:
     """Returns a sampler whose every internal `jax.vmap` goes through a batcher.
 
@@ -75,9 +76,11 @@ def rebuild_sampler(
             f"rebuild_sampler(batcher={batcher!r}): batcher must be a batcher such as "
             f"`Chunked(16)`; got {type(batcher).__name__}."
         )
-    if isinstance(packages, str) or not all(isinstance(x, str) for x in packages):
+    if not isinstance(packages, list | tuple) or not all(
+        isinstance(name, str) for name in packages
+    ):
         raise TypeError(
-            f"rebuild_sampler(packages={packages!r}): packages must be a sequence of "
+            f"rebuild_sampler(packages={packages!r}): packages must be a tuple of "
             'names such as ("blackjax",).'
         )
     copier = Copier(batcher, Packages(tuple(packages)))
@@ -109,16 +112,26 @@ def _exposed(value: Any, copier: Copier) -> Any:
 
 
 def _entry_point(function: FunctionType, copier: Copier) -> Callable[..., Any]:
+    """The one function through which users call a rebuilt one."""
+    known = marked(function, ENTRY)
+    if known is not None:
+        return known
+
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
         copier.resolve_late_names()
-        args, kwargs = copier.copy_arguments(args, kwargs)
+        args, kwargs = copier.copy((args, kwargs), Found.IN_ARGUMENT)
         return _exposed(function(*args, **kwargs), copier)
 
-    vars(entry)[BEHIND_ENTRY] = function
+    mark(entry, BEHIND_ENTRY, function)
+    mark(function, ENTRY, entry)
     return entry
 
 
 def _exposed_module(module: ModuleStandIn, copier: Copier) -> ModuleType:
     original = original_module(module)
-    return ModuleStandIn(original, lambda name: _exposed(getattr(module, name), copier))
+
+    def look_up(name: str) -> Any:
+        return _exposed(getattr(module, name), copier)
+
+    return ModuleStandIn(original, look_up, {})

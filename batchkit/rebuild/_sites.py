@@ -26,54 +26,67 @@ class Site:
 
 
 def reachable_sites(value: Any, packages: Packages) -> Iterator[Site]:
-    """Every vmap in the packages' code that running `value` could reach."""
-    seen: set[int] = set()
-    keep: list[Any] = []  # so that no id is used twice
-    pending = [value]
+    """Every vmap in the packages' code that running `value` could reach.
+
+    Somebody else's function is opened where it wraps one of the packages' functions;
+    everything else that is not the packages' is passed over.
+    """
+    seen: dict[int, Any] = {}  # with the values, so that no id is used twice
+    pending = [(value, False)]
     while pending:
-        item = pending.pop()
+        item, in_wrapper = pending.pop()
         if id(item) in seen:
             continue
-        seen.add(id(item))
-        keep.append(item)
+        seen[id(item)] = item
         if isinstance(item, FunctionType):
-            yield from _sites_of_function(item, packages, pending)
+            own = packages.wrote(item)
+            in_wrapper = not own and (in_wrapper or packages.wrapped(item))
+            if own or in_wrapper:
+                found, reached = _read(item, packages)
+                yield from found
+                pending.extend((x, in_wrapper) for x in reached)
         elif packages.own_class(item):
-            pending.extend(_class_functions(item))
+            pending.extend((x, False) for x in _class_members(item))
         else:
-            pending.extend(children(item, packages.own_instance))
+            pending.extend(
+                (x, in_wrapper) for x in children(item, packages.own_instance)
+            )
             if packages.own_instance(item):
-                pending.append(type(item))
-            if packages.hold(getattr(item, "__module__", None)):
-                pending.append(getattr(item, "__wrapped__", None))
+                pending.append((type(item), False))
+            if callable(item) and not isinstance(item, type):
+                pending.append((getattr(item, "__wrapped__", None), in_wrapper))
 
 
-def _sites_of_function(
-    function: FunctionType, packages: Packages, pending: list[Any]
-) -> Iterator[Site]:
-    module = function.__module__
-    if mapped_function(function) is not None and packages.hold(module):
-        code = _innermost(function).__code__
-        yield Site(module, function.__qualname__, code.co_firstlineno, "@jax.vmap")
-    if not (packages.wrote(function) or packages.wrapped(function)):
-        return
+def _read(function: FunctionType, packages: Packages) -> tuple[list[Site], list[Any]]:
+    """The sites in one function, and what it refers to."""
+    sites: list[Site] = []
+    reached: list[Any] = []
+    mapped = mapped_function(function)
+    if mapped is not None and packages.hold(function.__module__):
+        code = getattr(function.__wrapped__, "__code__", function.__code__)  # pyright: ignore
+        line = code.co_firstlineno
+        sites.append(
+            Site(function.__module__, function.__qualname__, line, "@jax.vmap")
+        )
     if packages.wrote(function):
         for reference in global_references(function.__code__):
             for depth, found in enumerate(_resolve(function, reference.path), 1):
                 if is_vmap(found):
-                    spelling = ".".join(reference.path[:depth])
-                    yield Site(
-                        function.__globals__["__name__"],
-                        reference.qualname,
-                        reference.line,
-                        spelling,
+                    sites.append(
+                        Site(
+                            function.__globals__["__name__"],
+                            reference.qualname,
+                            reference.line,
+                            ".".join(reference.path[:depth]),
+                        )
                     )
                 elif not isinstance(found, ModuleType):
-                    pending.append(found)
-    pending.extend(function.__defaults__ or ())
-    pending.extend((function.__kwdefaults__ or {}).values())
-    pending.extend(contents for _, contents in closure_contents(function))
-    pending.append(getattr(function, "__wrapped__", None))
+                    reached.append(found)
+    reached.extend(function.__defaults__ or ())
+    reached.extend((function.__kwdefaults__ or {}).values())
+    reached.extend(contents for _, contents in closure_contents(function))
+    reached.append(getattr(function, "__wrapped__", None))
+    return sites, reached
 
 
 def _resolve(function: FunctionType, path: tuple[str, ...]) -> Iterator[Any]:
@@ -99,7 +112,7 @@ def closure_contents(function: FunctionType) -> Iterator[tuple[Any, Any]]:
         yield cell, contents
 
 
-def _class_functions(cls: type) -> Iterator[Any]:
+def _class_members(cls: type) -> Iterator[Any]:
     for member in vars(cls).values():
         if isinstance(member, staticmethod | classmethod):
             yield member.__func__
@@ -108,9 +121,3 @@ def _class_functions(cls: type) -> Iterator[Any]:
         else:
             yield member
     yield from cls.__mro__[1:]
-
-
-def _innermost(function: Any) -> FunctionType:
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return function

@@ -29,7 +29,7 @@ def is_vmap(value: object) -> bool:
 
 
 def has_vmap(module: object) -> bool:
-    """Whether `value` is a module, such as `jax`, that offers `jax.vmap`."""
+    """Whether it is a module, such as `jax`, that offers `jax.vmap`."""
     if not isinstance(module, ModuleType):
         return False
     return vars(module).get("vmap") is jax.vmap

@@ -242,6 +242,15 @@ def test_spmd_axis_name(name: str) -> None:
         ),
         (lambda: bk.Sharded(mesh(2), "x"), ValueError, ("'x'", "('tasks',)")),
         (lambda: bk.Sharded(mesh(2), ("tasks", "x")), ValueError, ("'x'", "mesh_axis")),
+        (
+            lambda: bk.Sharded(mesh(2), ("tasks",) * 2),
+            ValueError,
+            ("mesh_axis", "twice"),
+        ),
+        (lambda: bk.Sharded(mesh(2), 5), TypeError, ("mesh_axis=5", "name")),  # pyright: ignore
+        (lambda: bk.Sharded(mesh(2), ["tasks"]), TypeError, ("mesh_axis=", "tuple")),  # pyright: ignore
+        (lambda: bk.Chunked(2, remat="yes"), TypeError, ("remat='yes'", "str")),  # pyright: ignore
+        (lambda: bk.filter_batch(jnp.sin), TypeError, ("batcher=", "second call")),  # pyright: ignore
     ],
 )
 def test_constructors(

@@ -5,6 +5,9 @@ original does not have.
 """
 
 import functools
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -204,6 +207,42 @@ SPELLINGS = {
         import jax
         gradient = jax.grad(lambda x: jax.vmap(lambda r: r.sum())(x).sum())
         def run(x): return gradient(x)
+        """,
+    "somebody else's decorator without wraps": """
+        import contextlib, jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        inner = jax.tree_util.Partial(inner)
+        def run(x): return inner(x)
+        """,
+    "read-only registry": """
+        import types, jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        REGISTRY = types.MappingProxyType({"inner": inner})
+        def run(x): return REGISTRY["inner"](x)
+        """,
+    "simple namespace": """
+        import types, jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        NAMES = types.SimpleNamespace(inner=inner)
+        def run(x): return NAMES.inner(x)
+        """,
+    "queue": """
+        import collections, jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        QUEUE = collections.deque([inner])
+        def run(x): return QUEUE[0](x)
+        """,
+    "set": """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        ALL = {inner}
+        def run(x): return next(iter(ALL))(x)
+        """,
+    "cache of a partial": """
+        import functools, jax
+        def build(scale): return lambda x: jax.vmap(lambda r: scale * r.sum())(x)
+        make = functools.lru_cache(functools.partial(build, 2.0))
+        def run(x): return make()(x)
         """,
     "cache": """
         import functools, jax
@@ -441,7 +480,269 @@ def test_arguments_that_hold_package_functions_are_rebuilt(make_package):
     assert not is_chunked(lambda x: run(x, mapped), ROWS)
 
 
+def test_the_users_vmap_stays_in_whatever_they_hand_in(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def inner(r): return r.sum()
+        def run(x, f): return jax.vmap(lambda r: r.sum())(x) + f(x)
+        def only(x, f): return f(x)
+        def make(f): return lambda x: f(x)
+        """
+    )
+
+    def total(x: Any, batch: Any) -> Any:
+        return batch(lambda r: r.sum())(x)
+
+    only = rebuild(module.only)
+    users = functools.partial(total, batch=jax.vmap)
+    assert not is_chunked(lambda x: only(x, users), ROWS)
+    assert not is_chunked(rebuild(module.make(users)), ROWS)
+    assert not is_chunked(rebuild(functools.partial(module.only, f=users)), ROWS)
+    mapped = jax.vmap(module.inner)
+    assert not is_chunked(lambda x: only(x, functools.partial(mapped)), ROWS)
+    assert is_chunked(lambda x: rebuild(module.run)(x, users), ROWS)
+
+
+def test_a_wrapper_around_something_rebuilt_is_itself(make_package):
+    # functools.wraps and JAX's transformations copy the attributes of what they wrap.
+    module = make_package(
+        init="""
+        import jax
+        def total(x): return jax.vmap(lambda r: (r**2).sum())(x).sum()
+        def apply(f, x): return f(x)
+        def build(): return jax.grad(lambda x: total(x))
+        """
+    )
+    apply, total = rebuild(module.apply), rebuild(module.total)
+    np.testing.assert_array_equal(apply(jax.grad(total), ROWS), 2 * ROWS)
+
+    @functools.wraps(total)
+    def doubled(x: Any) -> Any:
+        return 2 * total(x)
+
+    assert apply(doubled, ROWS) == 2 * module.total(ROWS)
+    np.testing.assert_array_equal(rebuild(rebuild(module.build)())(ROWS), 2 * ROWS)
+
+
+def test_arguments_are_neither_kept_nor_stale(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def first(r): return r.sum()
+        def second(r): return -r.sum()
+        def run(x, functions): return jax.vmap(functions["f"])(x)
+        """
+    )
+    run = rebuild(module.run)
+    functions = {"f": module.first}
+    assert run(ROWS, functions)[1] == 5.0
+    functions["f"] = module.second
+    assert run(ROWS, functions)[1] == -5.0
+
+    class Data:
+        pass
+
+    data = Data()
+    alive = weakref.ref(data)
+    given = {"f": functools.partial(lambda d, r: module.first(r), data)}
+    run(ROWS, {**given, "other": module.first})
+    del data, given
+    gc.collect()
+    assert alive() is None
+
+
+def test_functions_made_at_run_time_are_forgotten_with_their_user(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def make(f): return lambda x: jax.vmap(f)(x)
+        def run(x, f): return f(x)
+        """
+    )
+    run = rebuild(module.run)
+    users = lambda r: r.sum()
+    alive = weakref.ref(users)
+    run(ROWS, module.make(users))
+    jax.clear_caches()
+    del users
+    gc.collect()
+    assert alive() is None
+
+
+def test_what_failed_to_be_copied_leaves_nothing_behind(make_package):
+    module = make_package(
+        init="""
+        import jax
+        @jax.jit
+        def jitted(x): return jax.vmap(lambda r: r.sum())(x)
+        def bad(x): return jitted(x)
+        def good(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x, f): return f(x)
+        """
+    )
+    run = rebuild(module.run)
+    for _ in range(2):
+        with pytest.raises(bk.UnreachableSiteError, match="toy:jitted, line 4"):
+            run(ROWS, module.bad)
+    assert is_chunked(lambda x: run(x, module.good), ROWS)
+
+
+def test_single_dispatch_has_a_cache_of_its_own(make_package):
+    module = make_package(
+        init="""
+        import functools, jax
+        @functools.singledispatch
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        @inner.register
+        def _(x: list): return jax.vmap(lambda r: 2 * r.sum())(x[0])
+        def run(x): return inner(x)
+        """
+    )
+    copy = rebuild(module.run)
+    assert is_chunked(copy, ROWS)
+    assert not is_chunked(module.run, ROWS)
+    assert is_chunked(lambda x: copy([x]), ROWS)
+    assert not is_chunked(lambda x: module.run([x]), ROWS)
+
+
+def test_recursive_wrappers_end(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x, f): return f(x, 3)
+        """
+    )
+
+    @functools.wraps(module.inner)
+    def users(x: Any, n: int) -> Any:
+        return module.inner(x) if n == 0 else users(x, n - 1)
+
+    np.testing.assert_array_equal(rebuild(module.run)(ROWS, users), module.inner(ROWS))
+
+
+def test_assignment_to_a_module_is_seen_by_its_functions(make_package):
+    module = make_package(
+        init="""
+        import jax
+        import toy.state as state
+        def run(x):
+            state.value = 5
+            return jax.vmap(lambda r: r.sum())(x) + state.read()
+        """,
+        state="""
+        value = 0
+        def read(): return value
+        """,
+    )
+    assert rebuild(module.run)(ROWS)[0] == 6.0
+    assert module.state.value == 0
+
+
+def test_rebuilt_modules_and_apis_have_one_function_for_a_name(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def run(x): return jax.vmap(lambda r: r.sum())(x)
+        """
+    )
+    whole = rebuild(module)
+    assert whole.run is whole.run
+
+
+def test_every_argument_of_vmap_gets_to_the_batcher(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def named(x):
+            return jax.vmap(lambda r: jax.lax.psum(r, "i"), axis_name="i")(x)
+        def sized(): return jax.vmap(lambda: 1.0, axis_size=4)()
+        def spread(x): return jax.vmap(lambda r: r, spmd_axis_name="i")(x)
+        named_before = jax.vmap(lambda r: jax.lax.psum(r, "i"), axis_name="i")
+        plain_before = jax.vmap(lambda r: r, 0, 1)
+        """
+    )
+    sequential = functools.partial(bk.rebuild_sampler, batcher=bk.Sequential())
+    for name in ("named", "named_before"):
+        with pytest.raises(ValueError, match="axis_name='i'"):
+            sequential(getattr(module, name), packages=("toy",))(ROWS)
+    assert sequential(module.sized, packages=("toy",))().shape == (4,)
+    with pytest.raises(ValueError, match="spmd_axis_name='i'"):
+        sequential(module.spread, packages=("toy",))(ROWS)
+    plain = sequential(module.plain_before, packages=("toy",))
+    np.testing.assert_array_equal(plain(ROWS), ROWS.T)
+
+
+def test_threads_share_a_rebuilt_function(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x):
+            from toy import inner
+            return inner(x)
+        """
+    )
+    copy = rebuild(module.run)
+    with ThreadPoolExecutor(4) as pool:
+        traced = list(pool.map(lambda _: is_chunked(copy, ROWS), range(16)))
+    assert all(traced)
+
+
 UNREACHABLE = {
+    "jitted and mapped function": (
+        """
+        import jax
+        inner = jax.jit(jax.vmap(lambda r: r.sum()))
+        def run(x): return inner(x)
+        """,
+        "toy:<lambda>, line 3",
+    ),
+    "jitted partial": (
+        """
+        import functools, jax
+        def deep(x, scale): return jax.vmap(lambda r: scale * r.sum())(x)
+        inner = jax.jit(functools.partial(deep, scale=2.0))
+        def run(x): return inner(x)
+        """,
+        "toy:deep, line 3",
+    ),
+    "jitted gradient": (
+        """
+        import jax
+        def deep(x): return jax.vmap(lambda r: r.sum())(x).sum()
+        inner = jax.jit(jax.grad(deep))
+        def run(x): return inner(x)
+        """,
+        "toy:deep, line 3",
+    ),
+    "equinox's jit": (
+        """
+        import equinox as eqx, jax
+        def deep(x): return jax.vmap(lambda r: r.sum())(x)
+        inner = eqx.filter_jit(deep)
+        def run(x): return inner(x)
+        """,
+        "toy:deep, line 3",
+    ),
+    "somebody else's object": (
+        """
+        import argparse, jax
+        def deep(x): return jax.vmap(lambda r: r.sum())(x)
+        options = argparse.Namespace(f=deep)
+        def run(x): return options.f(x)
+        """,
+        "toy:deep, line 3",
+    ),
+    "attribute of a module": (
+        """
+        import jax
+        import toy.sub
+        def run(x): return toy.sub.go(x)
+        """,
+        "toy.sub:go, line 4",
+    ),
     "jitted function": (
         """
         import jax
@@ -505,7 +806,12 @@ UNREACHABLE = {
 @pytest.mark.parametrize("case", UNREACHABLE)
 def test_what_cannot_be_reached_is_named(case, make_package):
     source, place = UNREACHABLE[case]
-    module = make_package(init=source)
+    sub = """
+        import jax
+        @jax.jit
+        def go(x): return jax.vmap(lambda r: r.sum())(x)
+        """
+    module = make_package(init=source, sub=sub)
     with pytest.raises(bk.UnreachableSiteError) as caught:
         rebuild(module.run)
     assert place in str(caught.value)
@@ -540,8 +846,8 @@ def test_jitted_functions_without_a_vmap_are_fine(make_package):
     [
         ({"batcher": jax.vmap}, TypeError, "must be a batcher"),
         ({"batcher": 16}, TypeError, "must be a batcher"),
-        ({"packages": "blackjax"}, TypeError, "sequence of names"),
-        ({"packages": (1,)}, TypeError, "sequence of names"),
+        ({"packages": "blackjax"}, TypeError, "tuple of names"),
+        ({"packages": (1,)}, TypeError, "tuple of names"),
         ({"packages": ()}, ValueError, "nothing to rebuild"),
     ],
 )
