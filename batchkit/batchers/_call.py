@@ -71,6 +71,7 @@ class Call:
                     "every task; rows are never cut off."
                 )
             raise
+        self._check_size(sizes[0])
         return sizes[0]
 
     def trace(self, batcher: object) -> Task:
@@ -147,6 +148,18 @@ class Call:
         refuse_draws_by_batch(task, batcher)
         refuse_varying_outputs(task, self.out_axes)
         return task
+
+    def _check_size(self, size: int) -> None:
+        """Compares `axis_size` with the arguments, which JAX before 0.10 does not."""
+        leaves = jax.tree.leaves((self.args, self.kwargs))
+        for leaf, axis in zip(leaves, self._leaf_axes(), strict=True):
+            if axis is not None and leaf.shape[axis] != size:
+                raise ValueError(
+                    f"axis_size={self.axis_size}, but an argument of shape "
+                    f"{leaf.shape} has size {leaf.shape[axis]} along its mapped axis "
+                    f"{axis}. Leave axis_size out, or give every mapped argument that "
+                    "size."
+                )
 
     def _mapped(self, fun: Callable[..., Any]) -> Callable[..., Any]:
         return jax.vmap(

@@ -204,5 +204,5 @@ def _put(
     if any(kind == AxisType.Explicit for kind in mesh.axis_types):
         return [jax.reshard(x, sharding) for x in arrays]
     if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh: it knows no devices
-        return arrays
+        return [jax.lax.with_sharding_constraint(x, spec) for x in arrays]
     return [jax.device_put(x, sharding) for x in arrays]
