@@ -8,18 +8,14 @@ module and `jax` are only read.
 
 A copier makes all copies for one batcher. It remembers them, so that a function has one
 copy however it is reached (blackjax compares functions with `is`) and cycles end.
-Namespaces are filled name by name, for the names that the copied code reads, from a
-queue, so that neither cycles of imports nor long chains of calls matter.
+Namespaces are filled name by name, for the names that the copied code reads, so that
+neither cycles of imports nor long chains of calls matter.
 """
 
 import builtins
-import contextlib
 import enum
 import functools
-import threading
-import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 from typing import Any, final
 
@@ -28,6 +24,7 @@ from ._code import global_references, looks_up_names_at_run_time
 from ._errors import UnreachableSiteError
 from ._inside import children, holds, with_changed
 from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, mark, marked
+from ._memory import Memory
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._sites import Site, closure_contents, reachable_sites
@@ -66,31 +63,19 @@ class Copier:
         self._packages = packages
         self._vmap = stand_in_for_vmap(batcher)
         self._builtins = {**vars(builtins), "__import__": self._import}
-        self._lock = threading.RLock()  # traces may ask from several threads
-        # What is remembered: functions for as long as they live, what stands in a
-        # module for ever (by id, with the original), and all else until the end of
-        # the operation.
-        self._functions: weakref.WeakKeyDictionary[Any, Any]
-        self._functions = weakref.WeakKeyDictionary()
-        self._in_modules: dict[int, tuple[Any, Any]] = {}
-        self._in_operation: dict[int, tuple[Any, Any]] = {}
+        self._memory = Memory()
         self._namespaces: dict[int, dict[str, Any]] = {}
-        self._site_of_class: dict[type, Site | None] = {}
-        # What is still to be done in this operation, and how to undo what has been.
-        self._queue: deque[Callable[[], None]] = deque()
-        self._undo: list[Callable[[], Any]] = []
-        self._depth = 0
         self._unresolved: list[tuple[dict[str, Any], str]] = []
+        self._site_of_class: dict[type, Site | None] = {}
 
     def copy(self, value: Any, found: Found = Found.IN_CLOSURE) -> Any:
         """`value` with every function of the packages in it replaced by its copy.
 
         What holds no such function comes back as it is, the same object.
         """
-        with self._operation():
+        with self._memory.operation():
             result = self._copy(value, found)
-            self._work_off()
-            return result
+        return result
 
     def opens(self, value: Any) -> bool:
         """Whether functions are looked for in the attributes of `value`."""
@@ -109,56 +94,15 @@ class Copier:
 
     def resolve_late_names(self) -> None:
         """Looks again for global names that did not exist when they were first read."""
-        with self._operation():
+        with self._memory.operation():
             unresolved, self._unresolved = self._unresolved, []
+            self._memory.on_failure(lambda: self._unresolved.extend(unresolved))
             for namespace, name in unresolved:
                 self._fill(namespace, name)
-            self._work_off()
-
-    @contextlib.contextmanager
-    def _operation(self) -> Iterator[None]:
-        """All or nothing: what fails leaves no half-made copies behind."""
-        with self._lock:
-            self._depth += 1
-            try:
-                yield
-            except BaseException:
-                if self._depth == 1:
-                    for undo in reversed(self._undo):
-                        undo()
-                raise
-            finally:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._undo.clear()
-                    self._queue.clear()
-                    self._in_operation.clear()
-
-    def _work_off(self) -> None:
-        while self._queue:
-            self._queue.popleft()()
-
-    # Remembering
-
-    def _recall(self, value: Any) -> Any:
-        """The copy of `value`, or None."""
-        if isinstance(value, FunctionType):
-            return self._functions.get(value)
-        for memory in (self._in_modules, self._in_operation):
-            if id(value) in memory:
-                return memory[id(value)][1]
-        return None
 
     def _remember(self, value: Any, new: Any, found: Found) -> Any:
-        if isinstance(value, FunctionType):
-            self._functions[value] = new
-            self._undo.append(lambda: self._functions.pop(value, None))
-        else:
-            lasts = found is Found.IN_MODULE or isinstance(value, ModuleType)
-            memory = self._in_modules if lasts else self._in_operation
-            memory[id(value)] = (value, new)
-            self._undo.append(lambda: memory.pop(id(value), None))
-        return new
+        lasting = found is Found.IN_MODULE or isinstance(value, ModuleType)
+        return self._memory.remember(value, new, lasting)
 
     # Deciding
 
@@ -235,7 +179,7 @@ class Copier:
     # Copying
 
     def _copy(self, value: Any, found: Found) -> Any:
-        known = self._recall(value)
+        known = self._memory.recall(value)
         if known is not None:
             return known
         if not self.holds_package_code(value, found):
@@ -291,7 +235,7 @@ class Copier:
             function.__code__, namespace, function.__name__, None, closure or None
         )
         self._remember(function, new, found)
-        self._queue.append(lambda: self._complete(new, function, source))
+        self._memory.later(lambda: self._complete(new, function, source))
         return new
 
     def _complete(
@@ -338,7 +282,7 @@ class Copier:
         )
         self._remember(function, new, found)
         new.__kwdefaults__ = function.__kwdefaults__
-        self._queue.append(lambda: self._dress(new, function))
+        self._memory.later(lambda: self._dress(new, function))
         return new
 
     def _copy_wrapper_cell(self, cell: CellType) -> CellType:
@@ -346,7 +290,7 @@ class Copier:
             if _is_vmap_itself(contents):
                 return contents  # somebody else's, since the wrapper is
             if isinstance(contents, FunctionType) and self._leads_to_package(contents):
-                known = self._recall(contents)
+                known = self._memory.recall(contents)
                 if known is not None:
                     return known
                 return self._copy_function(contents, Found.IN_CLOSURE)
@@ -358,7 +302,7 @@ class Copier:
         self, cell: CellType, copy: Callable[[Any], Any] | None = None
     ) -> CellType:
         """A new cell, shared by all copies of the functions that share the old one."""
-        known = self._recall(cell)
+        known = self._memory.recall(cell)
         if known is not None:
             return known
         new = self._remember(cell, CellType(), Found.IN_CLOSURE)
@@ -373,7 +317,7 @@ class Copier:
             else:
                 new.cell_contents = copy(contents)
 
-        self._queue.append(fill)
+        self._memory.later(fill)
         return new
 
     def _copy_dispatch(self, function: Any) -> Any:
@@ -401,7 +345,7 @@ class Copier:
         source = namespace[_SOURCE]
         if name in source:
             namespace[name] = self._copy(source[name], Found.IN_MODULE)
-            self._undo.append(lambda: namespace.pop(name, None))
+            self._memory.on_failure(lambda: namespace.pop(name, None))
         elif not hasattr(builtins, name):
             self._unresolved.append((namespace, name))
 
@@ -425,9 +369,8 @@ class Copier:
         namespace = self._namespace(vars(module))
 
         def look_up(name: str) -> Any:
-            with self._operation():
+            with self._memory.operation():
                 self._fill(namespace, name)
-                self._work_off()
             return namespace[name] if name in namespace else getattr(module, name)
 
         return ModuleStandIn(module, look_up, namespace)
