@@ -393,8 +393,13 @@ def test_copies_look_like_their_originals(make_package):
             "Sums."
             return scale * jax.vmap(lambda r: r.sum())(x)
         run.colour = "red"
+        def make():
+            def inner(x): return x
+            return inner
+        inner = make()
         """
     )
+    assert rebuild(module.inner).__qualname__ == "make.<locals>.inner"
     copy = rebuild(module.run)
     assert copy.__doc__ == "Sums."
     assert copy.__annotations__ == module.run.__annotations__
@@ -502,6 +507,10 @@ def test_the_users_vmap_stays_in_whatever_they_hand_in(make_package):
     mapped = jax.vmap(module.inner)
     assert not is_chunked(lambda x: only(x, functools.partial(mapped)), ROWS)
     assert is_chunked(lambda x: rebuild(module.run)(x, users), ROWS)
+    # In the closure of something built, a mapped function is the user's unless the
+    # package wrote it.
+    assert not is_chunked(rebuild(module.make(jax.vmap(lambda r: r.sum()))), ROWS)
+    assert is_chunked(rebuild(module.make(jax.vmap(module.inner))), ROWS)
 
 
 def test_a_wrapper_around_something_rebuilt_is_itself(make_package):
