@@ -17,6 +17,7 @@ class AbstractBatcher(eqx.Module):
     A batcher is immutable, hashable and a pytree without array leaves, so it can be
     closed over, passed through `jax.jit`, compared and used as a dictionary key.
     Subclasses implement one method, `batch`; calling a batcher is the same for all.
+    What `batch` is given may still change between releases.
 
     ```python
     import jax.numpy as jnp

@@ -114,6 +114,7 @@ class Call:
                 full[i] = value
             args, kwargs = jax.tree.unflatten(treedef, full)
             out = self.fun(*args, **kwargs)
+            # What is no array is judged by jax.vmap, so that the error is its own.
             for leaf in jax.tree.leaves(out):
                 if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
                     jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))

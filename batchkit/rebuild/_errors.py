@@ -1,6 +1,8 @@
 """What can go wrong while rebuilding."""
 
-from typing import Any, final
+from typing import final
+
+from ._sites import Site
 
 
 @final
@@ -12,19 +14,26 @@ class UnreachableSiteError(ValueError):
     and never changed.
 
     ```python
+    import blackjax
+    import jax
     import pytest
     import batchkit as bk
 
-    with pytest.raises(bk.UnreachableSiteError, match="jitted"):
-        raise bk.UnreachableSiteError("jitted function", "jax.vmap in module:function")
+    algorithm = blackjax.nss(
+        logprior_fn=lambda x: -(x**2).sum(),
+        loglikelihood_fn=lambda x: -(x**2).sum(),
+        num_inner_steps=5,
+    )
+    with pytest.raises(bk.UnreachableSiteError, match="jax.vmap in blackjax.ns.nss"):
+        bk.rebuild_sampler(jax.jit(algorithm.init), batcher=bk.Chunked(16))
     ```
     """
 
-    def __init__(self, holder: Any, site: Any) -> None:
+    def __init__(self, holder: str, site: Site) -> None:
         """**Arguments:**
 
-        - `holder`: the object that hides the vmap.
-        - `site`: where the vmap stands: module, function and line.
+        - `holder`: a description of the object that hides the vmap.
+        - `site`: where the vmap stands; its `str` names module, function and line.
         """
         self.holder = holder
         self.site = site
