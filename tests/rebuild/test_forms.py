@@ -2,7 +2,7 @@
 
 import functools
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, assert_type
 
 import blackjax
 import blackjax.ns.nss
@@ -152,8 +152,7 @@ def test_the_users_functions_and_their_vmaps_stay():
     assert "scan" not in nested  # the user's own vmap is a batched computation
 
 
-def test_what_is_typed_stays_typed():
-    # pyright sees the type of the argument; at run time it is the same class.
-    nss = rebuild(blackjax.nss)
-    assert callable(nss.init)
-    assert callable(nss.build_kernel)
+def test_the_type_is_that_of_the_argument():
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Vmap())
+    assert_type(nss, blackjax.GenerateSamplingAPI)  # this one is for pyright
+    assert type(nss) is blackjax.GenerateSamplingAPI
