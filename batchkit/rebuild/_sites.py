@@ -63,8 +63,8 @@ def _read(function: FunctionType, packages: Packages) -> tuple[list[Site], list[
     reached: list[Any] = []
     mapped = mapped_function(function)
     if mapped is not None and packages.hold(function.__module__):
-        code = getattr(function.__wrapped__, "__code__", function.__code__)  # pyright: ignore
-        line = code.co_firstlineno
+        inner = getattr(function, "__wrapped__", function)
+        line = getattr(inner, "__code__", function.__code__).co_firstlineno
         sites.append(
             Site(function.__module__, function.__qualname__, line, "@jax.vmap")
         )
