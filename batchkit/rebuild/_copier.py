@@ -28,7 +28,7 @@ from ._memory import Memory
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._sites import Site, closure_contents, reachable_sites
-from ._vmaps import has_vmap, is_vmap, mapped_function, stand_in_for_vmap
+from ._vmaps import is_vmap, leads_to_vmap, mapped_function, stand_in_for_vmap
 
 
 # Under these names a rebuilt namespace keeps whose it is and what it was made from.
@@ -107,7 +107,7 @@ class Copier:
     # Deciding
 
     def _is_copied(self, value: Any, found: Found) -> bool:
-        if _is_vmap_itself(value):
+        if leads_to_vmap(value):
             return found is not Found.IN_ARGUMENT and value is not self._vmap
         if isinstance(value, FunctionType):
             if self.made(value):
@@ -139,7 +139,7 @@ class Copier:
                 if mapped_function(item) is not None:
                     return True
                 pending.extend(contents for _, contents in closure_contents(item))
-            elif self.holds_package_code(item) and not _is_vmap_itself(item):
+            elif self.holds_package_code(item) and not leads_to_vmap(item):
                 return True
         return False
 
@@ -150,7 +150,9 @@ class Copier:
         `__wrapped__` in an object that is no Python function, and, in a module, the
         attributes of somebody else's objects.
         """
-        if isinstance(value, type | FunctionType | ModuleType) or _is_cache(value):
+        if isinstance(value, type):
+            return self._hidden_in_class(value)
+        if isinstance(value, FunctionType | ModuleType) or _is_cache(value):
             return None
         hidden: list[Any] = []
         if self._packages.own_instance(value):
@@ -190,11 +192,9 @@ class Copier:
             return self._copy_function(value, found)
         if isinstance(value, ModuleType):
             return self._remember(value, self._copy_module(value), found)
-        cls = value if isinstance(value, type) else type(value)
-        site = self._hidden_in_class(cls) if isinstance(value, type) else None
-        site = site or self._hidden_site(value, found)
+        site = self._hidden_site(value, found)
         if site is not None:
-            raise UnreachableSiteError(_describe(value, cls), site)
+            raise UnreachableSiteError(_describe(value), site)
         if isinstance(value, type):
             return value
         if _is_cache(value):
@@ -287,7 +287,7 @@ class Copier:
 
     def _copy_wrapper_cell(self, cell: CellType) -> CellType:
         def copy(contents: Any) -> Any:
-            if _is_vmap_itself(contents):
+            if leads_to_vmap(contents):
                 return contents  # somebody else's, since the wrapper is
             if isinstance(contents, FunctionType) and self._leads_to_package(contents):
                 known = self._memory.recall(contents)
@@ -381,18 +381,14 @@ class Copier:
         return self.copy(module, Found.IN_MODULE)
 
 
-def _is_vmap_itself(value: Any) -> bool:
-    """Whether it is `jax.vmap`, or a module that offers it."""
-    return is_vmap(value) or has_vmap(value)
-
-
 def _is_cache(value: Any) -> bool:
     """Whether it is a `functools.lru_cache`."""
     return hasattr(value, "cache_parameters") and hasattr(value, "__wrapped__")
 
 
-def _describe(value: Any, cls: type) -> str:
+def _describe(value: Any) -> str:
     """What holds a vmap, in the words of an error message."""
+    cls = value if isinstance(value, type) else type(value)
     wrapped = getattr(value, "__wrapped__", None)
     if wrapped is not None and not isinstance(value, type):
         name = getattr(wrapped, "__qualname__", repr(wrapped))

@@ -35,6 +35,11 @@ def has_vmap(module: object) -> bool:
     return vars(module).get("vmap") is jax.vmap
 
 
+def leads_to_vmap(value: object) -> bool:
+    """Whether it is `jax.vmap`, or a module that offers it."""
+    return is_vmap(value) or has_vmap(value)
+
+
 def stand_in_for_vmap(batcher: AbstractBatcher) -> Callable[..., Any]:
     """A function with the signature of `jax.vmap`, laid out by `batcher`."""
 
