@@ -172,12 +172,6 @@ class Copier:
             self._site_of_class[cls] = next(reachable_sites(cls, self._packages), None)
         return self._site_of_class[cls]
 
-    def _package_applied(self, fun: Any, found: Found) -> bool:
-        """Whether the `jax.vmap` that `fun` was found in is the package's."""
-        if found is Found.IN_CLOSURE:
-            return isinstance(fun, FunctionType) and self._packages.wrote(fun)
-        return found is Found.IN_MODULE
-
     # Copying
 
     def _copy(self, value: Any, found: Found) -> Any:
@@ -222,7 +216,7 @@ class Copier:
             if target is not None:
                 return self._copy(target, found)
         mapped = mapped_function(function)
-        if mapped is not None and self._package_applied(mapped[0], found):
+        if mapped is not None and found is not Found.IN_ARGUMENT:
             fun, arguments = mapped
             new = self._vmap(self._copy(fun, Found.IN_MODULE), **arguments)
             return self._remember(function, new, found)

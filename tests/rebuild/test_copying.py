@@ -185,7 +185,7 @@ SPELLINGS = {
         import functools, jax
         def logged(f):
             @functools.wraps(f)
-            def inner(*args): return f(*args)
+            def inner(*args, scale=2): return scale * f(*args)
             return inner
         @logged
         def run(x): return jax.vmap(lambda r: r.sum())(x)
@@ -388,7 +388,7 @@ def test_module_state_of_the_copy_is_its_own(make_package):
 def test_copies_look_like_their_originals(make_package):
     module = make_package(
         init="""
-        import jax
+        import functools, jax
         def run(x: float, *, scale: int = 2) -> float:
             "Sums."
             return scale * jax.vmap(lambda r: r.sum())(x)
@@ -397,9 +397,15 @@ def test_copies_look_like_their_originals(make_package):
             def inner(x): return x
             return inner
         inner = make()
+        def around(f):
+            @functools.wraps(f)
+            def other(x): return f(x)
+            return other
+        wrapped = around(run)
         """
     )
     assert rebuild(module.inner).__qualname__ == "make.<locals>.inner"
+    assert rebuild(module.wrapped).__qualname__ == "run"
     copy = rebuild(module.run)
     assert copy.__doc__ == "Sums."
     assert copy.__annotations__ == module.run.__annotations__
@@ -625,8 +631,8 @@ def test_recursive_wrappers_end(make_package):
     )
 
     @functools.wraps(module.inner)
-    def users(x: Any, n: int) -> Any:
-        return module.inner(x) if n == 0 else users(x, n - 1)
+    def users(x: Any, n: int, *, step: int = 1) -> Any:
+        return module.inner(x) if n == 0 else users(x, n - step)
 
     np.testing.assert_array_equal(rebuild(module.run)(ROWS, users), module.inner(ROWS))
 
@@ -799,6 +805,21 @@ UNREACHABLE = {
         def run(x): return thing.go(x)
         """,
         "toy:Base.go.<locals>.<lambda>, line 5",
+    ),
+    "setter of a property": (
+        """
+        import jax
+        class Thing:
+            @property
+            def go(self): return None
+            @go.setter
+            def go(self, x): self.total = jax.vmap(lambda r: r.sum())(x)
+        def run(x):
+            thing = Thing()
+            thing.go = x
+            return thing.total
+        """,
+        "toy:Thing.go, line 7",
     ),
     "custom derivative": (
         """
