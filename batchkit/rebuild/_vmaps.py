@@ -25,7 +25,8 @@ def is_vmap(value: object) -> bool:
     """Whether `value` is `jax.vmap` or stands in for it in something rebuilt."""
     if value is jax.vmap:
         return True
-    return isinstance(value, FunctionType) and _STAND_IN in value.__dict__
+    # `functools.wraps` hands attributes on; only the stand-in itself names itself.
+    return isinstance(value, FunctionType) and value.__dict__.get(_STAND_IN) is value
 
 
 def has_vmap(module: object) -> bool:
@@ -60,7 +61,7 @@ def stand_in_for_vmap(batcher: AbstractBatcher) -> Callable[..., Any]:
             spmd_axis_name=spmd_axis_name,
         )
 
-    vars(vmap)[_STAND_IN] = True
+    vars(vmap)[_STAND_IN] = vmap
     return vmap
 
 
