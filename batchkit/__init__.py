@@ -5,22 +5,46 @@ from .batchers import (
     Chunked as Chunked,
     Sequential as Sequential,
     Sharded as Sharded,
+    Site as Site,
     Vmap as Vmap,
     filter_batch as filter_batch,
 )
 from .rebuild import (
+    AbstractPolicy as AbstractPolicy,
+    ByPhase as ByPhase,
+    BySite as BySite,
+    Sites as Sites,
     UnreachableSiteError as UnreachableSiteError,
     rebuild_sampler as rebuild_sampler,
+    sites as sites,
+)
+from .reports import (
+    Explanation as Explanation,
+    MemoryUse as MemoryUse,
+    ReachedSite as ReachedSite,
+    explain as explain,
+    memory as memory,
 )
 
 
 __all__ = [
     "AbstractBatcher",
+    "AbstractPolicy",
+    "ByPhase",
+    "BySite",
     "Chunked",
+    "Explanation",
+    "MemoryUse",
+    "ReachedSite",
     "Sequential",
     "Sharded",
+    "Site",
+    "Sites",
     "UnreachableSiteError",
     "Vmap",
+    "explain",
     "filter_batch",
+    "memory",
     "rebuild_sampler",
+    "sites",
 ]

@@ -5,4 +5,5 @@ from ._chunked import Chunked as Chunked
 from ._filter import filter_batch as filter_batch
 from ._sequential import Sequential as Sequential
 from ._sharded import Sharded as Sharded
+from ._site import Site as Site
 from ._vmap import Vmap as Vmap

@@ -1,14 +1,15 @@
 """What every batcher is: a value that lays out the tasks of a mapped function."""
 
 import abc
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 from jaxtyping import PyTree
 
-from ._call import Call
+from ._call import Call, function_of_calls, watched_call
+from ._site import Site
+from ._watching import caller_outside, innermost
 
 
 class AbstractBatcher(eqx.Module):
@@ -80,19 +81,19 @@ class AbstractBatcher(eqx.Module):
         arguments are known: `ValueError` for sizes that disagree, for nothing to map
         and for an `out_axes=None` output that varies.
         """
-        make_call = functools.partial(
-            Call,
+        return function_of_calls(
+            self._run,
             fun,
-            in_axes=in_axes,
-            out_axes=out_axes,
+            in_axes,
+            out_axes,
             axis_name=axis_name,
             axis_size=axis_size,
             spmd_axis_name=spmd_axis_name,
         )
-        make_call(args=(), kwargs={}).check_axes()
 
-        @functools.wraps(fun)
-        def batched(*args: Any, **kwargs: Any) -> Any:
-            return self.batch(make_call(args=args, kwargs=kwargs))
-
-        return batched
+    def _run(self, call: Call) -> PyTree:
+        if innermost() is None:
+            return self.batch(call)
+        code, names, line = caller_outside("jax", "equinox", "functools")
+        site = Site(str(names["__name__"]), code.co_qualname, line, repr(self))
+        return watched_call(call, site, self, self.batch)

@@ -21,6 +21,7 @@ from ._refusals import (
     refuse_varying_outputs,
 )
 from ._task import Task
+from ._watching import Reached, bytes_per_task, reaching
 
 
 # The probe's own name for the mapped axis; no function of a user binds it.
@@ -40,6 +41,7 @@ class Call:
     axis_name: Any
     axis_size: int | None
     spmd_axis_name: Any
+    on_task: Callable[[Task], None] | None = None  # is shown what `trace` returns
 
     def check_axes(self) -> None:
         """Raises `jax.vmap`'s error for `in_axes` that cannot be right."""
@@ -145,10 +147,17 @@ class Call:
             out_tree=jax.tree.structure(out_shapes),
             out_axes=self._out_leaf_axes(out_shapes),
         )
+        if self.on_task is not None:
+            self.on_task(task)
         refuse_collectives(task, self.axis_name, batcher)
         refuse_draws_by_batch(task, batcher)
         refuse_varying_outputs(task, self.out_axes)
         return task
+
+    @property
+    def bytes_in(self) -> int:
+        """The bytes of the mapped arguments of one task."""
+        return bytes_per_task((self.args, self.kwargs), self._leaf_axes(), self.size)
 
     def _check_size(self, size: int) -> None:
         """Compares `axis_size` with the arguments, which JAX before 0.10 does not."""
@@ -188,6 +197,56 @@ class Call:
 
             jax.eval_shape(jax.vmap(zeros, out_axes=self.out_axes, axis_size=1))
         return leaf_axes(self.out_axes, out_shapes)
+
+
+def function_of_calls(
+    run: Callable[[Call], PyTree],
+    fun: Callable[..., Any],
+    in_axes: Any,
+    out_axes: Any,
+    **axis: Any,
+) -> Callable[..., Any]:
+    """What `jax.vmap(fun, ...)` returns, but with each call handed to `run`."""
+    make_call = functools.partial(Call, fun, in_axes=in_axes, out_axes=out_axes, **axis)
+    make_call(args=(), kwargs={}).check_axes()
+
+    @functools.wraps(fun)
+    def batched(*args: Any, **kwargs: Any) -> Any:
+        return run(make_call(args=args, kwargs=kwargs))
+
+    return batched
+
+
+def part_of_call(
+    batch: Callable[[Call], PyTree],
+    run: Callable[..., list[Any]],
+    out_axes: list[int | None],
+    size: int,
+    spmd_axis_name: Any = None,
+) -> Callable[..., list[Any]]:
+    """A function of the rows of `size` tasks, which an inner batcher's `batch` runs."""
+
+    def part(*rows: Any) -> list[Any]:
+        return batch(Call(run, rows, {}, 0, out_axes, None, size, spmd_axis_name))
+
+    return part
+
+
+def watched_call(
+    call: Call,
+    place: Any,
+    batcher: Any,
+    run: Callable[[Call], PyTree],
+    **about: Any,
+) -> PyTree:
+    """Runs a call and tells the watcher of the trace about it."""
+    with reaching(Reached(place, batcher, **about)) as reached:
+        out = run(call)
+        reached.tasks = call.size
+        reached.bytes_in = call.bytes_in
+        axes = leaf_axes(call.out_axes, out)
+        reached.bytes_out = bytes_per_task(out, axes, call.size)
+    return out
 
 
 def leaf_axes(prefix: PyTree, tree: PyTree) -> list[int | None]:

@@ -12,9 +12,10 @@ import jax
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
-from ._call import Call
+from ._call import Call, part_of_call
 from ._padding import cut_rows, pad_rows
 from ._vmap import Vmap
+from ._watching import note_cut
 
 
 @final
@@ -98,12 +99,9 @@ class Chunked(AbstractBatcher):
         task = call.trace(self)
         chunks = -(-task.size // self.size)
         lanes = -(-task.size // chunks)
-        inner = self.inner(
-            task.run,
-            0,
-            task.lane_out_axes,
-            axis_size=lanes,
-            spmd_axis_name=call.spmd_axis_name,
+        note_cut(task.size, chunks, 1, lanes, "chunk")
+        inner = part_of_call(
+            self.inner.batch, task.run, task.lane_out_axes, lanes, call.spmd_axis_name
         )
 
         def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:

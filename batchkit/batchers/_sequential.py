@@ -7,6 +7,7 @@ from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call
+from ._watching import note_cut
 
 
 @final
@@ -42,6 +43,7 @@ class Sequential(AbstractBatcher):
         task = call.trace(self)
         if task.size == 0 and None in task.lane_out_axes:
             return call.vmap()
+        note_cut(task.size, task.size, 1, 1, "task")
 
         def body(carry: None, row: list[Any]) -> tuple[None, list[Any]]:
             return carry, task.run(*row)

@@ -16,10 +16,11 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
-from ._call import Call
+from ._call import Call, part_of_call
 from ._padding import cut_rows, pad_rows
 from ._task import Task
 from ._vmap import Vmap
+from ._watching import note_cut
 
 
 # Bound while a task is traced that will run on one device of several.
@@ -122,13 +123,14 @@ class Sharded(AbstractBatcher):
             return self.inner.batch(call)
         task = _trace_for_a_device(call, self)
         share = -(-task.size // shards)
+        note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
         def on_device(closure: list[Any], rows: list[Any]) -> list[Any]:
             def run(*row: Any) -> list[Any]:
                 return task.run(*row, closure=closure)
 
-            inner = self.inner(run, 0, task.lane_out_axes, axis_size=share)
+            inner = part_of_call(self.inner.batch, run, task.lane_out_axes, share)
             return inner(*rows)
 
         # Replication checking rejects a while_loop whose carry starts out replicated

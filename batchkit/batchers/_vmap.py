@@ -6,6 +6,7 @@ from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call
+from ._watching import innermost, note_cut
 
 
 @final
@@ -29,4 +30,6 @@ class Vmap(AbstractBatcher):
         """**Arguments:** none."""
 
     def batch(self, call: Call) -> PyTree:
+        if innermost() is not None:
+            note_cut(call.size, 1, 1, call.size, "chunk")
         return call.vmap()

@@ -1,4 +1,7 @@
-"""Reading code objects: which global names a function uses, without running it."""
+"""Reading code objects: which names from outside a function uses, without running it.
+
+Such a name is a global one, or one that an `import` inside the function binds.
+"""
 
 import dis
 import functools
@@ -10,41 +13,126 @@ from typing import final
 
 @final
 @dataclass(frozen=True)
+class Import:
+    """What an `import` statement binds a name to."""
+
+    module: str  # as it is written
+    level: int  # how many dots stood in front
+    attribute: str | None  # of the module; None for the module itself
+
+
+@final
+@dataclass(frozen=True)
 class Reference:
-    """A global name that code reads, with the attributes that it reads off it."""
+    """A name from outside that code reads, with the attributes it reads off it."""
 
     path: tuple[str, ...]  # ("jax", "vmap") for `jax.vmap`
     qualname: str  # of the function, possibly a nested one, that reads it
     line: int
+    imported: Import | None = None  # what the first name is, if it is not global
+    is_binding: bool = False  # the import itself, not a use of what it binds
+    is_decorator: bool = False
 
 
 @functools.cache
-def global_references(code: CodeType) -> tuple[Reference, ...]:
-    """The global names read by `code` and by the functions defined inside it."""
-    return tuple(_references(code))
+def references(code: CodeType) -> tuple[Reference, ...]:
+    """The names from outside read by `code` and by the functions defined inside it."""
+    return tuple(_references(code, {}))
+
+
+@functools.cache
+def global_names(code: CodeType) -> tuple[tuple[str, ...], ...]:
+    """The paths of the global names among them, each once."""
+    found = (ref.path for ref in references(code) if ref.imported is None)
+    return tuple(dict.fromkeys(found))
 
 
 def looks_up_names_at_run_time(code: CodeType) -> bool:
     """Whether `code` can read globals by names that no reading of it tells."""
     dynamic = {"globals", "eval", "exec", "vars"}
-    return any(x.path[0] in dynamic for x in global_references(code))
+    return any(path[0] in dynamic for path in global_names(code))
 
 
-def _references(code: CodeType) -> Iterator[Reference]:
-    path: tuple[str, ...] = ()
+def _references(code: CodeType, outer: dict[str, Import]) -> Iterator[Reference]:
+    instructions = list(dis.get_instructions(code))
+    imports = dict(outer)
     line = code.co_firstlineno
-    for instruction in dis.get_instructions(code):
-        if path and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            path = (*path, instruction.argval)
-            continue
-        if path:
-            yield Reference(path, code.co_qualname, line)
-            path = ()
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            path = (instruction.argval,)
-            positions = instruction.positions
-            if positions is not None and positions.lineno is not None:
-                line = positions.lineno
+    i = 0
+    while i < len(instructions):
+        instruction = instructions[i]
+        positions = instruction.positions
+        if positions is not None and positions.lineno is not None:
+            line = positions.lineno
+        if instruction.opname == "IMPORT_NAME":
+            for name, imported in _bindings(instructions, i):
+                imports[name] = imported
+                yield Reference((name,), code.co_qualname, line, imported, True)
+        for name in _loaded(instruction, code):
+            is_global = instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+            if not is_global and name not in imports:
+                continue
+            path = [name]
+            while i + 1 < len(instructions) and instructions[i + 1].opname in (
+                "LOAD_ATTR",
+                "LOAD_METHOD",
+            ):
+                i += 1
+                path.append(instructions[i].argval)
+            yield Reference(
+                tuple(path),
+                code.co_qualname,
+                line,
+                None if is_global else imports[name],
+                is_decorator=_defines_function(instructions[i + 1 :]),
+            )
+        i += 1
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _references(constant)
+            yield from _references(constant, imports)
+
+
+def _loaded(instruction: dis.Instruction, code: CodeType) -> tuple[str, ...]:
+    """The names whose values an instruction loads; the last one lies on top."""
+    operation = instruction.opname
+    if operation.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
+        return (instruction.argval,)
+    if operation.startswith("LOAD_FAST"):
+        names = instruction.argval
+        names = names if isinstance(names, tuple) else (names,)
+        # Since Python 3.13 this is also how a cell is loaded for a nested function.
+        cells = (*code.co_cellvars, *code.co_freevars)
+        return tuple(name for name in names if name not in cells)
+    return ()
+
+
+def _bindings(
+    instructions: list[dis.Instruction], start: int
+) -> Iterator[tuple[str, Import]]:
+    """The names that the `import` at `start` binds."""
+    module = instructions[start].argval
+    level, names = (instructions[start - k].argval for k in (2, 1))
+    attribute: str | None = None
+    for instruction in instructions[start + 1 :]:
+        if instruction.opname == "IMPORT_FROM":
+            attribute = instruction.argval
+        elif instruction.opname.startswith("STORE_"):
+            stored = instruction.argval
+            name = stored[0] if isinstance(stored, tuple) else stored
+            if names:  # from a import b, c
+                yield name, Import(module, level, attribute)
+            else:  # `import a.b` binds `a`, and `import a.b as c` binds `a.b`
+                whole = module if attribute else module.split(".")[0]
+                yield name, Import(whole, level, None)
+                return
+        elif instruction.opname not in ("SWAP", "POP_TOP"):
+            return
+
+
+def _defines_function(following: list[dis.Instruction]) -> bool:
+    """Whether what was read is about to decorate a `def`."""
+    for instruction in following:
+        if isinstance(instruction.argval, CodeType):
+            return not instruction.argval.co_name.startswith("<")
+        if instruction.opname.startswith(("CALL", "PRECALL", "STORE", "RETURN", "POP")):
+            return False
+    return False

@@ -6,8 +6,8 @@ up. The copy of a function is the same code object with another namespace, in wh
 way: its defaults, its closure, and what its global names refer to. The original, its
 module and `jax` are only read.
 
-A copier makes all copies for one batcher. It remembers them, so that a function has one
-copy however it is reached (blackjax compares functions with `is`) and cycles end.
+A copier makes all copies for one `Mapper`. It remembers them, so that a function has
+one copy however it is reached (blackjax compares functions with `is`) and cycles end.
 Namespaces are filled name by name, for the names that the copied code reads, so that
 neither cycles of imports nor long chains of calls matter.
 """
@@ -19,21 +19,19 @@ from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
 from typing import Any, final
 
-from ..batchers import AbstractBatcher
-from ._code import global_references, looks_up_names_at_run_time
+from ..batchers import Site
+from ._code import global_names, looks_up_names_at_run_time
 from ._errors import UnreachableSiteError
-from ._inside import children, holds, with_changed
-from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, mark, marked
+from ._finder import closure_contents, site_of_decorator
+from ._hidden import HiddenSites, holder_of, is_cache
+from ._inside import holds, with_changed
+from ._mapper import Mapper
+from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, REBUILT, SOURCE, mark, marked
 from ._memory import Memory
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
-from ._sites import Site, closure_contents, reachable_sites
-from ._vmaps import is_vmap, leads_to_vmap, mapped_function, stand_in_for_vmap
+from ._vmaps import Mapped, is_vmap, leads_to_vmap, mapped_by, mapped_function
 
-
-# Under these names a rebuilt namespace keeps whose it is and what it was made from.
-_COPIER = "__batchkit_copier__"
-_SOURCE = "__batchkit_source__"
 
 _MODULE_NAMES = (
     "__name__",
@@ -57,16 +55,16 @@ class Found(enum.Enum):
 
 @final
 class Copier:
-    """Makes and remembers the copies for one batcher."""
+    """Makes and remembers the copies in which a mapper's `vmap` is the vmap."""
 
-    def __init__(self, batcher: AbstractBatcher, packages: Packages) -> None:
+    def __init__(self, mapper: Mapper, packages: Packages) -> None:
         self._packages = packages
-        self._vmap = stand_in_for_vmap(batcher)
+        self._mapper = mapper
+        self._hidden = HiddenSites(packages)
         self._builtins = {**vars(builtins), "__import__": self._import}
         self._memory = Memory()
         self._namespaces: dict[int, dict[str, Any]] = {}
         self._unresolved: list[tuple[dict[str, Any], str]] = []
-        self._site_of_class: dict[type, Site | None] = {}
 
     def copy(self, value: Any, found: Found = Found.IN_CLOSURE) -> Any:
         """`value` with every function of the packages in it replaced by its copy.
@@ -90,7 +88,7 @@ class Copier:
         """Whether `value` is a function with a namespace of this copier."""
         if not isinstance(value, FunctionType):
             return False
-        return value.__globals__.get(_COPIER) is self
+        return value.__globals__.get(REBUILT) is self
 
     def resolve_late_names(self) -> None:
         """Looks again for global names that did not exist when they were first read."""
@@ -108,12 +106,13 @@ class Copier:
 
     def _is_copied(self, value: Any, found: Found) -> bool:
         if leads_to_vmap(value):
-            return found is not Found.IN_ARGUMENT and value is not self._vmap
+            return found is not Found.IN_ARGUMENT and value is not self._mapper.vmap
         if isinstance(value, FunctionType):
-            if self.made(value):
+            if self.made(value) or mapped_by(value) is self._mapper:
                 return False
             return (
                 marked(value, BEHIND_ENTRY) is not None
+                or mapped_by(value) is not None
                 or self._packages.wrote(value)
                 or self._packages.wrapped(value)
                 or (found is Found.IN_MODULE and self._leads_to_package(value))
@@ -122,7 +121,7 @@ class Copier:
             return self._packages.own_module(value)
         if isinstance(value, type):
             return self._packages.own_class(value)
-        if _is_cache(value):
+        if is_cache(value):
             return self.holds_package_code(value.__wrapped__)
         return self._hidden_site(value, found) is not None
 
@@ -144,33 +143,11 @@ class Copier:
         return False
 
     def _hidden_site(self, value: Any, found: Found) -> Site | None:
-        """A vmap that `value` can reach and that cannot be exchanged, if there is one.
-
-        Hidden from copying are the methods of classes, what stands behind
-        `__wrapped__` in an object that is no Python function, and, in a module, the
-        attributes of somebody else's objects.
-        """
-        if isinstance(value, type):
-            return self._hidden_in_class(value)
-        if isinstance(value, FunctionType | ModuleType) or _is_cache(value):
-            return None
-        hidden: list[Any] = []
-        if self._packages.own_instance(value):
-            if self._hidden_in_class(type(value)) is not None:
-                return self._hidden_in_class(type(value))
-        elif found is Found.IN_MODULE and not any(children(value, self.opens)):
-            hidden.extend(getattr(value, "__dict__", {}).values())
-        if callable(value):
-            hidden.append(getattr(value, "__wrapped__", None))
-        for item in hidden:
-            for site in reachable_sites(item, self._packages):
+        """A vmap that cannot be exchanged in `value` although the policy wants it."""
+        for site in self._hidden.of(value, found is Found.IN_MODULE):
+            if not self._mapper.leaves(site):
                 return site
         return None
-
-    def _hidden_in_class(self, cls: type) -> Site | None:
-        if cls not in self._site_of_class:
-            self._site_of_class[cls] = next(reachable_sites(cls, self._packages), None)
-        return self._site_of_class[cls]
 
     # Copying
 
@@ -181,34 +158,29 @@ class Copier:
         if not self.holds_package_code(value, found):
             return value
         if is_vmap(value):
-            return self._vmap
+            return self._mapper.vmap
         if isinstance(value, FunctionType):
             return self._copy_function(value, found)
         if isinstance(value, ModuleType):
             return self._remember(value, self._copy_module(value), found)
         site = self._hidden_site(value, found)
         if site is not None:
-            raise UnreachableSiteError(_describe(value), site)
+            raise UnreachableSiteError(holder_of(value), site)
         if isinstance(value, type):
             return value
-        if _is_cache(value):
+        if is_cache(value):
             cached = self._copy(value.__wrapped__, Found.IN_MODULE)
             new = functools.lru_cache(**value.cache_parameters())(cached)
             return self._remember(value, new, found)
-        change = functools.partial(self._copy, found=found)
-        if isinstance(value, functools.partial) and found is Found.IN_CLOSURE:
-            change = self._copy_part_of(value)
+        is_partial = isinstance(value, functools.partial)
+
+        def change(part: Any, _: str | None) -> Any:
+            if is_partial and found is Found.IN_CLOSURE and part is not value.func:
+                return self._copy(part, Found.IN_ARGUMENT)  # given to it by the user
+            return self._copy(part, found)
+
         remember = functools.partial(self._remember, found=found)
         return remember(value, with_changed(value, change, remember))
-
-    def _copy_part_of(self, value: functools.partial[Any]) -> Callable[[Any], Any]:
-        """How a partial's parts are copied: what was given to it is the user's."""
-
-        def change(part: Any) -> Any:
-            given = Found.IN_CLOSURE if part is value.func else Found.IN_ARGUMENT
-            return self._copy(part, given)
-
-        return change
 
     def _copy_function(self, function: FunctionType, found: Found) -> Any:
         for name in (BEHIND_ENTRY, ORIGINAL):  # rebuilt before, perhaps for another
@@ -216,13 +188,11 @@ class Copier:
             if target is not None:
                 return self._copy(target, found)
         mapped = mapped_function(function)
-        if mapped is not None and found is not Found.IN_ARGUMENT:
-            fun, arguments = mapped
-            new = self._vmap(self._copy(fun, Found.IN_MODULE), **arguments)
-            return self._remember(function, new, found)
+        if mapped is not None and (mapped.site or found is not Found.IN_ARGUMENT):
+            return self._remember(function, self._map_again(function, mapped), found)
         if not self._packages.wrote(function):
             return self._copy_wrapper(function, found)
-        source = function.__globals__.get(_SOURCE, function.__globals__)
+        source = function.__globals__.get(SOURCE, function.__globals__)
         namespace = self._namespace(source)
         closure = tuple(self._copy_cell(cell) for cell in function.__closure__ or ())
         new = FunctionType(
@@ -231,6 +201,13 @@ class Copier:
         self._remember(function, new, found)
         self._memory.later(lambda: self._complete(new, function, source))
         return new
+
+    def _map_again(self, function: FunctionType, mapped: Mapped) -> Any:
+        """What has been mapped already, by another batcher."""
+        where = Found.IN_MODULE if mapped.site is None else Found.IN_CLOSURE
+        site = mapped.site or site_of_decorator(function)
+        fun = self._copy(mapped.fun, where)
+        return self._mapper.map(Mapped(fun, mapped.arguments, site))
 
     def _complete(
         self, new: FunctionType, function: FunctionType, source: dict[str, Any]
@@ -243,9 +220,9 @@ class Copier:
         if looks_up_names_at_run_time(function.__code__):
             for name in list(source):
                 self._fill(new.__globals__, name)
-        for reference in global_references(function.__code__):
-            self._fill(new.__globals__, reference.path[0])
-            self._follow(new.__globals__, reference.path)
+        for path in global_names(function.__code__):
+            self._fill(new.__globals__, path[0])
+            self._follow(new.__globals__, path)
 
     def _dress(self, new: FunctionType, function: FunctionType) -> None:
         """Makes a copy look like its original."""
@@ -328,15 +305,15 @@ class Copier:
         if id(source) not in self._namespaces:
             namespace = {name: source[name] for name in _MODULE_NAMES if name in source}
             namespace["__builtins__"] = self._builtins
-            namespace[_COPIER] = self
-            namespace[_SOURCE] = source
+            namespace[REBUILT] = self
+            namespace[SOURCE] = source
             self._namespaces[id(source)] = namespace
         return self._namespaces[id(source)]
 
     def _fill(self, namespace: dict[str, Any], name: str) -> None:
         if name in namespace:
             return
-        source = namespace[_SOURCE]
+        source = namespace[SOURCE]
         if name in source:
             namespace[name] = self._copy(source[name], Found.IN_MODULE)
             self._memory.on_failure(lambda: namespace.pop(name, None))
@@ -373,18 +350,3 @@ class Copier:
         """`import` inside a rebuilt function."""
         module = builtins.__import__(name, *args, **kwargs)
         return self.copy(module, Found.IN_MODULE)
-
-
-def _is_cache(value: Any) -> bool:
-    """Whether it is a `functools.lru_cache`."""
-    return hasattr(value, "cache_parameters") and hasattr(value, "__wrapped__")
-
-
-def _describe(value: Any) -> str:
-    """What holds a vmap, in the words of an error message."""
-    cls = value if isinstance(value, type) else type(value)
-    wrapped = getattr(value, "__wrapped__", None)
-    if wrapped is not None and not isinstance(value, type):
-        name = getattr(wrapped, "__qualname__", repr(wrapped))
-        return f"The {cls.__name__} of {name}"
-    return f"The class {cls.__module__}.{cls.__qualname__}"

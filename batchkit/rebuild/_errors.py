@@ -2,7 +2,7 @@
 
 from typing import final
 
-from ._sites import Site
+from ..batchers import Site
 
 
 @final
@@ -38,10 +38,13 @@ class UnreachableSiteError(ValueError):
         self.holder = holder
         self.site = site
         super().__init__(
-            f"{holder} holds a vmap that cannot be rebuilt: {site}. A class or an "
+            f"{holder} holds a vmap that cannot be rebuilt: {site.spelling} in "
+            f"{site.name}, line {site.line}. A class or an "
             "already compiled function is shared with the original and is never "
             "changed, so this vmap would silently stay as it is. If you made "
             "the object, hand in a plain function (for `jax.jit(f)`, pass `f` and jit "
             "the rebuilt result); if a package made it, that package has to change, "
-            "or be left out of `packages` with all its vmaps."
+            "or be left out of `packages` with all its vmaps. To leave just this one "
+            f'as it is, give it `Vmap()`: BySite({{"{site.name}": Vmap()}}, '
+            "default=...)."
         )

@@ -31,28 +31,41 @@ def holds(
 
 def children(value: Any, opens: Callable[[Any], bool]) -> Iterable[Any]:
     """What a value consists of; nothing for a leaf."""
+    return [item for _, item in named_children(value, opens)]
+
+
+def named_children(
+    value: Any, opens: Callable[[Any], bool]
+) -> Iterable[tuple[str | None, Any]]:
+    """What a value consists of, each with the name under which users find it."""
     if isinstance(value, dict | MappingProxyType):
-        return [*value.keys(), *value.values()]
+        keys = [(None, key) for key in value]
+        return [*keys, *((_text(key), item) for key, item in value.items())]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=True)  # pyright: ignore
     if isinstance(value, list | tuple | set | frozenset | deque):
-        return value
+        return [(None, item) for item in value]
     if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
+        parts = [value.func, *value.args, *value.keywords.values()]
+        return [(None, item) for item in parts]
     if isinstance(value, MethodType):
-        return [value.__func__, value.__self__]
+        return [(None, value.__func__), (None, value.__self__)]
     if isinstance(value, SimpleNamespace) or opens(value):
-        return [item for _, item in _attributes(value)]
+        return _attributes(value)
     return ()
 
 
 def with_changed(
-    value: Any, change: Callable[[Any], Any], remember: Callable[[Any, Any], None]
+    value: Any,
+    change: Callable[[Any, str | None], Any],
+    remember: Callable[[Any, Any], None],
 ) -> Any:
     """A copy of a value with each of its children changed, which some are.
 
     **Arguments:**
 
     - `value`: something that has `children`.
-    - `change`: what each child becomes.
+    - `change`: what each child becomes, given the child and its name.
     - `remember`: called with the value and its copy before the children of a mutable
         value are changed, so that a value which holds itself ends.
     """
@@ -60,31 +73,39 @@ def with_changed(
         new = copy.copy(value)
         remember(value, new)
         new.clear()
-        new.update((change(k), change(v)) for k, v in value.items())
+        new.update((change(k, None), change(v, _text(k))) for k, v in value.items())
         return new
     if isinstance(value, list | deque):
         new = copy.copy(value)
         remember(value, new)
         new.clear()
-        new.extend(change(item) for item in value)
+        new.extend(change(item, None) for item in value)
         return new
     if isinstance(value, MappingProxyType):
-        return MappingProxyType({change(k): change(v) for k, v in value.items()})
+        return MappingProxyType(
+            {change(k, None): change(v, _text(k)) for k, v in value.items()}
+        )
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)._make(change(item) for item in value)  # pyright: ignore
+        fields = zip(value, value._fields, strict=True)  # pyright: ignore
+        return type(value)._make(change(*field) for field in fields)  # pyright: ignore
     if isinstance(value, tuple | set | frozenset):
-        return type(value)(change(item) for item in value)
+        return type(value)(change(item, None) for item in value)
     if isinstance(value, functools.partial):
-        keywords = {name: change(item) for name, item in value.keywords.items()}
-        args = [change(item) for item in value.args]
-        return type(value)(change(value.func), *args, **keywords)
+        keywords = {key: change(item, None) for key, item in value.keywords.items()}
+        args = [change(item, None) for item in value.args]
+        return type(value)(change(value.func, None), *args, **keywords)
     if isinstance(value, MethodType):
-        return MethodType(change(value.__func__), change(value.__self__))
+        function, owner = value.__func__, value.__self__
+        return MethodType(change(function, None), change(owner, None))
     new = copy.copy(value)
     remember(value, new)
     for name, item in _attributes(value):
-        object.__setattr__(new, name, change(item))  # also where it is frozen
+        object.__setattr__(new, name, change(item, name))  # also where it is frozen
     return new
+
+
+def _text(key: Any) -> str | None:
+    return key if isinstance(key, str) else None
 
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Marks on functions: what a copy was made from, and what stands behind an entry point.
+"""Marks on functions: what a copy was made from, what stands behind an entry point.
 
 `functools.wraps` hands the attributes of a function on to whatever wraps it, so a mark
 says whom it belongs to, and on anybody else it means nothing.
@@ -12,7 +12,12 @@ from typing import Any
 ORIGINAL = "__batchkit_original__"
 BEHIND_ENTRY = "__batchkit_behind_entry__"
 ENTRY = "__batchkit_entry__"
-MARKS = (ORIGINAL, BEHIND_ENTRY, ENTRY)
+MAPPED = "__batchkit_mapped__"
+MARKS = (ORIGINAL, BEHIND_ENTRY, ENTRY, MAPPED)
+
+# Under these names a rebuilt namespace keeps whose it is and what it was made from.
+REBUILT = "__batchkit_copier__"
+SOURCE = "__batchkit_source__"
 
 
 def mark(function: Any, name: str, target: Any) -> None:
@@ -21,7 +26,7 @@ def mark(function: Any, name: str, target: Any) -> None:
     function.__dict__[name] = (weakref.ref(function), keep)
 
 
-def marked(function: Any, name: str) -> FunctionType | None:
+def marked(function: Any, name: str) -> Any:
     """The target of a mark that belongs to this very function, if it still exists."""
     if not isinstance(function, FunctionType) or name not in function.__dict__:
         return None

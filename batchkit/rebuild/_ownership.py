@@ -43,3 +43,15 @@ class Packages:
     def own_module(self, value: object) -> bool:
         """Whether `value` is a module of one of the packages."""
         return isinstance(value, ModuleType) and self.hold(value.__name__)
+
+
+def packages_from(caller: str, packages: object) -> Packages:
+    """What `packages=` names, or an error on behalf of the function `caller`."""
+    if not isinstance(packages, list | tuple) or not all(
+        isinstance(name, str) for name in packages
+    ):
+        raise TypeError(
+            f"{caller}(packages={packages!r}): packages must be a tuple of "
+            'names such as ("blackjax",).'
+        )
+    return Packages(tuple(packages))

@@ -1,16 +1,13 @@
 """`rebuild_sampler`: an algorithm of blackjax with another layout."""
 
-import functools
-from collections.abc import Callable
-from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TypeVar
 
 from ..batchers import AbstractBatcher
-from ._copier import Copier, Found
-from ._inside import holds, with_changed
-from ._marks import BEHIND_ENTRY, ENTRY, mark, marked
-from ._modules import ModuleStandIn, original_module
-from ._ownership import Packages
+from ._family import Family
+from ._finder import reachable_by_phase
+from ._ownership import packages_from
+from ._policies import AbstractPolicy, policy_from, refuse_idle_patterns
 
 
 _Api = TypeVar("_Api")
@@ -19,7 +16,7 @@ _Api = TypeVar("_Api")
 def rebuild_sampler(
     api: _Api,
     *,
-    batcher: AbstractBatcher,
+    batcher: AbstractBatcher | AbstractPolicy | Mapping[str, AbstractBatcher],
     packages: tuple[str, ...] | list[str] = ("blackjax",),
 ) -> _Api:
     """Returns a sampler whose every internal `jax.vmap` goes through a batcher.
@@ -56,7 +53,12 @@ def rebuild_sampler(
     - `api`: a top-level API such as `blackjax.nss`, one of its functions, a
         `functools.partial` or a method of one, an algorithm's module, or an algorithm
         already built by upstream.
-    - `batcher`: the layout that each vmap of the packages' code gets.
+    - `batcher`: the layout that each vmap of the packages' code gets: a batcher for
+        all of them, a policy such as `ByPhase` or `BySite`, or a plain mapping as
+        sugar for both. Its keys are `"init"`, `"step"`, `"default"` (for all else;
+        `Vmap()` if left out), and names or patterns of sites, which come first. Sites
+        that only move data (reshape, transpose, concatenate, slice, broadcast,
+        convert, ...) stay as vmap: they cost nothing there, and a loop elsewhere.
     - `packages`: the packages whose functions are rebuilt, by name: a fork of blackjax,
         or one's own sampler built on it (`("blackjax", "my_sampler")`).
 
@@ -68,70 +70,19 @@ def rebuild_sampler(
     **Raises:**
 
     `TypeError` for a `batcher` or `packages` of the wrong type, `ValueError` if nothing
-    in `api` belongs to `packages`, and `batchkit.UnreachableSiteError` if a vmap stands
-    where it cannot be reached: in an already jitted function or a method of a class.
+    in `api` belongs to `packages` or a name or pattern matches no site, and
+    `batchkit.UnreachableSiteError` if a vmap stands where it cannot be reached (in an
+    already jitted function or a method of a class), unless it is to stay `Vmap()`.
     """
-    if not isinstance(batcher, AbstractBatcher):
-        raise TypeError(
-            f"rebuild_sampler(batcher={batcher!r}): batcher must be a batcher such as "
-            f"`Chunked(16)`; got {type(batcher).__name__}."
-        )
-    if not isinstance(packages, list | tuple) or not all(
-        isinstance(name, str) for name in packages
-    ):
-        raise TypeError(
-            f"rebuild_sampler(packages={packages!r}): packages must be a tuple of "
-            'names such as ("blackjax",).'
-        )
-    copier = Copier(batcher, Packages(tuple(packages)))
+    policy = policy_from(batcher)
+    owners = packages_from("rebuild_sampler", packages)
+    family = Family(policy, owners)
+    copier = family.copier()
     if not copier.holds_package_code(api) or isinstance(api, type):
         raise ValueError(
             f"rebuild_sampler(api={api!r}): there is no function of the packages "
-            f"{tuple(packages)} in it, so there is nothing to rebuild. Pass an API "
+            f"{owners.names} in it, so there is nothing to rebuild. Pass an API "
             "such as `blackjax.nss`, or name your own package in `packages`."
         )
-    return _exposed(copier.copy(api), copier)
-
-
-def _exposed(value: Any, copier: Copier) -> Any:
-    """`value` as users get it: its functions rebuild what users hand to them."""
-
-    def is_inner(item: Any) -> bool:
-        return copier.made(item) or isinstance(item, ModuleStandIn)
-
-    def expose(item: Any) -> Any:
-        if copier.made(item):
-            return _entry_point(item, copier)
-        if isinstance(item, ModuleStandIn):
-            return _exposed_module(item, copier)
-        if not holds(item, is_inner, copier.opens):
-            return item
-        return with_changed(item, expose, lambda *_: None)
-
-    return expose(value)
-
-
-def _entry_point(function: FunctionType, copier: Copier) -> Callable[..., Any]:
-    """The one function through which users call a rebuilt one."""
-    known = marked(function, ENTRY)
-    if known is not None:
-        return known
-
-    @functools.wraps(function)
-    def entry(*args: Any, **kwargs: Any) -> Any:
-        copier.resolve_late_names()
-        args, kwargs = copier.copy((args, kwargs), Found.IN_ARGUMENT)
-        return _exposed(function(*args, **kwargs), copier)
-
-    mark(entry, BEHIND_ENTRY, function)
-    mark(function, ENTRY, entry)
-    return entry
-
-
-def _exposed_module(module: ModuleStandIn, copier: Copier) -> ModuleType:
-    original = original_module(module)
-
-    def look_up(name: str) -> Any:
-        return _exposed(getattr(module, name), copier)
-
-    return ModuleStandIn(original, look_up, {})
+    refuse_idle_patterns(policy, lambda: reachable_by_phase(api, owners))
+    return family.exposed(copier.copy(api))

@@ -9,12 +9,14 @@ not recognised, and then its site is reported as unreachable. Read with JAX 0.9.
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, final
 
 import jax
 
-from ..batchers import AbstractBatcher
+from ..batchers import Site
+from ._marks import MAPPED, mark, marked
 
 
 _STAND_IN = "__batchkit_stand_in_for_vmap__"
@@ -41,32 +43,38 @@ def leads_to_vmap(value: object) -> bool:
     return is_vmap(value) or has_vmap(value)
 
 
-def stand_in_for_vmap(batcher: AbstractBatcher) -> Callable[..., Any]:
-    """A function with the signature of `jax.vmap`, laid out by `batcher`."""
-
-    def vmap(
-        fun: Callable[..., Any],
-        in_axes: Any = 0,
-        out_axes: Any = 0,
-        axis_name: Any = None,
-        axis_size: int | None = None,
-        spmd_axis_name: Any = None,
-    ) -> Callable[..., Any]:
-        return batcher(
-            fun,
-            in_axes,
-            out_axes,
-            axis_name=axis_name,
-            axis_size=axis_size,
-            spmd_axis_name=spmd_axis_name,
-        )
-
+def as_stand_in(vmap: FunctionType) -> FunctionType:
+    """Marks a function that stands in for `jax.vmap`."""
     vars(vmap)[_STAND_IN] = vmap
     return vmap
 
 
-def mapped_function(value: object) -> tuple[Callable[..., Any], dict[str, Any]] | None:
-    """The function and the arguments of `jax.vmap` that made `value`, if it did."""
+@final
+@dataclass(frozen=True)
+class Mapped:
+    """A function that has been mapped, as `jax.vmap` was told to."""
+
+    fun: Callable[..., Any]
+    arguments: dict[str, Any]
+    site: Site | None  # where, if it was inside something rebuilt
+
+
+def remember_mapped(new: Callable[..., Any], mapped: Mapped, maker: object) -> None:
+    """Lets `mapped_function` know what a stand-in has made."""
+    mark(new, MAPPED, (mapped, maker))
+
+
+def mapped_by(value: object) -> object:
+    """Whose stand-in made `value`; None if none did."""
+    known = marked(value, MAPPED)
+    return None if known is None else known[1]
+
+
+def mapped_function(value: object) -> Mapped | None:
+    """What `jax.vmap`, or a stand-in for it, made `value` from, if one did."""
+    known = marked(value, MAPPED)
+    if known is not None:
+        return known[0]
     made, model = _behind_boundary(value), _behind_boundary(_MODEL)
     if made is None or model is None or made.__code__ is not model.__code__:
         return None
@@ -76,7 +84,7 @@ def mapped_function(value: object) -> tuple[Callable[..., Any], dict[str, Any]] 
     arguments = {name: closure[name] for name in _ARGUMENTS}
     if arguments["axis_name"] is inspect.getclosurevars(model).nonlocals["axis_name"]:
         arguments["axis_name"] = None  # JAX's own mark for an axis without a name
-    return closure["fun"], arguments
+    return Mapped(closure["fun"], arguments, None)
 
 
 def _behind_boundary(value: object) -> FunctionType | None:
@@ -88,3 +96,9 @@ def _behind_boundary(value: object) -> FunctionType | None:
 
 
 _MODEL = jax.vmap(lambda x: x)
+_MADE = _behind_boundary(_MODEL)
+
+# The code that runs when something mapped by `jax.vmap` is called, with the function
+# and the axes among its variables; None with a JAX whose wrappers have another form.
+CODE_OF_MAPPED = None if _MADE is None else _MADE.__code__
+CODE_OF_BOUNDARY = _MODEL.__code__

@@ -1,0 +1,65 @@
+"""One place in the source where tasks are mapped."""
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class Site:
+    """One place in a package's source where a `vmap` is called.
+
+    ```python
+    import blackjax
+    import batchkit as bk
+
+    for site in bk.sites(blackjax.nss):
+        if site.phase == "init":
+            assert site.spelling == "jax.vmap"
+            assert site.name.startswith("blackjax.")
+    ```
+
+    `str(site)` names it as `module:qualname:line`.
+    """
+
+    module: str
+    qualname: str
+    line: int
+    spelling: str
+    phase: str | None = None
+
+    def __init__(
+        self,
+        module: str,
+        qualname: str,
+        line: int,
+        spelling: str,
+        phase: str | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `module`: the name of the module, such as `"blackjax.ns.from_mcmc"`.
+        - `qualname`: the function that calls the vmap, such as
+            `"build_kernel.<locals>.kernel"`.
+        - `line`: the line of the call in the module's file.
+        - `spelling`: the vmap as it stands there: `"jax.vmap"`, `"vmap"`, `"@jax.vmap"`
+            for a decorator, or the name of a variable that holds it.
+        - `phase`: the part of the algorithm that reaches the site: `"init"`, `"step"`,
+            or `None` where a part cannot be told.
+        """
+        for name, value in (
+            ("module", module),
+            ("qualname", qualname),
+            ("line", line),
+            ("spelling", spelling),
+            ("phase", phase),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        """`module:qualname`, which names patterns are matched with."""
+        return f"{self.module}:{self.qualname}"
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}"

@@ -1,0 +1,251 @@
+"""Which batcher each site gets.
+
+A policy is asked at every site that a trace reaches. `rebuild_sampler` takes a batcher,
+which is the same for all sites, a policy, or a plain mapping.
+"""
+
+import abc
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
+
+import equinox as eqx
+
+from ..batchers import AbstractBatcher, Site, Vmap
+from ._phases import PHASES
+from ._table import table
+
+
+class AbstractPolicy(eqx.Module):
+    """A rule that gives each site its batcher.
+
+    Subclasses implement one method, `choose`. A policy must answer the same for the
+    same site, because a sampler may be traced more than once.
+
+    ```python
+    import blackjax
+    import equinox as eqx
+    import batchkit as bk
+
+    class ByModule(bk.AbstractPolicy):
+        slow: bk.AbstractBatcher
+
+        def choose(self, site: bk.Site) -> bk.AbstractBatcher:
+            return self.slow if ".ns." in site.module else bk.Vmap()
+
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=ByModule(bk.Chunked(16)))
+    ```
+    """
+
+    @abc.abstractmethod
+    def choose(self, site: Site) -> AbstractBatcher:
+        """The batcher for one site.
+
+        **Arguments:**
+
+        - `site`: where the vmap stands, and the phase that reaches it.
+
+        **Returns:**
+
+        A batcher. `Vmap()` leaves the site as it is.
+        """
+
+
+@final
+class ByPhase(AbstractPolicy):
+    """One batcher for an algorithm's `init` and another for its `step`.
+
+    What goes by the name `init` belongs to the first, what goes by `step` or
+    `build_kernel` to the second, with everything that they call. All else (the `run` of
+    an adaptation, a `sample`) gets `default`.
+
+    ```python
+    import blackjax
+    import batchkit as bk
+
+    policy = bk.ByPhase(init=bk.Chunked(64), step=bk.Chunked(16))
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=policy)
+    ```
+    """
+
+    init: AbstractBatcher | AbstractPolicy
+    step: AbstractBatcher | AbstractPolicy
+    default: AbstractBatcher | AbstractPolicy
+
+    def __init__(
+        self,
+        init: AbstractBatcher | AbstractPolicy | None = None,
+        step: AbstractBatcher | AbstractPolicy | None = None,
+        default: AbstractBatcher | AbstractPolicy | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `init`: the batcher, or policy, for `init`; `default` if left out.
+        - `step`: the same for `step`.
+        - `default`: the same for everything else. `Vmap()` by default.
+
+        **Raises:**
+
+        `TypeError` if one of them is neither.
+        """
+        self.default = Vmap() if default is None else default
+        self.init = self.default if init is None else init
+        self.step = self.default if step is None else step
+
+    def __check_init__(self) -> None:
+        for name in (*PHASES, "default"):
+            _check("ByPhase", name, getattr(self, name))
+
+    def choose(self, site: Site) -> AbstractBatcher:
+        phase = "default" if site.phase is None else site.phase
+        return chosen(getattr(self, phase), site)
+
+
+@final
+class BySite(AbstractPolicy):
+    """A batcher for each site, by its name or by a pattern.
+
+    A site's name is `module:qualname`, as `batchkit.sites` lists it. A key is an exact
+    name, with `:line` at its end if it should mean one vmap of several in a function,
+    or a pattern with the wildcards of `fnmatch` (`"blackjax.ns.from_mcmc:*"`). An exact
+    name comes before a pattern, and the first pattern that matches before the others.
+
+    ```python
+    import blackjax
+    import batchkit as bk
+
+    policy = bk.BySite({"blackjax.ns.from_mcmc:*": bk.Chunked(16)})
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=policy)
+    ```
+    """
+
+    patterns: tuple[str, ...] = eqx.field(static=True)
+    batchers: tuple[AbstractBatcher, ...]
+    default: AbstractBatcher | AbstractPolicy
+
+    def __init__(
+        self,
+        batchers: Mapping[str, AbstractBatcher],
+        default: AbstractBatcher | AbstractPolicy | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `batchers`: batchers by name or pattern. `rebuild_sampler` refuses a key that
+            matches no site.
+        - `default`: the batcher, or policy, for every other site. `Vmap()` by default.
+
+        **Raises:**
+
+        `TypeError` if a key is no string or a value no batcher.
+        """
+        if not isinstance(batchers, Mapping):
+            raise TypeError(
+                f"BySite(batchers={batchers!r}): batchers must be a mapping from names "
+                'or patterns to batchers, such as {"blackjax.ns.*": Chunked(16)}; got '
+                f"{type(batchers).__name__}."
+            )
+        self.patterns = tuple(batchers)
+        self.batchers = tuple(batchers.values())
+        self.default = Vmap() if default is None else default
+
+    def __check_init__(self) -> None:
+        for pattern, batcher in zip(self.patterns, self.batchers, strict=True):
+            if not isinstance(pattern, str):
+                raise TypeError(
+                    f"BySite(batchers={{{pattern!r}: ...}}): a key must be the name of "
+                    "a site or a pattern, a string such as "
+                    f'"blackjax.ns.from_mcmc:*"; got {type(pattern).__name__}.'
+                )
+            if not isinstance(batcher, AbstractBatcher):
+                raise TypeError(
+                    f"BySite(batchers={{{pattern!r}: {batcher!r}}}): a value must be a "
+                    f"batcher such as `Chunked(16)`; got {type(batcher).__name__}."
+                )
+        _check("BySite", "default", self.default)
+
+    def choose(self, site: Site) -> AbstractBatcher:
+        pairs = list(zip(self.patterns, self.batchers, strict=True))
+        for exact in (str(site), site.name):
+            for pattern, batcher in pairs:
+                if pattern == exact:
+                    return batcher
+        for pattern, batcher in pairs:
+            if fnmatch.fnmatchcase(site.name, pattern):
+                return batcher
+        return chosen(self.default, site)
+
+
+def policy_from(
+    batcher: Any,
+) -> AbstractBatcher | AbstractPolicy:
+    """What `batcher=` means: a batcher, a policy, or a mapping as sugar for both."""
+    if isinstance(batcher, AbstractBatcher | AbstractPolicy):
+        return batcher
+    if not isinstance(batcher, Mapping):
+        raise TypeError(
+            f"rebuild_sampler(batcher={batcher!r}): batcher must be a batcher such as "
+            "`Chunked(16)`, a policy such as `ByPhase(step=Chunked(16))`, or a mapping "
+            'such as {"step": Chunked(16)}; got ' + type(batcher).__name__ + "."
+        )
+    names = (*PHASES, "default")
+    phases = {name: batcher[name] for name in names if name in batcher}
+    sites = {key: value for key, value in batcher.items() if key not in names}
+    by_phase = ByPhase(**phases)
+    return BySite(sites, default=by_phase) if sites else by_phase
+
+
+def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatcher:
+    """The batcher that a policy, or a batcher in its place, gives to a site."""
+    if isinstance(policy, AbstractBatcher):
+        return policy
+    batcher = policy.choose(site)
+    if not isinstance(batcher, AbstractBatcher):
+        raise TypeError(
+            f"{type(policy).__name__}.choose({site}) returned {batcher!r}: it must "
+            f"return a batcher, `Vmap()` to leave the site as it is; got "
+            f"{type(batcher).__name__}."
+        )
+    return batcher
+
+
+def refuse_idle_patterns(
+    policy: object, find_sites: Callable[[], Iterable[Site]]
+) -> None:
+    """Raises `ValueError` if a pattern somewhere in a policy matches no site."""
+    patterns = list(_patterns(policy))
+    sites = sorted(find_sites(), key=str) if patterns else []
+    for pattern in patterns:
+        matched = any(
+            pattern in (str(site), site.name) or fnmatch.fnmatchcase(site.name, pattern)
+            for site in sites
+        )
+        if not matched:
+            listed = table(
+                ("site", "vmap"), [(str(site), site.spelling) for site in sites]
+            )
+            raise ValueError(
+                f"rebuild_sampler(batcher=...): {pattern!r} matches no site of this "
+                "API. Keys are names `module:qualname` of sites or patterns of them, "
+                f"or {', '.join(PHASES)} or default in a plain mapping. If the site "
+                "is in a function that the sampler takes as an argument, bind it "
+                "before rebuilding: functools.partial(api, update_strategy=f). The "
+                f"sites of this API:\n{listed if sites else '(none)'}"
+            )
+
+
+def _patterns(policy: object) -> Iterator[str]:
+    """Every pattern of a policy and of the policies inside it."""
+    if isinstance(policy, BySite):
+        yield from policy.patterns
+        yield from _patterns(policy.default)
+    elif isinstance(policy, AbstractPolicy):
+        for value in vars(policy).values():
+            yield from _patterns(value)
+
+
+def _check(policy: str, name: str, value: object) -> None:
+    if not isinstance(value, AbstractBatcher | AbstractPolicy):
+        raise TypeError(
+            f"{policy}({name}={value!r}): {name} must be a batcher such as "
+            f"`Chunked(16)` or a policy; got {type(value).__name__}."
+        )

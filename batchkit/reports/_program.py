@@ -1,0 +1,48 @@
+"""Tracing and compiling a function as a user would jit it, without running it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def trace(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> jax.stages.Traced:
+    """Traces `fun` for arguments or their shapes; a jitted function as it is.
+
+    What is no array, such as a string or a function, stays as it is.
+    """
+    if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
+        return fun.trace(*args, **kwargs)
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+
+    def on_arrays(arrays: dict[int, Any]) -> Any:
+        full = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        args, kwargs = jax.tree.unflatten(treedef, full)
+        return fun(*args, **kwargs)
+
+    return jax.jit(on_arrays).trace(arrays)
+
+
+def trace_afresh(
+    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> jax.stages.Traced:
+    """The same, but functions that have been jitted and traced before are traced again.
+
+    JAX looks its traces up by the names of the axes around them, among others, so under
+    a new name there are none.
+    """
+    traced: list[jax.stages.Traced] = []
+
+    def probe() -> tuple[()]:
+        traced.append(trace(fun, args, kwargs))
+        return ()
+
+    jax.vmap(probe, axis_name=object(), axis_size=1)()
+    return traced[0]
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
