@@ -42,6 +42,7 @@ class Mapper:
         self._policy = policy
         self._phase = phase
         self._users = users
+        self._sites: dict[tuple[CodeType, int], Site] = {}
 
         def vmap(
             fun: Callable[..., Any],
@@ -61,7 +62,7 @@ class Mapper:
                         "axis_size": axis_size,
                         "spmd_axis_name": spmd_axis_name,
                     },
-                    _calling_site(),
+                    self._calling_site(),
                 )
             )
 
@@ -84,6 +85,20 @@ class Mapper:
     def leaves(self, site: Site) -> bool:
         """Whether the policy leaves a site as it is."""
         return chosen(self._policy, self._in_phase(site)) == Vmap()
+
+    def _calling_site(self) -> Site:
+        """Where the packages' code calls its vmap, perhaps through somebody else's."""
+        frame = inspect.currentframe()
+        while frame is not None and REBUILT not in frame.f_globals:
+            frame = frame.f_back
+        if frame is None:
+            return Site("", "", 0, "vmap")
+        place = frame.f_code, frame.f_lineno
+        if place not in self._sites:
+            self._sites[place] = site_of_call(
+                frame.f_code, frame.f_globals, frame.f_locals, frame.f_lineno
+            )
+        return self._sites[place]
 
     def _in_phase(self, site: Site) -> Site:
         return Site(site.module, site.qualname, site.line, site.spelling, self._phase)
@@ -108,15 +123,3 @@ def _run_batcher(batcher: AbstractBatcher, call: Call) -> PyTree:
 def _leave_data_movement(task: Task) -> None:
     if only_moves_data(task.jaxpr):
         raise OnlyMovesDataError
-
-
-def _calling_site() -> Site:
-    """Where the packages' code calls its vmap, perhaps through somebody else's."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if REBUILT in frame.f_globals:
-            return site_of_call(
-                frame.f_code, frame.f_globals, frame.f_locals, frame.f_lineno
-            )
-        frame = frame.f_back
-    return Site("", "", 0, "vmap")
