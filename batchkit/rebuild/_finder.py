@@ -17,6 +17,23 @@ from ._phases import PHASES, phase_of
 from ._vmaps import has_vmap, is_vmap, mapped_function
 
 
+def holds_code_of(value: Any, packages: Packages) -> bool:
+    """Whether something of the packages is in `value`, be it jitted."""
+
+    def own(item: Any) -> bool:
+        while not isinstance(item, FunctionType):
+            if packages.own_module(item) or packages.own_class(item):
+                return True
+            if packages.own_instance(item):
+                return True
+            item = getattr(item, "__wrapped__", None)
+            if item is None:
+                return False
+        return packages.wrote(item) or packages.wrapped(item)
+
+    return holds(value, own, packages.own_instance)
+
+
 def reachable_by_phase(value: Any, packages: Packages) -> Iterator[Site]:
     """Every reachable vmap, with the phase that reaches it where a name tells."""
     found: dict[Site, None] = {}

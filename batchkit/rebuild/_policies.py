@@ -187,6 +187,11 @@ def policy_from(
             "`Chunked(16)`, a policy such as `ByPhase(step=Chunked(16))`, or a mapping "
             'such as {"step": Chunked(16)}; got ' + type(batcher).__name__ + "."
         )
+    if not batcher:
+        raise ValueError(
+            "rebuild_sampler(batcher={}): the mapping is empty. Give it phases, names "
+            'or patterns of sites, such as {"step": Chunked(16)}, or pass `Vmap()`.'
+        )
     names = (*PHASES, "default")
     phases = {name: batcher[name] for name in names if name in batcher}
     sites = {key: value for key, value in batcher.items() if key not in names}

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final, overload
 
 from ..batchers import Site
-from ._finder import reachable_by_phase
+from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
 from ._table import html_table, table
 
@@ -95,9 +95,17 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
 
     **Raises:**
 
-    `TypeError` for `packages` of the wrong type.
+    `TypeError` for `packages` of the wrong type, `ValueError` if nothing in `api`
+    belongs to them.
     """
-    found = set(reachable_by_phase(api, packages_from("sites", packages)))
+    owners = packages_from("sites", packages)
+    if not holds_code_of(api, owners):
+        raise ValueError(
+            f"sites(api={api!r}): there is no function of the packages {owners.names} "
+            "in it. Pass an API such as `blackjax.nss`, or name your own package in "
+            "`packages`; what a function of yours reaches is told by `explain`."
+        )
+    found = set(reachable_by_phase(api, owners))
 
     def place(site: Site) -> tuple[str, int, str, str]:
         return site.module, site.line, site.qualname, site.phase or ""
