@@ -6,17 +6,20 @@ chunks them where they are. (Chunking from the outside, as `jax.lax.map` does on
 sharded array, gathers every chunk first.)
 """
 
+import dataclasses
 import math
 from typing import Any, final
 
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call, part_of_call
+from ._meshes import without_mesh
 from ._padding import cut_rows, pad_rows
 from ._task import Task
 from ._vmap import Vmap
@@ -195,7 +198,8 @@ def _trace_for_a_device(call: Call, batcher: object) -> Task:
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
-    return tasks[0]
+    (task,) = tasks
+    return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
 
 
 def _put(
@@ -207,4 +211,15 @@ def _put(
         return [jax.reshard(x, sharding) for x in arrays]
     if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh: it knows no devices
         return [jax.lax.with_sharding_constraint(x, spec) for x in arrays]
-    return [jax.device_put(x, sharding) for x in arrays]
+    return [_moved(x, sharding) for x in arrays]
+
+
+def _moved(x: Any, sharding: NamedSharding) -> Any:
+    if isinstance(x, Tracer):
+        # In a derivative, `device_put` would move the gradient of a constant back to
+        # where that had been, which a jitted program cannot do.
+        try:
+            return jax.lax.with_sharding_constraint(x, sharding)
+        except ValueError:  # not jitted, and on another device
+            pass
+    return jax.device_put(x, sharding)

@@ -223,3 +223,51 @@ def test_output_that_is_the_same(where: str) -> None:
     wrap = jax.jit if where == "jit" else lambda f: f
     run = lambda m: wrap(m(f, (0, None), out_axes=(0, None)))(_rows(5), jnp.float32(3))
     assert_same(run(bk.Sharded(mesh(4))), run(jax.vmap))
+
+
+def _after_a_sharded(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun` of a batcher, of plain rows, and of rows that lie on the mesh already."""
+    spread = bk.Sharded(mesh(2))
+    return lambda x: fun(spread, x, spread(jnp.sin)(x))
+
+
+def _on_one_device(fun: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda x: fun(jax.vmap, x, jax.vmap(jnp.sin)(x))
+
+
+WITH_ROWS_ON_A_MESH: dict[str, Callable[..., Any]] = {
+    "rows": lambda m, x, y: m(lambda a: a * x.sum())(y),
+    "closure": lambda m, x, y: m(lambda a: a * y.sum())(x),
+    "shape": lambda m, x, y: m(lambda a: a + jnp.zeros_like(y).sum())(x),
+    "vmap": lambda m, x, y: m(lambda a: jax.vmap(lambda b: a * b)(y).sum())(x),
+    "loop": lambda m, x, y: m(
+        lambda a: jax.lax.scan(lambda c, t: (c + jnp.ones_like(t) * t, None), a, y)[0]
+    )(x),
+    "branch": lambda m, x, y: m(
+        lambda a: jax.lax.cond(a > 2, lambda: jnp.full_like(y, 2).sum(), y.sum)
+    )(x),
+    "gradient by a row": lambda m, x, y: m(jax.grad(lambda a: a**2 * x.sum()))(y),
+    "gradient by a closure": lambda m, x, y: m(
+        lambda a: jax.grad(lambda c: jnp.sum(a * c**2))(y)
+    )(x),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ROWS_ON_A_MESH)
+def test_arrays_that_lie_on_the_mesh_already(name: str) -> None:
+    """What a first `Sharded` returned has the mesh in its type."""
+    fun = WITH_ROWS_ON_A_MESH[name]
+    x = jnp.arange(4.0)
+    actual = jax.jit(_after_a_sharded(fun))(x)
+    assert_same(jax.device_get(actual), jax.device_get(jax.jit(_on_one_device(fun))(x)))
+
+
+def test_gradient_by_a_constant_of_a_jitted_program() -> None:
+    constant, x = jnp.arange(3.0), jnp.arange(4.0)
+
+    def total(mapped: Any, c: Any) -> Any:
+        return mapped(lambda a: (a * c).sum())(x).sum()
+
+    gradient = lambda mapped: jax.grad(lambda c: total(mapped, c))(constant)
+    actual = jax.jit(lambda: gradient(bk.Sharded(mesh(2))))()
+    assert_same(jax.device_get(actual), jax.device_get(gradient(jax.vmap)))

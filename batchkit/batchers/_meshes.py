@@ -1,0 +1,123 @@
+"""The types of arrays as they are on one device, without the mesh they lie on.
+
+What `jax.shard_map` returns has the mesh in its type, and so has everything computed
+from it. A task that is traced with such an array carries the type into its loops and
+calls, and would refuse to run inside another `shard_map`, where the same array is one
+device's own.
+"""
+
+import functools
+from typing import Any, Final, final
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, NamedSharding
+
+
+# Where a sharding is what was asked for, and not only the type of the result.
+_PLACES: Final = frozenset(
+    {"device_put", "jit", "pjit", "shard_map", "sharding_constraint"}
+)
+
+
+def without_mesh(closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
+    """The same jaxpr over arrays that lie on no mesh; its constants stay.
+
+    Where there is no mesh in it, it is the same object.
+    """
+    return _Stripping().closed(closed)
+
+
+@final
+class _Stripping:
+    """Strips a jaxpr and those inside it, each of them once."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def closed(self, closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
+        if id(closed) not in self._done:
+            jaxpr = self.open(closed.jaxpr)
+            is_same = jaxpr is closed.jaxpr
+            new = closed if is_same else jex.core.ClosedJaxpr(jaxpr, closed.consts)
+            self._done[id(closed)] = closed, new
+        return self._done[id(closed)][1]
+
+    def open(self, jaxpr: Any) -> Any:
+        new: dict[Any, Any] = {}
+
+        def strip(atom: Any) -> Any:
+            if isinstance(atom, jex.core.Literal):
+                return atom
+            if atom not in new and _lies_on_mesh(atom.aval):
+                new[atom] = type(atom)(_type(atom.aval))
+            return new.get(atom, atom)
+
+        parts: dict[str, list[Any]] = {
+            name: [strip(atom) for atom in getattr(jaxpr, name)]
+            for name in ("constvars", "invars")
+        }
+        parts["eqns"] = []
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == "reshard":  # of a type only: there is one device
+                new[eqn.outvars[0]] = strip(eqn.invars[0])
+                continue
+            changes = {
+                "invars": [strip(atom) for atom in eqn.invars],
+                "outvars": [strip(var) for var in eqn.outvars],
+                "params": {
+                    name: self._parameter(value, eqn.primitive.name)
+                    for name, value in eqn.params.items()
+                },
+            }
+            if not eqn.ctx.cur_abstract_mesh.empty:
+                changes["ctx"] = _context_without_mesh()
+            parts["eqns"].append(eqn if _same(eqn, changes) else eqn.replace(**changes))
+        parts["outvars"] = [strip(atom) for atom in jaxpr.outvars]
+        return jaxpr if _same(jaxpr, parts) else jaxpr.replace(**parts)
+
+    def _parameter(self, value: Any, primitive: str) -> Any:
+        if isinstance(value, jex.core.ClosedJaxpr):
+            return self.closed(value)
+        if isinstance(value, jex.core.Jaxpr):
+            return self.open(value)
+        if type(value) is tuple:  # the branches of a `cond`
+            items = tuple(self._parameter(item, primitive) for item in value)
+            is_same = all(a is b for a, b in zip(items, value, strict=True))
+            return value if is_same else items
+        if isinstance(value, NamedSharding) and primitive not in _PLACES:
+            return None
+        return value
+
+
+def _same(whole: Any, parts: dict[str, Any]) -> bool:
+    """Whether the parts are what `whole` consists of already."""
+    for name, new in parts.items():
+        old = getattr(whole, name)
+        if isinstance(new, dict):
+            old, new = list(old.values()), list(new.values())
+        if not isinstance(new, list):
+            old, new = [old], [new]
+        if len(old) != len(new):
+            return False
+        if any(a is not b for a, b in zip(old, new, strict=True)):
+            return False
+    return True
+
+
+@functools.cache
+def _context_without_mesh() -> Any:
+    """What an equation is told of its surroundings where there is no mesh."""
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        return jax.make_jaxpr(jnp.sin)(0.0).jaxpr.eqns[0].ctx
+
+
+def _lies_on_mesh(aval: Any) -> bool:
+    sharding = getattr(aval, "sharding", None)
+    return isinstance(sharding, NamedSharding) and not sharding.mesh.empty
+
+
+def _type(aval: Any) -> Any:
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        return aval.update(sharding=None)
