@@ -204,28 +204,6 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
         """,
         (),
     ),
-    "import in the function, for a nested one": (
-        """
-        def run(x):
-            import jax
-            def inner():
-                return jax.vmap(lambda r: r.sum())(x)
-            return inner()
-        """,
-        (),
-    ),
-    "from import in the function, for a nested one": (
-        """
-        def run(x):
-            from jax import vmap
-            def inner():
-                @vmap
-                def total(r): return r.sum()
-                return total(x)
-            return inner()
-        """,
-        ("vmap",),
-    ),
     "partial of vmap in a module": (
         """
         import functools, jax
@@ -298,5 +276,31 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
         def run(x): return inner(x)
         """,
         (),
+    ),
+}
+
+# The same, with an `import` that the enclosing function runs.
+NESTED_IMPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "import in the function": (
+        """
+        def run(x):
+            import jax
+            def inner():
+                return jax.vmap(lambda r: r.sum())(x)
+            return inner()
+        """,
+        (),
+    ),
+    "from import in the function": (
+        """
+        def run(x):
+            from jax import vmap
+            def inner():
+                @vmap
+                def total(r): return r.sum()
+                return total(x)
+            return inner()
+        """,
+        ("vmap",),
     ),
 }

@@ -19,7 +19,7 @@ import pytest
 
 import batchkit as bk
 
-from .spellings import SPELLINGS
+from .spellings import NESTED_IMPORTS, SPELLINGS
 from .vmaps import Found, line_of, vmaps_in
 
 
@@ -32,9 +32,12 @@ def sites(api: Any) -> bk.Sites:
     return bk.sites(api, packages=("toy",))
 
 
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_found_where_it_stands(spelling, make_package):
-    source, names = SPELLINGS[spelling]
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [*SPELLINGS.values(), *NESTED_IMPORTS.values()],
+    ids=[*SPELLINGS, *(f"{name}, nested" for name in NESTED_IMPORTS)],
+)
+def test_every_spelling_is_found_where_it_stands(source, names, make_package):
     module = make_package(init=source)
     expected = vmaps_in(source, names)
     assert expected
