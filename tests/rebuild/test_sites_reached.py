@@ -60,13 +60,21 @@ def test_a_vmap_in_a_default_is_reached_under_its_name(parameter, make_package):
 
 
 def test_sites_in_other_modules_are_reached_under_their_names(make_package):
-    source = (
-        "import jax\ndef f(x):\n    y = 2 * x\n    return jax.vmap(jax.nn.relu)(y)\n"
-    )
     module = make_package(
-        init="def run(x): import toy.a; return toy.a.g(x)\n",
-        a="from .b import f\nimport jax\ndef g(x): return jax.vmap(lambda r: -r)(f(x))\n",
-        b=source,
+        init="""
+        def run(x): import toy.a; return toy.a.g(x)
+        """,
+        a="""
+        import jax
+        from .b import f
+        def g(x): return jax.vmap(lambda r: -r)(f(x))
+        """,
+        b="""
+        import jax
+        def f(x):
+            y = 2 * x
+            return jax.vmap(jax.nn.relu)(y)
+        """,
     )
     copy = bk.rebuild_sampler(module.run, batcher=bk.Chunked(2), packages=("toy",))
     listed = listed_in(module.run, "toy")

@@ -1,7 +1,7 @@
 """blackjax's own `batch_size`, next to a batcher.
 
-With `batch_size` above zero blackjax maps by `jax.lax.map` and calls no `vmap` there, so
-there is nothing for a batcher to run: `batch_size` wins at those sites.
+With `batch_size` above zero blackjax maps by `jax.lax.map` and calls no `vmap` there,
+so there is nothing for a batcher to run: `batch_size` wins at those sites.
 """
 
 import functools
