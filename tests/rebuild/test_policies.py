@@ -143,16 +143,19 @@ def test_policies_pass_through_jit(policy, another):
     assert seen == [policy, another]
 
 
+# The types, too, refuse what is refused here.
+phases: Any = bk.ByPhase
+by_site: Any = bk.BySite
 REFUSED = [
-    (lambda: bk.ByPhase(init=16), r"ByPhase\(init=16\): init must be", "int"),
-    (lambda: bk.ByPhase(A, jax.vmap), r"ByPhase\(step=<fun.*step must", "function"),
-    (lambda: bk.ByPhase(init={"x": A}), r"ByPhase\(init=\{'x.*init must", "dict"),
-    (lambda: bk.BySite([A]), r"BySite\(batchers=\[Chunked.*a mapping", "list"),
-    (lambda: bk.BySite(A), r"BySite\(batchers=Chunked.*a mapping", "Chunked"),
-    (lambda: bk.BySite({1: A}), r"BySite\(batchers=\{1: .*must be the name", "int"),
-    (lambda: bk.BySite({"x": 16}), r"BySite\(batchers=\{'x': 16.*a batcher", "int"),
-    (lambda: bk.BySite({"x": bk.ByPhase(A)}), r"(?s)BySite\(.*a batcher", "ByPhase"),
-    (lambda: bk.BySite({}, default=3), r"BySite\(default=3\): default must", "int"),
+    (lambda: phases(init=16), r"ByPhase\(init=16\): init must be", "int"),
+    (lambda: phases(A, jax.vmap), r"ByPhase\(step=<fun.*step must", "function"),
+    (lambda: phases(init={"x": A}), r"ByPhase\(init=\{'x.*init must", "dict"),
+    (lambda: by_site([A]), r"BySite\(batchers=\[Chunked.*a mapping", "list"),
+    (lambda: by_site(A), r"BySite\(batchers=Chunked.*a mapping", "Chunked"),
+    (lambda: by_site({1: A}), r"BySite\(batchers=\{1: .*must be the name", "int"),
+    (lambda: by_site({"x": 16}), r"BySite\(batchers=\{'x': 16.*a batcher", "int"),
+    (lambda: by_site({"x": bk.ByPhase(A)}), r"(?s)BySite\(.*a batcher", "ByPhase"),
+    (lambda: by_site({}, default=3), r"BySite\(default=3\): default must", "int"),
     (lambda: rebuild({"init": 16}), r"ByPhase\(init=16\): init must be", "int"),
     (lambda: rebuild({"blackjax.*": 16}), r"\{'blackjax.\*': 16.*a batcher", "int"),
     (lambda: rebuild({3: A}), r"BySite\(batchers=\{3: .*must be the name", "int"),

@@ -30,7 +30,7 @@ def step(
     batcher: bk.AbstractBatcher | None, batch_size: int, **settings: Any
 ) -> tuple[Any, ...]:
     """A function and its arguments: one step, upstream's without a batcher."""
-    api = blackjax.tempered_smc
+    api: Any = blackjax.tempered_smc
     if batcher is not None:
         api = bk.rebuild_sampler(api, batcher=batcher)
     smc = api(**{**SMC, **settings}, batch_size=batch_size)
