@@ -1,6 +1,7 @@
 """`explain` lists what one trace reaches, in order and nested, and changes nothing."""
 
 import ast
+import functools
 import inspect
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,9 +131,11 @@ def test_the_place_of_a_direct_call():
 
 def test_bytes_count_what_is_mapped():
     def fun(tree: dict[str, jax.Array], y: jax.Array, *, z: jax.Array) -> Any:
-        return tree["a"].astype(jnp.int8), {"y": y, "z": z.sum()}
+        return tree["a"].astype(jnp.int8), {"y": y, "z": z.sum()}, jnp.ones(7)
 
-    mapped = bk.Chunked(2)(fun, in_axes=({"a": 1, "b": None}, None), out_axes=(0, -1))
+    mapped = bk.Chunked(2)(
+        fun, in_axes=({"a": 1, "b": None}, None), out_axes=(0, -1, None)
+    )
     tree = {"a": jnp.ones((3, 4), jnp.float16), "b": jnp.ones((4, 100))}
     reached = only(mapped, tree, jnp.ones(5), z=jnp.ones((4, 2), jnp.int32))
     assert reached.tasks == 4
@@ -144,6 +148,49 @@ def test_typed_keys_are_counted():
     keys = jax.ShapeDtypeStruct((5,), jax.random.key(0).dtype)
     assert only(draw, keys).bytes_in == 8
     assert only(draw, jax.random.split(jax.random.key(0), 5)) == only(draw, keys)
+
+
+class Model(eqx.Module):
+    def __call__(self, r: jax.Array) -> jax.Array:
+        return norm(r)
+
+    def method(self, r: jax.Array) -> jax.Array:
+        return norm(r)
+
+
+def twice(r: jax.Array, *, scale: float) -> jax.Array:
+    return scale * norm(r)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (norm, "norm"),
+        (jax.jit(norm), "norm"),
+        (jax.checkpoint(jax.jit(norm)), "norm"),
+        (functools.partial(twice, scale=2.0), "twice"),
+        (jax.tree_util.Partial(twice, scale=2.0), "twice"),
+        (Model(), "Model.__call__"),
+        (Model().method, "Model.method"),
+        (eqx.filter_jit(norm), "norm"),
+    ],
+    ids=range(8),
+)
+def test_the_users_functions_are_named_where_they_are_called(given, name, make_package):
+    module = make_package(
+        init="""
+        import jax
+        def total(f, x): return jax.vmap(lambda r: r.sum() * f(r))(x)
+        def run(f, unused, x): return jax.vmap(lambda r: r + 1)(x).sum() + total(f, x)
+        """
+    )
+    run = bk.rebuild_sampler(module.run, batcher=bk.Chunked(4), packages=("toy",))
+    fun = jax.jit(lambda x: run(given, {"unused": [lambda r: r]}, x))
+    fun(X)
+    first, second = bk.explain(fun, X).reached
+    assert first.functions == ()
+    (called,) = second.functions
+    assert called.startswith(f"{name} (test_explain.py:")
 
 
 def test_no_tasks():
