@@ -86,7 +86,9 @@ def test_it_may_be_left_alone(name, how, make_package):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "batcher", [bk.Vmap(), bk.ByPhase(), bk.BySite({}), {}], ids=range(4)
+    "batcher",
+    [bk.Vmap(), bk.ByPhase(), bk.BySite({}), {"init": bk.Vmap()}],
+    ids=range(4),
 )
 def test_nothing_is_raised_with_plain_vmap(name, batcher, make_package):
     original = getattr(make_package(init=HIDDEN), name)

@@ -64,7 +64,7 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
     "step alone": ({"step": bk.Chunked(2)}, (None, 3)),
     "default": ({"init": bk.Chunked(8), "default": bk.Chunked(2)}, (3, 3)),
     "default alone": ({"default": bk.Chunked(5)}, (5, 2)),
-    "nothing": ({}, (None, None)),
+    "nothing": (bk.ByPhase(), (None, None)),
     "site": (bk.BySite({UPDATE: bk.Chunked(2)}), (None, 3)),
     "pattern": (bk.BySite({"*.init_fn": bk.Chunked(8)}, bk.Chunked(2)), (3, 3)),
     "site before phase": (

@@ -210,6 +210,11 @@ def test_patterns_that_match_nothing_are_refused(policy, named, built):
     assert listed <= set(message.split())
 
 
+def test_an_empty_mapping_is_refused():
+    with pytest.raises(ValueError, match=r"batcher=\{\}\): the mapping is empty"):
+        rebuild({})
+
+
 def test_an_api_without_sites_says_so():
     with pytest.raises(ValueError, match=r"of this API:\n\(none\)"):
         bk.rebuild_sampler(blackjax.hmc, batcher={"blackjax.*": A})

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import blackjax
+import jax
 import pytest
 
 import batchkit as bk
@@ -308,6 +309,12 @@ def test_records_are_frozen_values(make_package):
     assert found != list(found)
     assert isinstance(found[1:], bk.Sites)
     assert list(found[1:]) == list(found)[1:]
+
+
+@pytest.mark.parametrize("api", [None, 3, "nss", lambda x: x, int, sys, jax.jit(len)])
+def test_what_is_no_sampler_is_refused(api):
+    with pytest.raises(ValueError, match="there is no function of the packages"):
+        bk.sites(api)
 
 
 @pytest.mark.parametrize("packages", ["blackjax", (1,), None])
