@@ -1,10 +1,12 @@
-"""The nested sampling problems of these tests, with what is known about them."""
+"""The problems of these tests, with what is known about them."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import blackjax
+import blackjax.smc.resampling
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,20 @@ GAUSSIAN = Problem(
     uniform_logprior(5.0), gaussian_loglikelihood, 5.0, 5, -5 * math.log(10.0)
 )
 PLATEAU = Problem(uniform_logprior(2.0), plateau_loglikelihood, 2.0, 2)
+
+# For `blackjax.tempered_smc` and its relatives.
+SMC: dict[str, Any] = {
+    "logprior_fn": lambda x: -0.5 * jnp.sum(x**2),
+    "loglikelihood_fn": lambda x: -2.0 * jnp.sum((x - 1.0) ** 2),
+    "mcmc_step_fn": functools.partial(
+        blackjax.additive_step_random_walk.build_kernel(),
+        random_step=blackjax.mcmc.random_walk.normal(jnp.array(0.3)),
+    ),
+    "mcmc_init_fn": blackjax.additive_step_random_walk.init,
+    "mcmc_parameters": {},
+    "resampling_fn": blackjax.smc.resampling.systematic,
+    "num_mcmc_steps": 3,
+}
 
 
 def run(algorithm: Any, positions: jax.Array, seed: int, num_steps: int) -> Any:

@@ -1,0 +1,306 @@
+"""Sources that spell a vmap in every way, each in a function `run` of its own."""
+
+# A source, and the names by which it knows `vmap`. Each defines `run`.
+SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "attribute": (
+        """
+        import jax
+        def run(x): return jax.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "renamed module": (
+        """
+        import jax as j
+        def run(x): return j.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "from import": (
+        """
+        from jax import vmap
+        def run(x): return vmap(lambda r: r.sum())(x)
+        """,
+        ("vmap",),
+    ),
+    "renamed": (
+        """
+        from jax import vmap as batch
+        def run(x): return batch(lambda r: r.sum())(x)
+        """,
+        ("batch",),
+    ),
+    "decorator of a module's function": (
+        """
+        import jax
+
+        @jax.vmap
+        def total(r): return r.sum()
+        def run(x): return total(x)
+        """,
+        (),
+    ),
+    "decorator inside": (
+        """
+        import jax
+        def run(x):
+            scale = x[0, 0]
+            @jax.vmap
+            def total(r, *, power=2):
+                return scale * r.sum() ** power
+            return total(x)
+        """,
+        (),
+    ),
+    "bare decorator inside": (
+        """
+        from jax import vmap
+        def run(x):
+            @vmap
+            def total(r) -> float: return r.sum()
+            return total(x)
+        """,
+        ("vmap",),
+    ),
+    "several decorators": (
+        """
+        import functools, jax
+        def run(x):
+            @jax.checkpoint
+            @jax.vmap
+            @jax.named_call
+            def total(r): return r.sum()
+            return total(x)
+        """,
+        (),
+    ),
+    "decorator with arguments": (
+        """
+        import functools, jax
+        def run(x):
+            @functools.partial(jax.vmap, in_axes=(0, None))
+            def total(r, y): return (r * y).sum()
+            return total(x, 2.0)
+        """,
+        (),
+    ),
+    "partial inside": (
+        """
+        import functools, jax
+        def run(x):
+            rows = functools.partial(jax.vmap, in_axes=0)
+            return rows(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "variable": (
+        """
+        import jax
+        def run(x):
+            rows = jax.vmap
+
+            return rows(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "over several lines": (
+        """
+        import jax
+        def run(x):
+            y = 1.0
+            return y * jax.vmap(
+                lambda r: (
+                    r.sum()
+                ),
+                in_axes=0,
+            )(
+                x
+            )
+        """,
+        (),
+    ),
+    "nested over several lines": (
+        """
+        import jax
+        def run(x):
+            return jax.vmap(
+                jax.vmap(
+                    lambda r: 2 * r
+                )
+            )(x).sum()
+        """,
+        (),
+    ),
+    "several in one function": (
+        """
+        import jax
+        def run(x):
+            y = jax.vmap(lambda r: r.sum())(x)
+            z = jax.vmap(lambda r: r.prod())(x)
+
+            return jax.vmap(lambda a, b: a * b)(y, z)
+        """,
+        (),
+    ),
+    "one inside the other": (
+        """
+        import jax
+        def run(x):
+            return jax.vmap(
+                lambda r: jax.vmap(lambda s: s * r.sum())(r)
+            )(x)
+        """,
+        (),
+    ),
+    "nested functions": (
+        """
+        import jax
+        def run(x):
+            def outer():
+                def inner(): return jax.vmap(lambda r: r.sum())(x)
+                return inner()
+            return outer()
+        """,
+        (),
+    ),
+    "generator": (
+        """
+        import jax
+        def run(x):
+            def parts(): yield jax.vmap(lambda r: r.sum())(x)
+            return next(parts())
+        """,
+        (),
+    ),
+    "import in the function": (
+        """
+        def run(x):
+            import jax
+            return jax.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "renaming import in the function": (
+        """
+        def run(x):
+            import jax as j
+            return j.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "from import in the function": (
+        """
+        def run(x):
+            from jax import jit, vmap as batch
+            return jit(batch(lambda r: r.sum()))(x)
+        """,
+        ("batch",),
+    ),
+    "import of a submodule in the function": (
+        """
+        def run(x):
+            import jax.numpy
+            return jax.vmap(lambda r: jax.numpy.sum(r))(x)
+        """,
+        (),
+    ),
+    "partial of vmap in a module": (
+        """
+        import functools, jax
+        rows = functools.partial(jax.vmap, in_axes=0)
+        def run(x): return rows(lambda r: r.sum())(x)
+        """,
+        ("rows",),
+    ),
+    "registry of vmaps": (
+        """
+        import jax
+        LAYOUTS = {"rows": jax.vmap}
+        def run(x):
+            layout = LAYOUTS["rows"]
+            return layout(lambda r: r.sum())(x)
+        """,
+        ("LAYOUTS",),
+    ),
+    "function in a default": (
+        """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x, *, inner=inner): return inner(x)
+        """,
+        (),
+    ),
+    "function in a registry": (
+        """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        REGISTRY = {"inner": [(inner,)]}
+        def run(x): return REGISTRY["inner"][0][0](x)
+        """,
+        (),
+    ),
+    "function in a partial": (
+        """
+        import functools, jax
+        def inner(scale, x): return jax.vmap(lambda r: scale * r.sum())(x)
+        run = functools.partial(inner, 2.0)
+        """,
+        (),
+    ),
+    "function in a closure": (
+        """
+        import jax
+        def make():
+            def inner(x): return jax.vmap(lambda r: r.sum())(x)
+            return lambda x: inner(x)
+        run = make()
+        """,
+        (),
+    ),
+    "function in an instance": (
+        """
+        import jax
+        class Api:
+            __slots__ = ("inner",)
+            def __init__(self, inner): self.inner = inner
+        api = Api(lambda x: jax.vmap(lambda r: r.sum())(x))
+        def run(x): return api.inner(x)
+        """,
+        (),
+    ),
+    "somebody else's decorator": (
+        """
+        import jax
+        @jax.checkpoint
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x): return inner(x)
+        """,
+        (),
+    ),
+}
+
+# The same, with an `import` that the enclosing function runs.
+NESTED_IMPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "import in the function": (
+        """
+        def run(x):
+            import jax
+            def inner():
+                return jax.vmap(lambda r: r.sum())(x)
+            return inner()
+        """,
+        (),
+    ),
+    "from import in the function": (
+        """
+        def run(x):
+            from jax import vmap
+            def inner():
+                @vmap
+                def total(r): return r.sum()
+                return total(x)
+            return inner()
+        """,
+        ("vmap",),
+    ),
+}

@@ -1,0 +1,321 @@
+"""Sites of `init` and of `step` get different batchers, however they are reached."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import blackjax
+import blackjax.ns.nss
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+
+from .problems import GAUSSIAN
+
+
+INNER_STEPS = 4
+SETTINGS = GAUSSIAN.settings(num_inner_steps=INNER_STEPS, num_delete=6)
+POSITIONS = jax.ShapeDtypeStruct((24, 5), jnp.float32)
+KEY = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
+ROWS = jnp.arange(24.0).reshape(12, 2)
+
+UPDATE = "blackjax.ns.from_mcmc:update_with_mcmc_take_last.<locals>.update_function"
+INIT = "blackjax.ns.nss:as_top_level_api.<locals>.init_fn"
+
+
+@final
+class Lambda(bk.AbstractPolicy):
+    """A policy of a user's own, from a function."""
+
+    rule: Callable[[bk.Site], Any] = eqx.field(static=True)
+
+    def choose(self, site: bk.Site) -> bk.AbstractBatcher:
+        return self.rule(site)
+
+
+def chunks(fun: Callable[..., Any], *args: Any) -> int | None:
+    """In how many chunks the first site that is cut at all runs."""
+    for eqn in jax.make_jaxpr(fun)(*args).jaxpr.eqns:
+        # The chains of all replacements at once are a scan over their steps.
+        if eqn.primitive.name == "scan" and eqn.params["length"] != INNER_STEPS:
+            return eqn.params["length"]
+    return None
+
+
+def layout(algorithm: Any) -> tuple[int | None, int | None]:
+    """The chunks of 24 points in `init`, and of 6 replacements in `step`."""
+    state = jax.eval_shape(algorithm.init, POSITIONS)
+    return chunks(algorithm.init, POSITIONS), chunks(algorithm.step, KEY, state)
+
+
+def rebuild(policy: Any, api: Any = blackjax.nss) -> Any:
+    return bk.rebuild_sampler(api, batcher=policy)
+
+
+# 24 points in chunks of 8, of 5 and of 12 are 3, 5 and 2 chunks; 6 replacements in
+# chunks of 3, of 2 and of 8 are 2 and 3 chunks, and all at once.
+LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
+    "phases": (bk.ByPhase(init=bk.Chunked(8), step=bk.Chunked(3)), (3, 2)),
+    "mapping": ({"init": bk.Chunked(8), "step": bk.Chunked(3)}, (3, 2)),
+    "init alone": ({"init": bk.Chunked(8)}, (3, None)),
+    "step alone": ({"step": bk.Chunked(2)}, (None, 3)),
+    "default": ({"init": bk.Chunked(8), "default": bk.Chunked(2)}, (3, 3)),
+    "default alone": ({"default": bk.Chunked(5)}, (5, 2)),
+    "nothing": (bk.ByPhase(), (None, None)),
+    "site": (bk.BySite({UPDATE: bk.Chunked(2)}), (None, 3)),
+    "pattern": (bk.BySite({"*.init_fn": bk.Chunked(8)}, bk.Chunked(2)), (3, 3)),
+    "site before phase": (
+        {"init": bk.Chunked(5), "step": bk.Chunked(3), INIT: bk.Chunked(8)},
+        (3, 2),
+    ),
+    "pattern before phase": (
+        {"blackjax.ns.from_*": bk.Chunked(2), "step": bk.Chunked(3)},
+        (None, 3),
+    ),
+    "site before pattern": (
+        {"blackjax.ns.*": bk.Chunked(12), UPDATE: bk.Chunked(2)},
+        (2, 3),
+    ),
+    "site in a phase": (
+        bk.ByPhase(init=bk.BySite({INIT: bk.Chunked(8)}), step=bk.Chunked(2)),
+        (3, 3),
+    ),
+    "site in the other phase": (
+        bk.ByPhase(init=bk.BySite({UPDATE: bk.Chunked(2)}), step=bk.Vmap()),
+        (None, None),
+    ),
+    "one's own": (
+        Lambda(lambda site: bk.Chunked(8 if site.phase == "init" else 2)),
+        (3, 3),
+    ),
+    "Sequential": ({"init": bk.Sequential(), "step": bk.Sequential()}, (24, 6)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_nested_sampling(name):
+    policy, expected = LAYOUTS[name]
+    assert layout(rebuild(policy)(**SETTINGS)) == expected
+
+
+POLICY, EXPECTED = LAYOUTS["phases"]
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: rebuild(POLICY).differentiable(**SETTINGS),
+        lambda: rebuild(POLICY, blackjax.ns.nss).as_top_level_api(**SETTINGS),
+        lambda: rebuild(POLICY, blackjax.ns.nss.as_top_level_api)(**SETTINGS),
+        lambda: rebuild(POLICY, blackjax.nss(**SETTINGS)),
+        lambda: rebuild(POLICY, {"x": [blackjax.nss]})["x"][0](**SETTINGS),
+        lambda: rebuild(POLICY, rebuild(bk.Chunked(4)))(**SETTINGS),
+        lambda: rebuild(POLICY, rebuild(bk.Chunked(4))(**SETTINGS)),
+        lambda: rebuild(POLICY, rebuild(LAYOUTS["site"][0]))(**SETTINGS),
+        lambda: rebuild(POLICY, rebuild(bk.ByPhase(bk.Vmap(), bk.Vmap()))(**SETTINGS)),
+    ],
+    ids=[
+        "method",
+        "module",
+        "function",
+        "built",
+        "container",
+        "rebuilt",
+        "rebuilt and built",
+        "rebuilt by site",
+        "rebuilt by phase and built",
+    ],
+)
+def test_every_form_of_an_api(build):
+    assert layout(build()) == EXPECTED
+
+
+def test_rebuilding_again_leaves_the_first_alone():
+    first = rebuild(POLICY)(**SETTINGS)
+    assert layout(rebuild(bk.Chunked(12), first)) == (2, None)
+    assert layout(first) == EXPECTED
+
+
+@pytest.mark.parametrize(
+    "whole", [blackjax.nss, blackjax.ns.nss], ids=["api", "module"]
+)
+def test_the_parts_of_an_api(whole):
+    nss = rebuild(POLICY, whole)
+    init_state = jax.tree_util.Partial(
+        blackjax.ns.nss.init_state_strategy,
+        logprior_fn=SETTINGS["logprior_fn"],
+        loglikelihood_fn=SETTINGS["loglikelihood_fn"],
+    )
+    kernel = nss.build_kernel(init_state, INNER_STEPS, num_delete=6)
+    state = jax.eval_shape(blackjax.nss(**SETTINGS).init, POSITIONS)
+    assert chunks(kernel, KEY, state) == 2
+
+
+def test_the_part_called_init(make_package):
+    module = make_package(init=PAIR)
+    policy = {"init": bk.Chunked(4), "step": bk.Chunked(2)}
+    whole = bk.rebuild_sampler(module, batcher=policy, packages=("toy",))
+    assert chunks(whole.init, ROWS) == 3
+    assert chunks(whole.build_kernel(), ROWS) == 6
+    assert chunks(whole.total, ROWS) is None
+    # One by one they are parts of nothing.
+    alone = bk.rebuild_sampler(module.init, batcher=policy, packages=("toy",))
+    assert chunks(alone, ROWS) is None
+
+
+PAIR = """
+    import typing, jax
+    class Pair(typing.NamedTuple):
+        init: typing.Any
+        step: typing.Any
+    def total(x): return jax.vmap(lambda r: r.sum())(x)
+    def init(x): return total(x)
+    def build_kernel(): return lambda x: total(x)
+    """
+
+
+def rebuilt(module: Any, policy: Any = None) -> Any:
+    if policy is None:
+        policy = bk.ByPhase(bk.Chunked(4), bk.Chunked(2), bk.Chunked(6))
+    return bk.rebuild_sampler(module.build, batcher=policy, packages=("toy",))
+
+
+def test_what_both_phases_call_is_laid_out_by_each(make_package):
+    module = make_package(
+        init=PAIR
+        + """
+    def build(): return Pair(init, build_kernel())
+    """
+    )
+    pair = rebuilt(module)()
+    assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
+
+
+def test_a_function_in_the_closure_of_both(make_package):
+    module = make_package(
+        init=PAIR
+        + """
+    def build(scale):
+        def scaled(x): return scale * total(x)
+        return Pair(lambda x: scaled(x), step=lambda x: scaled(x) + 1)
+    """
+    )
+    pair = rebuilt(module)(2.0)
+    assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
+    np.testing.assert_array_equal(pair.init(ROWS) + 1, pair.step(ROWS))
+
+
+def test_a_mutable_object_in_the_closure_of_both(make_package):
+    module = make_package(
+        init=PAIR
+        + """
+    def build():
+        shapes = {}
+        def init(x):
+            shapes["rows"] = x.shape
+            return total(x)
+        def step(x): return total(x) * shapes["rows"][0]
+        return Pair(init, step)
+    """
+    )
+    pair = rebuilt(module)()
+    np.testing.assert_array_equal(12 * pair.init(ROWS), pair.step(ROWS))
+
+
+MAPPED_BEFORE = {
+    "in a closure": """
+    def build(f):
+        mapped = jax.vmap(f)
+        def init(x): return mapped(x)
+        def step(x): return mapped(x)
+        return Pair(init, step)
+    """,
+    "inside a function in a closure": """
+    def build(f):
+        mapped = jax.vmap(f)
+        def inner(x): return mapped(x)
+        return Pair(lambda x: inner(x), lambda x: inner(x))
+    """,
+    "in a partial": """
+    import functools
+    def call(mapped, x): return mapped(x)
+    def build(f):
+        both = functools.partial(call, jax.vmap(f))
+        return Pair(lambda x: both(x), lambda x: both(x))
+    """,
+    "in a default": """
+    def build(f):
+        def step(x, mapped=jax.vmap(f)): return mapped(x)
+        return Pair(lambda x: step(x), step)
+    """,
+    "twice": """
+    def build(f):
+        mapped = jax.vmap(f)
+        twice = jax.vmap(lambda x: mapped(x[None])[0])
+        return Pair(lambda x: twice(x), lambda x: twice(x))
+    """,
+}
+
+
+@pytest.mark.parametrize("where", MAPPED_BEFORE)
+def test_what_is_mapped_while_building_is_laid_out_by_its_user(where, make_package):
+    module = make_package(init=PAIR + MAPPED_BEFORE[where])
+    pair = rebuilt(module)(jnp.sum)
+    assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
+    np.testing.assert_array_equal(pair.init(ROWS), pair.step(ROWS))
+    again = bk.rebuild_sampler(pair, batcher=bk.Chunked(6), packages=("toy",))
+    assert (chunks(again.init, ROWS), chunks(again.step, ROWS)) == (2, 2)
+
+
+def test_a_site_is_shown_to_the_policy_with_its_phase(make_package):
+    module = make_package(init=PAIR + MAPPED_BEFORE["in a closure"])
+    seen: set[bk.Site] = set()
+
+    def rule(site: bk.Site) -> bk.AbstractBatcher:
+        seen.add(site)
+        return bk.Chunked(3)
+
+    pair = rebuilt(module, Lambda(rule))(jnp.sum)
+    (listed,) = {x for x in bk.sites(module.build, packages=("toy",))}
+    for phase, fun in (("init", pair.init), ("step", pair.step)):
+        seen.clear()
+        jax.eval_shape(fun, ROWS)
+        assert seen <= {
+            bk.Site("toy", "build", listed.line, "jax.vmap", phase),
+        }
+
+
+@pytest.mark.parametrize("answer", [None, 16, jax.vmap, bk.Chunked, bk.ByPhase()])
+def test_a_policy_that_answers_with_no_batcher_is_named(answer, make_package):
+    module = make_package(init=PAIR)
+    run = bk.rebuild_sampler(
+        module.total, batcher=Lambda(lambda _: answer), packages=("toy",)
+    )
+    with pytest.raises(TypeError, match=r"Lambda.choose\(toy:total:6\) returned") as e:
+        run(ROWS)
+    assert f"got {type(answer).__name__}." in str(e.value)
+    assert "`Vmap()` to leave the site as it is" in str(e.value)
+
+
+def test_states_pass_between_phases_and_upstream():
+    algorithm = rebuild(POLICY)(**SETTINGS)
+    upstream = blackjax.nss(**SETTINGS)
+    ours = jax.eval_shape(algorithm.init, POSITIONS)
+    theirs = jax.eval_shape(upstream.init, POSITIONS)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    after = jax.eval_shape(algorithm.step, KEY, theirs)
+    assert after == jax.eval_shape(upstream.step, KEY, ours)
+    positions = GAUSSIAN.positions(0, n_live=24)
+    state = jax.jit(algorithm.init)(positions)
+    expected = jax.jit(upstream.init)(positions)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), state, expected
+    )
+
+
+def test_upstream_is_cut_nowhere():
+    # What reads the layouts here must not take a scan of blackjax's own for chunks.
+    assert layout(blackjax.nss(**SETTINGS)) == (None, None)

@@ -1,0 +1,362 @@
+"""`sites` finds every vmap that an API can reach, where it stands, and runs nothing.
+
+Lines are checked against `ast`, which reads the text; `sites` reads compiled code.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import blackjax
+import jax
+import pytest
+
+import batchkit as bk
+
+from .spellings import NESTED_IMPORTS, SPELLINGS
+from .vmaps import Found, line_of, vmaps_in
+
+
+def places(found: bk.Sites, module: str = "toy") -> set[Found]:
+    """What `vmaps_in` tells, for the sites of one module."""
+    return {(x.qualname, x.line, x.spelling) for x in found if x.module == module}
+
+
+def sites(api: Any) -> bk.Sites:
+    return bk.sites(api, packages=("toy",))
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [*SPELLINGS.values(), *NESTED_IMPORTS.values()],
+    ids=[*SPELLINGS, *(f"{name}, nested" for name in NESTED_IMPORTS)],
+)
+def test_every_spelling_is_found_where_it_stands(source, names, make_package):
+    module = make_package(init=source)
+    expected = vmaps_in(source, names)
+    assert expected
+    found = sites(module.run)
+    assert places(found) == expected
+    assert len(found) == len(expected)
+    assert {x.phase for x in found} == {None}
+
+
+@pytest.mark.parametrize("parameter", ["layout=jax.vmap", "*, layout=jax.vmap"])
+def test_a_vmap_in_a_default_is_named_by_its_parameter(parameter, make_package):
+    source = f"import jax\n\ndef run(x, {parameter}): return layout(lambda r: r)(x)\n"
+    module = make_package(init=source)
+    assert places(sites(module.run)) == {("run", line_of(source, "run"), "layout")}
+
+
+def test_a_vmap_in_a_closure_is_named_by_its_variable(make_package):
+    source = """
+        import jax
+        def make(layout):
+            def inner(x): return layout(lambda r: r.sum())(x)
+            return inner
+        run = make(jax.vmap)
+        """
+    module = make_package(init=source)
+    place = ("make.<locals>.inner", line_of(source, "inner"), "layout")
+    assert places(sites(module.run)) == {place}
+
+
+METHODS = """
+    import jax
+    class Base:
+        def inherited(self, x): return jax.vmap(lambda r: r)(x)
+    class Thing(Base):
+        def method(self, x): return jax.vmap(lambda r: r)(x)
+        @classmethod
+        def of_class(cls, x): return jax.vmap(lambda r: r)(x)
+        @staticmethod
+        def static(x): return jax.vmap(lambda r: r)(x)
+        @property
+        def read(self): return jax.vmap(lambda r: r)(self)
+        @read.setter
+        def read(self, x): jax.vmap(lambda r: r)(x)
+    thing = Thing()
+    def by_name(x): return Thing().method(x)
+    def by_instance(x): return thing.method(x)
+    """
+
+
+@pytest.mark.parametrize("name", ["by_name", "by_instance", "Thing", "thing"])
+def test_methods_are_read(name, make_package):
+    module = make_package(init=METHODS)
+    assert len(vmaps_in(METHODS)) == 6
+    assert places(sites(getattr(module, name))) == vmaps_in(METHODS)
+
+
+SUB = "import jax\ndef inner(x): return jax.vmap(lambda r: r.sum())(x)\n"
+# Loading happens while reading, so that it does not matter who has imported what.
+IMPORTS = {
+    "renamed": "import toy.sub as s; return s.inner(x)",
+    "deep": "import toy.deep.sub as s; return s.inner(x)",
+    "of a module": "from toy import sub; return sub.inner(x)",
+    "of a function": "from toy.sub import inner as f; return f(x)",
+    "relative": "from .sub import inner; return inner(x)",
+    "relative of a module": "from . import sub as s; return s.inner(x)",
+    "of two": "from toy.sub import jax, inner; return inner(x)",
+    "for a nested function": "from . import sub; return (lambda: sub.inner(x))()",
+}
+
+
+@pytest.mark.parametrize("statement", IMPORTS)
+def test_imports_inside_functions_are_followed(statement, make_package, tmp_path):
+    module = make_package(init=f"def run(x): {IMPORTS[statement]}\n")
+    name = "toy.deep.sub" if statement == "deep" else "toy.sub"
+    path = tmp_path.joinpath(*name.split(".")).with_suffix(".py")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(SUB)
+    importlib.invalidate_caches()
+    assert name not in sys.modules
+    found = sites(module.run)
+    assert {x.module for x in found} == {name}
+    assert places(found, name) == vmaps_in(SUB)
+
+
+def test_an_import_of_a_loaded_module_is_followed(make_package):
+    run = "def run(x): import toy.sub; return toy.sub.inner(x)\n"
+    module = make_package(init=run, sub=SUB)
+    assert places(sites(module.run), "toy.sub") == vmaps_in(SUB)
+
+
+def test_other_packages_are_passed_over(make_package, tmp_path):
+    (tmp_path / "other_toy.py").write_text(SUB)
+    source = """
+        import jax, other_toy
+        def run(x): return other_toy.inner(jax.vmap(lambda r: r)(x))
+        """
+    module = make_package(init=source)
+    assert {x.module for x in sites(module.run)} == {"toy"}
+    both = bk.sites(module.run, packages=["toy", "other_toy"])
+    del sys.modules["other_toy"]
+    assert places(both, "other_toy") == vmaps_in(SUB)
+    assert places(both) == vmaps_in(source)
+
+
+def test_nothing_is_run(make_package):
+    source = """
+        import functools, jax
+        def fails(*args): raise RuntimeError("was run")
+        class Thing:
+            read = property(fails)
+            __call__ = __iter__ = __len__ = __eq__ = fails
+            __hash__ = None
+        thing, part = Thing(), functools.partial(fails)
+        cached = functools.cache(fails)
+        def run(x, default=fails):
+            fails(cached(), part(), thing(), thing.read, default())
+            return jax.vmap(fails)(x)
+        """
+    module = make_package(init=source)
+    for api in (module.run, module):
+        assert places(sites(api)) == vmaps_in(source)
+
+
+def test_what_may_be_missing_is_not_imported(make_package, tmp_path):
+    (tmp_path / "optional_toy.py").write_text("raise RuntimeError('was imported')")
+    source = """
+        import jax
+        def run(x):
+            import optional_toy, no_such_toy.sub
+            from no_such_toy.sub import nothing
+            from .broken import anything
+            from .absent import something
+            from . import missing
+            optional_toy.go(nothing, anything, something, missing, no_such_toy.sub.go)
+            return jax.vmap(lambda r: r)(x)
+        """
+    module = make_package(init=source)
+    (tmp_path / "toy" / "broken.py").write_text("import no_such_toy")
+    importlib.invalidate_caches()
+    assert places(sites(module.run)) == vmaps_in(source)
+    assert "optional_toy" not in sys.modules
+
+
+def test_cycles_end(make_package):
+    source = """
+        import jax, toy
+        def even(x): return odd(x)
+        def odd(x): return toy.even(jax.vmap(lambda r: r)(x))
+        REGISTRY = {"odd": odd}
+        REGISTRY["self"] = REGISTRY
+        def run(x): return REGISTRY["self"]["odd"](x)
+        """
+    assert places(sites(make_package(init=source).run)) == vmaps_in(source)
+
+
+PHASES = """
+    import functools, types, typing, jax
+    class Pair(typing.NamedTuple):
+        init: typing.Any
+        step: typing.Any
+    class Thing:
+        def __init__(self, **names): self.__dict__.update(names)
+    def shared(x): return jax.vmap(lambda r: r.sum())(x)
+    def init(x): return jax.vmap(lambda r: 2 * r)(shared(x))
+    def build_kernel(scale):
+        def kernel(x): return jax.vmap(lambda r: scale * r)(shared(x))
+        return kernel
+    def step(x): return build_kernel(2.0)(x)
+    def other(x): return jax.vmap(lambda r: r - 1)(x)
+    pair = Pair(init, step)
+    halves = Pair(functools.partial(init), [step])
+    registry = {"init": init, "step": step, "other": other}
+    thing = Thing(init=init, build_kernel=build_kernel, other=other)
+    nested = {"deep": pair, "other": other}
+    """
+KERNEL = "build_kernel.<locals>.kernel"
+BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("pair", BOTH),
+        ("halves", BOTH),
+        ("registry", {**BOTH, None: {"other"}}),
+        ("thing", {**BOTH, None: {"other"}}),
+        ("nested", {**BOTH, None: {"other"}}),
+        ("other", {None: {"other"}}),
+        ("init", {None: {"init", "shared"}}),
+        (None, {**BOTH, None: {"other"}}),
+    ],
+    ids=str,
+)
+def test_phases_are_told_by_names(name, expected, make_package):
+    module = make_package(init=PHASES)
+    found = sites(module if name is None else getattr(module, name))
+    by_phase: dict[str | None, set[str]] = {}
+    for site in found:
+        by_phase.setdefault(site.phase, set()).add(site.qualname)
+    assert by_phase == expected
+    assert places(found) <= vmaps_in(PHASES)
+    assert len(set(found)) == len(found)
+
+
+def test_sites_come_in_the_order_of_modules_and_lines(make_package):
+    source = "import jax\ndef {}(x): return jax.vmap(jax.vmap(lambda r: r))(x)\n"
+    module = make_package(
+        init="def run(x): import toy.a, toy.b; return toy.b.f(toy.a.f(toy.a.g(x)))\n",
+        b=source.format("f"),
+        a=source.format("f") + source.format("g"),
+    )
+    found = sites(module.run)
+    # Two on one line are one site: nothing could tell them apart.
+    assert [str(x) for x in found] == ["toy.a:f:2", "toy.a:g:4", "toy.b:f:2"]
+
+
+class _Cells(HTMLParser):
+    """The texts of the cells of an HTML table, row by row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data: str) -> None:
+        self.rows[-1][-1] += data
+
+
+def test_sites_print_as_a_table(make_package):
+    found = sites(make_package(init=PHASES).pair)
+    rows = [[x.module, x.qualname, str(x.line), x.spelling, x.phase] for x in found]
+    lines = repr(found).splitlines()
+    head = ["module", "qualname", "line", "spelling", "phase"]
+    assert [line.split() for line in lines] == [head, *rows]
+    column = lines[0].index("line")
+    assert {line[column - 1] for line in lines} == {" "}
+    assert [line[column:].split()[0] for line in lines[1:]] == [x[2] for x in rows]
+    assert _Cells(found._repr_html_()).rows == [head, *rows]
+    assert "&lt;locals&gt;" in found._repr_html_()
+
+
+def test_no_sites_say_so(make_package):
+    found = sites(make_package(init="def run(x): return x\n").run)
+    assert repr(found) == "no sites"
+    assert not found
+    assert found == bk.Sites()
+
+
+def test_records_are_frozen_values(make_package):
+    module = make_package(init=PHASES)
+    found = sites(module.pair)
+    first = found[0]
+    for field in dataclasses.fields(first):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(first, field.name, None)
+    assert first.name == f"toy:{first.qualname}"
+    assert str(first) == f"toy:{first.qualname}:{first.line}"
+    assert first == bk.Site("toy", first.qualname, first.line, "jax.vmap", first.phase)
+    again = sites(module.pair)
+    assert again == found
+    assert hash(again) == hash(found)
+    assert found != list(found)
+    assert isinstance(found[1:], bk.Sites)
+    assert list(found[1:]) == list(found)[1:]
+
+
+@pytest.mark.parametrize("api", [None, 3, "nss", lambda x: x, int, sys, jax.jit(len)])
+def test_what_is_no_sampler_is_refused(api):
+    with pytest.raises(ValueError, match="there is no function of the packages"):
+        bk.sites(api)
+
+
+@pytest.mark.parametrize("packages", ["blackjax", (1,), None])
+@pytest.mark.usefixtures("no_type_checks")
+def test_wrong_packages_are_named(packages):
+    with pytest.raises(TypeError, match=r"sites\(packages=.*tuple of names"):
+        bk.sites(blackjax.nss, packages=packages)
+
+
+def blackjax_modules() -> list[str]:
+    names = [x.name for x in pkgutil.walk_packages(blackjax.__path__, "blackjax.")]
+    return [name for name in names if "vmap" in Path(_file(name)).read_text()]
+
+
+def _file(name: str) -> str:
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return spec.origin
+
+
+@pytest.mark.parametrize("name", blackjax_modules())
+def test_every_vmap_of_blackjax_is_found_where_it_stands(name):
+    module: ModuleType = importlib.import_module(name)
+    expected = vmaps_in(inspect.getsource(module))
+    assert places(bk.sites(module), name) == expected
+
+
+def test_the_sites_of_nested_sampling():
+    found = {(x.name, x.phase) for x in bk.sites(blackjax.nss)}
+    update = "update_with_mcmc_take_last.<locals>.update_function"
+    assert (f"blackjax.ns.from_mcmc:{update}", "step") in found
+    assert ("blackjax.ns.nss:as_top_level_api.<locals>.init_fn", None) in found
+
+    def density(x: Any) -> Any:
+        raise AssertionError("was run")
+
+    algorithm = blackjax.nss(density, density, num_inner_steps=2)
+    built = {(x.name, x.phase) for x in bk.sites(algorithm)}
+    assert (f"blackjax.ns.from_mcmc:{update}", "step") in built
+    assert ("blackjax.ns.nss:as_top_level_api.<locals>.init_fn", "init") in built
+    rows = "blackjax.smc.tuning.from_particles:particles_as_rows"
+    assert {(rows, "init"), (rows, "step")} <= built
+    rebuilt = bk.rebuild_sampler(algorithm, batcher=bk.Chunked(2))
+    assert bk.sites(rebuilt) == bk.sites(algorithm)

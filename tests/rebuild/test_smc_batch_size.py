@@ -1,0 +1,86 @@
+"""blackjax's own `batch_size`, next to a batcher.
+
+With `batch_size` above zero blackjax maps by `jax.lax.map` and calls no `vmap` there,
+so there is nothing for a batcher to run: `batch_size` wins at those sites.
+"""
+
+import functools
+from typing import Any
+
+import blackjax
+import jax
+import numpy as np
+import pytest
+from blackjax.smc.waste_free import waste_free_smc
+
+import batchkit as bk
+
+from ..helpers import equations
+from .problems import SMC
+
+
+# Ten particles are five chunks of two, and two batches of four with a remainder.
+POSITIONS = jax.random.normal(jax.random.key(0), (10, 2))
+KEY = jax.random.key(1)
+KERNELS = {"blackjax.smc.base:map_fn", "blackjax.smc.base:map_kernel"}
+SIZES = [0, 4]
+
+
+def step(
+    batcher: bk.AbstractBatcher | None, batch_size: int, **settings: Any
+) -> tuple[Any, ...]:
+    """A function and its arguments: one step, upstream's without a batcher."""
+    api: Any = blackjax.tempered_smc
+    if batcher is not None:
+        api = bk.rebuild_sampler(api, batcher=batcher)
+    smc = api(**{**SMC, **settings}, batch_size=batch_size)
+    return smc.step, KEY, smc.init(POSITIONS), 0.5
+
+
+@functools.cache
+def result(batcher: bk.AbstractBatcher | None, batch_size: int) -> Any:
+    fun, *args = step(batcher, batch_size)
+    state, info = jax.jit(fun)(*args)
+    return state, info.update_info.acceptance_rate
+
+
+def scan_lengths(fun: Any, *args: Any) -> list[int]:
+    eqns = equations(jax.make_jaxpr(fun)(*args))
+    return [eqn.params["length"] for eqn in eqns if eqn.primitive.name == "scan"]
+
+
+@pytest.mark.parametrize("batch_size", SIZES)
+def test_the_results_are_upstreams(batch_size):
+    actual = result(bk.Chunked(2), batch_size)
+    for expected in (result(None, batch_size), result(None, 0)):
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+            actual,
+            expected,
+        )
+
+
+def test_batch_size_wins_where_it_is_used():
+    plain, upstream = (scan_lengths(*step(None, size)) for size in SIZES)
+    chunked, both = (scan_lengths(*step(bk.Chunked(2), size)) for size in SIZES)
+    assert 5 not in plain
+    assert chunked.count(5) == len(KERNELS)
+    assert upstream != plain
+    assert both == upstream
+
+
+def test_batch_size_wins_in_a_strategy_that_is_handed_in():
+    settings = {"update_strategy": waste_free_smc(10, 2), "num_mcmc_steps": None}
+    upstream = scan_lengths(*step(None, 4, **settings))
+    # Its five chains are three chunks of two.
+    chunked = scan_lengths(*step(bk.Chunked(2), 0, **settings))
+    assert (upstream.count(3), chunked.count(3)) == (0, 1)
+    assert scan_lengths(*step(bk.Chunked(2), 4, **settings)) == upstream
+
+
+@pytest.mark.usefixtures("no_type_checks")
+def test_explain_reaches_no_site_where_batch_size_wins():
+    # Without `batch_size` it reaches both, as the tests of what is reached show.
+    reached = bk.explain(*step(bk.Chunked(2), 4)).reached
+    assert KERNELS.isdisjoint(x.site.name for x in reached)
