@@ -94,6 +94,6 @@ class AbstractBatcher(eqx.Module):
     def _run(self, call: Call) -> PyTree:
         if innermost() is None:
             return self.batch(call)
-        code, names, line = caller_outside("jax", "equinox", "functools")
-        site = Site(str(names["__name__"]), code.co_qualname, line, repr(self))
+        code, names, line = caller_outside()
+        site = Site(str(names["__name__"]), code.co_qualname, line, type(self).__name__)
         return watched_call(call, site, self, self.batch)

@@ -55,6 +55,9 @@ class Reached:
     inside: list["Reached"] = field(default_factory=list)
 
 
+# What may stand between a batcher and whoever calls it.
+_IN_BETWEEN = ("batchkit", "jax", "equinox", "functools", "jaxtyping", "beartype")
+
 _INNERMOST: ContextVar[Reached | None] = ContextVar("innermost", default=None)
 
 
@@ -69,6 +72,11 @@ def enter(reached: Reached) -> Token[Reached | None]:
     if outer is not None:
         outer.inside.append(reached)
     return _INNERMOST.set(reached)
+
+
+def start(root: Reached) -> Token[Reached | None]:
+    """The same, but `root` is nobody's part: a watch of its own begins."""
+    return _INNERMOST.set(root)
 
 
 def leave(token: Token[Reached | None]) -> None:
@@ -104,12 +112,12 @@ def bytes_per_task(leaves: PyTree, axes: list[int | None], tasks: int) -> int:
     return total
 
 
-def caller_outside(*packages: str) -> tuple[CodeType, dict[str, Any], int]:
-    """Code, globals and line of the nearest caller that is in none of the packages."""
+def caller_outside() -> tuple[CodeType, dict[str, Any], int]:
+    """Code, globals and line of the nearest caller that is neither ours nor JAX's."""
     frame = inspect.currentframe()
     while frame is not None:
         name = str(frame.f_globals.get("__name__")).split(".")[0]
-        if name not in ("batchkit", *packages):
+        if name not in _IN_BETWEEN:
             return frame.f_code, frame.f_globals, frame.f_lineno
         frame = frame.f_back
     raise AssertionError("somebody must have called")

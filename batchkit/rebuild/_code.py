@@ -19,6 +19,7 @@ class Import:
     module: str  # as it is written
     level: int  # how many dots stood in front
     attribute: str | None  # of the module; None for the module itself
+    loads: str | None = None  # the module that `import a.b` loads besides `a`
 
 
 @final
@@ -40,6 +41,16 @@ def references(code: CodeType) -> tuple[Reference, ...]:
     return tuple(_references(code, {}))
 
 
+def own_references(code: CodeType) -> tuple[Reference, ...]:
+    """Those of them that `code` reads itself, not a function inside it.
+
+    A nested function is told what the functions around it import, if they are known.
+    """
+    if code not in _OWN:
+        references(code)
+    return _OWN[code]
+
+
 @functools.cache
 def global_names(code: CodeType) -> tuple[tuple[str, ...], ...]:
     """The paths of the global names among them, each once."""
@@ -53,9 +64,24 @@ def looks_up_names_at_run_time(code: CodeType) -> bool:
     return any(path[0] in dynamic for path in global_names(code))
 
 
+# A function inside another one is first read as a part of that.
+_OWN: dict[CodeType, tuple[Reference, ...]] = {}
+
+
 def _references(code: CodeType, outer: dict[str, Import]) -> Iterator[Reference]:
-    instructions = list(dis.get_instructions(code))
     imports = dict(outer)
+    own = tuple(_read(code, imports))
+    if outer or code not in _OWN:
+        _OWN[code] = own
+    yield from own
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _references(constant, imports)
+
+
+def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
+    """The references in one code object; what it imports is added to `imports`."""
+    instructions = list(dis.get_instructions(code))
     line = code.co_firstlineno
     i = 0
     while i < len(instructions):
@@ -86,9 +112,6 @@ def _references(code: CodeType, outer: dict[str, Import]) -> Iterator[Reference]
                 is_decorator=_defines_function(instructions[i + 1 :]),
             )
         i += 1
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _references(constant, imports)
 
 
 def _loaded(instruction: dis.Instruction, code: CodeType) -> tuple[str, ...]:
@@ -122,7 +145,7 @@ def _bindings(
                 yield name, Import(module, level, attribute)
             else:  # `import a.b` binds `a`, and `import a.b as c` binds `a.b`
                 whole = module if attribute else module.split(".")[0]
-                yield name, Import(whole, level, None)
+                yield name, Import(whole, level, None, module)
                 return
         elif instruction.opname not in ("SWAP", "POP_TOP"):
             return

@@ -13,6 +13,7 @@ neither cycles of imports nor long chains of calls matter.
 """
 
 import builtins
+import contextlib
 import enum
 import functools
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from ._hidden import HiddenSites, holder_of, is_cache
 from ._inside import holds, with_changed
 from ._mapper import Mapper
 from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, REBUILT, SOURCE, mark, marked
-from ._memory import Memory
+from ._memory import Memory, SharedCells
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._vmaps import Mapped, is_vmap, leads_to_vmap, mapped_by, mapped_function
@@ -57,9 +58,10 @@ class Found(enum.Enum):
 class Copier:
     """Makes and remembers the copies in which a mapper's `vmap` is the vmap."""
 
-    def __init__(self, mapper: Mapper, packages: Packages) -> None:
+    def __init__(self, mapper: Mapper, packages: Packages, cells: SharedCells) -> None:
         self._packages = packages
         self._mapper = mapper
+        self._cells = cells
         self._hidden = HiddenSites(packages)
         self._builtins = {**vars(builtins), "__import__": self._import}
         self._memory = Memory()
@@ -71,9 +73,13 @@ class Copier:
 
         What holds no such function comes back as it is, the same object.
         """
-        with self._memory.operation():
+        with self.operation():
             result = self._copy(value, found)
         return result
+
+    def operation(self) -> contextlib.AbstractContextManager[None]:
+        """In its body nothing is copied twice; what fails leaves nothing behind."""
+        return self._memory.operation()
 
     def opens(self, value: Any) -> bool:
         """Whether functions are looked for in the attributes of `value`."""
@@ -88,7 +94,19 @@ class Copier:
         """Whether `value` is a function with a namespace of this copier."""
         if not isinstance(value, FunctionType):
             return False
+        if mapped_by(value) is self._mapper:
+            return True
         return value.__globals__.get(REBUILT) is self
+
+    def copies(self, value: Any, found: Found) -> bool:
+        """Whether `value` itself is copied, whatever may be inside it."""
+        return self._is_copied(value, found)
+
+    def refuse_hidden(self, value: Any, found: Found) -> None:
+        """Raises `UnreachableSiteError` for a vmap that is out of reach."""
+        site = self._hidden_site(value, found)
+        if site is not None:
+            raise UnreachableSiteError(holder_of(value), site)
 
     def resolve_late_names(self) -> None:
         """Looks again for global names that did not exist when they were first read."""
@@ -108,7 +126,7 @@ class Copier:
         if leads_to_vmap(value):
             return found is not Found.IN_ARGUMENT and value is not self._mapper.vmap
         if isinstance(value, FunctionType):
-            if self.made(value) or mapped_by(value) is self._mapper:
+            if self.made(value):
                 return False
             return (
                 marked(value, BEHIND_ENTRY) is not None
@@ -163,9 +181,7 @@ class Copier:
             return self._copy_function(value, found)
         if isinstance(value, ModuleType):
             return self._remember(value, self._copy_module(value), found)
-        site = self._hidden_site(value, found)
-        if site is not None:
-            raise UnreachableSiteError(holder_of(value), site)
+        self.refuse_hidden(value, found)
         if isinstance(value, type):
             return value
         if is_cache(value):
@@ -276,6 +292,8 @@ class Copier:
         known = self._memory.recall(cell)
         if known is not None:
             return known
+        if copy is None and self._holds_data(cell):
+            return self._remember(cell, self._cells.new(cell), Found.IN_CLOSURE)
         new = self._remember(cell, CellType(), Found.IN_CLOSURE)
 
         def fill() -> None:
@@ -290,6 +308,12 @@ class Copier:
 
         self._memory.later(fill)
         return new
+
+    def _holds_data(self, cell: CellType) -> bool:
+        try:
+            return not self.holds_package_code(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            return False
 
     def _copy_dispatch(self, function: Any) -> Any:
         """A `functools.singledispatch` of its own, with a cache of its own."""

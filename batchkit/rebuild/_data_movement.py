@@ -12,6 +12,7 @@ import jax.extend as jex
 
 MOVES_DATA: Final = frozenset(
     {
+        "bitcast_convert_type",
         "broadcast_in_dim",
         "concatenate",
         "convert_element_type",
@@ -21,6 +22,7 @@ MOVES_DATA: Final = frozenset(
         "dynamic_update_slice",
         "expand_dims",
         "gather",
+        "iota",
         "pad",
         "random_unwrap",
         "random_wrap",
@@ -29,6 +31,8 @@ MOVES_DATA: Final = frozenset(
         "slice",
         "split",
         "squeeze",
+        "stack",
+        "tile",
         "transpose",
     }
 )

@@ -4,13 +4,13 @@ import dataclasses
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from ..batchers import Site
-from ._code import Import, Reference, references
-from ._inside import children, holds, named_children
+from ._code import Import, Reference, own_references, references
+from ._inside import attribute, children, holds, named_children, wrapped_by
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._phases import PHASES, phase_of
@@ -26,7 +26,7 @@ def holds_code_of(value: Any, packages: Packages) -> bool:
                 return True
             if packages.own_instance(item):
                 return True
-            item = getattr(item, "__wrapped__", None)
+            item = wrapped_by(item)
             if item is None:
                 return False
         return packages.wrote(item) or packages.wrapped(item)
@@ -35,8 +35,12 @@ def holds_code_of(value: Any, packages: Packages) -> bool:
 
 
 def reachable_by_phase(value: Any, packages: Packages) -> Iterator[Site]:
-    """Every reachable vmap, with the phase that reaches it where a name tells."""
-    found: dict[Site, None] = {}
+    """Every reachable vmap, with the phase that reaches it where a name tells.
+
+    What has no phase of its own (an API as a whole, which builds both) counts for what
+    it reaches beside the functions that have one.
+    """
+    leaves: dict[str | None, list[Any]] = {phase: [] for phase in (*PHASES, None)}
     seen: dict[tuple[int, str | None], Any] = {}
     pending: list[tuple[Any, str | None]] = [(value, None)]
     while pending:
@@ -52,13 +56,11 @@ def reachable_by_phase(value: Any, packages: Packages) -> Iterator[Site]:
         if packages.own_instance(item):
             pending.append((type(item), phase))
         if not parts:
-            for site in reachable_sites(item, packages):
-                found[dataclasses.replace(site, phase=phase)] = None
-    for site in found:
-        if site.phase is not None or not any(
-            dataclasses.replace(site, phase=phase) in found for phase in PHASES
-        ):
-            yield site
+            leaves[phase].append(item)
+    beside = [leaf for phase in PHASES for leaf in leaves[phase]]
+    for phase, items in leaves.items():
+        for site in reachable_sites(items, packages, beside if phase is None else ()):
+            yield dataclasses.replace(site, phase=phase)
 
 
 def _defined_in(module: ModuleType, packages: Packages) -> Iterator[tuple[str, object]]:
@@ -66,20 +68,22 @@ def _defined_in(module: ModuleType, packages: Packages) -> Iterator[tuple[str, o
     if isinstance(module, ModuleStandIn):
         module = original_module(module)
     for name, item in list(vars(module).items()):
-        is_function = isinstance(item, FunctionType)
-        if (is_function and (packages.wrote(item) or packages.wrapped(item))) or (
-            packages.own_class(item) or packages.own_instance(item)
-        ):
+        if not isinstance(item, ModuleType) and holds_code_of(item, packages):
             yield name, item
 
 
-def reachable_sites(value: Any, packages: Packages) -> Iterator[Site]:
+def reachable_sites(
+    value: Any, packages: Packages, beside: Sequence[Any] = ()
+) -> Iterator[Site]:
     """Every vmap in the packages' code that running `value` could reach.
+
+    What is only reached through something in `beside` is left out.
 
     Somebody else's function is opened where it wraps one of the packages' functions;
     everything else that is not the packages' is passed over.
     """
-    seen: dict[int, Any] = {}  # with the values, so that no id is used twice
+    # With the values, so that no id is used twice.
+    seen: dict[int, Any] = {id(item): item for item in beside}
     pending = [(value, False)]
     while pending:
         item, in_wrapper = pending.pop()
@@ -102,7 +106,7 @@ def reachable_sites(value: Any, packages: Packages) -> Iterator[Site]:
             if packages.own_instance(item):
                 pending.append((type(item), False))
             if callable(item) and not isinstance(item, type):
-                pending.append((getattr(item, "__wrapped__", None), in_wrapper))
+                pending.append((wrapped_by(item), in_wrapper))
 
 
 def site_of_call(
@@ -119,8 +123,7 @@ def site_of_call(
     module = str(names["__name__"])
     found = [
         site
-        for reference in references(code)
-        if reference.qualname == code.co_qualname
+        for reference in own_references(code)
         for site, _ in _along(reference, names)
         if site is not None
     ]
@@ -207,7 +210,7 @@ def _resolve(reference: Reference, names: Mapping[str, Any]) -> Iterator[Any]:
             return
         if has_vmap(found) and name != "vmap":
             return  # jax itself: nothing else in it is of interest
-        found = getattr(found, name, None)
+        found = attribute(found, name)
         yield found
 
 
@@ -220,11 +223,14 @@ def _imported(imported: Import, names: Mapping[str, Any]) -> Any:
     name = imported.module
     if imported.level > 0:
         name = importlib.util.resolve_name("." * imported.level + name, package)
+    if imported.loads is not None:
+        _loaded(imported.loads, package)
     module = _loaded(name, package)
     if module is None or imported.attribute is None:
         return module
-    if hasattr(module, imported.attribute):
-        return getattr(module, imported.attribute)
+    found = attribute(module, imported.attribute)
+    if found is not None:
+        return found
     return _loaded(f"{name}.{imported.attribute}", package)
 
 
@@ -232,7 +238,7 @@ def _loaded(name: str, package: str) -> ModuleType | None:
     if name not in sys.modules and name.split(".")[0] == package.split(".")[0]:
         try:
             return importlib.import_module(name)
-        except ImportError:
+        except Exception:  # whatever an optional module raises where it cannot run
             return None
     return sys.modules.get(name)
 

@@ -5,12 +5,13 @@ no Python function, such as a jitted one, and, in a module, the attributes of so
 else's objects.
 """
 
+import functools
 from types import FunctionType, ModuleType
 from typing import Any, final
 
 from ..batchers import Site
 from ._finder import reachable_sites
-from ._inside import children
+from ._inside import children, wrapped_by
 from ._ownership import Packages
 
 
@@ -43,7 +44,7 @@ class HiddenSites:
         elif in_module and not any(children(value, lambda _: False)):
             hidden.extend(getattr(value, "__dict__", {}).values())
         if callable(value):
-            hidden.append(getattr(value, "__wrapped__", None))
+            hidden.append(wrapped_by(value))
         return tuple(
             site for item in hidden for site in reachable_sites(item, self._packages)
         )
@@ -58,13 +59,16 @@ class HiddenSites:
 
 def is_cache(value: Any) -> bool:
     """Whether it is a `functools.lru_cache`."""
-    return hasattr(value, "cache_parameters") and hasattr(value, "__wrapped__")
+    return isinstance(value, _CACHE)
+
+
+_CACHE = type(functools.lru_cache(lambda: None))
 
 
 def holder_of(value: Any) -> str:
     """What holds a hidden vmap, in the words of an error message."""
     cls = value if isinstance(value, type) else type(value)
-    wrapped = getattr(value, "__wrapped__", None)
+    wrapped = wrapped_by(value)
     if wrapped is not None and not isinstance(value, type):
         name = getattr(wrapped, "__qualname__", repr(wrapped))
         return f"The {cls.__name__} of {name}"

@@ -12,6 +12,19 @@ from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
 
+def wrapped_by(value: Any) -> Any:
+    """What stands behind `value`, be it jitted or decorated; None if nothing does."""
+    return attribute(value, "__wrapped__")
+
+
+def attribute(value: Any, name: str) -> Any:
+    """An attribute, or None, also where looking it up fails in a way of its own."""
+    try:
+        return getattr(value, name, None)
+    except Exception:  # whatever the `__getattr__` of a stranger raises
+        return None
+
+
 def holds(
     value: Any, wanted: Callable[[Any], bool], opens: Callable[[Any], bool]
 ) -> bool:

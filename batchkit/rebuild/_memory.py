@@ -10,8 +10,38 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any, final
+
+
+@final
+class SharedCells:
+    """The cells of closures that hold data, which several copiers share for a while.
+
+    Functions for `init` and for `step` may remember something together. Outside the
+    body of `shared`, a cell is nobody's but its copier's.
+    """
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._cells: dict[int, tuple[CellType, CellType]] = {}
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._cells.clear()
+
+    def new(self, cell: CellType) -> CellType:
+        """A cell with the contents of `cell`, the same one for all who ask."""
+        new = CellType(cell.cell_contents)
+        if self._depth == 0:
+            return new
+        return self._cells.setdefault(id(cell), (cell, new))[1]
 
 
 @final

@@ -12,6 +12,7 @@ from typing import Any, final
 import equinox as eqx
 
 from ..batchers import AbstractBatcher, Site, Vmap
+from ._inside import children
 from ._phases import PHASES
 from ._table import table
 
@@ -93,7 +94,7 @@ class ByPhase(AbstractPolicy):
         self.step = self.default if step is None else step
 
     def __check_init__(self) -> None:
-        for name in (*PHASES, "default"):
+        for name in ("default", *PHASES):
             _check("ByPhase", name, getattr(self, name))
 
     def choose(self, site: Site) -> AbstractBatcher:
@@ -243,9 +244,9 @@ def _patterns(policy: object) -> Iterator[str]:
     if isinstance(policy, BySite):
         yield from policy.patterns
         yield from _patterns(policy.default)
-    elif isinstance(policy, AbstractPolicy):
-        for value in vars(policy).values():
-            yield from _patterns(value)
+    else:
+        for part in children(policy, lambda x: isinstance(x, AbstractPolicy)):
+            yield from _patterns(part)
 
 
 def _check(policy: str, name: str, value: object) -> None:

@@ -77,12 +77,11 @@ def rebuild_sampler(
     policy = policy_from(batcher)
     owners = packages_from("rebuild_sampler", packages)
     family = Family(policy, owners)
-    copier = family.copier()
-    if not copier.holds_package_code(api) or isinstance(api, type):
+    if not family.copier().holds_package_code(api) or isinstance(api, type):
         raise ValueError(
             f"rebuild_sampler(api={api!r}): there is no function of the packages "
             f"{owners.names} in it, so there is nothing to rebuild. Pass an API "
             "such as `blackjax.nss`, or name your own package in `packages`."
         )
     refuse_idle_patterns(policy, lambda: reachable_by_phase(api, owners))
-    return family.exposed(copier.copy(api))
+    return family.rebuilt(api)

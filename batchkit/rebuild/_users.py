@@ -1,16 +1,40 @@
 """The functions that a user hands to a sampler, by their code."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from ._inside import children
+from ._finder import closure_contents
+from ._inside import children, wrapped_by
+from ._ownership import Packages
 
 
-def users_functions(
-    value: Any, is_package_code: Callable[[Any], bool]
-) -> Iterator[tuple[CodeType, str]]:
+# What a package imports for itself is not the user's.
+_NOBODYS = Packages(("batchkit", "builtins", "functools", "jax", "numpy"))
+
+
+def bound_in(api: Any, packages: Packages) -> list[Any]:
+    """What an algorithm that is built already has been given: what it closes over."""
+    bound: list[Any] = []
+    seen: set[int] = set()
+    pending = [api]
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        pending.extend(children(item, packages.own_instance))
+        if isinstance(item, FunctionType) and (
+            packages.wrote(item) or packages.wrapped(item)
+        ):
+            contents = [x for _, x in closure_contents(item)]
+            bound.extend(contents)
+            pending.extend(contents)
+    return bound
+
+
+def users_functions(value: Any, packages: Packages) -> Iterator[tuple[CodeType, str]]:
     """The code and the name of each function in `value` that is no package's."""
     seen: set[int] = set()
     pending = [value]
@@ -24,7 +48,9 @@ def users_functions(
         if inside or isinstance(item, type) or not callable(item):
             continue
         function = _innermost(item)
-        if function is not None and not is_package_code(function):
+        if function is None or packages.wrote(function):
+            continue
+        if not _NOBODYS.hold(function.__module__):
             code = function.__code__
             where = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
             yield code, f"{function.__qualname__} ({where}:{code.co_firstlineno})"
@@ -37,8 +63,8 @@ def _innermost(value: Any) -> FunctionType | None:
             value = value.func
         elif isinstance(value, MethodType):
             value = value.__func__
-        elif getattr(value, "__wrapped__", None) is not None:
-            value = value.__wrapped__
+        elif wrapped_by(value) is not None:
+            value = wrapped_by(value)
         elif isinstance(value, FunctionType) or value is None:
             return value
         else:

@@ -48,7 +48,7 @@ class Explanation:
             site = reached.site
             yield (
                 "  " * depth + str(site),
-                site.spelling if reached.batcher != site.spelling else "",
+                site.spelling,
                 site.phase or "",
                 str(reached.tasks),
                 reached.batcher,

@@ -45,4 +45,6 @@ def trace_afresh(
 
 
 def _is_array(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return True
+    return isinstance(leaf, bool | int | float | complex)

@@ -122,5 +122,5 @@ def short_name(value: Any) -> str:
         ):
             continue
         text = short_name(given)
-        arguments.append(text if isinstance(given, int) else f"{name}={text}")
+        arguments.append(text if type(given) is int else f"{name}={text}")
     return f"{type(value).__name__}({', '.join(arguments)})"

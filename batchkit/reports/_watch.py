@@ -14,14 +14,14 @@ from typing import Any, final
 import jax
 
 from ..batchers import Site
-from ..batchers._call import leaf_axes
+from ..batchers._call import Call, leaf_axes
 from ..batchers._watching import (
     Reached,
     bytes_per_task,
     enter,
     innermost,
     leave,
-    reaching,
+    start,
 )
 from ..rebuild._vmaps import CODE_OF_BOUNDARY, CODE_OF_MAPPED
 
@@ -32,12 +32,13 @@ def watching() -> Iterator[Reached]:
     root = Reached(None)
     observer = _Observer()
     previous = sys.getprofile()
-    with reaching(root):
-        sys.setprofile(observer)
-        try:
-            yield root
-        finally:
-            sys.setprofile(previous)
+    token = start(root)
+    sys.setprofile(observer)
+    try:
+        yield root
+    finally:
+        sys.setprofile(previous)
+        leave(token)
 
 
 @final
@@ -75,10 +76,16 @@ def _untouched_vmap(frame: FrameType, outer: Reached) -> Reached | None:
         caller = caller.f_back
     if caller is None:
         return None
-    module = str(caller.f_globals.get("__name__"))
-    if module.split(".")[0] in ("jax", "batchkit"):
-        return None  # a part of JAX, or a batcher at work
     values = frame.f_locals
+    fun = values["fun"]
+    if (
+        _module(caller) == Call.__module__
+        or _is_ours(fun)
+        or (_is_jax(caller) and _is_jax(fun))
+    ):
+        return None  # a batcher at work, or a part of JAX
+    while caller.f_back is not None and (_is_jax(caller) or _is_ours(caller)):
+        caller = caller.f_back
     mapped = (values["args"], values["kwargs"])
     try:
         axes = leaf_axes((values["in_axes"], 0), mapped)
@@ -90,10 +97,12 @@ def _untouched_vmap(frame: FrameType, outer: Reached) -> Reached | None:
     except (ValueError, TypeError, IndexError, AttributeError):
         return None  # wrong arguments, of which `jax.vmap` is about to complain
     tasks = sizes[0] if sizes else values["axis_size"] or 0
-    fun = values["fun"]
     name = getattr(fun, "__qualname__", type(fun).__name__)
     place = Site(
-        module, caller.f_code.co_qualname, caller.f_lineno, f"jax.vmap of {name}"
+        _module(caller),
+        caller.f_code.co_qualname,
+        caller.f_lineno,
+        f"jax.vmap of {name}",
     )
     return Reached(
         place,
@@ -102,3 +111,18 @@ def _untouched_vmap(frame: FrameType, outer: Reached) -> Reached | None:
         note="not rebuilt, stays as it is",
         known=outer.known,
     )
+
+
+def _module(of: Any) -> str:
+    """The module of a frame or of a function."""
+    if isinstance(of, FrameType):
+        return str(of.f_globals.get("__name__"))
+    return str(getattr(of, "__module__", None))
+
+
+def _is_jax(of: Any) -> bool:
+    return _module(of).split(".")[0] in ("jax", "functools")
+
+
+def _is_ours(of: Any) -> bool:
+    return _module(of).split(".")[0] in ("batchkit", "jaxtyping", "beartype")

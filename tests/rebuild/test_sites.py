@@ -228,7 +228,7 @@ BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
         ("nested", {**BOTH, None: {"other"}}),
         ("other", {None: {"other"}}),
         ("init", {None: {"init", "shared"}}),
-        (None, {**BOTH, None: {"other"}}),
+        (None, {**BOTH, None: {"other", "shared"}}),
     ],
     ids=str,
 )
