@@ -22,6 +22,7 @@ class Case:
     `program` takes what stands under that name, the original or rebuilt, and returns a
     function and its arguments. The function runs `steps` steps and returns arrays.
     Layouts that split the tasks give the floats to `tolerance`, relative and absolute.
+    An `eager` function reads values back to Python, so it cannot be jitted as a whole.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     steps: int
     tolerance: float
     variant: str = ""
+    eager: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}[{self.variant}]" if self.variant else self.name

@@ -24,7 +24,7 @@ def trace(case: Case, batcher: bk.AbstractBatcher | None) -> tuple[Any, tuple[An
     if batcher is not None:
         api = bk.rebuild_sampler(api, batcher=batcher)
     fun, args = case.program(api)
-    return jax.jit(fun).trace(*args), args
+    return fun if case.eager else jax.jit(fun).trace(*args), args
 
 
 @functools.cache
@@ -38,12 +38,17 @@ def expected(case: Case) -> Any:
     return run(*upstream(case))
 
 
-def run(traced: Any, args: tuple[Any, ...]) -> Any:
-    return traced.lower().compile()(*args)
+def run(program: Any, args: tuple[Any, ...]) -> Any:
+    """What a traced program, or an eager function, computes."""
+    if isinstance(program, jax.stages.Traced):
+        program = program.lower().compile()
+    return jax.tree.map(jnp.asarray, program(*args))
 
 
 def same_program(a: Any, b: Any) -> bool:
     """Whether two traced programs are one, so that their results are the same bits."""
+    if not isinstance(a, jax.stages.Traced):
+        return False
     if _text(a) != _text(b) or a.out_info != b.out_info:
         return False
     pairs = zip(a.jaxpr.consts, b.jaxpr.consts, strict=True)
@@ -118,5 +123,7 @@ class _Recorder(bk.AbstractBatcher):
 def reached(case: Case) -> set[tuple[str, str, int]]:
     """Module, qualified name and line of every vmap that a case's program calls."""
     found: set[tuple[str, str, int]] = set()
-    trace(case, _Recorder(lambda *site: found.add(site)))
+    program, args = trace(case, _Recorder(lambda *site: found.add(site)))
+    if case.eager:
+        run(program, args)
     return found
