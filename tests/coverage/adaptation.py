@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from blackjax.adaptation import base as adaptation_base
 
-from .cases import DIM, LANES, Case, Program, logdensity, position, positions
+from .cases import LANES, Case, Program, logdensity, position, positions
 
 
 STEPS = 3
@@ -119,26 +119,23 @@ def _adjusted_mclmc(api: Any) -> Program:
     return fun, (jax.random.key(0), position())
 
 
-def _low_rank(**settings: Any) -> Any:
-    def program(api: Any) -> Program:
-        def fun(key: jax.Array, start: Any) -> Any:
-            return _arrays(
-                api(
-                    logdensity,
-                    start,
-                    key,
-                    k=1,
-                    pilot_num_warmup=40,
-                    pilot_num_samples=50,
-                    lrd_num_steps=40,
-                    num_chains=5,
-                    **settings,
-                )
-            )
+def _low_rank(api: Any) -> Program:
+    def fun(key: jax.Array, start: Any) -> Any:
+        results = api(
+            logdensity,
+            start,
+            key,
+            k=1,
+            pilot_num_warmup=40,
+            pilot_num_samples=50,
+            lrd_num_steps=40,
+            num_chains=5,
+            inner_kernel="adjusted_mclmc",
+            adjusted_num_steps=20,
+        )
+        return _arrays(results)
 
-        return fun, (jax.random.key(0), position())
-
-    return program
+    return fun, (jax.random.key(0), position())
 
 
 CASES = (
@@ -170,8 +167,20 @@ CASES = (
         variant="metric",
     ),
     Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-12),
-    Case("pathfinder_adaptation", _pathfinder(num_chains=5, n_paths=1), STEPS, 1e-12, "chains"),
-    Case("pathfinder_adaptation", _pathfinder(num_chains=5, n_paths=7), STEPS, 1e-12, "paths"),
+    Case(
+        "pathfinder_adaptation",
+        _pathfinder(num_chains=5, n_paths=1),
+        STEPS,
+        1e-12,
+        "chains",
+    ),
+    Case(
+        "pathfinder_adaptation",
+        _pathfinder(num_chains=5, n_paths=7),
+        STEPS,
+        1e-12,
+        "paths",
+    ),
     Case(
         "pathfinder_adaptation",
         _pathfinder(n_paths=5, imm_estimator="psis_empirical", psis_imm_n_samples=20),
@@ -179,15 +188,7 @@ CASES = (
         1e-12,
         "empirical",
     ),
-    Case("mclmc_lrd_warmup", _low_rank(), 40, 1e-10, eager=True),
-    Case(
-        "mclmc_lrd_warmup",
-        _low_rank(inner_kernel="adjusted_mclmc", adjusted_num_steps=20),
-        40,
-        1e-10,
-        variant="adjusted",
-        eager=True,
-    ),
+    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-10, eager=True),
     Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-12),
     Case("adjusted_mclmc_find_L_and_step_size", _adjusted_mclmc, LANES, 1e-12),
 )

@@ -15,11 +15,18 @@ import numpy as np
 import batchkit as bk
 from batchkit.batchers._call import Call
 
-from .cases import Case
+from .cases import Case, Fun
 
 
-def trace(case: Case, batcher: bk.AbstractBatcher | None) -> tuple[Any, tuple[Any, ...]]:
-    """The traced program of a case, upstream's without a batcher, and its arguments."""
+Args = tuple[Any, ...]
+Site = tuple[str, str, int]  # module, qualified name, line
+
+
+def trace(case: Case, batcher: bk.AbstractBatcher | None) -> tuple[Any, Args]:
+    """The traced program of a case, upstream's without a batcher, and its arguments.
+
+    An eager function comes back as it is.
+    """
     api = getattr(blackjax, case.name)
     if batcher is not None:
         api = bk.rebuild_sampler(api, batcher=batcher)
@@ -28,7 +35,7 @@ def trace(case: Case, batcher: bk.AbstractBatcher | None) -> tuple[Any, tuple[An
 
 
 @functools.cache
-def upstream(case: Case) -> tuple[Any, tuple[Any, ...]]:
+def upstream(case: Case) -> tuple[Any, Args]:
     return trace(case, None)
 
 
@@ -38,27 +45,36 @@ def expected(case: Case) -> Any:
     return run(*upstream(case))
 
 
-def run(program: Any, args: tuple[Any, ...]) -> Any:
+# An alias in blackjax is the same program under another name.
+_leaves_of: dict[tuple[Any, ...], list[Any]] = {}
+
+
+def run(program: Any, args: Args) -> Any:
     """What a traced program, or an eager function, computes."""
-    if isinstance(program, jax.stages.Traced):
-        program = program.lower().compile()
-    return jax.tree.map(jnp.asarray, program(*args))
+    if not _is_traced(program):
+        return jax.tree.map(jnp.asarray, program(*args))
+    key = (*_fingerprint(program), *map(_bits, jax.tree.leaves(args)))
+    if key not in _leaves_of:
+        _leaves_of[key] = jax.tree.leaves(program.lower().compile()(*args))
+    return jax.tree.unflatten(jax.tree.structure(program.out_info), _leaves_of[key])
 
 
 def same_program(a: Any, b: Any) -> bool:
     """Whether two traced programs are one, so that their results are the same bits."""
-    if not isinstance(a, jax.stages.Traced):
+    if not _is_traced(a) or not _is_traced(b):
         return False
-    if _text(a) != _text(b) or a.out_info != b.out_info:
-        return False
-    pairs = zip(a.jaxpr.consts, b.jaxpr.consts, strict=True)
-    return all(_bits(x) == _bits(y) for x, y in pairs)
+    return a.out_info == b.out_info and _fingerprint(a) == _fingerprint(b)
 
 
-def _text(traced: Any) -> str:
+def _is_traced(program: Any) -> bool:
+    return isinstance(program, jax.stages.Traced)
+
+
+def _fingerprint(traced: Any) -> tuple[Any, ...]:
     # What a program holds of Python, such as the rules of a derivative, is printed by
     # its address.
-    return re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+    text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+    return text, *map(_bits, traced.jaxpr.consts)
 
 
 def _bits(x: Any) -> bytes:
@@ -66,25 +82,27 @@ def _bits(x: Any) -> bytes:
 
 
 def _plain(x: Any) -> Any:
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key):
         return jax.random.key_data(x)
     return x
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Asserts floats to a tolerance, and everything else, keys included, exactly."""
+    """Asserts floats to a tolerance, and everything else, keys included, exactly.
+
+    No tolerance asks for the same bits.
+    """
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     leaves = jax.tree.leaves_with_path(expected)
     for a, (path, e) in zip(jax.tree.leaves(actual), leaves, strict=True):
-        assert (a.shape, a.dtype) == (e.shape, e.dtype), jax.tree_util.keystr(path)
-        a, e = np.asarray(_plain(a)), np.asarray(_plain(e))
         where = jax.tree_util.keystr(path)
-        if tolerance and np.issubdtype(e.dtype, np.inexact):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype), where
+        if tolerance and jnp.issubdtype(e.dtype, jnp.inexact):
             np.testing.assert_allclose(
                 a, e, rtol=tolerance, atol=tolerance, err_msg=where
             )
         else:
-            np.testing.assert_array_equal(a, e, err_msg=where)
+            assert _bits(a) == _bits(e), where
 
 
 def difference(actual: Any, expected: Any) -> float:
@@ -103,27 +121,28 @@ def difference(actual: Any, expected: Any) -> float:
 
 @final
 class _Recorder(bk.AbstractBatcher):
-    """Does what `Vmap()` does, and tells from where it was called."""
+    """Does what `Vmap()` does, and tells from where in blackjax it was called."""
 
-    record: Callable[[str, str, int], None] = eqx.field(static=True)
+    record: Callable[[Site], None] = eqx.field(static=True)
 
     def batch(self, call: Call) -> Any:
         return call.vmap()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, fun: Fun, *args: Any, **kwargs: Any) -> Fun:
         frame = sys._getframe(1)
         while not frame.f_globals["__name__"].startswith("blackjax"):
             assert frame.f_back is not None
             frame = frame.f_back
-        code = frame.f_code
-        self.record(frame.f_globals["__name__"], code.co_qualname, frame.f_lineno)
-        return super().__call__(*args, **kwargs)
+        self.record(
+            (frame.f_globals["__name__"], frame.f_code.co_qualname, frame.f_lineno)
+        )
+        return super().__call__(fun, *args, **kwargs)
 
 
-def reached(case: Case) -> set[tuple[str, str, int]]:
-    """Module, qualified name and line of every vmap that a case's program calls."""
-    found: set[tuple[str, str, int]] = set()
-    program, args = trace(case, _Recorder(lambda *site: found.add(site)))
+def reached(case: Case) -> set[Site]:
+    """Every vmap that a case's program calls."""
+    found: set[Site] = set()
+    program, args = trace(case, _Recorder(found.add))
     if case.eager:
         run(program, args)
     return found

@@ -162,6 +162,7 @@ CASES = (
     Case("hmc", _functions(settings=_HMC), STEPS, _EXACT, variant="functions"),
     _plain("nuts", _metric(step_size=0.2, max_num_doublings=3)),
     _plain("mhmc", _HMC),
+    Case("hmc_family", _chain(_HMC, lambda x: x[0]), STEPS, _EXACT),
     _plain("multinomial_hmc", _HMC),
     _plain("dhmc", _DYNAMIC),
     _plain("dynamic_hmc", _DYNAMIC),

@@ -1,5 +1,6 @@
 """Cases for nested sampling."""
 
+from collections.abc import Callable
 from typing import Any
 
 import blackjax
@@ -14,9 +15,9 @@ LIVE = 11
 REPLACED = 5
 
 
-def _sampler(steps: int) -> Any:
+def _sampler(steps: int, of: Callable[[Any], Any] = lambda x: x) -> Any:
     def program(api: Any) -> Program:
-        algorithm = api(
+        algorithm = of(api)(
             logprior_fn=logprior,
             loglikelihood_fn=loglikelihood,
             num_inner_steps=2,
@@ -53,5 +54,6 @@ CASES = (
     Case("nss", _sampler(3), steps=3, tolerance=1e-12),
     Case("nss", _custom_proposal, steps=2, tolerance=1e-12, variant="covariance"),
     Case("nsswig", _sampler(3), steps=3, tolerance=1e-12),
+    Case("ns_family", _sampler(3, lambda x: x[0]), steps=3, tolerance=1e-12),
     Case("ns", _uniform_prior, steps=1, tolerance=1e-12, variant="uniform_prior"),
 )

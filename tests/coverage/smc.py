@@ -8,6 +8,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.smc import extend_params, resampling
+from blackjax.smc.pretuning import build_pretune
 from blackjax.smc.tuning.from_particles import inverse_mass_matrix_from_particles
 from blackjax.smc.waste_free import waste_free_smc
 
@@ -53,13 +54,12 @@ def _schedule(algorithm: Any, settings: list[Any], particles: Any = None) -> Pro
 
     def fun(key: jax.Array, particles: Any) -> Any:
         state = algorithm.init(particles)
+        keys = jax.random.split(key, len(settings))
         steps = []
-        for setting, key in zip(
-            settings, jax.random.split(key, len(settings)), strict=True
-        ):
-            state, info = algorithm.step(key, state, setting)
+        for step_key, setting in zip(keys, settings, strict=True):
+            state, info = algorithm.step(step_key, state, setting)
             steps.append((state, info))
-        return steps
+        return steps, keys
 
     return fun, (jax.random.key(2), particles)
 
@@ -190,10 +190,8 @@ def _tuned(api: Any) -> Program:
 
 def _pretuned(api: Any) -> Program:
     kernel = _kernel()
-    # How well a chain mixes is measured by blackjax's own vmap, in a function that a
-    # user builds without the rebuilt API and hands in.
-    from blackjax.smc.pretuning import build_pretune
-
+    # How well a chain mixes is measured under a vmap of its own, in a function that a
+    # user builds by upstream's and hands in.
     pretune = build_pretune(
         kernel["mcmc_init_fn"],
         kernel["mcmc_step_fn"],
@@ -229,6 +227,14 @@ def _of_module(module: Any) -> Any:
     return module.as_top_level_api
 
 
+def _first(family: Any) -> Any:
+    return family[0]
+
+
+def _from_module(generate: Any) -> Any:
+    """An API made from upstream's module by a rebuilt function."""
+    return generate(blackjax.tempered)
+
 
 CASES = (
     Case("tempered_smc", _tempered(_whole), steps=2, tolerance=1e-12),
@@ -236,6 +242,8 @@ CASES = (
     Case("tempered_smc", _waste_free, steps=2, tolerance=1e-12, variant="waste_free"),
     Case("tempered_smc", _unshared, steps=2, tolerance=1e-12, variant="unshared"),
     Case("tempered", _tempered(_of_module), steps=2, tolerance=1e-12),
+    Case("smc_family", _tempered(_first), steps=2, tolerance=1e-12),
+    Case("generate_top_level_api_from", _tempered(_from_module), 2, 1e-12),
     Case("adaptive_tempered_smc", _adaptive_tempered(_whole), 2, 1e-12),
     Case("adaptive_tempered", _adaptive_tempered(_of_module), 2, 1e-12),
     Case("persistent_sampling_smc", _persistent(_whole), 2, 1e-12),
