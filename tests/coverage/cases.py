@@ -23,6 +23,7 @@ class Case:
     function and its arguments. The function runs `steps` steps and returns arrays.
     Layouts that split the tasks give the floats to `tolerance`, relative and absolute.
     An `eager` function reads values back to Python, so it cannot be jitted as a whole.
+    Of an `expensive` one most layouts are left to the slow tests.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Case:
     tolerance: float
     variant: str = ""
     eager: bool = False
+    expensive: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}[{self.variant}]" if self.variant else self.name

@@ -106,8 +106,8 @@ def _all_chains(position: jax.Array) -> jax.Array:
 
 
 CASES = (
-    Case("eca", _execute, 1, 1e-12, "execute"),
+    Case("eca", _execute, 1, 1e-13, "execute"),
     # These read the number of steps back to Python, which cannot be traced.
-    Case("eca", _run(all_chains_info=_all_chains), STEPS, 1e-12, "run", eager=True),
-    Case("eca", _run(early_stop=True), STEPS, 1e-12, "early stop", eager=True),
+    Case("eca", _run(all_chains_info=_all_chains), STEPS, 1e-13, "run", eager=True),
+    Case("eca", _run(early_stop=True), STEPS, 1e-13, "early stop", eager=True),
 )

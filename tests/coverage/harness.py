@@ -120,29 +120,33 @@ def difference(actual: Any, expected: Any) -> float:
 
 
 @final
-class _Recorder(bk.AbstractBatcher):
-    """Does what `Vmap()` does, and tells from where in blackjax it was called."""
+class _RecordedVmap(bk.AbstractBatcher):
+    """`Vmap()`, which tells from where in blackjax it was called."""
 
     record: Callable[[Site], None] = eqx.field(static=True)
 
     def batch(self, call: Call) -> Any:
-        return call.vmap()
+        return bk.Vmap().batch(call)
 
     def __call__(self, fun: Fun, *args: Any, **kwargs: Any) -> Fun:
         frame = sys._getframe(1)
         while not frame.f_globals["__name__"].startswith("blackjax"):
             assert frame.f_back is not None
             frame = frame.f_back
-        self.record(
-            (frame.f_globals["__name__"], frame.f_code.co_qualname, frame.f_lineno)
-        )
-        return super().__call__(fun, *args, **kwargs)
+        code = frame.f_code
+        self.record((frame.f_globals["__name__"], code.co_qualname, frame.f_lineno))
+        return bk.Vmap()(fun, *args, **kwargs)
 
 
-def reached(case: Case) -> set[Site]:
-    """Every vmap that a case's program calls."""
+@functools.cache
+def recorded(case: Case) -> tuple[Any, Args, set[Site]]:
+    """The program under `Vmap()`, its arguments, and every vmap that it calls.
+
+    An eager function is run to find them, and its results are the program.
+    """
     found: set[Site] = set()
-    program, args = trace(case, _Recorder(found.add))
+    program, args = trace(case, _RecordedVmap(found.add))
     if case.eager:
-        run(program, args)
-    return found
+        results = run(program, args)
+        return (lambda *_: results), args, found
+    return program, args, found

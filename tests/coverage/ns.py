@@ -51,9 +51,9 @@ def _uniform_prior(api: Any) -> Program:
 
 
 CASES = (
-    Case("nss", _sampler(3), steps=3, tolerance=1e-12),
-    Case("nss", _custom_proposal, steps=2, tolerance=1e-12, variant="covariance"),
-    Case("nsswig", _sampler(3), steps=3, tolerance=1e-12),
-    Case("ns_family", _sampler(3, lambda x: x[0]), steps=3, tolerance=1e-12),
-    Case("ns", _uniform_prior, steps=1, tolerance=1e-12, variant="uniform_prior"),
+    Case("nss", _sampler(3), steps=3, tolerance=1e-13),
+    Case("nss", _custom_proposal, steps=2, tolerance=1e-13, variant="covariance"),
+    Case("nsswig", _sampler(3), steps=3, tolerance=1e-13),
+    Case("ns_family", _sampler(3, lambda x: x[0]), steps=3, tolerance=1e-13),
+    Case("ns", _uniform_prior, steps=1, tolerance=1e-13, variant="uniform_prior"),
 )

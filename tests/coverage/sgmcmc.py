@@ -76,9 +76,9 @@ def _contour(api: Any) -> Program:
 
 
 CASES = (
-    Case("sgld", _sampler(), STEPS, 1e-12),
-    Case("sgld", _control_variates, STEPS, 1e-12, variant="control_variates"),
-    Case("sghmc", _sampler(num_integration_steps=2), STEPS, 1e-12),
-    Case("sgnht", _sampler(), STEPS, 1e-12),
-    Case("csgld", _contour, STEPS, 1e-12),
+    Case("sgld", _sampler(), STEPS, 1e-13),
+    Case("sgld", _control_variates, STEPS, 1e-13, variant="control_variates"),
+    Case("sghmc", _sampler(num_integration_steps=2), STEPS, 1e-13),
+    Case("sgnht", _sampler(), STEPS, 1e-13),
+    Case("csgld", _contour, STEPS, 1e-13),
 )
