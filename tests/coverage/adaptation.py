@@ -174,7 +174,7 @@ CASES = (
         1e-13,
         variant="metric",
     ),
-    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11),
+    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11, expensive=True),
     Case(
         "pathfinder_adaptation",
         _pathfinder(num_chains=5, n_paths=1),
@@ -200,6 +200,12 @@ CASES = (
         expensive=True,
     ),
     Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, expensive=True),
-    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13),
-    Case("adjusted_mclmc_find_L_and_step_size", _adjusted_mclmc, LANES, 1e-13),
+    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13, expensive=True),
+    Case(
+        "adjusted_mclmc_find_L_and_step_size",
+        _adjusted_mclmc,
+        LANES,
+        1e-13,
+        expensive=True,
+    ),
 )

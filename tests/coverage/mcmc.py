@@ -208,7 +208,7 @@ CASES = (
     ),
     _plain("normal_random_walk", lambda: {"sigma": jnp.full(DIM, 0.3)}),
     Case("random_walk", _random_walk_module, STEPS, _EXACT),
-    Case("laplace_hmc", _laplace(num_integration_steps=2), 2, 1e-13),
+    Case("laplace_hmc", _laplace(num_integration_steps=2), 2, 1e-13, expensive=True),
     Case("laplace_mhmc", _laplace(num_integration_steps=2), 2, 1e-13, expensive=True),
     Case("laplace_dhmc", _laplace(), 2, 1e-13, expensive=True),
     Case("laplace_dmhmc", _laplace(), 2, 1e-13, expensive=True),

@@ -28,8 +28,7 @@ def _sampler(steps: int, of: Callable[[Any], Any] = lambda x: x) -> Any:
     return program
 
 
-def _custom_proposal(api: Any) -> Program:
-    # A proposal of one's own is given the covariance of the live points.
+def _covariance(api: Any) -> Program:
     algorithm = api(
         logprior_fn=logprior,
         loglikelihood_fn=loglikelihood,
@@ -52,7 +51,7 @@ def _uniform_prior(api: Any) -> Program:
 
 CASES = (
     Case("nss", _sampler(3), steps=3, tolerance=1e-13),
-    Case("nss", _custom_proposal, steps=2, tolerance=1e-13, variant="covariance"),
+    Case("nss", _covariance, 2, 1e-13, "covariance", expensive=True),
     Case("nsswig", _sampler(3), steps=3, tolerance=1e-13),
     Case("ns_family", _sampler(3, lambda x: x[0]), steps=3, tolerance=1e-13),
     Case("ns", _uniform_prior, steps=1, tolerance=1e-13, variant="uniform_prior"),

@@ -99,7 +99,7 @@ CASES = (
     Case("fullrank_vi", _gaussian, steps=2, tolerance=1e-13),
     Case("pathfinder", _pathfinder, steps=1, tolerance=1e-12),
     Case("pathfinder", _pathfinder_functions, 1, 1e-12, "functions", expensive=True),
-    Case("multipathfinder", _multipathfinder, steps=1, tolerance=1e-12),
+    Case("multipathfinder", _multipathfinder, 1, 1e-12, expensive=True),
     Case("schrodinger_follmer", _schrodinger_follmer, steps=2, tolerance=1e-13),
     Case("svgd", _svgd, steps=3, tolerance=1e-13),
 )
