@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from blackjax.adaptation import base as adaptation_base
 
-from .cases import LANES, Case, Program, logdensity, position, positions
+from .cases import LANES, ONE, Case, Program, logdensity, position, positions
 
 
 STEPS = 3
@@ -162,7 +162,7 @@ CASES = (
         1e-12,
         variant="chains",
         eager=True,
-        expensive=True,
+        quick=ONE,
     ),
     Case("meads_adaptation", _meads(), STEPS, 1e-13),
     Case("meads_adaptation", _meads(low_rank_rank=1), STEPS, 1e-13, variant="low_rank"),
@@ -174,14 +174,14 @@ CASES = (
         1e-13,
         variant="metric",
     ),
-    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11, expensive=True),
+    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11, quick=()),
     Case(
         "pathfinder_adaptation",
         _pathfinder(num_chains=5, n_paths=1),
         STEPS,
         1e-11,
         variant="chains",
-        expensive=True,
+        quick=ONE,
     ),
     Case(
         "pathfinder_adaptation",
@@ -189,7 +189,7 @@ CASES = (
         STEPS,
         1e-11,
         variant="paths",
-        expensive=True,
+        quick=(),
     ),
     Case(
         "pathfinder_adaptation",
@@ -197,15 +197,15 @@ CASES = (
         STEPS,
         1e-11,
         variant="empirical",
-        expensive=True,
+        quick=(),
     ),
-    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, expensive=True),
-    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13, expensive=True),
+    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, quick=ONE),
+    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13, quick=ONE),
     Case(
         "adjusted_mclmc_find_L_and_step_size",
         _adjusted_mclmc,
         LANES,
         1e-13,
-        expensive=True,
+        quick=ONE,
     ),
 )

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 # Lanes that neither chunks of three nor two devices divide.
 LANES = 7
 
+# The layouts that split the tasks, and those that a case keeps to save time.
+ALL = ("Chunked", "Sequential", "Sharded")
+ONE = ("Chunked",)
+
 Fun = Callable[..., Any]
 Program = tuple[Fun, tuple[Any, ...]]
 
@@ -23,7 +27,8 @@ class Case:
     function and its arguments. The function runs `steps` steps and returns arrays.
     Layouts that split the tasks give the floats to `tolerance`, relative and absolute.
     An `eager` function reads values back to Python, so it cannot be jitted as a whole.
-    Of an `expensive` one most layouts are left to the slow tests.
+    Layouts that are not `quick` are left to the slow tests: most of the time goes into
+    compiling.
     """
 
     name: str
@@ -32,7 +37,7 @@ class Case:
     tolerance: float
     variant: str = ""
     eager: bool = False
-    expensive: bool = False
+    quick: tuple[str, ...] = ALL
 
     def __str__(self) -> str:
         return f"{self.name}[{self.variant}]" if self.variant else self.name

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from .cases import (
     DIM,
     LANES,
+    ONE,
     Case,
     Program,
     chain,
@@ -208,8 +209,8 @@ CASES = (
     ),
     _plain("normal_random_walk", lambda: {"sigma": jnp.full(DIM, 0.3)}),
     Case("random_walk", _random_walk_module, STEPS, _EXACT),
-    Case("laplace_hmc", _laplace(num_integration_steps=2), 2, 1e-13, expensive=True),
-    Case("laplace_mhmc", _laplace(num_integration_steps=2), 2, 1e-13, expensive=True),
-    Case("laplace_dhmc", _laplace(), 2, 1e-13, expensive=True),
-    Case("laplace_dmhmc", _laplace(), 2, 1e-13, expensive=True),
+    Case("laplace_hmc", _laplace(num_integration_steps=2), 2, 1e-13, quick=ONE),
+    Case("laplace_mhmc", _laplace(num_integration_steps=2), 2, 1e-13, quick=ONE),
+    Case("laplace_dhmc", _laplace(), 2, 1e-13, quick=ONE),
+    Case("laplace_dmhmc", _laplace(), 2, 1e-13, quick=ONE),
 )

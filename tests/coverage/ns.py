@@ -51,7 +51,7 @@ def _uniform_prior(api: Any) -> Program:
 
 CASES = (
     Case("nss", _sampler(3), steps=3, tolerance=1e-13),
-    Case("nss", _covariance, 2, 1e-13, "covariance", expensive=True),
+    Case("nss", _covariance, 2, 1e-13, "covariance", quick=()),
     Case("nsswig", _sampler(3), steps=3, tolerance=1e-13),
     Case("ns_family", _sampler(3, lambda x: x[0]), steps=3, tolerance=1e-13),
     Case("ns", _uniform_prior, steps=1, tolerance=1e-13, variant="uniform_prior"),

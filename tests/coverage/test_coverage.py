@@ -11,7 +11,7 @@ import pytest
 import batchkit as bk
 
 from ..helpers import mesh
-from .cases import Case
+from .cases import ALL, Case
 from .harness import (
     assert_close,
     expected,
@@ -56,15 +56,10 @@ def test_vmap_has_upstreams_bits(case: Case):
 
 def layouts() -> Iterator[Any]:
     """Every case in every layout that splits the tasks."""
-    batchers = {
-        "Chunked": bk.Chunked(3),
-        "Sequential": bk.Sequential(),
-        "Sharded": bk.Sharded(mesh(2)),
-    }
-    for name, batcher in batchers.items():
+    batchers = (bk.Chunked(3), bk.Sequential(), bk.Sharded(mesh(2)))
+    for name, batcher in zip(ALL, batchers, strict=True):
         for case in CASES:
-            slow = case.expensive and name != "Chunked"
-            marks = [pytest.mark.slow] if slow else []
+            marks = [] if name in case.quick else [pytest.mark.slow]
             if name == "Sharded" and str(case) in SHARDED_FAILS:
                 marks.append(pytest.mark.xfail(raises=ValueError, strict=True))
             yield pytest.param(case, batcher, id=f"{name}-{case}", marks=marks)
