@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test lint types docs serve unit blocks slow matrix bench example clean
+.PHONY: help test lint types docs serve unit blocks slow matrix bench coverage example clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +56,9 @@ matrix: $(DEV) ## Run the unit tests on every Python, and with the oldest depend
 bench: $(DEV) ## Run the benchmarks.
 	@for benchmark in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do \
 		echo "== $$benchmark"; $(BIN)/python $$benchmark || exit 1; done
+
+coverage: $(DEV) ## Run every API of blackjax in every layout, and write docs/coverage.md.
+	$(BIN)/python -m tests.coverage.page
 
 example: $(EXAMPLES) ## Run examples/co2.py.
 	$(BIN)/python examples/co2.py

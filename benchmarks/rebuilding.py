@@ -16,6 +16,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 from _measure import print_machine
+from blackjax.smc import resampling
 
 import batchkit as bk
 
@@ -49,7 +50,7 @@ def tempered(api: Any) -> Callable[..., Any]:
             "inverse_mass_matrix": jnp.ones((1, 5)),
             "num_integration_steps": jnp.full(1, 5),
         },
-        blackjax.smc.resampling.systematic,
+        resampling.systematic,
         num_mcmc_steps=3,
     )
     return lambda key, x: algorithm.step(key, algorithm.init(x), 0.5)

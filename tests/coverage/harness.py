@@ -1,8 +1,8 @@
 """Traces, runs and compares the cases' programs, and records the vmaps they reach."""
 
+import dataclasses
 import functools
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, final
 
@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import batchkit as bk
-from batchkit.batchers._call import Call
 
-from .cases import Case, Fun
+from .cases import Case
 
 
 Args = tuple[Any, ...]
-Site = tuple[str, str, int]  # module, qualified name, line
 
 
-def trace(case: Case, batcher: bk.AbstractBatcher | None) -> tuple[Any, Args]:
+def trace(
+    case: Case, batcher: bk.AbstractBatcher | bk.AbstractPolicy | None
+) -> tuple[Any, Args]:
     """The traced program of a case, upstream's without a batcher, and its arguments.
 
     An eager function comes back as it is.
@@ -120,32 +120,24 @@ def difference(actual: Any, expected: Any) -> float:
 
 
 @final
-class _RecordedVmap(bk.AbstractBatcher):
-    """`Vmap()`, which tells from where in blackjax it was called."""
+class _Recorded(bk.AbstractPolicy):
+    """`Vmap()` for every site, each of which is recorded when it is reached."""
 
-    record: Callable[[Site], None] = eqx.field(static=True)
+    record: Callable[[bk.Site], None] = eqx.field(static=True)
 
-    def batch(self, call: Call) -> Any:
-        return bk.Vmap().batch(call)
-
-    def __call__(self, fun: Fun, *args: Any, **kwargs: Any) -> Fun:
-        frame = sys._getframe(1)
-        while not frame.f_globals["__name__"].startswith("blackjax"):
-            assert frame.f_back is not None
-            frame = frame.f_back
-        code = frame.f_code
-        self.record((frame.f_globals["__name__"], code.co_qualname, frame.f_lineno))
-        return bk.Vmap()(fun, *args, **kwargs)
+    def choose(self, site: bk.Site) -> bk.AbstractBatcher:
+        self.record(dataclasses.replace(site, phase=None))
+        return bk.Vmap()
 
 
 @functools.cache
-def recorded(case: Case) -> tuple[Any, Args, set[Site]]:
+def recorded(case: Case) -> tuple[Any, Args, set[bk.Site]]:
     """The program under `Vmap()`, its arguments, and every vmap that it calls.
 
     An eager function is run to find them, and its results are the program.
     """
-    found: set[Site] = set()
-    program, args = trace(case, _RecordedVmap(found.add))
+    found: set[bk.Site] = set()
+    program, args = trace(case, _Recorded(found.add))
     if case.eager:
         results = run(program, args)
         return (lambda *_: results), args, found

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import blackjax
 
-from .harness import Site
+
+Site = tuple[str, str, int]  # module, qualified name, line
 
 
 def sites() -> set[Site]:

@@ -1,5 +1,7 @@
 """Every public name of blackjax, and every vmap in it, goes through a batcher."""
 
+import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import batchkit as bk
 
 from ..helpers import mesh
+from . import page
 from .cases import ALL, Case
 from .harness import (
     assert_close,
@@ -22,7 +25,7 @@ from .harness import (
     upstream,
 )
 from .source import sites
-from .table import CASES, EXCEPTIONS, SHARDED_FAILS, UNREACHED
+from .table import CASES, EXCEPTIONS, HANDED_IN, UNREACHED
 
 
 def test_the_table_has_every_public_name():
@@ -37,14 +40,25 @@ def test_the_table_has_every_public_name():
 def test_the_cases_reach_every_vmap_in_the_source_of_blackjax():
     with jax.enable_x64(True):
         found = {site for case in CASES for site in recorded(case)[2]}
-    lines = {(module, line) for module, _, line in found}
+    lines = {(site.module, site.line) for site in found}
     missed = {f"{m}:{name}" for m, name, line in sites() if (m, line) not in lines}
     assert missed == UNREACHED.keys()
 
 
 def test_what_no_case_reaches_is_refused():
     with pytest.raises(bk.UnreachableSiteError, match="equipartition_fullrank"):
-        bk.rebuild_sampler(blackjax.adaptation.laps.laps, batcher=bk.Vmap())
+        bk.rebuild_sampler(blackjax.adaptation.laps.laps, batcher=bk.Chunked(2))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_vmap_that_is_reached_was_found_before(case: Case):
+    with jax.enable_x64(True):
+        reached = recorded(case)[2]
+    found = {
+        dataclasses.replace(site, phase=None)
+        for site in bk.sites(getattr(blackjax, case.name))
+    }
+    assert {site.name for site in reached - found} == HANDED_IN.get(str(case), set())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -60,8 +74,6 @@ def layouts() -> Iterator[Any]:
     for name, batcher in zip(ALL, batchers, strict=True):
         for case in CASES:
             marks = [] if name in case.quick else [pytest.mark.slow]
-            if name == "Sharded" and str(case) in SHARDED_FAILS:
-                marks.append(pytest.mark.xfail(raises=ValueError, strict=True))
             yield pytest.param(case, batcher, id=f"{name}-{case}", marks=marks)
 
 
@@ -76,3 +88,15 @@ def test_other_layouts_are_upstreams_to_rounding(
 def check(case: Case, program: Any, args: Any, tolerance: float) -> None:
     if not same_program(program, upstream(case)[0]):
         assert_close(run(program, args), expected(case), tolerance)
+
+
+def test_the_page_in_the_documentation_is_of_today():
+    text = page.PAGE.read_text("utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| (\d+) \|", text, re.MULTILINE)
+    assert rows == [(str(case), str(case.steps)) for case in CASES], _STALE
+    if f"blackjax {blackjax.__version__}," not in text:
+        pytest.skip("the page is about another release of blackjax")
+    assert page.sites_section() in text, _STALE
+
+
+_STALE = "run `make coverage` and commit docs/coverage.md"

@@ -1,0 +1,84 @@
+"""`explain` for functions and arguments of every form."""
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import pytest
+
+import batchkit as bk
+
+
+pytestmark = pytest.mark.usefixtures("no_type_checks")
+
+X = jnp.ones((4, 3))
+
+
+def norm(r: jax.Array) -> jax.Array:
+    return jnp.sum(r**2)
+
+
+jitted = jax.jit(jax.vmap(norm))
+MAPPED = {
+    "itself": jax.vmap(norm),
+    "jitted": jitted,
+    "jitted inside": lambda x: jitted(x),
+    "in JAX's own loop": lambda x: jax.lax.map(norm, x, batch_size=4),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_what_is_mapped_already(name):
+    (reached,) = bk.explain(MAPPED[name], X).reached
+    assert reached.site.spelling == "jax.vmap of norm"
+    assert (reached.tasks, reached.bytes_in) == (4, 12)
+
+
+def test_a_vmap_of_a_vmap():
+    (outer,) = bk.explain(jax.vmap(jax.vmap(lambda v: v + 1)), X).reached
+    (inner,) = outer.inside
+    assert (outer.tasks, inner.tasks, inner.at_once) == (4, 3, 12)
+
+
+def test_a_vmap_of_a_batcher():
+    (outer,) = bk.explain(jax.vmap(bk.Chunked(1)(jnp.sin)), X).reached
+    (inner,) = outer.inside
+    assert (inner.batcher, inner.at_once) == ("Chunked(1)", 4)
+
+
+def test_an_explanation_inside():
+    seen: list[bk.Explanation] = []
+
+    def fun(x: jax.Array) -> jax.Array:
+        seen.append(bk.explain(bk.Chunked(2)(norm), X))
+        return x
+
+    assert bk.explain(fun, X).reached == ()
+    assert seen[0].reached[0].batcher == "Chunked(2)"
+
+
+def test_arguments_that_are_no_arrays():
+    explanation = bk.explain(lambda x, dtype: x.astype(dtype), X, jnp.float16)
+    assert explanation.memory.output == X.size * 2
+
+
+def test_a_table_has_no_line_within_a_line():
+    batcher = bk.Chunked(4, remat=True)
+    (reached,) = bk.explain(batcher(norm), jnp.ones((9, 3))).reached
+    assert reached.batcher == "Chunked(4, remat=True)"
+    mesh = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
+    text = repr(bk.explain(bk.Sharded(mesh)(norm), X))
+    table, _ = text.split("\n\n")
+    assert len(table.splitlines()) == 2
+
+
+def test_functions_bound_before_rebuilding():
+    def loglikelihood(x: jax.Array) -> jax.Array:
+        return -norm(x)
+
+    algorithm = blackjax.nss(
+        logprior_fn=norm, loglikelihood_fn=loglikelihood, num_inner_steps=2
+    )
+    rebuilt = bk.rebuild_sampler(algorithm, batcher=bk.Chunked(2))
+    likelihood = bk.explain(rebuilt.init, X).reached[0]
+    names = {text.split(" ")[0].split(".")[-1] for text in likelihood.functions}
+    assert names == {"norm", "loglikelihood"}
