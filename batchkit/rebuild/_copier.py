@@ -123,7 +123,7 @@ class Copier:
     # Deciding
 
     def _is_copied(self, value: Any, found: Found) -> bool:
-        if leads_to_vmap(value):
+        if self._offers_vmap(value):
             return found is not Found.IN_ARGUMENT and value is not self._mapper.vmap
         if isinstance(value, FunctionType):
             if self.made(value):
@@ -143,6 +143,10 @@ class Copier:
             return self.holds_package_code(value.__wrapped__)
         return self._hidden_site(value, found) is not None
 
+    def _offers_vmap(self, value: Any) -> bool:
+        """Whether it is `jax.vmap`, or somebody else's module that has it."""
+        return leads_to_vmap(value) and not self._packages.own_module(value)
+
     def _leads_to_package(self, value: Any) -> bool:
         """Whether somebody else's function closes over code of the packages."""
         seen: set[int] = set()
@@ -156,7 +160,7 @@ class Copier:
                 if mapped_function(item) is not None:
                     return True
                 pending.extend(contents for _, contents in closure_contents(item))
-            elif self.holds_package_code(item) and not leads_to_vmap(item):
+            elif self.holds_package_code(item) and not self._offers_vmap(item):
                 return True
         return False
 
@@ -255,7 +259,7 @@ class Copier:
 
         Its code keeps its own namespace; only what it closes over is exchanged.
         """
-        if hasattr(function, "registry") and hasattr(function, "dispatch"):
+        if function.__code__ is _DISPATCH:
             return self._remember(function, self._copy_dispatch(function), found)
         if not self._leads_to_package(function):
             return function
@@ -274,7 +278,7 @@ class Copier:
 
     def _copy_wrapper_cell(self, cell: CellType) -> CellType:
         def copy(contents: Any) -> Any:
-            if leads_to_vmap(contents):
+            if self._offers_vmap(contents):
                 return contents  # somebody else's, since the wrapper is
             if isinstance(contents, FunctionType) and self._leads_to_package(contents):
                 known = self._memory.recall(contents)
@@ -374,3 +378,8 @@ class Copier:
         """`import` inside a rebuilt function."""
         module = builtins.__import__(name, *args, **kwargs)
         return self.copy(module, Found.IN_MODULE)
+
+
+# All functions that `functools.singledispatch` makes have the same code.
+_ANY_DISPATCH: Any = functools.singledispatch(lambda x: x)
+_DISPATCH = _ANY_DISPATCH.__code__

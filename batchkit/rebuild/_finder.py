@@ -14,7 +14,7 @@ from ._inside import attribute, children, holds, named_children, wrapped_by
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
 from ._phases import PHASES, phase_of
-from ._vmaps import has_vmap, is_vmap, mapped_function
+from ._vmaps import is_vmap, mapped_function
 
 
 def holds_code_of(value: Any, packages: Packages) -> bool:
@@ -208,8 +208,8 @@ def _resolve(reference: Reference, names: Mapping[str, Any]) -> Iterator[Any]:
     for name in rest:
         if not isinstance(found, ModuleType):
             return
-        if has_vmap(found) and name != "vmap":
-            return  # jax itself: nothing else in it is of interest
+        if found.__name__ == "jax" and name != "vmap":
+            return  # nothing else in it is of interest
         found = attribute(found, name)
         yield found
 

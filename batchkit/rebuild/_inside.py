@@ -110,11 +110,20 @@ def with_changed(
     if isinstance(value, MethodType):
         function, owner = value.__func__, value.__self__
         return MethodType(change(function, None), change(owner, None))
-    new = copy.copy(value)
+    new = _bare_copy(value)
     remember(value, new)
     for name, item in _attributes(value):
         object.__setattr__(new, name, change(item, name))  # also where it is frozen
     return new
+
+
+def _bare_copy(value: Any) -> Any:
+    """Another instance of its class, also of one that does not let itself be copied."""
+    try:
+        new = copy.copy(value)
+    except TypeError:
+        new = value
+    return object.__new__(type(value)) if new is value else new
 
 
 def _text(key: Any) -> str | None:
