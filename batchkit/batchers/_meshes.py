@@ -45,6 +45,11 @@ class _Stripping:
         return self._done[id(closed)][1]
 
     def open(self, jaxpr: Any) -> Any:
+        if id(jaxpr) not in self._done:
+            self._done[id(jaxpr)] = jaxpr, self._strip(jaxpr)
+        return self._done[id(jaxpr)][1]
+
+    def _strip(self, jaxpr: Any) -> Any:
         new: dict[Any, Any] = {}
 
         def strip(atom: Any) -> Any:
@@ -82,10 +87,12 @@ class _Stripping:
             return self.closed(value)
         if isinstance(value, jex.core.Jaxpr):
             return self.open(value)
-        if type(value) is tuple:  # the branches of a `cond`
-            items = tuple(self._parameter(item, primitive) for item in value)
-            is_same = all(a is b for a, b in zip(items, value, strict=True))
-            return value if is_same else items
+        if isinstance(value, tuple):  # such as the branches of a `cond`
+            items = [self._parameter(item, primitive) for item in value]
+            if all(a is b for a, b in zip(items, value, strict=True)):
+                return value
+            make = getattr(type(value), "_make", type(value))
+            return make(items)
         if isinstance(value, NamedSharding) and primitive not in _PLACES:
             return None
         return value
@@ -113,11 +120,21 @@ def _context_without_mesh() -> Any:
         return jax.make_jaxpr(jnp.sin)(0.0).jaxpr.eqns[0].ctx
 
 
+def type_mesh(x: Any) -> AbstractMesh:
+    """The mesh in the type of an array."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    is_named = isinstance(sharding, NamedSharding)
+    return sharding.mesh.abstract_mesh if is_named else AbstractMesh((), ())
+
+
 def _lies_on_mesh(aval: Any) -> bool:
     sharding = getattr(aval, "sharding", None)
     return isinstance(sharding, NamedSharding) and not sharding.mesh.empty
 
 
 def _type(aval: Any) -> Any:
+    inner = getattr(aval, "inner_aval", None)
+    if inner is not None:  # of a mutable array
+        return aval.update(inner_aval=_type(inner))
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         return aval.update(sharding=None)

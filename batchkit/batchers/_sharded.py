@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call, part_of_call
-from ._meshes import without_mesh
+from ._meshes import type_mesh, without_mesh
 from ._padding import cut_rows, pad_rows
 from ._task import Task
 from ._vmap import Vmap
@@ -125,6 +125,8 @@ class Sharded(AbstractBatcher):
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
         task = _trace_for_a_device(call, self)
+        if self.mesh is not None:
+            mesh = _with_plain_axes(self.mesh, [*task.rows, *task.closure])
         share = -(-task.size // shards)
         note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
@@ -173,6 +175,19 @@ class Sharded(AbstractBatcher):
                     f"{axis!r}; its axes are {tuple(mesh.axis_names)}."
                 )
         return axes
+
+
+def _with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
+    """The mesh with automatic axes, unless the program works with explicit ones.
+
+    Explicit axes, which `jax.make_mesh` gives by default, are a part of the types of
+    arrays. A program without them elsewhere would be asked about the sharding of
+    everything that it computes from the results.
+    """
+    meshes = [jax.sharding.get_abstract_mesh(), *(type_mesh(x) for x in arrays)]
+    if any(AxisType.Explicit in each.axis_types for each in meshes):
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names)
 
 
 def _all_devices() -> Mesh:

@@ -13,10 +13,14 @@ class Site:
     import blackjax
     import batchkit as bk
 
-    for site in bk.sites(blackjax.nss):
-        if site.phase == "init":
-            assert site.spelling == "jax.vmap"
-            assert site.name.startswith("blackjax.")
+    algorithm = blackjax.nss(
+        logprior_fn=lambda x: -(x**2).sum(),
+        loglikelihood_fn=lambda x: -(x**2).sum(),
+        num_inner_steps=5,
+    )
+    likelihood, ravelling = [x for x in bk.sites(algorithm) if x.phase == "init"]
+    assert likelihood.module == "blackjax.ns.nss"
+    assert likelihood.spelling == "jax.vmap"
     ```
 
     `str(site)` names it as `module:qualname:line`.

@@ -58,7 +58,8 @@ class ByPhase(AbstractPolicy):
 
     What goes by the name `init` belongs to the first, what goes by `step` or
     `build_kernel` to the second, with everything that they call. All else (the `run` of
-    an adaptation, a `sample`) gets `default`.
+    an adaptation, a `sample`, a function that is rebuilt by itself) gets `default`;
+    `batchkit.explain` tells the phase of every site that was reached.
 
     ```python
     import blackjax
@@ -195,6 +196,11 @@ def policy_from(
         )
     names = (*PHASES, "default")
     phases = {name: batcher[name] for name in names if name in batcher}
+    if None in phases.values():
+        raise TypeError(
+            f"rebuild_sampler(batcher={dict(batcher)}): a batcher is None. Leave its key "
+            "out, or give it `Vmap()`."
+        )
     sites = {key: value for key, value in batcher.items() if key not in names}
     by_phase = ByPhase(**phases)
     return BySite(sites, default=by_phase) if sites else by_phase

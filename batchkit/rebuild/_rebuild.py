@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from ..batchers import AbstractBatcher
 from ._family import Family
-from ._finder import reachable_by_phase
+from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
 from ._policies import AbstractPolicy, policy_from, refuse_idle_patterns
 
@@ -77,7 +77,7 @@ def rebuild_sampler(
     policy = policy_from(batcher)
     owners = packages_from("rebuild_sampler", packages)
     family = Family(policy, owners)
-    if not family.copier().holds_package_code(api) or isinstance(api, type):
+    if not holds_code_of(api, owners) or isinstance(api, type):
         raise ValueError(
             f"rebuild_sampler(api={api!r}): there is no function of the packages "
             f"{owners.names} in it, so there is nothing to rebuild. Pass an API "

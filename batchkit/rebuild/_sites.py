@@ -91,7 +91,8 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
     **Returns:**
 
     The sites, in the order of their modules and lines. A site that both `init` and
-    `step` reach is listed for each of them.
+    `step` reach is listed for each of them. For an API that is not built yet, what its
+    own factory hands to either has no phase; for the algorithm that it builds it has.
 
     **Raises:**
 

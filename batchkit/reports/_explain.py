@@ -103,6 +103,8 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 
     - `fun`: a function, jitted or not, such as `algorithm.step`.
     - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
+        What is no array, such as a number of Python, is a constant of the program,
+        unless `fun` is jitted.
 
     **Returns:**
 

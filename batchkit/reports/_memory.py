@@ -94,8 +94,10 @@ def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
 
     **Arguments:**
 
-    - `fun`: a function, jitted or not. What a jitted one donates is respected.
+    - `fun`: a function, jitted or not. What `jax.jit(fun)` donates is respected.
     - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
+        What is no array, such as a number of Python, is a constant of the program,
+        unless `fun` is jitted.
 
     **Returns:**
 

@@ -11,7 +11,7 @@ def trace(
 ) -> jax.stages.Traced:
     """Traces `fun` for arguments or their shapes; a jitted function as it is.
 
-    What is no array, such as a string or a function, stays as it is.
+    What is no array, such as a number of Python or a function, stays as it is.
     """
     if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
         return fun.trace(*args, **kwargs)
@@ -45,6 +45,4 @@ def trace_afresh(
 
 
 def _is_array(leaf: Any) -> bool:
-    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        return True
-    return isinstance(leaf, bool | int | float | complex)
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")

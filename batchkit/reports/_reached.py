@@ -122,5 +122,6 @@ def short_name(value: Any) -> str:
         ):
             continue
         text = short_name(given)
-        arguments.append(text if type(given) is int else f"{name}={text}")
+        is_short = type(given) is int and not arguments
+        arguments.append(text if is_short else f"{name}={text}")
     return f"{type(value).__name__}({', '.join(arguments)})"

@@ -31,14 +31,28 @@ def watching() -> Iterator[Reached]:
     """Yields a record that fills with everything that the body's traces reach."""
     root = Reached(None)
     observer = _Observer()
-    previous = sys.getprofile()
     token = start(root)
+    with _profiler_replaced_by(observer):
+        try:
+            yield root
+        finally:
+            leave(token)
+
+
+@contextlib.contextmanager
+def _profiler_replaced_by(observer: Any) -> Iterator[None]:
+    previous = sys.getprofile()
+    # Before Python 3.12, this may be the object of `cProfile`, which only it can set.
+    profile: Any = None if callable(previous) else previous
+    if profile is not None:
+        profile.disable()
     sys.setprofile(observer)
     try:
-        yield root
+        yield
     finally:
-        sys.setprofile(previous)
-        leave(token)
+        sys.setprofile(previous if profile is None else None)
+        if profile is not None:
+            profile.enable()
 
 
 @final
@@ -48,6 +62,7 @@ class _Observer:
     def __init__(self) -> None:
         self._names: dict[int, str] = {}  # of the user's functions, by their code's id
         self._names_of: object = None
+        self._known = 0
         self._open: list[tuple[FrameType, Token[Reached | None]]] = []
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
@@ -61,9 +76,9 @@ class _Observer:
             if vmap is not None:
                 self._open.append((frame, enter(vmap)))
             return
-        if self._names_of is not reached.known:
-            self._names_of = reached.known
-            self._names = {id(code): name for code, name in reached.known.items()}
+        if self._names_of is not reached.known or self._known != len(reached.known):
+            self._names_of, self._known = reached.known, len(reached.known)
+            self._names = {id(code): name for code, name in list(reached.known.items())}
         name = self._names.get(id(frame.f_code))
         if name is not None and name not in reached.functions:
             reached.functions.append(name)

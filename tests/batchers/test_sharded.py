@@ -271,3 +271,49 @@ def test_gradient_by_a_constant_of_a_jitted_program() -> None:
     gradient = lambda mapped: jax.grad(lambda c: total(mapped, c))(constant)
     actual = jax.jit(lambda: gradient(bk.Sharded(mesh(2))))()
     assert_same(jax.device_get(actual), jax.device_get(gradient(jax.vmap)))
+
+
+def test_a_mesh_of_explicit_axes_in_a_program_without() -> None:
+    """`jax.make_mesh` makes such meshes; what is computed from the results is free."""
+    explicit = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
+    spread = bk.Sharded(explicit)
+
+    def fun(mapped: Any, x: Any) -> Any:
+        y = mapped(jnp.sin)(x)
+        z = mapped(lambda a: a * y.sum())(jnp.cumsum(y))
+        return y @ z, jax.grad(lambda x: mapped(jnp.sum)(x).sum())(x)
+
+    x = jnp.arange(4.0)
+    expected = jax.device_get(jax.jit(lambda x: fun(jax.vmap, x))(x))
+    assert_same(jax.device_get(jax.jit(lambda x: fun(spread, x))(x)), expected)
+    assert_same(jax.device_get(fun(spread, x)), jax.device_get(fun(jax.vmap, x)))
+
+
+def test_a_solver_over_arrays_on_the_mesh() -> None:
+    """The jaxprs of a linear solve are parts of a named tuple."""
+    x = jnp.arange(4.0)
+
+    def solve(mapped: Any) -> Any:
+        w = mapped(jnp.cos)(x)
+        a = lambda v: v * (w[:2] + 3)
+        row = lambda r: jax.scipy.sparse.linalg.cg(a, r * jnp.ones(2), maxiter=3)[0]
+        return jax.device_get(jax.jit(lambda: mapped(row)(x))())
+
+    assert_same(solve(bk.Sharded(mesh(2))), solve(jax.vmap), ulps=64)
+
+
+def test_a_mutable_array_over_arrays_on_the_mesh() -> None:
+    x = jnp.arange(4.0)
+
+    def fun(mapped: Any) -> Any:
+        w = mapped(jnp.cos)(x)
+
+        def row(r: Any) -> Any:
+            ref = jax.new_ref(w)
+            ref[...] = ref[...] * r
+            return ref[...].sum()
+
+        return mapped(row)(x)
+
+    actual = jax.device_get(jax.jit(lambda: fun(bk.Sharded(mesh(2))))())
+    assert_same(actual, jax.device_get(fun(jax.vmap)))

@@ -151,3 +151,13 @@ def test_what_is_handed_in_is_left_alone_as_well(make_package):
         rebuild(module.run, bk.Chunked(2))(ROWS, module.jitted)
     run = rebuild(module.run, LeaveHidden())
     assert scans(lambda x: run(x, module.jitted)) == 1
+
+
+def test_the_advice_works_for_what_is_handed_over_itself(make_package):
+    source = "import jax\n@jax.jit\ndef run(x): return jax.vmap(lambda r: r)(x)\n"
+    module = make_package(init=source)
+    with pytest.raises(bk.UnreachableSiteError, match="toy:run"):
+        rebuild(module.run, bk.Chunked(2))
+    assert rebuild(module.run, bk.Vmap()) is module.run
+    left = bk.BySite({"toy:run": bk.Vmap()}, default=bk.Chunked(2))
+    assert rebuild(module.run, left) is module.run

@@ -1,5 +1,8 @@
 """`explain` for functions and arguments of every form."""
 
+import cProfile
+from typing import Any
+
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -82,3 +85,38 @@ def test_functions_bound_before_rebuilding():
     likelihood = bk.explain(rebuilt.init, X).reached[0]
     names = {text.split(" ")[0].split(".")[-1] for text in likelihood.functions}
     assert names == {"norm", "loglikelihood"}
+
+
+def test_a_profiler_goes_on_afterwards():
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        bk.explain(bk.Chunked(2)(norm), X)
+        sorted([3, 1, 2])
+    finally:
+        profile.disable()
+    names = {entry.code for entry in profile.getstats()}
+    assert any("sorted" in str(name) for name in names)
+
+
+def test_numbers_are_constants_of_the_program():
+    def repeated(x: jax.Array, n: int) -> jax.Array:
+        return jnp.stack([x] * n)
+
+    assert bk.memory(repeated, X, 3).output == 3 * X.size * 4
+    assert bk.memory(repeated, X, n=3).output == 3 * X.size * 4
+
+
+def test_functions_handed_in_while_tracing():
+    def late(x: jax.Array) -> jax.Array:
+        return -norm(x)
+
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(2))
+
+    def likelihood(x: jax.Array) -> jax.Array:
+        inner: Any = nss(logprior_fn=norm, loglikelihood_fn=late, num_inner_steps=2)
+        return inner.init(jnp.stack([x, x])).particles.loglikelihood.sum()
+
+    outer = nss(logprior_fn=norm, loglikelihood_fn=likelihood, num_inner_steps=2)
+    inner = bk.explain(outer.init, X).reached[0].inside[0]
+    assert any("late" in name for name in inner.functions)
