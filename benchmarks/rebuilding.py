@@ -2,12 +2,17 @@
 
 Every API of blackjax is rebuilt several times over. The first time also reads the code
 of its functions, which is remembered, so it is shown apart. For tracing, some programs
-are traced as upstream wrote them and rebuilt, in turn; `upstream again` is the noise.
-The programs start afresh in each round, so no trace is looked up.
+are traced as upstream wrote them and rebuilt, in turn; `again` is the noise.
+The programs start afresh each time, so no trace is looked up. Each layout has a process
+of its own: Python speeds code up for the names that it has seen in it before, and the
+original and its copies are one code with several sets of names.
 """
 
 import argparse
+import gc
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -88,8 +93,12 @@ def milliseconds(fun: Callable[[], Any]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--trace", nargs=2, help="a program and a layout: time one")
     options = parser.parse_args()
+    if options.trace is not None:
+        print(time_a_trace(*options.trace))
+        return
     print_machine()
 
     layouts = {"Chunked(16)": bk.Chunked(16), "a mapping": {"step": bk.Chunked(16)}}
@@ -101,6 +110,7 @@ def main() -> None:
             def rebuild(api: Any = api, batcher: Any = batcher) -> Any:
                 return bk.rebuild_sampler(api, batcher=batcher)
 
+            gc.collect()
             first[name] = milliseconds(rebuild)
             again[name] = statistics.median(milliseconds(rebuild) for _ in range(5))
         for when, times in (("the first time", first), ("again", again)):
@@ -113,25 +123,44 @@ def main() -> None:
     print()
 
     print(f"{'tracing':28}{'upstream':>12}{'again':>9}{'Vmap()':>9}{'Chunked(16)':>13}")
-    for name, (api, program) in PROGRAMS.items():
-        rebuilt = {
-            batcher: bk.rebuild_sampler(api, batcher=batcher)
-            for batcher in (bk.Vmap(), bk.Chunked(16))
-        }
-        makers = [api, api, *rebuilt.values()]
-
-        def trace(api: Any, program: Any = program) -> float:
-            fun = program(api)
-            jax.clear_caches()
-            return milliseconds(lambda: jax.make_jaxpr(fun)(KEY, POSITIONS))
-
-        rounds = [[trace(api) for api in makers] for _ in range(options.repeats + 1)]
-        del rounds[0]
+    for name in PROGRAMS:
+        rounds = [
+            [in_a_process(name, layout) for layout in (None, None, *LAYOUTS)]
+            for _ in range(options.repeats)
+        ]
         ratios = [statistics.median(r[i] / r[0] for r in rounds) for i in range(4)]
         print(
             f"{name:28}{statistics.median(r[0] for r in rounds):9.0f} ms"
-            f"{ratios[1]:9.3f}{ratios[2]:9.3f}{ratios[3]:13.3f}"
+            f"{ratios[1]:9.3f}{ratios[2]:9.3f}{ratios[3]:13.3f}",
+            flush=True,
         )
+
+
+LAYOUTS: dict[str, bk.AbstractBatcher] = {
+    "Vmap()": bk.Vmap(),
+    "Chunked(16)": bk.Chunked(16),
+}
+
+
+def in_a_process(program: str, layout: str | None) -> float:
+    """Milliseconds to trace a program, upstream's or rebuilt."""
+    command = [sys.executable, __file__, "--trace", program, layout or "upstream"]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(run.stdout)
+
+
+def time_a_trace(program: str, layout: str) -> float:
+    """The median of several traces, in milliseconds."""
+    api, make = PROGRAMS[program]
+    if layout in LAYOUTS:
+        api = bk.rebuild_sampler(api, batcher=LAYOUTS[layout])
+    times: list[float] = []
+    for _ in range(20):
+        fun = make(api)
+        jax.clear_caches()
+        gc.collect()
+        times.append(milliseconds(lambda fun=fun: jax.make_jaxpr(fun)(KEY, POSITIONS)))
+    return statistics.median(times[5:])
 
 
 if __name__ == "__main__":

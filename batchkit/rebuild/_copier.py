@@ -362,9 +362,15 @@ class Copier:
         if not self._packages.own_module(module):
 
             def look_up_there(name: str) -> Any:
-                return self.copy(getattr(module, name), Found.IN_MODULE)
+                with self.operation():
+                    found = self.copy(getattr(module, name), Found.IN_MODULE)
+                    # `jax.numpy` and the like are read at every turn.
+                    vars(stand_in)[name] = found
+                    self._memory.on_failure(lambda: vars(stand_in).pop(name, None))
+                return found
 
-            return ModuleStandIn(module, look_up_there, {})
+            stand_in = ModuleStandIn(module, look_up_there, {})
+            return stand_in
         namespace = self._namespace(vars(module))
 
         def look_up(name: str) -> Any:

@@ -30,6 +30,7 @@ class ModuleStandIn(ModuleType):
         return names[name] if name in names else vars(self)["_look_up"](name)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        vars(self).pop(name, None)  # a name that is remembered here
         vars(self)["_names"][name] = value
 
     def __dir__(self) -> list[str]:

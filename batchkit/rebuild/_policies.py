@@ -198,8 +198,8 @@ def policy_from(
     phases = {name: batcher[name] for name in names if name in batcher}
     if None in phases.values():
         raise TypeError(
-            f"rebuild_sampler(batcher={dict(batcher)}): a batcher is None. Leave its key "
-            "out, or give it `Vmap()`."
+            f"rebuild_sampler(batcher={dict(batcher)}): a value must be a batcher "
+            "such as `Chunked(16)`; leave a key out for its default; got None."
         )
     sites = {key: value for key, value in batcher.items() if key not in names}
     by_phase = ByPhase(**phases)

@@ -157,7 +157,11 @@ REFUSED = [
     (lambda: by_site({"x": bk.ByPhase(A)}), r"(?s)BySite\(.*a batcher", "ByPhase"),
     (lambda: by_site({}, default=3), r"BySite\(default=3\): default must", "int"),
     (lambda: rebuild({"init": 16}), r"ByPhase\(init=16\): init must be", "int"),
-    (lambda: rebuild({"init": None}), r"'init': None\}\): a batcher is None", "None"),
+    (
+        lambda: rebuild({"init": None}),
+        r"'init': None\}\): a value must be a batcher",
+        "None",
+    ),
     (lambda: rebuild({"blackjax.*": 16}), r"\{'blackjax.\*': 16.*a batcher", "int"),
     (lambda: rebuild({3: A}), r"BySite\(batchers=\{3: .*must be the name", "int"),
     (lambda: rebuild(16), r"rebuild_sampler\(batcher=16\): batcher must", "int"),
