@@ -52,7 +52,8 @@ class Reached:
     known: Mapping[CodeType, str] = field(default_factory=dict)  # the user's functions
     cuts: list[Cut] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)  # of those known, the called
-    inside: list["Reached"] = field(default_factory=list)
+    # Of `Reached`; a type that names itself is more than old type checkers can read.
+    inside: list[Any] = field(default_factory=list)
 
 
 # What may stand between a batcher and whoever calls it.
