@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, final
 
+import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Site, Vmap
@@ -79,6 +80,8 @@ class Mapper:
             **mapped.arguments,
             on_task=_leave_data_movement,
         )
+        if batcher == Vmap():
+            new = _unless_watched(new, jax.vmap(mapped.fun, **mapped.arguments))
         remember_mapped(new, mapped, self)
         return new
 
@@ -108,6 +111,21 @@ class Mapper:
         if innermost() is None:
             return run(call)
         return watched_call(call, site, batcher, run, known=self._users)
+
+
+def _unless_watched(
+    watched: Callable[..., Any], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What is as upstream wrote it, with one frame of ours around it and not five.
+
+    JAX walks all frames for every equation that it traces.
+    """
+
+    @functools.wraps(plain)
+    def mapped(*args: Any, **kwargs: Any) -> Any:
+        return (plain if innermost() is None else watched)(*args, **kwargs)
+
+    return mapped
 
 
 def _run_batcher(batcher: AbstractBatcher, call: Call) -> PyTree:
