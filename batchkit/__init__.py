@@ -7,8 +7,10 @@ from .batchers import (
     Sharded as Sharded,
     Site as Site,
     Vmap as Vmap,
+    expensive as expensive,
     filter_batch as filter_batch,
 )
+from .continuous import Continuous as Continuous, LaneStats as LaneStats
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
@@ -33,7 +35,9 @@ __all__ = [
     "ByPhase",
     "BySite",
     "Chunked",
+    "Continuous",
     "Explanation",
+    "LaneStats",
     "MemoryUse",
     "ReachedSite",
     "Sequential",
@@ -42,6 +46,7 @@ __all__ = [
     "Sites",
     "UnreachableSiteError",
     "Vmap",
+    "expensive",
     "explain",
     "filter_batch",
     "memory",

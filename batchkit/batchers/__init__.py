@@ -3,6 +3,7 @@
 from ._abstract import AbstractBatcher as AbstractBatcher
 from ._chunked import Chunked as Chunked
 from ._filter import filter_batch as filter_batch
+from ._marks import expensive as expensive
 from ._sequential import Sequential as Sequential
 from ._sharded import Sharded as Sharded
 from ._site import Site as Site

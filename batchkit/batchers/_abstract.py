@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -29,6 +29,9 @@ class AbstractBatcher(eqx.Module):
         assert batcher(jnp.sum)(jnp.ones((3, 4))).tolist() == [4.0, 4.0, 4.0]
     ```
     """
+
+    # Whether the functions marked by `expensive` are to be seen in a task.
+    looks_for_marks: ClassVar[bool] = False
 
     @abc.abstractmethod
     def batch(self, call: Call) -> PyTree:

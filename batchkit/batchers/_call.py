@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._marks import in_task, looks_for_marks, with_marks
 from ._refusals import (
     refuse_collectives,
     refuse_draws_by_batch,
@@ -133,12 +134,18 @@ class Call:
             traced.append(jax.make_jaxpr(one_task, return_shape=True)(*row))
             return ()
 
-        jax.vmap(
-            probe,
-            self.in_axes,
-            axis_name=_PROBE_AXIS if self.axis_name is None else self.axis_name,
-            axis_size=self.axis_size,
-        )(*self.args, **self.kwargs)
+        def run_probe() -> None:
+            jax.vmap(
+                probe,
+                self.in_axes,
+                axis_name=_PROBE_AXIS if self.axis_name is None else self.axis_name,
+                axis_size=self.axis_size,
+            )(*self.args, **self.kwargs)
+
+        if looks_for_marks(batcher) and not in_task():
+            with_marks(run_probe)
+        else:
+            run_probe()
         jaxpr, out_shapes = traced[0]
         task = Task(
             jaxpr=jaxpr,

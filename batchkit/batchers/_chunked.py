@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ._abstract import AbstractBatcher
 from ._call import Call, part_of_call
 from ._padding import cut_rows, pad_rows
+from ._task import Task
 from ._vmap import Vmap
 from ._watching import note_cut
 
@@ -96,30 +97,42 @@ class Chunked(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.size <= self.size:
             return self.inner.batch(call)
-        task = call.trace(self)
-        chunks = -(-task.size // self.size)
-        lanes = -(-task.size // chunks)
-        note_cut(task.size, chunks, 1, lanes, "chunk")
-        inner = part_of_call(
-            self.inner.batch, task.run, task.lane_out_axes, lanes, call.spmd_axis_name
+        return in_chunks(
+            call.trace(self), self.size, self.inner, call.spmd_axis_name, self.remat
         )
 
-        def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:
-            return carry, inner(*rows)
 
-        if self.remat:
-            # A scan keeps XLA from merging the two forward passes by itself.
-            body = jax.checkpoint(body, prevent_cse=False)
-        rows = [
-            pad_rows(x, chunks * lanes).reshape(chunks, lanes, *x.shape[1:])
-            for x in task.rows
+def in_chunks(
+    task: Task,
+    size: int,
+    inner: AbstractBatcher,
+    spmd_axis_name: Any = None,
+    remat: bool = False,
+) -> PyTree:
+    """Runs a task for all its rows, at most `size` at a time, as `Chunked` does."""
+    chunks = max(1, -(-task.size // size))
+    lanes = -(-task.size // chunks)
+    note_cut(task.size, chunks, 1, lanes, "chunk")
+    part = part_of_call(
+        inner.batch, task.run, task.lane_out_axes, lanes, spmd_axis_name
+    )
+
+    def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:
+        return carry, part(*rows)
+
+    if remat:
+        # A scan keeps XLA from merging the two forward passes by itself.
+        body = jax.checkpoint(body, prevent_cse=False)
+    rows = [
+        pad_rows(x, chunks * lanes).reshape(chunks, lanes, *x.shape[1:])
+        for x in task.rows
+    ]
+    _, outs = jax.lax.scan(body, None, rows, length=chunks)
+    return task.finish(
+        [
+            out[0]
+            if axis is None
+            else cut_rows(out.reshape(chunks * lanes, *out.shape[2:]), task.size)
+            for out, axis in zip(outs, task.lane_out_axes, strict=True)
         ]
-        _, outs = jax.lax.scan(body, None, rows, length=chunks)
-        return task.finish(
-            [
-                out[0]
-                if axis is None
-                else cut_rows(out.reshape(chunks * lanes, *out.shape[2:]), task.size)
-                for out, axis in zip(outs, task.lane_out_axes, strict=True)
-            ]
-        )
+    )

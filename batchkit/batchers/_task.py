@@ -43,6 +43,10 @@ class Task:
         if closure is not None:
             jaxpr = jex.core.ClosedJaxpr(jaxpr.jaxpr, list(closure))
         outs = jex.core.jaxpr_as_fun(jaxpr)(*row)
+        return self.with_bytes(outs)
+
+    def with_bytes(self, outs: Sequence[Any]) -> list[Any]:
+        """Of one thing for each output those that are of real arrays."""
         return [out for out, keep in zip(outs, self._has_bytes, strict=True) if keep]
 
     def finish(self, outs: Sequence[Any]) -> PyTree:

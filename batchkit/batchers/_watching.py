@@ -104,6 +104,13 @@ def note_cut(tasks: int, rounds: int, devices: int, lanes: int, loop: str) -> No
             reached.cuts.append(cut)
 
 
+def note(text: str) -> None:
+    """Called by a batcher that has something to say about the call it runs."""
+    reached = _INNERMOST.get()
+    if reached is not None:
+        reached.note = text
+
+
 def bytes_per_task(leaves: PyTree, axes: list[int | None], tasks: int) -> int:
     """The bytes that one task has of leaves with these mapped axes."""
     total = 0

@@ -14,7 +14,6 @@ neither cycles of imports nor long chains of calls matter.
 
 import builtins
 import contextlib
-import enum
 import functools
 from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
@@ -22,8 +21,11 @@ from typing import Any, final
 
 from ..batchers import Site
 from ._code import global_names, looks_up_names_at_run_time
+from ._dispatch import copied_generic, is_generic
 from ._errors import UnreachableSiteError
+from ._expensive import Marker
 from ._finder import closure_contents, site_of_decorator
+from ._found import Found
 from ._hidden import HiddenSites, holder_of, is_cache
 from ._inside import holds, with_changed
 from ._mapper import Mapper
@@ -31,6 +33,7 @@ from ._marks import BEHIND_ENTRY, MARKS, ORIGINAL, REBUILT, SOURCE, mark, marked
 from ._memory import Memory, SharedCells
 from ._modules import ModuleStandIn, original_module
 from ._ownership import Packages
+from ._users import users_functions
 from ._vmaps import Mapped, is_vmap, leads_to_vmap, mapped_by, mapped_function
 
 
@@ -46,20 +49,14 @@ _MODULE_NAMES = (
 
 
 @final
-class Found(enum.Enum):
-    """Where a value was found, which tells whose a `jax.vmap` is."""
-
-    IN_MODULE = enum.auto()  # at the top level of a module: the package's
-    IN_CLOSURE = enum.auto()  # the package's, but for functions that are the user's
-    IN_ARGUMENT = enum.auto()  # the user's
-
-
-@final
 class Copier:
     """Makes and remembers the copies in which a mapper's `vmap` is the vmap."""
 
-    def __init__(self, mapper: Mapper, packages: Packages, cells: SharedCells) -> None:
+    def __init__(
+        self, mapper: Mapper, packages: Packages, cells: SharedCells, marker: Marker
+    ) -> None:
         self._packages = packages
+        self._marker = marker
         self._mapper = mapper
         self._cells = cells
         self._hidden = HiddenSites(packages)
@@ -89,6 +86,12 @@ class Copier:
         """Whether `copy` would return something other than `value`."""
         wanted = functools.partial(self._is_copied, found=found)
         return holds(value, wanted, self.opens)
+
+    def is_users_function(self, value: Any) -> bool:
+        """Whether `value` can be called and is neither a class nor of the packages."""
+        if not callable(value) or isinstance(value, type):
+            return False
+        return not self.made(value) and not self.holds_package_code(value)
 
     def made(self, value: Any) -> bool:
         """Whether `value` is a function with a namespace of this copier."""
@@ -196,7 +199,9 @@ class Copier:
 
         def change(part: Any, _: str | None) -> Any:
             if is_partial and found is Found.IN_CLOSURE and part is not value.func:
-                return self._copy(part, Found.IN_ARGUMENT)  # given to it by the user
+                # Given to it by the user.
+                name = next((k for k, v in value.keywords.items() if v is part), "")
+                return self._marked(self._copy(part, Found.IN_ARGUMENT), name)
             return self._copy(part, found)
 
         remember = functools.partial(self._remember, found=found)
@@ -214,7 +219,11 @@ class Copier:
             return self._copy_wrapper(function, found)
         source = function.__globals__.get(SOURCE, function.__globals__)
         namespace = self._namespace(source)
-        closure = tuple(self._copy_cell(cell) for cell in function.__closure__ or ())
+        names = function.__code__.co_freevars
+        closure = tuple(
+            self._copy_cell(cell, name=name)
+            for cell, name in zip(function.__closure__ or (), names, strict=True)
+        )
         new = FunctionType(
             function.__code__, namespace, function.__name__, None, closure or None
         )
@@ -259,8 +268,9 @@ class Copier:
 
         Its code keeps its own namespace; only what it closes over is exchanged.
         """
-        if function.__code__ is _DISPATCH:
-            return self._remember(function, self._copy_dispatch(function), found)
+        if is_generic(function):
+            copy = functools.partial(self._copy, found=Found.IN_MODULE)
+            return self._remember(function, copied_generic(function, copy), found)
         if not self._leads_to_package(function):
             return function
         closure = tuple(self._copy_wrapper_cell(c) for c in function.__closure__ or ())
@@ -290,13 +300,19 @@ class Copier:
         return self._copy_cell(cell, copy)
 
     def _copy_cell(
-        self, cell: CellType, copy: Callable[[Any], Any] | None = None
+        self,
+        cell: CellType,
+        copy: Callable[[Any], Any] | None = None,
+        name: str = "function",
     ) -> CellType:
         """A new cell, shared by all copies of the functions that share the old one."""
         known = self._memory.recall(cell)
         if known is not None:
             return known
         if copy is None and self._holds_data(cell):
+            contents = self._marked(cell.cell_contents, name)
+            if contents is not cell.cell_contents:
+                return self._remember(cell, CellType(contents), Found.IN_CLOSURE)
             return self._remember(cell, self._cells.new(cell), Found.IN_CLOSURE)
         new = self._remember(cell, CellType(), Found.IN_CLOSURE)
 
@@ -313,19 +329,17 @@ class Copier:
         self._memory.later(fill)
         return new
 
+    def _marked(self, value: Any, name: str) -> Any:
+        """A function of the user's marked for batchers that look for it."""
+        if not any(users_functions(value, self._packages)) or not callable(value):
+            return value
+        return self._marker.function(value, name or "function")
+
     def _holds_data(self, cell: CellType) -> bool:
         try:
             return not self.holds_package_code(cell.cell_contents)
         except ValueError:  # not assigned yet
             return False
-
-    def _copy_dispatch(self, function: Any) -> Any:
-        """A `functools.singledispatch` of its own, with a cache of its own."""
-        registry = dict(function.registry)
-        new = functools.singledispatch(self._copy(registry[object], Found.IN_MODULE))
-        for cls, implementation in registry.items():
-            new.register(cls, self._copy(implementation, Found.IN_MODULE))
-        return new
 
     # Namespaces and modules
 
@@ -384,8 +398,3 @@ class Copier:
         """`import` inside a rebuilt function."""
         module = builtins.__import__(name, *args, **kwargs)
         return self.copy(module, Found.IN_MODULE)
-
-
-# All functions that `functools.singledispatch` makes have the same code.
-_ANY_DISPATCH: Any = functools.singledispatch(lambda x: x)
-_DISPATCH = _ANY_DISPATCH.__code__

@@ -13,7 +13,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, final
 
 from ..batchers import AbstractBatcher
-from ._copier import Copier, Found
+from ._copier import Copier
+from ._expensive import Marker
+from ._found import Found
 from ._inside import children, holds, with_changed
 from ._mapper import Mapper
 from ._marks import BEHIND_ENTRY, ENTRY, mark, marked
@@ -36,6 +38,7 @@ class Family:
         self._packages = packages
         self._cells = SharedCells()
         self._copiers: dict[str | None, Copier] = {}
+        self._marker = Marker(policy)
         self._users: MutableMapping[CodeType, str] = weakref.WeakKeyDictionary()
 
     def copier(self, phase: str | None = None) -> Copier:
@@ -44,7 +47,9 @@ class Family:
             phase = None
         if phase not in self._copiers:
             mapper = Mapper(self._policy, phase, self._users)
-            self._copiers[phase] = Copier(mapper, self._packages, self._cells)
+            self._copiers[phase] = Copier(
+                mapper, self._packages, self._cells, self._marker
+            )
         return self._copiers[phase]
 
     def rebuilt(self, api: Any) -> Any:
@@ -108,6 +113,9 @@ class Family:
             self._users.update(users_functions((args, kwargs), self._packages))
             copier.resolve_late_names()
             args, kwargs = copier.copy((args, kwargs), Found.IN_ARGUMENT)
+            args, kwargs = self._marker.arguments(
+                function, args, kwargs, copier.is_users_function
+            )
             out = function(*args, **kwargs)
             return self._exposed_whole(out, phase, Found.IN_ARGUMENT)
 

@@ -100,6 +100,9 @@ def _layout(cuts: list[Cut]) -> str:
         if cut.loop == "task":
             parts.append(f"{cut.rounds} one by one")
             continue
+        if cut.loop == "lane":
+            parts.append(f"{cut.lanes} lanes kept busy")
+            continue
         text = f"{cut.devices} devices of {cut.lanes}" if cut.devices > 1 else ""
         if cut.rounds > 1:
             text = f"{cut.rounds} {cut.loop}s of {cut.lanes}"

@@ -1,0 +1,3 @@
+"""Continuous batching: lanes that never wait for the slowest."""
+
+from ._continuous import Continuous as Continuous, LaneStats as LaneStats

@@ -1,0 +1,264 @@
+"""The batcher whose lanes never wait for the slowest."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, final
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+from ..batchers import AbstractBatcher, Vmap
+from ..batchers._call import Call, function_of_calls
+from ..batchers._chunked import in_chunks
+from ..batchers._marks import MARKED, SUPPOSED, in_task
+from ..batchers._task import Task
+from ..batchers._watching import note, note_cut
+from ._cost import costliest, marked_calls
+from ._equations import opened, with_weak_type
+from ._forward_only import forward_only
+from ._lower import lowered
+from ._machine import Machine
+from ._pauses import AbstractPauses, AtCalls, AtLoops
+from ._refusals import refuse_effects
+from ._simplify import simplify
+
+
+@final
+class LaneStats(NamedTuple):
+    """How busy the lanes of one call were.
+
+    An evaluation is one lane's call of the expensive function, or one turn of a loop
+    where no function is marked.
+
+    - `made`: evaluations made, an int: lanes times the calls that they made together.
+    - `needed`: evaluations that some task asked for, an int.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    stats = bk.LaneStats(made=jnp.array(40), needed=jnp.array(30))
+    assert float(stats.utilisation) == 0.75
+    ```
+    """
+
+    made: Int[Array, ""]
+    needed: Int[Array, ""]
+
+    @property
+    def utilisation(self) -> Array:
+        """Evaluations needed over evaluations made; 1 where there were none."""
+        return jnp.where(self.made > 0, self.needed / jnp.maximum(self.made, 1), 1.0)
+
+
+@final
+class Continuous(AbstractBatcher):
+    """A number of lanes that are kept busy: a lane that is done takes the next task.
+
+    Under `jax.vmap` a `while_loop` turns until its slowest lane is done, and every lane
+    pays for it. Here a task pauses whenever it calls the expensive function; all lanes
+    make that call together, whatever else each of them is at, and no task waits for
+    another to end. Every result lands at its own index, whenever it is ready.
+
+    Which function is expensive is told by `batchkit.expensive`; in a rebuilt sampler it
+    is found among your functions. Where no function is marked, tasks pause at the turns
+    of their loops; a task without a loop or branch that one lane takes and another does
+    not runs as under `Chunked(lanes)`. `batchkit.explain` tells which it is.
+
+    Compile it: called outside of `jax.jit` it is as slow as any loop of JAX. What is
+    remembered per lane are the values that live across a pause; what the function
+    closes over is never copied. Inside a task of another `Continuous` it acts as
+    `Vmap()`. Reverse-mode differentiation through it is refused, also side effects
+    outside of the expensive function and collectives; gradients inside a task are fine.
+    A function with custom derivatives around an expensive call is taken apart, so
+    forward mode through the batcher differentiates what is inside.
+
+    ```python
+    import jax
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    @bk.Continuous(4)
+    def halvings(x):
+        def halve(carry):
+            return carry[0] / 2, carry[1] + 1
+
+        return jax.lax.while_loop(lambda carry: carry[0] > 1, halve, (x, 0))[1]
+
+    assert halvings(2.0 ** jnp.arange(10)).tolist() == list(range(10))
+    ```
+    """
+
+    lanes: int = eqx.field(static=True)
+    expensive: str | None = eqx.field(static=True)
+
+    looks_for_marks: ClassVar[bool] = True
+
+    def __init__(self, lanes: int, expensive: str | None = None) -> None:
+        """**Arguments:**
+
+        - `lanes`: how many tasks are under way at once; at least 1. Several tasks for
+            each lane keep them busy to the end.
+        - `expensive`: the name of the function whose calls lanes make together, if
+            several are marked: the function's own name, or in a rebuilt sampler the
+            name of the argument, such as `"loglikelihood_fn"`. By default the one with
+            the most floating-point operations, as XLA counts them.
+
+        **Raises:**
+
+        `TypeError` if `lanes` is no int or `expensive` no string, `ValueError` if
+        `lanes` is below 1.
+        """
+        self.lanes = lanes
+        self.expensive = expensive
+
+    def __check_init__(self) -> None:
+        if isinstance(self.lanes, bool) or not isinstance(self.lanes, int):
+            raise TypeError(
+                f"Continuous(lanes={self.lanes!r}): lanes must be an int, the number "
+                f"of tasks under way at once; got {type(self.lanes).__name__}."
+            )
+        if self.lanes < 1:
+            raise ValueError(
+                f"Continuous(lanes={self.lanes}): lanes must be at least 1, the number "
+                "of tasks under way at once. For one at a time without a batch "
+                "dimension use `Sequential()`."
+            )
+        if self.expensive is not None and not isinstance(self.expensive, str):
+            raise TypeError(
+                f"Continuous(expensive={self.expensive!r}): expensive must be the name "
+                "of a marked function, a string, or None to take the costliest; got "
+                f"{type(self.expensive).__name__}. To mark a function use "
+                "`batchkit.expensive(fun)`."
+            )
+
+    def batch(self, call: Call) -> PyTree:
+        return self._batch(call, count=False)[0]
+
+    def with_stats(
+        self,
+        fun: Callable[..., Any],
+        in_axes: Any = 0,
+        out_axes: Any = 0,
+        *,
+        axis_name: Any = None,
+        axis_size: int | None = None,
+        spmd_axis_name: Any = None,
+    ) -> Callable[..., tuple[Any, LaneStats]]:
+        """The same as calling the batcher, but with how busy the lanes were.
+
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import batchkit as bk
+
+        def countdown(x):
+            return jax.lax.while_loop(lambda x: x > 0, lambda x: x - 1, x)
+
+        lengths = jnp.array([9, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+        out, stats = bk.Continuous(2).with_stats(countdown)(lengths)
+        assert (int(stats.made), int(stats.needed)) == (18, 18)
+        ```
+
+        **Arguments:**
+
+        As for calling the batcher.
+
+        **Returns:**
+
+        A function that returns a pair: what the batched function returns, and a
+        `LaneStats`.
+        """
+        return function_of_calls(
+            lambda call: self._batch(call, count=True),
+            fun,
+            in_axes,
+            out_axes,
+            axis_name=axis_name,
+            axis_size=axis_size,
+            spmd_axis_name=spmd_axis_name,
+        )
+
+    def _batch(self, call: Call, count: bool) -> tuple[PyTree, LaneStats]:
+        nothing = LaneStats(jnp.zeros((), int), jnp.zeros((), int))
+        if in_task():
+            note("in a task of another Continuous, run as Vmap")
+            return Vmap().batch(call), nothing
+        if call.size <= 1:
+            return Vmap().batch(call), nothing
+        _refuse_spmd(call)
+        task = call.trace(self)
+        lanes = min(self.lanes, task.size)
+        pauses, name = self._pauses(task)
+        refuse_effects(task.jaxpr.jaxpr, pauses, self)
+        program = lowered(opened(task.jaxpr), pauses)
+        finish = program.finish
+        finish.outputs = task.with_bytes(finish.outputs)
+        simplify(program)
+        if not program.branches:
+            note("every task takes the same way, so run as Chunked")
+            out = in_chunks(task, self.lanes, Vmap())
+            return out, _stats_of_chunks(task, lanes, len(program.pauses()))
+        machine = Machine(program, lanes, task.size)
+        note_cut(task.size, 1, 1, lanes, "lane")
+        note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
+        outs, counts = machine.run(task.rows, count)
+        return task.finish(_placed(task, outs, machine.differs)), LaneStats(*counts)
+
+    def _pauses(self, task: Task) -> tuple[AbstractPauses, str]:
+        """Where the lanes pause in a task, and how to say so."""
+        calls = marked_calls(task.jaxpr.jaxpr)
+        if not calls:
+            return AtLoops(), "pauses at turns of loops"
+        by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
+        candidates = by_user or calls
+        if self.expensive is not None:
+            wanted = (MARKED + self.expensive, SUPPOSED + self.expensive)
+            candidates = {k: v for k, v in calls.items() if k in wanted}
+            if not candidates:
+                names = sorted(_short(name) for name in calls)
+                raise ValueError(
+                    f"Continuous(expensive={self.expensive!r}): the task calls no "
+                    "marked function of that name. Those that it calls are "
+                    f"{', '.join(map(repr, names))}; name one of them, or leave "
+                    "`expensive` out to take the costliest."
+                )
+        name = costliest(candidates)
+        others = ", ".join(sorted(_short(x) for x in calls if x != name))
+        note = f"pauses at {_short(name)}"
+        return AtCalls(name), note + (f", not at {others}" if others else "")
+
+
+def _refuse_spmd(call: Call) -> None:
+    if call.spmd_axis_name is not None:
+        raise ValueError(
+            f"Continuous got spmd_axis_name={call.spmd_axis_name!r}, but its lanes go "
+            "their own ways and cannot be spread over a mesh axis. Use "
+            "`Sharded(mesh, inner=Continuous(lanes))`: each device has lanes of its "
+            "own then."
+        )
+
+
+def _short(name: str) -> str:
+    return name.removeprefix(MARKED).removeprefix(SUPPOSED)
+
+
+def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
+    """Outputs with the tasks in front, or without where none are wanted."""
+    placed: list[Any] = []
+    avals = task.with_bytes(task.jaxpr.out_avals)
+    for out, differ, axis, aval in zip(
+        outs, differs, task.lane_out_axes, avals, strict=True
+    ):
+        if axis is None and differ:
+            out = out[0]
+        if axis is not None and not differ:
+            out = jnp.broadcast_to(out, (task.size, *jnp.shape(out)))
+        weak = getattr(aval, "weak_type", False)
+        placed.append(with_weak_type(out) if weak else out)
+    return forward_only(placed)
+
+
+def _stats_of_chunks(task: Task, lanes: int, calls: int) -> LaneStats:
+    made = -(-task.size // lanes) * lanes
+    return LaneStats(jnp.asarray(made * calls), jnp.asarray(task.size * calls))

@@ -1,0 +1,40 @@
+"""Which of several marked functions is worth a pause."""
+
+from typing import Any
+
+import jax
+import jax.extend as jex
+
+from ..batchers._marks import MARKED, SUPPOSED
+from ._equations import called, equations, name_of_call
+
+
+def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
+    """The equations that call each marked function, by its name in the program."""
+    found: dict[str, list[Any]] = {}
+    for eqn in equations(jaxpr):
+        name = name_of_call(eqn)
+        if name.startswith((MARKED, SUPPOSED)):
+            found.setdefault(name, []).append(eqn)
+    return found
+
+
+def costliest(calls: dict[str, list[Any]]) -> str:
+    """The name of the function whose costliest call has most operations, by XLA."""
+    if len(calls) == 1:
+        return next(iter(calls))
+    return max(calls, key=lambda name: max(map(operations, calls[name])))
+
+
+def operations(eqn: Any) -> float:
+    """How many floating-point operations XLA counts in one call; each loop once."""
+    call = called(eqn)
+    assert call is not None
+    closed = jex.core.ClosedJaxpr(call.jaxpr, list(call.consts))
+    args = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+    lowered = jax.jit(jex.core.jaxpr_as_fun(closed)).lower(*args)
+    analysis = lowered.cost_analysis()
+    if isinstance(analysis, list | tuple):
+        analysis = analysis[0]
+    costs = analysis or {}
+    return costs.get("flops", 0.0) + costs.get("transcendentals", 0.0)
