@@ -47,7 +47,12 @@ def print_ratios(title: str, seconds: Mapping[str, Sequence[float]], base: str) 
 
 def temporary_bytes(fun: Callable[..., Any], *shapes: Any) -> int:
     """The bytes of temporary memory that XLA allocates to run `fun`."""
-    analysis = jax.jit(fun).lower(*shapes).compile().memory_analysis()
+    return bytes_of(jax.jit(fun).lower(*shapes).compile())
+
+
+def bytes_of(program: jax.stages.Compiled) -> int:
+    """The bytes of temporary memory that XLA allocates to run a program."""
+    analysis = program.memory_analysis()
     assert analysis is not None, "this backend has no memory analysis"
     return analysis.temp_size_in_bytes
 

@@ -54,7 +54,8 @@ class _Lowering:
         self._constants: dict[int, tuple[Value, Any]] = {}
         self._prologue: list[Instruction] = []
         self._now = Block()
-        self._depth = 0  # of the loops and branches around
+        self._loops = 0  # around what is being written
+        self._branches = 0
 
     def program(self, jaxpr: Jaxpr) -> Program:
         params = [_value(var.aval) for var in jaxpr.jaxpr.invars]
@@ -89,7 +90,13 @@ class _Lowering:
         """
         if any(isinstance(x, Value) and not x.shared for x in inputs):
             return False
-        return not eqn.effects and not (self._depth > 0 and may_not_end(eqn))
+        return not eqn.effects and not (
+            self._loops + self._branches > 0 and may_not_end(eqn)
+        )
+
+    def _block(self, params: list[Value]) -> Block:
+        """A new block, in the loops that are around what is being written."""
+        return Block(params, loops=self._loops)
 
     def _item(self, item: Item) -> None:
         if all(x is None or x.shared for x in item.outputs):
@@ -108,15 +115,16 @@ class _Lowering:
                 self._now.body.append(_instruction(item))
 
     def _region(self, region: Region) -> None:
-        resume = Block(region.outputs)
+        resume = self._block(region.outputs)
         body = [_instruction(item) for item in region.items]
         self._now.end = Pause(body, region.inputs, region.outputs, resume)
         self._now = resume
 
     def _while(self, loop: WhileLoop, outputs: Sequence[Value | None]) -> None:
         params = [_like(x) for x in loop.init]
-        turn, after = Block(params), Block(_for_each(outputs, loop.init))
-        self._depth += 1
+        after = self._block(_for_each(outputs, loop.init))
+        self._loops += 1
+        turn = self._block(params)
 
         def test(values: Sequence[Operand], again: bool) -> None:
             (going,) = self._jaxpr(loop.cond, [*loop.cond_consts, *values])
@@ -126,7 +134,7 @@ class _Lowering:
             )
 
         if self._pauses.anywhere(loop.cond):
-            head = Block([_like(x) for x in loop.init])
+            head = self._block([_like(x) for x in loop.init])
             self._now.end = Jump(head, list(loop.init))
             self._now = head
             test(head.params, again=True)
@@ -137,13 +145,13 @@ class _Lowering:
             test(loop.init, again=False)
             self._now = turn
             test(self._jaxpr(loop.body, [*loop.body_consts, *params]), again=True)
-        self._depth -= 1
+        self._loops -= 1
         self._now = after
 
     def _scan(self, scan: Scan, outputs: Sequence[Value | None]) -> None:
         carries = len(scan.init)
         buffers = [x for x in outputs[carries:]]
-        after = Block(_for_each(outputs[:carries], scan.init))
+        after = self._block(_for_each(outputs[:carries], scan.init))
         if scan.length == 0:
             for buffer in buffers:
                 if buffer is not None:
@@ -154,10 +162,10 @@ class _Lowering:
             self._now = after
             return
         count = Value((), np.dtype(np.int32))
-        turn = Block([count, *(_like(x) for x in scan.init)])
+        self._loops += 1
+        turn = self._block([count, *(_like(x) for x in scan.init)])
         self._now.end = Jump(turn, [Number(np.int32(0)), *scan.init])
         self._now = turn
-        self._depth += 1
         place: Operand = count
         if scan.reverse:
             place = self._write(lambda i: scan.length - 1 - i, count, like=count)
@@ -188,22 +196,22 @@ class _Lowering:
             [Jump(after, values), Jump(turn, [after_this, *values])],
             counts=True,
         )
-        self._depth -= 1
+        self._loops -= 1
         self._now = after
 
     def _cond(self, cond: Cond, outputs: Sequence[Value | None]) -> None:
-        join = Block([])
+        join = self._block([])
         jumps: list[Jump] = []
         before = self._now
-        self._depth += 1
+        self._branches += 1
         for branch in cond.branches:
-            self._now = Block()
+            self._now = self._block([])
             jumps.append(Jump(self._now, []))
             outs = self._jaxpr(branch, cond.args)
             if not join.params:
                 join.params = _for_each(outputs, outs)
             self._now.end = Jump(join, outs)
-        self._depth -= 1
+        self._branches -= 1
         before.end = Branch(cond.index, jumps)
         self._now = join
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ._cells import cells_of
 from ._kinds import kinds_of, read, write
 from ._lanes import Lanes, as_value, select
 from ._liveness import live_values, own
@@ -55,25 +56,34 @@ class Machine:
         self._start = number[program.start]
         self._outputs = list(program.finish.outputs)
         self._result = {x: Value(x.shape, x.dtype) for x in own(self._outputs)}
+        self._cells = cells = cells_of(order, live)
+        hot = max(block.loops for block in order)
         self._steps = [
-            step_of(block, number, live, waiting, slots, self._result, self._finished)
+            step_of(
+                block,
+                number,
+                live,
+                cells,
+                waiting,
+                slots,
+                self._result,
+                self._finished,
+                hot,
+            )
             for block in order
         ]
         back = goes_back(program, order)
         carried = {x for group in self._slots for x in group}
         for pause in waiting:
-            carried |= live[pause.resume] - set(pause.results)
+            carried |= {cells[x] for x in live[pause.resume] - set(pause.results)}
         for block in back:
-            carried |= live[block]
+            carried |= {cells[x] for x in live[block]}
         if program.start in back:
             carried |= set(self._result.values())
         # In the order in which the program computes them, which does not vary.
         written = [x for step in self._steps for x in step.written]
-        reached = [
-            *program.start.params,
-            *written,
-            *(r for p in waiting for r in p.results),
-        ]
+        entered = [*program.start.params, *(x for p in waiting for x in p.results)]
+        reached = [*(cells.get(x, x) for x in entered), *written]
         self._carried = [x for x in dict.fromkeys(reached) if x in carried]
         self.never_waits = not back
 
@@ -200,7 +210,7 @@ class Machine:
             for pause, _, of_kind in kind.pauses:
                 goes_on = (pc == self._waiting[pause]) & (chosen == 1 + i)
                 for mine, its in of_kind.items():
-                    lanes.write(mine, result_of[its], goes_on)
+                    lanes.write(self._cells[mine], result_of[its], goes_on)
                 lanes.pc = jnp.where(goes_on, self._resume[pause], lanes.pc)
         needed = jnp.where(ready, jnp.max(counts), 0)
         return jnp.where(ready, self.lanes, 0), needed
@@ -209,9 +219,10 @@ class Machine:
         self, lanes: Lanes, rows: Sequence[Array], outs: list[Array]
     ) -> list[Array]:
         """Puts results in their places, and gives the lanes that are done new tasks."""
-        params = self.program.start.params
+        pairs = zip(self.program.start.params, rows, strict=True)
+        needed = {self._cells[x]: row for x, row in pairs if x in self._cells}
         done = lanes.pc == self._finished
-        old = [lanes.cells.get(x) for x in params]
+        old = [lanes.cells.get(x) for x in needed]
         results = [lanes.cells.get(x) for x in self._result.values()]
 
         def go(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
@@ -224,7 +235,7 @@ class Machine:
             goes_on = done & (new < self.tasks)
             task = jnp.where(goes_on, new, task)
             args: list[Any] = []
-            for x, row, before in zip(params, rows, old, strict=True):
+            for (x, row), before in zip(needed.items(), old, strict=True):
                 taken = as_value(x, row.at[jnp.where(goes_on, new, 0)].get(mode="clip"))
                 args.append(taken if before is None else select(goes_on, taken, before))
             pc = jnp.where(done, jnp.where(goes_on, self._start, self._idle), pc)
@@ -234,12 +245,12 @@ class Machine:
         def stay(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
             args = [
                 x.zeros(self.lanes) if before is None else before
-                for x, before in zip(params, old, strict=True)
+                for x, before in zip(needed, old, strict=True)
             ]
             return pc, task, next_task, outs, args
 
         state = (lanes.pc, lanes.task, lanes.next_task, outs, old)
         new = jax.lax.cond(jnp.any(done), go, stay, *state)
         lanes.pc, lanes.task, lanes.next_task, outs, args = new
-        lanes.cells.update(zip(params, args, strict=True))
+        lanes.cells.update(zip(needed, args, strict=True))
         return outs

@@ -109,6 +109,7 @@ class Block:
     params: list[Value] = field(default_factory=list)
     body: list[Instruction] = field(default_factory=list)
     end: Any = None  # an `End`, once it is known
+    loops: int = 0  # how many loops stand around it
 
     @property
     def jumps(self) -> list[Jump]:

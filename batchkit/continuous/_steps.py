@@ -1,5 +1,6 @@
 """One block of a sweep: its instructions, and what they change for the lanes there."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,9 +19,9 @@ from ._program import Block, Branch, Finish, Operand, Pause, Value
 class Assignment:
     """A value that the lanes leaving a block take along."""
 
-    value: Value
+    cell: Value
     operand: Operand
-    way: int | None = None  # only those that leave by this jump
+    ways: frozenset[int] | None = None  # only those that leave by these jumps
     stored: bool = False  # written in place, for the right lanes only
 
 
@@ -31,7 +32,7 @@ class Step:
 
     block: Block
     number: int
-    reads: list[Value]
+    reads: dict[Value, Value]  # and the cell that each is in
     assignments: list[Assignment]
     next: list[int]  # where the program counter goes, for each way to leave
     skips: bool  # whether it is passed over when no lane is there
@@ -39,7 +40,7 @@ class Step:
     @property
     def written(self) -> list[Value]:
         """What it assigns to."""
-        return list(dict.fromkeys(x.value for x in self.assignments))
+        return list(dict.fromkeys(x.cell for x in self.assignments))
 
     def execute(self, lanes: Lanes, shared: Mapping[Value, Any]) -> None:
         """Runs the block for the lanes that are about to enter it."""
@@ -56,7 +57,7 @@ class Step:
             return pc, [cells[x] if x in cells else x.zeros(count) for x in written]
 
         if self.skips:
-            needed = list(dict.fromkeys([*self.reads, *written]))
+            needed = list(dict.fromkeys([*self.reads.values(), *written]))
             given = {x: lanes.cells[x] for x in needed if x in lanes.cells}
             keys = list(given)
             pc, new = jax.lax.cond(
@@ -84,17 +85,19 @@ class Step:
             way = read(end.index, env) if isinstance(end, Branch) else 0
             return outs, way
 
-        values = [lanes.cells[x] for x in self.reads]
+        values = [lanes.cells[x] for x in self.reads.values()]
         size = here.shape[0]
         outs, way = jax.vmap(on_a_lane, axis_size=size)(here, values)
         way = jnp.clip(way.astype(jnp.int32), 0, len(self.next) - 1)
         for assignment, out in zip(self.assignments, outs, strict=True):
             if assignment.stored:
-                lanes.cells[assignment.value] = out
-            elif assignment.way is None:
-                lanes.write(assignment.value, out, here)
-            else:
-                lanes.write(assignment.value, out, here & (way == assignment.way))
+                lanes.cells[assignment.cell] = out
+                continue
+            where = here
+            if assignment.ways is not None:
+                taken = [way == i for i in sorted(assignment.ways)]
+                where = here & functools.reduce(jnp.logical_or, taken)
+            lanes.write(assignment.cell, out, where)
         goes_to = self.next[0]
         if len(self.next) > 1:
             goes_to = jnp.array(self.next, jnp.int32)[way]
@@ -105,10 +108,12 @@ def step_of(
     block: Block,
     number: Mapping[Block, int],
     live: Mapping[Block, set[Value]],
+    cells: Mapping[Value, Value],
     waiting: Mapping[Pause, int],
     slots: Mapping[Pause, list[tuple[Value, Operand]]],
     results: Mapping[Value, Value],
     finished: int,
+    hot: int,
 ) -> Step:
     """A block as a step of the sweep.
 
@@ -117,48 +122,76 @@ def step_of(
     - `block`: the block.
     - `number`: the place of each block in the sweep.
     - `live`: what each block reads from before.
+    - `cells`: where each value is kept.
     - `waiting`: the program counter of a lane that waits at a pause.
     - `slots`: where the arguments of a pause are put, and what they are.
     - `results`: where the outputs of a task are put.
     - `finished`: the program counter of a lane whose task is done.
+    - `hot`: blocks in as many loops as this, or more, have a lane in nearly every
+        sweep, so that it does not pay to ask.
     """
-    made = [x for i in block.body for x in i.outputs if x is not None]
-    stored = {x for i in block.body if i.stores for x in i.outputs}
-    after = _still_needed(block, live)
-    assignments = [
-        Assignment(x, x, stored=x in stored) for x in dict.fromkeys(made) if x in after
-    ]
+    passed: list[list[tuple[Value, Operand]]]
     match block.end:
         case Pause() as pause:
-            assignments += [Assignment(slot, arg) for slot, arg in slots[pause]]
+            kept = [live[pause.resume] - set(pause.results)]
+            passed = [slots[pause]]
             following = [waiting[pause]]
         case Finish():
-            assignments += [Assignment(slot, x) for x, slot in results.items()]
+            kept = [set[Value]()]
+            passed = [[(slot, x) for x, slot in results.items()]]
             following = [finished]
         case _:
-            several = len(block.jumps) > 1
-            for way, jump in enumerate(block.jumps):
-                for param, arg in zip(jump.target.params, jump.args, strict=True):
-                    assignments.append(Assignment(param, arg, way if several else None))
-            following = [number[jump.target] for jump in block.jumps]
+            kept = [live[x.target] - set(x.target.params) for x in block.jumps]
+            passed = [
+                [
+                    (cells[param], arg)
+                    for param, arg in zip(x.target.params, x.args, strict=True)
+                ]
+                for x in block.jumps
+            ]
+            following = [number[x.target] for x in block.jumps]
+    assignments = list(_assignments(block, cells, kept, passed))
     return Step(
         block,
         number[block],
-        list(dict.fromkeys(_reads(block, assignments))),
+        {x: cells[x] for x in _reads(block, assignments)},
         assignments,
         following,
-        skips=True,
+        block.loops < hot,
     )
 
 
-def _still_needed(block: Block, live: Mapping[Block, set[Value]]) -> set[Value]:
-    """What is read after the block, other than what its end passes on."""
-    if isinstance(block.end, Pause):
-        return live[block.end.resume] - set(block.end.results)
-    needed: set[Value] = set()
-    for jump in block.jumps:
-        needed |= live[jump.target] - set(jump.target.params)
-    return needed
+def _assignments(
+    block: Block,
+    cells: Mapping[Value, Value],
+    kept: list[set[Value]],
+    passed: list[list[tuple[Value, Operand]]],
+) -> Iterator[Assignment]:
+    """What a block writes, given for each way what is kept and what is passed on."""
+    made = {x: None for i in block.body for x in i.outputs if x is not None}
+    stored = {x for i in block.body if i.stores for x in i.outputs}
+    ways: dict[tuple[Value, int], set[int]] = {}
+    operands: dict[int, Operand] = {}
+    for way, (values, pairs) in enumerate(zip(kept, passed, strict=True)):
+        for x in made:
+            if x in values:
+                ways.setdefault((cells[x], id(x)), set()).add(way)
+                operands[id(x)] = x
+        for cell, operand in pairs:
+            ways.setdefault((cell, id(operand)), set()).add(way)
+            operands[id(operand)] = operand
+    for (cell, key), taken in ways.items():
+        x = operands[key]
+        in_place = isinstance(x, Value) and cells.get(x) is cell
+        if in_place and x not in made:
+            continue  # it is there already
+        everywhere = len(taken) == len(kept)
+        yield Assignment(
+            cell,
+            x,
+            None if everywhere else frozenset(taken),
+            stored=in_place and x in stored,
+        )
 
 
 def _reads(block: Block, assignments: list[Assignment]) -> Iterator[Value]:
