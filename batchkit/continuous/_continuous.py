@@ -23,6 +23,11 @@ from ._refusals import refuse_effects
 from ._simplify import simplify
 
 
+# An expensive function with fewer operations than this is not expensive. Where it lies
+# matters little: patience costs a lane one evaluation in ten, and saves it cheap code.
+_CHEAP = 10_000
+
+
 @final
 class LaneStats(NamedTuple):
     """How busy the lanes of one call were.
@@ -189,7 +194,7 @@ class Continuous(AbstractBatcher):
         _refuse_spmd(call)
         task = call.trace(self)
         lanes = min(self.lanes, task.size)
-        pauses, name = self._pauses(task)
+        pauses, name, operations = self._pauses(task)
         refuse_effects(task.jaxpr.jaxpr, pauses, self)
         program = lowered(opened(task.jaxpr), pauses)
         finish = program.finish
@@ -199,17 +204,17 @@ class Continuous(AbstractBatcher):
             note("every task takes the same way, so run as Chunked")
             out = in_chunks(task, self.lanes, Vmap())
             return out, _stats_of_chunks(task, lanes, len(program.pauses()))
-        machine = Machine(program, lanes, task.size)
+        machine = Machine(program, lanes, task.size, operations < _CHEAP)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
         outs, counts = machine.run(task.rows, count)
         return task.finish(_placed(task, outs, machine.differs)), LaneStats(*counts)
 
-    def _pauses(self, task: Task) -> tuple[AbstractPauses, str]:
-        """Where the lanes pause in a task, and how to say so."""
+    def _pauses(self, task: Task) -> tuple[AbstractPauses, str, float]:
+        """Where the lanes pause in a task, how to say so, and what a pause costs."""
         calls = marked_calls(task.jaxpr.jaxpr)
         if not calls:
-            return AtLoops(), "pauses at turns of loops"
+            return AtLoops(), "pauses at turns of loops", 0.0
         by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
         candidates = by_user or calls
         if self.expensive is not None:
@@ -223,10 +228,12 @@ class Continuous(AbstractBatcher):
                     f"{', '.join(map(repr, names))}; name one of them, or leave "
                     "`expensive` out to take the costliest."
                 )
-        name = costliest(candidates)
+        name, operations = costliest(candidates)
         others = ", ".join(sorted(_short(x) for x in calls if x != name))
         note = f"pauses at {_short(name)}"
-        return AtCalls(name), note + (f", not at {others}" if others else "")
+        if others:
+            note += f", not at {others}"
+        return AtCalls(name), note, operations
 
 
 def _refuse_spmd(call: Call) -> None:

@@ -19,11 +19,11 @@ def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
     return found
 
 
-def costliest(calls: dict[str, list[Any]]) -> str:
-    """The name of the function whose costliest call has most operations, by XLA."""
-    if len(calls) == 1:
-        return next(iter(calls))
-    return max(calls, key=lambda name: max(map(operations, calls[name])))
+def costliest(calls: dict[str, list[Any]]) -> tuple[str, float]:
+    """The function whose costliest call has most operations, and how many."""
+    costs = {name: max(map(operations, eqns)) for name, eqns in calls.items()}
+    name = max(costs, key=lambda name: costs[name])
+    return name, costs[name]
 
 
 def operations(eqn: Any) -> float:

@@ -24,11 +24,25 @@ from ._program import Operand, Pause, Program, Value
 from ._steps import step_of
 
 
+# With patience, a block off the inner loop waits until one in so many of the lanes that
+# are at work is there. Measured on NUTS, where 5 and 8 are alike and 3 is too patient.
+_SHARE = 8
+
+
 @final
 class Machine:
     """A program laid out on lanes."""
 
-    def __init__(self, program: Program, lanes: int, tasks: int) -> None:
+    def __init__(self, program: Program, lanes: int, tasks: int, patient: bool) -> None:
+        """**Arguments:**
+
+        - `program`: the blocks of one task.
+        - `lanes`: the number of lanes.
+        - `tasks`: the number of tasks, at least 1.
+        - `patient`: whether what stands outside of the innermost loop waits for several
+            lanes to be there. That pays if an evaluation costs little: a lane misses
+            some, but all lanes are spared the work of few.
+        """
         self.program = program
         self.lanes = lanes
         self.tasks = tasks
@@ -76,7 +90,8 @@ class Machine:
         carried = {x for group in self._slots for x in group}
         for pause in waiting:
             carried |= {cells[x] for x in live[pause.resume] - set(pause.results)}
-        for block in back:
+        cold = {step.block for step in self._steps if step.skips and patient}
+        for block in back | cold:
             carried |= {cells[x] for x in live[block]}
         if program.start in back:
             carried |= set(self._result.values())
@@ -85,7 +100,10 @@ class Machine:
         entered = [*program.start.params, *(x for p in waiting for x in p.results)]
         reached = [*(cells.get(x, x) for x in entered), *written]
         self._carried = [x for x in dict.fromkeys(reached) if x in carried]
-        self.never_waits = not back
+        self._patient = patient
+        # Where a lane may be that an evaluation is not made without.
+        on_their_way = {number[x] for x in order if x not in cold} | {self._finished}
+        self._on_their_way = np.array(sorted(on_their_way))
 
     @property
     def bytes_per_lane(self) -> int:
@@ -126,10 +144,11 @@ class Machine:
                 pc, task, next_task, dict(zip(self._carried, carried, strict=True))
             )
             made, needed = self._evaluate(lanes, shared)
+            enough = self._enough(lanes)
             for i, step in enumerate(self._steps):
                 if i == self._start:
                     outs = self._harvest(lanes, rows, outs)
-                step.execute(lanes, shared)
+                step.execute(lanes, shared, enough)
             if not self.kinds:
                 needed = jnp.sum(lanes.pc != self._idle)
                 made = jnp.where(needed > 0, self.lanes, 0)
@@ -162,6 +181,16 @@ class Machine:
             write(instruction, instruction.run(True, *inputs), env)
         return env
 
+    def _enough(self, lanes: Lanes) -> Any:
+        """How many lanes have to be at a block for it to run in this sweep."""
+        if not self._patient:
+            return 1
+        # If nobody is at a pause or on the way to one, there is nothing to wait for.
+        goes_on = jnp.any(lanes.pc > self._idle)
+        goes_on |= jnp.any(jnp.isin(lanes.pc, self._on_their_way))
+        at_work = jnp.sum(lanes.pc != self._idle)
+        return jnp.where(goes_on, -(-at_work // _SHARE), 1)
+
     def _evaluate(self, lanes: Lanes, shared: dict[Value, Any]) -> tuple[Any, Any]:
         """One call of the expensive function, for all lanes that wait for it."""
         if not self.kinds:
@@ -172,7 +201,8 @@ class Machine:
         ]
         counts = jnp.stack([jnp.sum(each) for each in waits])
         # Lanes on their way to a pause are waited for, and then the many go first.
-        ready = jnp.all(lanes.pc > self._finished) & jnp.any(counts > 0)
+        on_their_way = jnp.any(jnp.isin(lanes.pc, self._on_their_way))
+        ready = ~on_their_way & jnp.any(counts > 0)
         chosen = jnp.where(ready, 1 + jnp.argmax(counts), 0)
 
         def nothing(*_: Any) -> list[list[Array]]:

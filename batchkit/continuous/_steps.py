@@ -35,15 +35,20 @@ class Step:
     reads: dict[Value, Value]  # and the cell that each is in
     assignments: list[Assignment]
     next: list[int]  # where the program counter goes, for each way to leave
-    skips: bool  # whether it is passed over when no lane is there
+    skips: bool  # whether it is passed over when too few lanes are there
 
     @property
     def written(self) -> list[Value]:
         """What it assigns to."""
         return list(dict.fromkeys(x.cell for x in self.assignments))
 
-    def execute(self, lanes: Lanes, shared: Mapping[Value, Any]) -> None:
-        """Runs the block for the lanes that are about to enter it."""
+    def execute(
+        self, lanes: Lanes, shared: Mapping[Value, Any], enough: Any = 1
+    ) -> None:
+        """Runs the block for the lanes that are about to enter it, if they are enough.
+
+        A block that is never passed over runs for any number.
+        """
         here = lanes.pc == self.number
         written = self.written
 
@@ -61,7 +66,7 @@ class Step:
             given = {x: lanes.cells[x] for x in needed if x in lanes.cells}
             keys = list(given)
             pc, new = jax.lax.cond(
-                jnp.any(here),
+                jnp.sum(here) >= enough,
                 lambda pc, xs: go(pc, dict(zip(keys, xs, strict=True))),
                 lambda pc, xs: stay(pc, dict(zip(keys, xs, strict=True))),
                 lanes.pc,
