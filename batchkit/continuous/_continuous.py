@@ -184,7 +184,7 @@ class Continuous(AbstractBatcher):
         if in_task():
             note("in a task of another Continuous, run as Vmap")
             return Vmap().batch(call), nothing
-        if call.size <= 1:
+        if call.size <= (0 if count else 1):
             return Vmap().batch(call), nothing
         _refuse_spmd(call)
         task = call.trace(self)
@@ -198,7 +198,8 @@ class Continuous(AbstractBatcher):
         if not program.branches:
             note("every task takes the same way, so run as Chunked")
             out = in_chunks(task, self.lanes, Vmap())
-            return out, _stats_of_chunks(task, lanes, len(program.pauses()))
+            calls = sum(pause.times for pause in program.pauses())
+            return out, _stats_of_chunks(task, lanes, calls)
         machine = Machine(program, lanes, task.size)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
@@ -260,5 +261,8 @@ def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
 
 
 def _stats_of_chunks(task: Task, lanes: int, calls: int) -> LaneStats:
-    made = -(-task.size // lanes) * lanes
-    return LaneStats(jnp.asarray(made * calls), jnp.asarray(task.size * calls))
+    chunks = -(-task.size // lanes)
+    made = -(-task.size // chunks) * chunks
+    return LaneStats(
+        jnp.asarray(made * calls, int), jnp.asarray(task.size * calls, int)
+    )
