@@ -190,7 +190,6 @@ class Continuous(AbstractBatcher):
         task = call.trace(self)
         lanes = min(self.lanes, task.size)
         pauses, name = self._pauses(task)
-        refuse_effects(task.jaxpr.jaxpr, pauses, self)
         program = lowered(opened(task.jaxpr), pauses)
         finish = program.finish
         finish.outputs = task.with_bytes(finish.outputs)
@@ -200,6 +199,7 @@ class Continuous(AbstractBatcher):
             out = in_chunks(task, self.lanes, Vmap())
             calls = sum(pause.times for pause in program.pauses())
             return out, _stats_of_chunks(task, lanes, calls)
+        refuse_effects(task.jaxpr.jaxpr, pauses, self)
         machine = Machine(program, lanes, task.size)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
