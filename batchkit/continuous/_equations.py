@@ -29,6 +29,9 @@ _CALLS: Final = {
     "remat2": "jaxpr",
 }
 
+# Those of them that come with a rule for their derivative.
+_OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
+
 
 @final
 @dataclass(frozen=True)
@@ -148,6 +151,12 @@ def may_not_end(eqn: Any) -> bool:
     return any(each.primitive.name == "while" for each in _inner_equations(eqn))
 
 
+def has_own_derivative(eqn: Any) -> bool:
+    """Whether an equation holds a rule for its derivative, which cannot be compared."""
+    names = (each.primitive.name for each in (eqn, *_inner_equations(eqn)))
+    return not _OWN_DERIVATIVE.isdisjoint(names)
+
+
 def run(eqn: Any, *values: Any) -> list[Any]:
     """What an equation computes, None for results that nobody reads."""
     function, kept = _function(eqn)
@@ -165,6 +174,8 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
         return run(eqn, *values)
     inside = functools.partial(_run_jaxpr, active)
     call = called(eqn)
+    if call is not None and eqn.primitive.name in _OWN_DERIVATIVE:
+        return _run_with_derivative(eqn, call, active, values)
     if call is not None:
         return inside(call, values)
     match control_flow(eqn, values):
@@ -199,6 +210,46 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
             return list(jax.lax.switch(cond.index, branches, *cond.args))
         case None:  # a loop inside what only JAX can run
             return run(eqn, *values)
+
+
+def _run_with_derivative(
+    eqn: Any, call: Jaxpr, active: Any, values: Sequence[Any]
+) -> list[Any]:
+    """The same for a function with a derivative of its own, which it keeps."""
+    function, kept = _function(eqn)
+    smooth = [jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.invars]
+
+    @jax.custom_jvp
+    def guarded(active: Any, *values: Any) -> tuple[Any, ...]:
+        outs = _run_jaxpr(active, call, values)
+        return tuple(out for out, keep in zip(outs, kept, strict=True) if keep)
+
+    @guarded.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        active, *values = primals
+        moved = [t for t, s in zip(tangents[1:], smooth, strict=True) if s]
+
+        def derivative(values: Any, moved: Any) -> list[Any]:
+            rest = iter(moved)
+            pairs = zip(values, smooth, strict=True)
+            full = [next(rest) if s else _no_tangent(x) for x, s in pairs]
+            _, outs = jax.jvp(function, tuple(values), tuple(full))
+            return [t for t in outs if t.dtype != jax.dtypes.float0]
+
+        outs = guarded(active, *values)
+        rule = opened(jax.make_jaxpr(derivative)(values, moved))
+        given = iter(_run_jaxpr(active, rule, [*values, *moved]))
+        return outs, tuple(
+            next(given) if jnp.issubdtype(x.dtype, jnp.inexact) else _no_tangent(x)
+            for x in outs
+        )
+
+    outs = iter(guarded(active, *values))
+    return [next(outs) if keep else None for keep in kept]
+
+
+def _no_tangent(x: Any) -> np.ndarray:
+    return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 def with_weak_type(x: Any) -> Any:
