@@ -19,7 +19,7 @@ from ._forward_only import forward_only
 from ._lower import lowered
 from ._machine import Machine
 from ._pauses import AbstractPauses, AtCalls, AtLoops
-from ._refusals import refuse_effects
+from ._refusals import refuse_draws_by_batch, refuse_effects
 from ._simplify import simplify
 
 
@@ -200,6 +200,7 @@ class Continuous(AbstractBatcher):
             calls = sum(pause.times for pause in program.pauses())
             return out, _stats_of_chunks(task, lanes, calls)
         refuse_effects(task.jaxpr.jaxpr, pauses, self)
+        refuse_draws_by_batch(program, self)
         machine = Machine(program, lanes, task.size)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
