@@ -93,12 +93,14 @@ def control_flow(eqn: Any, inputs: Sequence[Any]) -> WhileLoop | Scan | Cond | N
     if name == "while":
         conds = _parameter(eqn, "cond_nconsts")
         consts = conds + _parameter(eqn, "body_nconsts")
-        return WhileLoop(
-            opened(_parameter(eqn, "cond_jaxpr")),
-            inputs[:conds],
-            opened(_parameter(eqn, "body_jaxpr")),
-            inputs[conds:consts],
-            inputs[consts:],
+        return _with_one_test(
+            WhileLoop(
+                opened(_parameter(eqn, "cond_jaxpr")),
+                inputs[:conds],
+                opened(_parameter(eqn, "body_jaxpr")),
+                inputs[conds:consts],
+                inputs[consts:],
+            )
         )
     if name == "scan":
         consts, carries = _scan_counts(eqn)
@@ -246,6 +248,40 @@ def _run_with_derivative(
 
     outs = iter(guarded(active, *values))
     return [next(outs) if keep else None for keep in kept]
+
+
+def _with_one_test(loop: WhileLoop) -> WhileLoop:
+    """The same loop, with one test where `jax.vmap` left one for each of its rows.
+
+    It turns as long as one row goes on; the others keep what they have.
+    """
+    (test,) = loop.cond.jaxpr.outvars
+    if not test.aval.shape:
+        return loop
+    conds, bodies = len(loop.cond_consts), len(loop.body_consts)
+
+    def goes_on(*args: Any) -> Any:
+        return jnp.any(loop.cond(*args)[0])
+
+    def turn(*args: Any) -> list[Any]:
+        carry = args[conds + bodies :]
+        (rows,) = loop.cond(*args[:conds], *carry)
+        return [
+            jnp.where(rows.reshape(*rows.shape, *[1] * (x.ndim - rows.ndim)), new, x)
+            for new, x in zip(loop.body(*args[conds:]), carry, strict=True)
+        ]
+
+    def types(jaxpr: Jaxpr) -> list[Any]:
+        avals = [x.aval for x in jaxpr.jaxpr.invars]
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
+
+    return WhileLoop(
+        opened(jax.make_jaxpr(goes_on)(*types(loop.cond))),
+        loop.cond_consts,
+        opened(jax.make_jaxpr(turn)(*types(loop.cond)[:conds], *types(loop.body))),
+        [*loop.cond_consts, *loop.body_consts],
+        loop.init,
+    )
 
 
 def _no_tangent(x: Any) -> np.ndarray:
