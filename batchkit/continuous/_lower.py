@@ -111,9 +111,7 @@ class _Lowering:
     def _region(self, region: Region) -> None:
         resume = Block(region.outputs)
         body = [_instruction(item) for item in region.items]
-        self._now.end = Pause(
-            body, region.inputs, region.outputs, resume, self._times
-        )
+        self._now.end = Pause(body, region.inputs, region.outputs, resume, self._times)
         self._now = resume
 
     def _while(self, loop: WhileLoop, outputs: Sequence[Value | None]) -> None:
