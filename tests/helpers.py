@@ -35,6 +35,7 @@ SPLITTING: dict[str, bk.AbstractBatcher] = {
     "Chunked(4, remat)": bk.Chunked(4, remat=True),
     "Sharded(4)": bk.Sharded(mesh(4)),
     "Sharded(3, Chunked(2))": bk.Sharded(mesh(3), inner=bk.Chunked(2)),
+    "Continuous(3)": bk.Continuous(3),
 }
 BATCHERS: dict[str, bk.AbstractBatcher] = {
     "Vmap()": bk.Vmap(),

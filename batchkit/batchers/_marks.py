@@ -145,7 +145,10 @@ def _call(
     """A call of `fun` as one equation, traced once for each type of its arguments."""
     dynamic, static = eqx.partition((args, kwargs), _is_array)
     leaves, treedef = jax.tree.flatten(static)
-    key: Hashable = (id(fun), treedef, tuple(leaves))
+    # Results that are no arrays may depend on the types of the arguments as well.
+    arrays, where = jax.tree.flatten(dynamic)
+    types = (where, *map(jax.typeof, arrays))
+    key: Hashable = (id(fun), treedef, types, tuple(map(_told_apart, leaves)))
     try:
         hash(key)
     except TypeError:  # an argument that cannot be compared: a trace of its own
@@ -162,8 +165,7 @@ def _call(
         named.__name__ = named.__qualname__ = _unique(calls, fun, name)
         calls.jitted[key] = fun, jax.jit(named), plain
     _, jitted, plain = calls.jitted[key]
-    arrays = jitted(dynamic)
-    return eqx.combine(arrays, plain[0])
+    return eqx.combine(jitted(dynamic), plain[0])
 
 
 def _unique(calls: _Calls, fun: Any, name: str) -> str:
@@ -173,6 +175,11 @@ def _unique(calls: _Calls, fun: Any, name: str) -> str:
         number += 1
         found = f"{name}#{number}"
     return found
+
+
+def _told_apart(x: Any) -> Any:
+    """Equal only for what no function tells apart: 1, 1.0 and True are equal."""
+    return type(x), repr(x) if isinstance(x, int | float | complex) else x
 
 
 def _is_array(x: Any) -> bool:

@@ -6,7 +6,7 @@ output is the same for all of them. Where the question is what `jax.vmap` would 
 is asked: the jaxpr is mapped by `jax.vmap` in the abstract, without running.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -47,33 +47,53 @@ def refuse_collectives(task: Task, axis_name: Any, batcher: object) -> None:
 
 def refuse_draws_by_batch(task: Task, batcher: object) -> None:
     """Raises if a task draws random bits that depend on its neighbours."""
-    jaxpr = task.jaxpr.jaxpr
-    if task.size <= 1 or not any(_key_type(eqn) for eqn in _equations(jaxpr)):
+    if task.size <= 1:
         return
+    rows = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in task.rows]
+    drawn_by = draws_by_batch(task.jaxpr.jaxpr.eqns, task.run, rows)
+    if drawn_by is not None:
+        raise ValueError(
+            f"The function draws random numbers by {drawn_by}, and the draws differ "
+            "between tasks. `jax.vmap` draws the bits of a whole batch from the first "
+            f"key of the batch, so under {batcher} they would not be those of "
+            "`jax.vmap`. Use threefry keys "
+            "(`jax.random.key(seed, impl='threefry2x32')`), or `Vmap()`."
+        )
+
+
+def draws_by_batch(
+    eqns: Sequence[Any], run: Callable[..., Any], row: Sequence[Any]
+) -> str | None:
+    """What `jax.vmap` of a function draws by that depends on the batch, if anything.
+
+    **Arguments:**
+
+    - `eqns`: the equations of the function.
+    - `run`: the function itself.
+    - `row`: the types of its arguments for one index, all of them mapped.
+    """
+    every = [x for eqn in eqns for x in (eqn, *_inner_equations(eqn))]
+    if not any(map(_key_type, every)):
+        return None
     # A draw depends on the batch if jax.vmap batches it, which a number of tasks shows
     # that is larger than every size in the program.
     shapes = [
         x.aval.shape
-        for eqn in _equations(jaxpr)
+        for eqn in every
         for x in (*eqn.invars, *eqn.outvars)
         if hasattr(x.aval, "shape")
     ]
     mark = 1 + max((size for shape in shapes for size in shape), default=0)
-    rows = [jax.ShapeDtypeStruct((mark, *x.shape[1:]), x.dtype) for x in task.rows]
+    rows = [jax.ShapeDtypeStruct((mark, *x.shape), x.dtype) for x in row]
     try:
-        batched = jax.make_jaxpr(jax.vmap(task.run, axis_size=mark))(*rows)
+        batched = jax.make_jaxpr(jax.vmap(run, axis_size=mark))(*rows)
     except (NotImplementedError, ValueError):
-        return  # jax.vmap cannot run it, so there are no draws to differ from
+        return None  # jax.vmap cannot run it, so there are no draws to differ from
     for eqn in _equations(batched.jaxpr):
         variables = (*eqn.invars, *eqn.outvars)
         if _key_type(eqn) and any(mark in x.aval.shape for x in variables):
-            raise ValueError(
-                f"The function draws random numbers by {_key_type(eqn)}, and the "
-                "draws differ between tasks. `jax.vmap` draws the bits of a whole "
-                "batch from the first key of the batch, so under "
-                f"{batcher} they would not be those of `jax.vmap`. Use threefry keys "
-                "(`jax.random.key(seed, impl='threefry2x32')`), or `Vmap()`."
-            )
+            return _key_type(eqn)
+    return None
 
 
 def refuse_varying_outputs(task: Task, out_axes: PyTree) -> None:
@@ -131,11 +151,15 @@ def _equations(jaxpr: jex.core.Jaxpr) -> Iterator[Any]:
     """The equations of a jaxpr and of all jaxprs inside it."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for leaf in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
-            if isinstance(leaf, jex.core.ClosedJaxpr):
-                yield from _equations(leaf.jaxpr)
-            elif isinstance(leaf, jex.core.Jaxpr):
-                yield from _equations(leaf)
+        yield from _inner_equations(eqn)
+
+
+def _inner_equations(eqn: Any) -> Iterator[Any]:
+    for leaf in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
+        if isinstance(leaf, jex.core.ClosedJaxpr):
+            yield from _equations(leaf.jaxpr)
+        elif isinstance(leaf, jex.core.Jaxpr):
+            yield from _equations(leaf)
 
 
 def _is_jaxpr(x: Any) -> bool:

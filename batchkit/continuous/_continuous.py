@@ -19,7 +19,7 @@ from ._forward_only import forward_only
 from ._lower import lowered
 from ._machine import Machine
 from ._pauses import AbstractPauses, AtCalls, AtLoops
-from ._refusals import refuse_effects
+from ._refusals import refuse_draws_by_batch, refuse_effects
 from ._simplify import simplify
 
 
@@ -189,13 +189,12 @@ class Continuous(AbstractBatcher):
         if in_task():
             note("in a task of another Continuous, run as Vmap")
             return Vmap().batch(call), nothing
-        if call.size <= 1:
+        if call.size <= (0 if count else 1):
             return Vmap().batch(call), nothing
         _refuse_spmd(call)
         task = call.trace(self)
         lanes = min(self.lanes, task.size)
         pauses, name, operations = self._pauses(task)
-        refuse_effects(task.jaxpr.jaxpr, pauses, self)
         program = lowered(opened(task.jaxpr), pauses)
         finish = program.finish
         finish.outputs = task.with_bytes(finish.outputs)
@@ -203,7 +202,10 @@ class Continuous(AbstractBatcher):
         if not program.branches:
             note("every task takes the same way, so run as Chunked")
             out = in_chunks(task, self.lanes, Vmap())
-            return out, _stats_of_chunks(task, lanes, len(program.pauses()))
+            calls = sum(pause.times for pause in program.pauses())
+            return out, _stats_of_chunks(task, lanes, calls)
+        refuse_effects(task.jaxpr.jaxpr, pauses, self)
+        refuse_draws_by_batch(program, self)
         machine = Machine(program, lanes, task.size, operations < _CHEAP)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
@@ -267,5 +269,8 @@ def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
 
 
 def _stats_of_chunks(task: Task, lanes: int, calls: int) -> LaneStats:
-    made = -(-task.size // lanes) * lanes
-    return LaneStats(jnp.asarray(made * calls), jnp.asarray(task.size * calls))
+    chunks = -(-task.size // lanes)
+    made = -(-task.size // chunks) * chunks
+    return LaneStats(
+        jnp.asarray(made * calls, int), jnp.asarray(task.size * calls, int)
+    )

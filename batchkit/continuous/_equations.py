@@ -29,6 +29,9 @@ _CALLS: Final = {
     "remat2": "jaxpr",
 }
 
+# Those of them that come with a rule for their derivative.
+_OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
+
 
 @final
 @dataclass(frozen=True)
@@ -90,12 +93,14 @@ def control_flow(eqn: Any, inputs: Sequence[Any]) -> WhileLoop | Scan | Cond | N
     if name == "while":
         conds = _parameter(eqn, "cond_nconsts")
         consts = conds + _parameter(eqn, "body_nconsts")
-        return WhileLoop(
-            opened(_parameter(eqn, "cond_jaxpr")),
-            inputs[:conds],
-            opened(_parameter(eqn, "body_jaxpr")),
-            inputs[conds:consts],
-            inputs[consts:],
+        return _with_one_test(
+            WhileLoop(
+                opened(_parameter(eqn, "cond_jaxpr")),
+                inputs[:conds],
+                opened(_parameter(eqn, "body_jaxpr")),
+                inputs[conds:consts],
+                inputs[consts:],
+            )
         )
     if name == "scan":
         consts, carries = _scan_counts(eqn)
@@ -148,6 +153,12 @@ def may_not_end(eqn: Any) -> bool:
     return any(each.primitive.name == "while" for each in _inner_equations(eqn))
 
 
+def has_own_derivative(eqn: Any) -> bool:
+    """Whether an equation holds a rule for its derivative, which cannot be compared."""
+    names = (each.primitive.name for each in (eqn, *_inner_equations(eqn)))
+    return not _OWN_DERIVATIVE.isdisjoint(names)
+
+
 def run(eqn: Any, *values: Any) -> list[Any]:
     """What an equation computes, None for results that nobody reads."""
     function, kept = _function(eqn)
@@ -165,6 +176,8 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
         return run(eqn, *values)
     inside = functools.partial(_run_jaxpr, active)
     call = called(eqn)
+    if call is not None and eqn.primitive.name in _OWN_DERIVATIVE:
+        return _run_with_derivative(eqn, call, active, values)
     if call is not None:
         return inside(call, values)
     match control_flow(eqn, values):
@@ -199,6 +212,80 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
             return list(jax.lax.switch(cond.index, branches, *cond.args))
         case None:  # a loop inside what only JAX can run
             return run(eqn, *values)
+
+
+def _run_with_derivative(
+    eqn: Any, call: Jaxpr, active: Any, values: Sequence[Any]
+) -> list[Any]:
+    """The same for a function with a derivative of its own, which it keeps."""
+    function, kept = _function(eqn)
+    smooth = [jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.invars]
+
+    @jax.custom_jvp
+    def guarded(active: Any, *values: Any) -> tuple[Any, ...]:
+        outs = _run_jaxpr(active, call, values)
+        return tuple(out for out, keep in zip(outs, kept, strict=True) if keep)
+
+    @guarded.defjvp
+    def _(primals: Any, tangents: Any) -> Any:
+        active, *values = primals
+        moved = [t for t, s in zip(tangents[1:], smooth, strict=True) if s]
+
+        def derivative(values: Any, moved: Any) -> list[Any]:
+            rest = iter(moved)
+            pairs = zip(values, smooth, strict=True)
+            full = [next(rest) if s else _no_tangent(x) for x, s in pairs]
+            _, outs = jax.jvp(function, tuple(values), tuple(full))
+            return [t for t in outs if t.dtype != jax.dtypes.float0]
+
+        outs = guarded(active, *values)
+        rule = opened(jax.make_jaxpr(derivative)(values, moved))
+        given = iter(_run_jaxpr(active, rule, [*values, *moved]))
+        return outs, tuple(
+            next(given) if jnp.issubdtype(x.dtype, jnp.inexact) else _no_tangent(x)
+            for x in outs
+        )
+
+    outs = iter(guarded(active, *values))
+    return [next(outs) if keep else None for keep in kept]
+
+
+def _with_one_test(loop: WhileLoop) -> WhileLoop:
+    """The same loop, with one test where `jax.vmap` left one for each of its rows.
+
+    It turns as long as one row goes on; the others keep what they have.
+    """
+    (test,) = loop.cond.jaxpr.outvars
+    if not test.aval.shape:
+        return loop
+    conds, bodies = len(loop.cond_consts), len(loop.body_consts)
+
+    def goes_on(*args: Any) -> Any:
+        return jnp.any(loop.cond(*args)[0])
+
+    def turn(*args: Any) -> list[Any]:
+        carry = args[conds + bodies :]
+        (rows,) = loop.cond(*args[:conds], *carry)
+        return [
+            jnp.where(rows.reshape(*rows.shape, *[1] * (x.ndim - rows.ndim)), new, x)
+            for new, x in zip(loop.body(*args[conds:]), carry, strict=True)
+        ]
+
+    def types(jaxpr: Jaxpr) -> list[Any]:
+        avals = [x.aval for x in jaxpr.jaxpr.invars]
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
+
+    return WhileLoop(
+        opened(jax.make_jaxpr(goes_on)(*types(loop.cond))),
+        loop.cond_consts,
+        opened(jax.make_jaxpr(turn)(*types(loop.cond)[:conds], *types(loop.body))),
+        [*loop.cond_consts, *loop.body_consts],
+        loop.init,
+    )
+
+
+def _no_tangent(x: Any) -> np.ndarray:
+    return np.zeros(jnp.shape(x), jax.dtypes.float0)
 
 
 def with_weak_type(x: Any) -> Any:

@@ -37,7 +37,9 @@ class Kind:
             for i, arg in enumerate(self.args)
         ]
 
-    def evaluate(self, shared: dict[Value, Any], args: Sequence[Any]) -> list[Any]:
+    def evaluate(
+        self, active: Any, shared: dict[Value, Any], args: Sequence[Any]
+    ) -> list[Any]:
         """The results for one lane, from the arguments that are not common."""
         env: dict[Value, Any] = dict(shared)
         lanes = iter(args)
@@ -45,7 +47,7 @@ class Kind:
             if not common:
                 env[arg] = next(lanes)
         for instruction in self.region:
-            outs = instruction.run(True, *(read(x, env) for x in instruction.inputs))
+            outs = instruction.run(active, *(read(x, env) for x in instruction.inputs))
             write(instruction, outs, env)
         return [env[x] for x in self.results]
 

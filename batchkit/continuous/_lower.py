@@ -56,6 +56,7 @@ class _Lowering:
         self._now = Block()
         self._loops = 0  # around what is being written
         self._branches = 0
+        self._times = 1  # the turns of the scans around, multiplied
 
     def program(self, jaxpr: Jaxpr) -> Program:
         params = [_value(var.aval) for var in jaxpr.jaxpr.invars]
@@ -117,7 +118,7 @@ class _Lowering:
     def _region(self, region: Region) -> None:
         resume = self._block(region.outputs)
         body = [_instruction(item) for item in region.items]
-        self._now.end = Pause(body, region.inputs, region.outputs, resume)
+        self._now.end = Pause(body, region.inputs, region.outputs, resume, self._times)
         self._now = resume
 
     def _while(self, loop: WhileLoop, outputs: Sequence[Value | None]) -> None:
@@ -178,7 +179,9 @@ class _Lowering:
             )
             for xs in scan.rows
         ]
+        self._times *= scan.length
         outs = self._jaxpr(scan.body, [*scan.consts, *turn.params[1:], *rows])
+        self._times //= scan.length
         for buffer, row in zip(buffers, outs[carries:], strict=True):
             if buffer is not None:
                 self._now.body.append(

@@ -213,11 +213,14 @@ class Machine:
 
             def evaluate(waits: Any, requests: Any) -> list[list[Array]]:
                 # Whoever does not wait repeats what somebody asks who does: stale or
-                # made up arguments could keep the function busy for ever.
+                # made up arguments could keep the function busy for ever. Under an
+                # outer `jax.vmap` it may be that nobody waits.
+                active = jnp.any(waits[i])
                 mine = jnp.where(waits[i], jnp.arange(self.lanes), jnp.argmax(waits[i]))
                 args = [x[mine] for x in requests[i]]
                 results = jax.vmap(
-                    lambda args: kind.evaluate(shared, args), axis_size=self.lanes
+                    lambda args: kind.evaluate(active, shared, args),
+                    axis_size=self.lanes,
                 )(args)
                 return [
                     [

@@ -88,6 +88,7 @@ class Pause:
     args: list[Value]
     results: list[Value]
     resume: "Block"
+    times: int = 1  # how often a task comes by, if every task takes the same way
 
 
 @final

@@ -3,8 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from ._equations import inner_jaxprs
+import jax
+
+from ..batchers._refusals import draws_by_batch
+from ._equations import inner_jaxprs, is_literal, run
 from ._pauses import AbstractPauses
+from ._program import Instruction, Pause, Program, Value
 
 
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
@@ -26,6 +30,54 @@ def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
                 "too often. Move it into the function marked by "
                 "`batchkit.expensive`, or use `Vmap()` or `Chunked`."
             )
+
+
+def refuse_draws_by_batch(program: Program, batcher: object) -> None:
+    """Raises if lanes draw random bits that depend on the lanes beside them.
+
+    Tasks may carry a key that is the same for all of them. Under `jax.vmap` it stays
+    one key then, but lanes at different turns have different keys.
+    """
+    for instruction in _instructions(program):
+        drawn_by = _drawn_by(instruction)
+        if drawn_by is not None:
+            raise ValueError(
+                f"The function draws random numbers by {drawn_by} in a loop. They are "
+                "drawn for a whole batch from the first key of the batch, but under "
+                f"{batcher} lanes are at different turns of the loop, so the draws "
+                "would not be those of `jax.vmap`. Use threefry keys "
+                "(`jax.random.key(seed, impl='threefry2x32')`), or `Vmap()`."
+            )
+
+
+def _instructions(program: Program) -> Iterator[Instruction]:
+    for block in program.blocks():
+        yield from block.body
+        if isinstance(block.end, Pause):
+            yield from block.end.region
+
+
+def _drawn_by(instruction: Instruction) -> str | None:
+    eqn, inputs = instruction.key, instruction.inputs
+    if eqn is None:
+        return None
+    differ = [isinstance(x, Value) and not x.shared for x in inputs]
+    avals = [x.aval for x in eqn.invars]
+
+    def on_a_lane(*row: Any) -> list[Any]:
+        lane = iter(row)
+        values = [
+            next(lane)
+            if differs
+            else x.val
+            if is_literal(x)
+            else jax.numpy.zeros(x.aval.shape, x.aval.dtype)
+            for x, differs in zip(eqn.invars, differ, strict=True)
+        ]
+        return run(eqn, *values)
+
+    row = [aval for aval, differs in zip(avals, differ, strict=True) if differs]
+    return draws_by_batch([eqn], on_a_lane, row)
 
 
 def _innermost(

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from ._compare import same_equation
+from ._equations import has_own_derivative
 from ._liveness import live_after, live_values, needed_instructions
 from ._program import (
     Block,
@@ -47,7 +48,7 @@ def _join_equal(program: Program) -> None:
 
 
 def _equal(one: Instruction, other: Instruction) -> bool:
-    if one.key is None or other.key is None:
+    if one.key is None or other.key is None or has_own_derivative(one.key):
         return False
     return (
         len(one.inputs) == len(other.inputs)
