@@ -348,11 +348,17 @@ def _as_long_as_a_branch_says(x: Any) -> Any:
     return jax.lax.fori_loop(0, length, lambda _, c: c / 2, x)
 
 
+def _hidden_branch(x: Any) -> Any:
+    return jax.jit(_as_long_as_a_branch_says)(x)
+
+
 def _in_a_scan(x: Any) -> Any:
     return jax.lax.scan(lambda c, _: (_unmarked(c) + 1, None), x, length=2)[0]
 
 
-@pytest.mark.parametrize("task", [_unmarked, _as_long_as_a_branch_says, _in_a_scan])
+@pytest.mark.parametrize(
+    "task", [_unmarked, _as_long_as_a_branch_says, _hidden_branch, _in_a_scan]
+)
 def test_turns_of_loops_are_explained(task: Callable[..., Any]) -> None:
     note = _note(bk.Continuous(3), task)
     assert note.startswith("pauses at turns of loops; ")
