@@ -210,6 +210,7 @@ def test_results_that_depend_on_a_shape() -> None:
     _check(lambda x: _times(value, x))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 def test_no_function() -> None:
     with pytest.raises(TypeError, match=r"expensive\(fun=3\): fun must be a function"):
         bk.expensive(3)  # pyright: ignore
