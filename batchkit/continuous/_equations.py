@@ -205,9 +205,13 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
             )
             return [*carry, *rows]
         case Cond() as cond:
+            taken = jnp.clip(cond.index, 0, len(cond.branches) - 1)
+            # Under `jax.vmap` every lane goes through all branches.
             branches = [
-                lambda *args, branch=branch: tuple(inside(branch, args))
-                for branch in cond.branches
+                lambda *args, i=i, branch=branch: tuple(
+                    _run_jaxpr(active & (taken == i), branch, args)
+                )
+                for i, branch in enumerate(cond.branches)
             ]
             return list(jax.lax.switch(cond.index, branches, *cond.args))
         case None:  # a loop inside what only JAX can run

@@ -143,8 +143,8 @@ class Machine:
             lanes = Lanes(
                 pc, task, next_task, dict(zip(self._carried, carried, strict=True))
             )
-            made, needed = self._evaluate(lanes, shared)
             enough = self._enough(lanes)
+            made, needed = self._evaluate(lanes, shared, enough)
             for i, step in enumerate(self._steps):
                 if i == self._start:
                     outs = self._harvest(lanes, rows, outs)
@@ -191,7 +191,9 @@ class Machine:
         at_work = jnp.sum(lanes.pc != self._idle)
         return jnp.where(goes_on, -(-at_work // _SHARE), 1)
 
-    def _evaluate(self, lanes: Lanes, shared: dict[Value, Any]) -> tuple[Any, Any]:
+    def _evaluate(
+        self, lanes: Lanes, shared: dict[Value, Any], enough: Any
+    ) -> tuple[Any, Any]:
         """One call of the expensive function, for all lanes that wait for it."""
         if not self.kinds:
             return 0, 0
@@ -202,6 +204,7 @@ class Machine:
         counts = jnp.stack([jnp.sum(each) for each in waits])
         # Lanes on their way to a pause are waited for, and then the many go first.
         on_their_way = jnp.any(jnp.isin(lanes.pc, self._on_their_way))
+        on_their_way |= (enough <= 1) & jnp.any(lanes.pc <= self._finished)
         ready = ~on_their_way & jnp.any(counts > 0)
         chosen = jnp.where(ready, 1 + jnp.argmax(counts), 0)
 
