@@ -29,6 +29,9 @@ _CALLS: Final = {
     "remat2": "jaxpr",
 }
 
+# `jax.extend` has it since 0.10, when `jax.core` began to warn of it.
+_DROPPED: Final = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar")  # noqa: B009
+
 
 @final
 @dataclass(frozen=True)
@@ -233,7 +236,7 @@ def is_literal(atom: Any) -> bool:
 
 def is_dropped(var: Any) -> bool:
     """Whether nobody reads a result."""
-    return isinstance(var, jex.core.DropVar)
+    return isinstance(var, _DROPPED)
 
 
 def _strong(values: Sequence[Any]) -> tuple[Any, ...]:
