@@ -31,13 +31,23 @@ _T = TypeVar("_T")
 
 @final
 @dataclass
+class _Function:
+    """A marked function for arguments of one type."""
+
+    fun: Any
+    static: Any  # arguments that are no tracers, kept for their identity
+    jitted: Callable[..., Any]
+    plain: Any = None  # results that are no arrays
+    opaque: bool = False  # whether there may be arrays in those
+
+
+@final
+@dataclass
 class _Calls:
     """The marked functions that one trace has come by."""
 
     names: dict[str, Any] = field(default_factory=dict)
-    jitted: dict[Hashable, tuple[Any, Callable[..., Any], list[Any]]] = field(
-        default_factory=dict
-    )
+    functions: dict[Hashable, _Function] = field(default_factory=dict)
 
 
 _CALLS: ContextVar[_Calls | None] = ContextVar("calls", default=None)
@@ -143,27 +153,40 @@ def _call(
     calls: _Calls, fun: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A call of `fun` as one equation, traced once for each type of its arguments."""
-    dynamic, static = eqx.partition((args, kwargs), _is_array)
-    leaves, treedef = jax.tree.flatten(static)
-    key: Hashable = (id(fun), treedef, tuple(leaves))
+    # What is known while tracing, such as an array of NumPy, stays known.
+    dynamic, static = eqx.partition((args, kwargs), _is_traced)
+    key = (id(fun), name, _types(dynamic), _identities(static))
     try:
-        hash(key)
-    except TypeError:  # an argument that cannot be compared: a trace of its own
-        key = object()
-    if key not in calls.jitted:
-        plain: list[Any] = []  # results that are no arrays
+        function = calls.functions.get(key)
+    except TypeError:  # a tree that cannot be compared: a trace of its own
+        key, function = object(), None
+    if function is None:
 
         def named(dynamic: Any) -> Any:
             full_args, full_kwargs = eqx.combine(dynamic, static)
             arrays, rest = eqx.partition(fun(*full_args, **full_kwargs), _is_array)
-            plain[:] = [rest]
-            return arrays
+            made.opaque = not all(map(_is_plain, jax.tree.leaves(rest)))
+            made.plain = None if made.opaque else rest
+            return None if made.opaque else arrays
 
         named.__name__ = named.__qualname__ = _unique(calls, fun, name)
-        calls.jitted[key] = fun, jax.jit(named), plain
-    _, jitted, plain = calls.jitted[key]
-    arrays = jitted(dynamic)
-    return eqx.combine(arrays, plain[0])
+        made = function = _Function(fun, static, jax.jit(named))
+        calls.functions[key] = made
+    arrays = None if function.opaque else function.jitted(dynamic)
+    if function.opaque:  # a function that is returned may close over arrays
+        return fun(*args, **kwargs)
+    return eqx.combine(arrays, function.plain)
+
+
+def _types(tree: Any) -> Hashable:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple(map(jax.typeof, leaves))
+
+
+def _identities(tree: Any) -> Hashable:
+    """What tells trees apart whose leaves may be neither hashed nor compared."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((type(x), x) if _is_plain(x) else id(x) for x in leaves)
 
 
 def _unique(calls: _Calls, fun: Any, name: str) -> str:
@@ -173,6 +196,14 @@ def _unique(calls: _Calls, fun: Any, name: str) -> str:
         number += 1
         found = f"{name}#{number}"
     return found
+
+
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, bool | int | float | complex | str)
 
 
 def _is_array(x: Any) -> bool:
