@@ -190,7 +190,6 @@ class Continuous(AbstractBatcher):
         task = call.trace(self)
         lanes = min(self.lanes, task.size)
         pauses, name = self._pauses(task)
-        refuse_effects(task.jaxpr.jaxpr, pauses, self)
         program = lowered(opened(task.jaxpr), pauses)
         finish = program.finish
         finish.outputs = task.with_bytes(finish.outputs)
@@ -199,6 +198,7 @@ class Continuous(AbstractBatcher):
             note("every task takes the same way, so run as Chunked")
             out = in_chunks(task, self.lanes, Vmap())
             return out, _stats_of_chunks(task, lanes, len(program.pauses()))
+        refuse_effects(task.jaxpr.jaxpr, pauses, self)
         machine = Machine(program, lanes, task.size)
         note_cut(task.size, 1, 1, lanes, "lane")
         note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
