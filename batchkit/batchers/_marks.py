@@ -13,6 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar, final
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
 
 
