@@ -13,6 +13,7 @@ from typing import Any, Final, ParamSpec, TypeVar, final
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
 
 
@@ -31,13 +32,23 @@ _T = TypeVar("_T")
 
 @final
 @dataclass
+class _Function:
+    """A marked function for arguments of one type."""
+
+    fun: Any
+    static: Any  # arguments that are no tracers, kept for their identity
+    jitted: Callable[..., Any]
+    plain: Any = None  # results that are no arrays
+    opaque: bool = False  # whether there may be arrays in those
+
+
+@final
+@dataclass
 class _Calls:
     """The marked functions that one trace has come by."""
 
     names: dict[str, Any] = field(default_factory=dict)
-    jitted: dict[Hashable, tuple[Any, Callable[..., Any], list[Any]]] = field(
-        default_factory=dict
-    )
+    functions: dict[Hashable, _Function] = field(default_factory=dict)
 
 
 _CALLS: ContextVar[_Calls | None] = ContextVar("calls", default=None)
@@ -143,29 +154,40 @@ def _call(
     calls: _Calls, fun: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A call of `fun` as one equation, traced once for each type of its arguments."""
-    dynamic, static = eqx.partition((args, kwargs), _is_array)
-    leaves, treedef = jax.tree.flatten(static)
-    # Results that are no arrays may depend on the types of the arguments as well.
-    arrays, where = jax.tree.flatten(dynamic)
-    types = (where, *map(jax.typeof, arrays))
-    key: Hashable = (id(fun), treedef, types, tuple(map(_told_apart, leaves)))
+    # What is known while tracing, such as an array of NumPy, stays known.
+    dynamic, static = eqx.partition((args, kwargs), _is_traced)
+    key = (id(fun), name, _types(dynamic), _identities(static))
     try:
-        hash(key)
-    except TypeError:  # an argument that cannot be compared: a trace of its own
-        key = object()
-    if key not in calls.jitted:
-        plain: list[Any] = []  # results that are no arrays
+        function = calls.functions.get(key)
+    except TypeError:  # a tree that cannot be compared: a trace of its own
+        key, function = object(), None
+    if function is None:
 
         def named(dynamic: Any) -> Any:
             full_args, full_kwargs = eqx.combine(dynamic, static)
             arrays, rest = eqx.partition(fun(*full_args, **full_kwargs), _is_array)
-            plain[:] = [rest]
-            return arrays
+            made.opaque = not all(map(_is_plain, jax.tree.leaves(rest)))
+            made.plain = None if made.opaque else rest
+            return None if made.opaque else arrays
 
         named.__name__ = named.__qualname__ = _unique(calls, fun, name)
-        calls.jitted[key] = fun, jax.jit(named), plain
-    _, jitted, plain = calls.jitted[key]
-    return eqx.combine(jitted(dynamic), plain[0])
+        made = function = _Function(fun, static, jax.jit(named))
+        calls.functions[key] = made
+    arrays = None if function.opaque else function.jitted(dynamic)
+    if function.opaque:  # a function that is returned may close over arrays
+        return fun(*args, **kwargs)
+    return eqx.combine(arrays, function.plain)
+
+
+def _types(tree: Any) -> Hashable:
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple(map(jax.typeof, leaves))
+
+
+def _identities(tree: Any) -> Hashable:
+    """What tells trees apart whose leaves may be neither hashed nor compared."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((type(x), repr(x)) if _is_plain(x) else id(x) for x in leaves)
 
 
 def _unique(calls: _Calls, fun: Any, name: str) -> str:
@@ -177,9 +199,12 @@ def _unique(calls: _Calls, fun: Any, name: str) -> str:
     return found
 
 
-def _told_apart(x: Any) -> Any:
-    """Equal only for what no function tells apart: 1, 1.0 and True are equal."""
-    return type(x), repr(x) if isinstance(x, int | float | complex) else x
+def _is_traced(x: Any) -> bool:
+    return isinstance(x, jax.core.Tracer)
+
+
+def _is_plain(x: Any) -> bool:
+    return isinstance(x, bool | int | float | complex | str)
 
 
 def _is_array(x: Any) -> bool:

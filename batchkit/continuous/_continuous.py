@@ -13,7 +13,7 @@ from ..batchers._chunked import in_chunks
 from ..batchers._marks import MARKED, SUPPOSED, in_task
 from ..batchers._task import Task
 from ..batchers._watching import note, note_cut
-from ._cost import costliest, marked_calls
+from ._cost import costliest, marked_calls, without_callers
 from ._equations import opened, with_weak_type
 from ._forward_only import forward_only
 from ._lower import lowered
@@ -218,7 +218,7 @@ class Continuous(AbstractBatcher):
         if not calls:
             return AtLoops(), "pauses at turns of loops", 0.0
         by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
-        candidates = by_user or calls
+        candidates = by_user or without_callers(calls) or calls
         if self.expensive is not None:
             wanted = (MARKED + self.expensive, SUPPOSED + self.expensive)
             candidates = {k: v for k, v in calls.items() if k in wanted}

@@ -6,7 +6,7 @@ import jax
 import jax.extend as jex
 
 from ..batchers._marks import MARKED, SUPPOSED
-from ._equations import called, equations, name_of_call
+from ._equations import called, equations, inner_jaxprs, name_of_call
 
 
 def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
@@ -14,9 +14,27 @@ def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for eqn in equations(jaxpr):
         name = name_of_call(eqn)
-        if name.startswith((MARKED, SUPPOSED)):
+        # What returns no arrays, such as a maker of functions, costs nothing.
+        if eqn.outvars and name.startswith((MARKED, SUPPOSED)):
             found.setdefault(name, []).append(eqn)
     return found
+
+
+def without_callers(calls: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Those functions that call no other one.
+
+    A kernel that is handed in costs more than the density that it is given to call, but
+    lanes that wait for whole kernels wait for the slowest of them.
+    """
+
+    def calls_another(name: str, eqn: Any) -> bool:
+        return any(marked_calls(x).keys() - {name} for x in inner_jaxprs(eqn))
+
+    return {
+        name: eqns
+        for name, eqns in calls.items()
+        if not any(calls_another(name, eqn) for eqn in eqns)
+    }
 
 
 def costliest(calls: dict[str, list[Any]]) -> tuple[str, float]:

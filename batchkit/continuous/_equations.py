@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
 
 import jax
+import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +32,8 @@ _CALLS: Final = {
 
 # Those of them that come with a rule for their derivative.
 _OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
+# `jax.extend` has it since 0.10, when `jax.core` began to warn of it.
+_DROPPED: Final = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar")  # noqa: B009
 
 
 @final
@@ -324,7 +327,7 @@ def is_literal(atom: Any) -> bool:
 
 def is_dropped(var: Any) -> bool:
     """Whether nobody reads a result."""
-    return isinstance(var, jex.core.DropVar)
+    return isinstance(var, _DROPPED)
 
 
 def _strong(values: Sequence[Any]) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What lanes that run apart from each other cannot do."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import jax
 
@@ -9,6 +9,10 @@ from ..batchers._refusals import draws_by_batch
 from ._equations import inner_jaxprs, is_literal, run
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
+
+
+# They only tell the type of a value inside `jax.shard_map`.
+_SILENT: Final = {"pcast", "pvary"}
 
 
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
@@ -94,6 +98,8 @@ def _innermost(
 
 def _axis_names(eqn: Any) -> bool:
     """Whether an equation communicates over the axis of a map around it."""
+    if eqn.primitive.name in _SILENT:
+        return False
     names = eqn.params.get("axis_name", eqn.params.get("axes", ()))
     names = names if isinstance(names, tuple | list) else (names,)
     return any(isinstance(name, str) for name in names)

@@ -197,11 +197,10 @@ class Copier:
             return self._remember(value, new, found)
         is_partial = isinstance(value, functools.partial)
 
-        def change(part: Any, _: str | None) -> Any:
+        def change(part: Any, name: str | None) -> Any:
             if is_partial and found is Found.IN_CLOSURE and part is not value.func:
                 # Given to it by the user.
-                name = next((k for k, v in value.keywords.items() if v is part), "")
-                return self._marked(self._copy(part, Found.IN_ARGUMENT), name)
+                return self._marked(self._copy(part, Found.IN_ARGUMENT), name or "")
             return self._copy(part, found)
 
         remember = functools.partial(self._remember, found=found)

@@ -4,26 +4,27 @@ Which of them is costly is seen later, when a task is traced; a mark changes not
 elsewhere. Functions are only wrapped if the policy may ask for a batcher that looks.
 """
 
+import functools
 import inspect
 import weakref
 from collections.abc import Callable, Iterable
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, final
 
 from ..batchers import AbstractBatcher
 from ..batchers._marks import SUPPOSED, looks_for_marks, mark
-from ._inside import children
+from ._inside import children, wrapped_by
 from ._policies import AbstractPolicy, ByPhase, BySite
 
 
 @final
 class Marker:
-    """Marks functions, each of them once, by the name of the argument that it is."""
+    """Marks functions, each of them once for every argument that it is."""
 
     def __init__(self, policy: AbstractBatcher | AbstractPolicy) -> None:
         self._marks = _may_look_for_marks(policy)
         # By the identity of a function, which its mark keeps alive.
-        self._marked: weakref.WeakValueDictionary[int, Any] = (
+        self._marked: weakref.WeakValueDictionary[tuple[int, str], Any] = (
             weakref.WeakValueDictionary()
         )
 
@@ -50,13 +51,27 @@ class Marker:
         )
 
     def function(self, function: Any, name: str) -> Any:
-        """A function of the user, marked."""
-        if not self._marks or any(x is function for x in self._marked.values()):
+        """A function of the user, marked; anything else as it is."""
+        if not self._marks or not _is_function(function, name):
             return function
-        marked = self._marked.get(id(function))
+        if any(x is function for x in self._marked.values()):
+            return function
+        marked = self._marked.get((id(function), name))
         if marked is None:
-            marked = self._marked[id(function)] = mark(function, SUPPOSED, name)
+            marked = mark(function, SUPPOSED, name)
+            self._marked[id(function), name] = marked
         return marked
+
+
+def _is_function(value: Any, name: str) -> bool:
+    """Whether a callable is there to be called.
+
+    An object may be anything else as well, such as a mesh, or a network of which the
+    parameters are sampled: blackjax's name for the argument tells.
+    """
+    kinds = FunctionType | BuiltinFunctionType | MethodType | functools.partial
+    is_function = isinstance(value, kinds) or wrapped_by(value) is not None
+    return is_function or name.endswith("_fn")
 
 
 def _names_of_positional(function: FunctionType, count: int) -> Iterable[str]:

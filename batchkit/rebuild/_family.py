@@ -89,6 +89,7 @@ class Family:
         def expose(item: Any, name: str | None) -> Any:
             is_given = is_partial and item is not value.func  # by the user
             where = Found.IN_ARGUMENT if is_given else found
+            name = None if is_partial else name  # of an argument, which is no phase
             return self._exposed(item, phase_of(name, phase), where)
 
         return with_changed(value, expose, lambda *_: None)

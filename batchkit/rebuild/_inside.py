@@ -104,7 +104,7 @@ def with_changed(
     if isinstance(value, tuple | set | frozenset):
         return type(value)(change(item, None) for item in value)
     if isinstance(value, functools.partial):
-        keywords = {key: change(item, None) for key, item in value.keywords.items()}
+        keywords = {key: change(item, key) for key, item in value.keywords.items()}
         args = [change(item, None) for item in value.args]
         return type(value)(change(value.func, None), *args, **keywords)
     if isinstance(value, MethodType):

@@ -67,6 +67,8 @@ def _innermost(value: Any) -> FunctionType | None:
             value = wrapped_by(value)
         elif isinstance(value, FunctionType) or value is None:
             return value
+        elif _NOBODYS.hold(type(value).__module__):
+            return None
         else:
-            value = vars(type(value)).get("__call__")
+            value = getattr(type(value), "__call__", None)  # noqa: B004
     return None

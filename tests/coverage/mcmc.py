@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from .cases import (
+    ALL,
     DIM,
     LANES,
     ONE,
@@ -151,11 +152,12 @@ _HMC = _metric(step_size=0.2, num_integration_steps=3)
 _DYNAMIC = _metric(step_size=0.2)
 _ORBITAL = _metric(step_size=0.2, period=LANES)
 _MCLMC: Settings = lambda: {"L": 1.0, "step_size": 0.2}
+_SLICE = _chain(lambda: {"max_expansions": 3})
 _EXACT = 0.0  # no vmap, so one program in every layout
 
 
 def _plain(name: str, settings: Settings = dict) -> Case:
-    return Case(name, _chain(settings), STEPS, _EXACT)
+    return Case(name, _chain(settings), STEPS, _EXACT, quick=ALL)
 
 
 CASES = (
@@ -182,8 +184,8 @@ CASES = (
     _plain("barker", lambda: {"step_size": 0.3}),
     _plain("barker_proposal", lambda: {"step_size": 0.3}),
     Case("elliptical_slice", _elliptical, STEPS, _EXACT),
-    Case("slice_sampling", _chain(lambda: {"max_expansions": 3}), STEPS, 1e-13),
-    Case("coordinate_slice", _chain(lambda: {"max_expansions": 3}), STEPS, 1e-13),
+    Case("slice_sampling", _SLICE, STEPS, 1e-13, quick=ALL),
+    Case("coordinate_slice", _SLICE, STEPS, 1e-13, quick=ALL),
     _plain("gist_step_size", _metric(initial_step_size=0.2, max_search_steps=3)),
     _plain("gist_trajectory_length", _metric(step_size=0.2, max_num_steps=16)),
     _plain("mclmc", _MCLMC),

@@ -35,7 +35,7 @@ from .table import CASES, EXCEPTIONS
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
-TITLES = ("Vmap()", "Chunked(3)", "Sequential()", "Sharded")
+TITLES = ("Vmap()", "Chunked(3)", "Sequential()", "Sharded", "Continuous(3)")
 
 _HEAD = """\
 # Coverage
@@ -45,8 +45,8 @@ _HEAD = """\
 Every public name of blackjax that builds or runs an algorithm, rebuilt with each
 batcher and run beside upstream in float64, for a few steps: samplers are chaotic, and a
 last bit grows from step to step. `Sharded` is over two devices; the tasks are divided
-evenly by neither the chunks nor the devices. Keys, integers and booleans are upstream's
-in every row.
+evenly by neither the chunks, the devices nor the lanes. Keys, integers and booleans are
+upstream's in every row.
 
 - *same program*: what is traced is upstream's program, so its results are its bits.
 - *bits*: every result has upstream's bits.
@@ -58,7 +58,13 @@ def main() -> None:
     """Runs all cases and writes the page."""
     jax.config.update("jax_enable_x64", True)
     mesh = Mesh(np.array(jax.devices()[:2]), ("tasks",))
-    layouts = [None, bk.Chunked(3), bk.Sequential(), bk.Sharded(mesh)]
+    layouts = [
+        None,
+        bk.Chunked(3),
+        bk.Sequential(),
+        bk.Sharded(mesh),
+        bk.Continuous(3),
+    ]
     rows: list[tuple[str, ...]] = []
     for case in CASES:
         print(case, flush=True)

@@ -70,7 +70,12 @@ def test_vmap_has_upstreams_bits(case: Case):
 
 def layouts() -> Iterator[Any]:
     """Every case in every layout that splits the tasks."""
-    batchers = (bk.Chunked(3), bk.Sequential(), bk.Sharded(mesh(2)))
+    batchers = (
+        bk.Chunked(3),
+        bk.Sequential(),
+        bk.Sharded(mesh(2)),
+        bk.Continuous(3),
+    )
     for name, batcher in zip(ALL, batchers, strict=True):
         for case in CASES:
             marks = [] if name in case.quick else [pytest.mark.slow]

@@ -1,0 +1,133 @@
+"""Reading JAX's equations: what is there, and what is said where it is not."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import batchkit as bk
+from batchkit.continuous import _equations
+from batchkit.continuous._equations import (
+    Cond,
+    Scan,
+    WhileLoop,
+    called,
+    control_flow,
+    is_dropped,
+    name_of_call,
+)
+
+
+def _equation(name: str) -> Any:
+    """An equation of this name, as the installed JAX makes it."""
+
+    def fun(x: jax.Array, flag: Any) -> Any:
+        y = jax.lax.while_loop(
+            lambda c: c[0] < flag, lambda c: (c[0] + 1.0, c[1] * flag), (x, x)
+        )[0]
+        y, rows = jax.lax.scan(
+            lambda c, row: (c + flag * row, c), y, jnp.arange(4.0), reverse=True
+        )
+        y = jax.lax.cond(flag > 0, lambda y: y + 1, lambda y: y * flag, y)
+        return jax.jit(lambda y: y**2)(y), rows
+
+    jaxpr = jax.make_jaxpr(fun)(1.0, 2.0).jaxpr
+    return next(eqn for eqn in jaxpr.eqns if eqn.primitive.name == name)
+
+
+def _read(eqn: Any) -> Any:
+    return called(eqn) or control_flow(eqn, eqn.invars)
+
+
+def test_a_while_loop_is_told_apart():
+    eqn = _equation("while")
+    loop = control_flow(eqn, ["cond", "body", "x", "y"])
+    assert isinstance(loop, WhileLoop)
+    assert (loop.cond_consts, loop.body_consts) == (["cond"], ["body"])
+    assert loop.init == ["x", "y"]
+    assert [is_dropped(x) for x in eqn.outvars] == [str(x) == "_" for x in eqn.outvars]
+
+
+def test_a_scan_is_told_apart():
+    scan = control_flow(_equation("scan"), ["flag", "carry", "rows"])
+    assert isinstance(scan, Scan)
+    assert (scan.consts, scan.init, scan.rows) == (["flag"], ["carry"], ["rows"])
+    assert (scan.length, scan.reverse) == (4, True)
+
+
+def test_a_cond_is_told_apart():
+    eqn = _equation("cond")
+    cond = control_flow(eqn, eqn.invars)
+    assert isinstance(cond, Cond)
+    assert cond.index is eqn.invars[0]
+    assert len(cond.branches) == 2
+    # The branch that is taken where the condition does not hold comes first.
+    assert cond.branches[0](*([3.0] * len(cond.args)))[0] == 9.0
+    assert cond.branches[1](*([3.0] * len(cond.args)))[0] == 4.0
+
+
+def test_a_call_is_opened():
+    call = called(_equation("jit"))
+    assert call is not None
+    assert call(3.0) == [9.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("while", ["cond_nconsts", "body_nconsts", "cond_jaxpr", "body_jaxpr"]),
+        ("scan", ["jaxpr", "length", "reverse"]),
+        ("cond", ["branches"]),
+        ("jit", ["jaxpr"]),
+    ],
+)
+def test_a_missing_parameter_is_named(name: str, parameters: list[str]):
+    eqn = _equation(name)
+    for missing in parameters:
+        params = {k: v for k, v in eqn.params.items() if k != missing}
+        text = f"the equation '{name}' of JAX {jax.__version__}: it has no parameter"
+        with pytest.raises(NotImplementedError, match=re.escape(f"{text} '{missing}'")):
+            _read(eqn.replace(params=params))
+
+
+def test_a_call_without_a_name_is_refused():
+    eqn = _equation("jit")
+    params = {k: v for k, v in eqn.params.items() if k != "name"}
+    with pytest.raises(NotImplementedError, match="it has no parameter 'name'"):
+        name_of_call(eqn.replace(params=params))
+
+
+class _Operands:
+    """Trees of operands as no JAX has them."""
+
+    def unpack(self) -> Any:
+        return "two", "things"
+
+
+@pytest.mark.parametrize(
+    "operands", [_Operands(), SimpleNamespace(), None, SimpleNamespace(unpack=3)]
+)
+def test_operands_of_a_scan_that_cannot_be_read_are_refused(operands: Any):
+    eqn = _equation("scan")
+    unknown = ("num_consts", "num_carry")
+    params = {k: v for k, v in eqn.params.items() if k not in unknown}
+    with pytest.raises(NotImplementedError, match="its trees of operands"):
+        _read(eqn.replace(params={**params, "ft_in": operands}))
+    params.pop("ft_in", None)
+    with pytest.raises(NotImplementedError, match="it has no parameter 'ft_in'"):
+        _read(eqn.replace(params=params))
+
+
+def test_a_batched_function_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    names = {**_equations._CALLS, "jit": "renamed", "pjit": "renamed"}
+    monkeypatch.setattr(_equations, "_CALLS", names)
+
+    def task(x: jax.Array) -> jax.Array:
+        step = jax.jit(lambda x: x + 1)
+        return jax.lax.while_loop(lambda x: x < 5, step, x)
+
+    with pytest.raises(NotImplementedError, match="or another batcher"):
+        bk.Continuous(2)(task)(jnp.arange(4.0))
