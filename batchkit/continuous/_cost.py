@@ -6,7 +6,7 @@ import jax
 import jax.extend as jex
 
 from ..batchers._marks import MARKED, SUPPOSED
-from ._equations import called, equations, inner_jaxprs, name_of_call
+from ._equations import called, communicates, equations, inner_jaxprs, name_of_call
 
 
 def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
@@ -50,6 +50,8 @@ def operations(eqn: Any) -> float:
     assert call is not None
     closed = jex.core.ClosedJaxpr(call.jaxpr, list(call.consts))
     args = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+    if any(map(communicates, equations(call.jaxpr))):
+        return 0.0  # it cannot be compiled by itself
     lowered = jax.jit(jex.core.jaxpr_as_fun(closed)).lower(*args)
     analysis = lowered.cost_analysis()
     if isinstance(analysis, list | tuple):

@@ -36,6 +36,10 @@ _OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
 _DROPPED: Final = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar")  # noqa: B009
 
 
+# They only tell the type of a value inside `jax.shard_map`.
+_SILENT: Final = {"pcast", "pvary"}
+
+
 @final
 @dataclass(frozen=True)
 class Jaxpr:
@@ -147,6 +151,16 @@ def equations(jaxpr: Any) -> Iterator[Any]:
         yield eqn
         for inner in inner_jaxprs(eqn):
             yield from equations(inner)
+
+
+def communicates(eqn: Any) -> bool:
+    """Whether an equation needs those who are mapped over some axis beside it."""
+    if eqn.primitive.name in _SILENT:
+        return False
+    names = eqn.params.get("axis_name", eqn.params.get("axes", ()))
+    names = names if isinstance(names, tuple | list) else (names,)
+    effects = any(hasattr(effect, "name") for effect in eqn.effects)
+    return effects or any(isinstance(name, str) for name in names)
 
 
 def may_not_end(eqn: Any) -> bool:

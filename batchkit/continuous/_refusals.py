@@ -1,25 +1,20 @@
 """What lanes that run apart from each other cannot do."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 import jax
 
 from ..batchers._refusals import draws_by_batch
-from ._equations import inner_jaxprs, is_literal, run
+from ._equations import communicates, inner_jaxprs, is_literal, run
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
-
-
-# They only tell the type of a value inside `jax.shard_map`.
-_SILENT: Final = {"pcast", "pvary"}
 
 
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
     """Raises if a task has effects anywhere but in the expensive function."""
     for eqn, is_expensive in _innermost(jaxpr, pauses, False):
-        named = any(hasattr(effect, "name") for effect in eqn.effects)
-        if named or _axis_names(eqn):
+        if communicates(eqn):
             raise ValueError(
                 f"The function uses the collective {eqn.primitive.name!r}, but under "
                 f"{batcher} lanes go their own ways, on every device in another order, "
@@ -94,12 +89,3 @@ def _innermost(
             yield eqn, inside
         for each in inner:
             yield from _innermost(each, pauses, inside)
-
-
-def _axis_names(eqn: Any) -> bool:
-    """Whether an equation communicates over the axis of a map around it."""
-    if eqn.primitive.name in _SILENT:
-        return False
-    names = eqn.params.get("axis_name", eqn.params.get("axes", ()))
-    names = names if isinstance(names, tuple | list) else (names,)
-    return any(isinstance(name, str) for name in names)

@@ -139,13 +139,13 @@ def test_every_sampler_is_here():
 
 
 def _nuts() -> dict[str, Any]:
+    kernel = blackjax.nuts.build_kernel()
     parameters = {
         "step_size": 0.2,
         "inverse_mass_matrix": jnp.eye(DIM),
-        "max_num_doublings": 3,
     }
     return {
-        "mcmc_step_fn": blackjax.nuts.build_kernel(),
+        "mcmc_step_fn": functools.partial(kernel, max_num_doublings=3),
         "mcmc_init_fn": blackjax.nuts.init,
         "mcmc_parameters": extend_params(parameters),  # pyright: ignore
     }
