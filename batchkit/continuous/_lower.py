@@ -13,16 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._equations import (
-    Cond,
-    Jaxpr,
-    Scan,
-    WhileLoop,
-    control_flow,
-    may_not_end,
-    run,
-    run_guarded,
-)
+from ._equations import Cond, Jaxpr, Scan, WhileLoop, control_flow, may_not_end
 from ._flatten import Item, flattened
 from ._pauses import AbstractPauses
 from ._program import (
@@ -38,6 +29,7 @@ from ._program import (
     Value,
 )
 from ._regions import Region, with_regions
+from ._running import run, run_guarded
 
 
 def lowered(jaxpr: Jaxpr, pauses: AbstractPauses) -> Program:

@@ -6,9 +6,10 @@ from typing import Any
 import jax
 
 from ..batchers._refusals import draws_by_batch
-from ._equations import communicates, inner_jaxprs, is_literal, run
+from ._equations import communicates, inner_jaxprs, is_literal
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
+from ._running import run
 
 
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
