@@ -23,8 +23,8 @@ from ._refusals import refuse_draws_by_batch, refuse_effects
 from ._simplify import simplify
 
 
-# An expensive function with fewer operations than this is not expensive. Where it lies
-# matters little: patience costs a lane one evaluation in ten, and saves it cheap code.
+# An expensive function with fewer operations than this is not expensive: it pays to
+# hold up to one lane in eight, so that the code around it runs for several at once.
 _CHEAP = 10_000
 
 
@@ -264,7 +264,7 @@ def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
         if axis is not None and not differ:
             out = jnp.broadcast_to(out, (task.size, *jnp.shape(out)))
         weak = getattr(aval, "weak_type", False)
-        placed.append(with_weak_type(out) if weak else out)
+        placed.append(with_weak_type(out) if weak else jnp.asarray(out))
     return forward_only(placed)
 
 

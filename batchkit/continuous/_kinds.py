@@ -15,6 +15,11 @@ from ._compare import same_equation
 from ._program import Instruction, Number, Operand, Pause, Value
 
 
+# Bytes of what calls may differ in although all tasks have it in common. Of a larger
+# array, such as the data, a second kind is cheaper than a copy for every lane.
+_SMALL = 256
+
+
 @final
 @dataclass(eq=False)
 class Kind:
@@ -98,6 +103,8 @@ def _match(kind: Kind, pause: Pause) -> dict[Value, Value] | None:
 
     def matches(x: Operand | None, y: Operand | None) -> bool:
         if isinstance(x, Value) and isinstance(y, Value):
+            if x is not y and (x.shared or y.shared) and x.bytes > _SMALL:
+                return False
             same_type = x.shape == y.shape and x.dtype == y.dtype
             return same_type and its.setdefault(x, y) is y
         if isinstance(x, Number) and isinstance(y, Number):

@@ -14,7 +14,12 @@ class Lanes:
     """Where each lane is, what it works on, and what it remembers."""
 
     def __init__(
-        self, pc: Array, task: Array, next_task: Array, cells: dict[Value, Array]
+        self,
+        pc: Array,
+        task: Array,
+        next_task: Array,
+        credit: Array,
+        cells: dict[Value, Array],
     ) -> None:
         """**Arguments:**
 
@@ -22,11 +27,14 @@ class Lanes:
             what it waits for.
         - `task`: for each lane the index of its task.
         - `next_task`: the first task that no lane has taken yet.
+        - `credit`: for each kind of call how many lanes have waited for it, added up
+            over the evaluations of other kinds since its own last one.
         - `cells`: values, one for each lane.
         """
         self.pc = pc
         self.task = task
         self.next_task = next_task
+        self.credit = credit
         self.cells = cells
 
     def write(self, value: Value, new: Any, where: Any) -> None:

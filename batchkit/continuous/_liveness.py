@@ -52,7 +52,8 @@ def needed_instructions(
     kept: list[Instruction] = []
     for instruction in reversed(instructions):
         outputs = [x for x in instruction.outputs if x is not None]
-        if not needed.intersection(outputs):
+        has_effects = getattr(instruction.key, "effects", None)
+        if not needed.intersection(outputs) and not has_effects:
             continue
         kept.insert(0, instruction)
         if not instruction.stores:  # which leaves the rest as it was

@@ -24,8 +24,8 @@ from ._program import Operand, Pause, Program, Value
 from ._steps import step_of
 
 
-# With patience, a block off the inner loop waits until one in so many of the lanes that
-# are at work is there. Measured on NUTS, where 5 and 8 are alike and 3 is too patient.
+# With patience, lanes are held before blocks off the inner loop until one in so many of
+# those at work is. Measured on NUTS, where 5 and 8 are alike and 3 is too patient.
 _SHARE = 8
 
 
@@ -133,16 +133,16 @@ class Machine:
             jnp.full(self.lanes, self._finished, jnp.int32),
             jnp.full(self.lanes, self.tasks, jnp.int32),
             jnp.zeros((), jnp.int32),
+            jnp.zeros(len(self.kinds), jnp.int32),
             [x.zeros(self.lanes) for x in self._carried],
             outs,
             (zero, zero) if count else None,
         )
 
         def turn(state: Any) -> Any:
-            pc, task, next_task, carried, outs, counts = state
-            lanes = Lanes(
-                pc, task, next_task, dict(zip(self._carried, carried, strict=True))
-            )
+            pc, task, next_task, credit, carried, outs, counts = state
+            cells = dict(zip(self._carried, carried, strict=True))
+            lanes = Lanes(pc, task, next_task, credit, cells)
             enough = self._enough(lanes)
             made, needed = self._evaluate(lanes, shared, enough)
             for i, step in enumerate(self._steps):
@@ -155,7 +155,8 @@ class Machine:
             if counts is not None:
                 counts = counts[0] + made, counts[1] + needed
             carried = [lanes.cells[x] for x in self._carried]
-            return lanes.pc, lanes.task, lanes.next_task, carried, outs, counts
+            place = (lanes.pc, lanes.task, lanes.next_task, lanes.credit)
+            return *place, carried, outs, counts
 
         def going(state: Any) -> Array:
             return jnp.any(state[0] != self._idle)
@@ -185,11 +186,12 @@ class Machine:
         """How many lanes have to be at a block for it to run in this sweep."""
         if not self._patient:
             return 1
-        # If nobody is at a pause or on the way to one, there is nothing to wait for.
-        goes_on = jnp.any(lanes.pc > self._idle)
-        goes_on |= jnp.any(jnp.isin(lanes.pc, self._on_their_way))
         at_work = jnp.sum(lanes.pc != self._idle)
-        return jnp.where(goes_on, -(-at_work // _SHARE), 1)
+        free = jnp.sum(lanes.pc > self._idle)
+        free += jnp.sum(jnp.isin(lanes.pc, self._on_their_way))
+        share = -(-at_work // _SHARE)
+        # All that are held, wherever they are, go on as soon as they are a share.
+        return jnp.where(at_work - free >= share, 1, share)
 
     def _evaluate(
         self, lanes: Lanes, shared: dict[Value, Any], enough: Any
@@ -201,12 +203,16 @@ class Machine:
             jnp.isin(lanes.pc, np.array([self._waiting[p] for p, *_ in kind.pauses]))
             for kind in self.kinds
         ]
-        counts = jnp.stack([jnp.sum(each) for each in waits])
-        # Lanes on their way to a pause are waited for, and then the many go first.
+        counts = jnp.stack([jnp.sum(each) for each in waits]).astype(jnp.int32)
+        # Lanes on their way to a pause are waited for. Then the many go first, but the
+        # longer few have waited, the more they count.
         on_their_way = jnp.any(jnp.isin(lanes.pc, self._on_their_way))
         on_their_way |= (enough <= 1) & jnp.any(lanes.pc <= self._finished)
         ready = ~on_their_way & jnp.any(counts > 0)
-        chosen = jnp.where(ready, 1 + jnp.argmax(counts), 0)
+        first = jnp.argmax(counts + lanes.credit)
+        chosen = jnp.where(ready, 1 + first, 0)
+        credit = (lanes.credit + counts).at[first].set(0)
+        lanes.credit = jnp.where(ready, credit, lanes.credit)
 
         def nothing(*_: Any) -> list[list[Array]]:
             return [[x.zeros(self.lanes) for x in kind.results] for kind in self.kinds]
@@ -248,7 +254,7 @@ class Machine:
                 for mine, its in of_kind.items():
                     lanes.write(self._cells[mine], result_of[its], goes_on)
                 lanes.pc = jnp.where(goes_on, self._resume[pause], lanes.pc)
-        needed = jnp.where(ready, jnp.max(counts), 0)
+        needed = jnp.where(ready, counts[first], 0)
         return jnp.where(ready, self.lanes, 0), needed
 
     def _harvest(

@@ -24,20 +24,31 @@ def simplify(program: Program) -> None:
     """Removes parameters that never change, needless jumps, and what nobody reads."""
     _join_equal(program)
     _resolve_parameters(program)
-    _merge_blocks(program)
-    _drop_unneeded(program)
+    # What is not needed may be all that something else was needed for.
+    while True:
+        before = _size(program)
+        _merge_blocks(program)
+        _drop_unneeded(program)
+        if _size(program) == before:
+            return
+
+
+def _size(program: Program) -> int:
+    return sum(1 + len(x.params) + len(_read(x)) for x in program.blocks())
 
 
 def _join_equal(program: Program) -> None:
     """Computes once what the prologue computes twice."""
     same: dict[int, Operand] = {}
-    known: list[Instruction] = []
+    known: dict[Any, list[Instruction]] = {}
     kept: list[Instruction] = []
     for instruction in program.prologue:
         instruction.inputs = [same.get(id(x), x) for x in instruction.inputs]
-        twin = next((x for x in known if _equal(x, instruction)), None)
+        values = tuple(id(x) for x in instruction.inputs if isinstance(x, Value))
+        alike = known.setdefault((str(instruction.key.primitive), values), [])
+        twin = next((x for x in alike if _equal(x, instruction)), None)
         if twin is None:
-            known.append(instruction)
+            alike.append(instruction)
             kept.append(instruction)
             continue
         for mine, its in zip(instruction.outputs, twin.outputs, strict=True):
@@ -48,12 +59,11 @@ def _join_equal(program: Program) -> None:
 
 
 def _equal(one: Instruction, other: Instruction) -> bool:
-    if one.key is None or other.key is None or has_own_derivative(one.key):
-        return False
     return (
         len(one.inputs) == len(other.inputs)
         and all(map(_same_operand, one.inputs, other.inputs))
         and same_equation(one.key, other.key)
+        and not has_own_derivative(one.key)
         and all(
             mine is not None or its is None
             for mine, its in zip(one.outputs, other.outputs, strict=True)
@@ -128,6 +138,9 @@ def _drop_unneeded(program: Program) -> None:
         pause.region = needed_instructions(pause.region, needed)
         pause.args = [x for x in pause.args if x in needed]
         pause.resume.params = pause.results
+    for block in blocks:
+        if isinstance(block.end, Pause) and not block.end.region:
+            block.end = Jump(block.end.resume, [])
     for block in blocks:
         if block is not program.start:
             block.params = [x for x in block.params if x in live[block]]

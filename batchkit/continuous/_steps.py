@@ -53,7 +53,9 @@ class Step:
         written = self.written
 
         def go(lanes_pc: Any, cells: dict[Value, Any]) -> Any:
-            after = Lanes(lanes_pc, lanes.task, lanes.next_task, dict(cells))
+            after = Lanes(
+                lanes_pc, lanes.task, lanes.next_task, lanes.credit, dict(cells)
+            )
             self._execute(here, after, shared)
             return after.pc, [after.cells[x] for x in written]
 

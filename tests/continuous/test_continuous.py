@@ -65,3 +65,60 @@ def test_layout_is_explained() -> None:
     assert reached.layout == "4 lanes kept busy"
     assert reached.at_once == 4
     assert reached.note.startswith("pauses at _loglikelihood; ")
+
+
+def test_call_that_nobody_reads() -> None:
+    double = bk.expensive(lambda x: 2.0 * x)
+
+    def task(n: Any) -> Any:
+        def turn(carry: Any) -> Any:
+            i, x, unread = carry
+            return i + 1, x + 1.0, double(x) + unread
+
+        return jax.lax.while_loop(lambda c: c[0] < n, turn, (0, 0.0, 0.0))[:2]
+
+    n = jnp.arange(7)
+    found, stats = bk.Continuous(2).with_stats(task)(n)
+    assert_same(found, jax.vmap(task)(n))
+    # The calls are gone, and what is left pauses at the turns of the loop.
+    assert int(stats.needed) >= int(n.sum())
+
+
+def test_data_is_never_stored_per_lane() -> None:
+    product = bk.expensive(lambda x, data: jnp.sum(x * data))
+
+    def run(n: Any, one: Any, other: Any) -> Any:
+        def task(n: Any) -> Any:
+            def loop(data: Any, x: Any, end: Any) -> Any:
+                turn = lambda x: x + 1 + 1e-6 * product(x, data)
+                return jax.lax.while_loop(lambda x: x < end, turn, x)
+
+            return loop(other, loop(one, jnp.float32(0), n), 2 * n)
+
+        return bk.Continuous(8)(task)(n)
+
+    data = jax.ShapeDtypeStruct((100_000,), jnp.float32)
+    n = jax.ShapeDtypeStruct((20,), jnp.float32)
+    assert bk.memory(jax.jit(run), n, data, data).temporary < 10_000
+
+
+@pytest.mark.parametrize("lanes", [16, 32])
+def test_many_lanes_and_many_loops(lanes: int) -> None:
+    """Lanes are held outside of the innermost loops, but never many of them."""
+    grow = bk.expensive(lambda x: (3.0 * x + 1.0) % 64.0)
+
+    def task(key: Any) -> Any:
+        def turn(carry: Any) -> Any:
+            i, x = carry
+            for k in range(5):
+                m = jax.random.randint(jax.random.fold_in(key, 5 * i + k), (), 0, 9)
+                inner = lambda c: (c[0] + 1, grow(c[1]))
+                _, x = jax.lax.while_loop(lambda c, m=m: c[0] < m, inner, (0, x))
+            return i + 1, x
+
+        return jax.lax.while_loop(lambda c: c[0] < 4, turn, (0, 1.0))[1]
+
+    keys = jax.random.split(jax.random.key(0), 400)
+    found, stats = jax.jit(bk.Continuous(lanes).with_stats(task))(keys)
+    assert_same(found, jax.jit(jax.vmap(task))(keys), ulps=0)
+    assert float(stats.utilisation) > 0.8

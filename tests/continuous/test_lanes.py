@@ -133,10 +133,12 @@ def test_one_evaluation_for_all_that_belongs_together(task: Any) -> None:
 def test_different_calls_take_turns() -> None:
     """A value and a gradient are two computations, made by one kind at a time."""
 
+    square = bk.expensive(lambda x: x * x)
+
     def task(length: Any, x: Any) -> Any:
         def turn(carry: Any) -> Any:
             count, x = carry
-            x = jax.lax.cond(count % 2 == 0, _double, jax.grad(lambda x: _double(x)), x)
+            x = jax.lax.cond(count % 2 == 0, square, jax.grad(square), x)
             return count + 1, jnp.mod(x + count, 11.0)
 
         return jax.lax.while_loop(lambda c: c[0] < length, turn, (0, x))
