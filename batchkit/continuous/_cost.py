@@ -6,17 +6,32 @@ import jax
 import jax.extend as jex
 
 from ..batchers._marks import MARKED, SUPPOSED
-from ._equations import called, communicates, equations, inner_jaxprs, name_of_call
+from ._equations import (
+    called,
+    communicates,
+    control_flow,
+    equations,
+    inner_jaxprs,
+    name_of_call,
+)
 
 
 def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
-    """The equations that call each marked function, by its name in the program."""
+    """The equations that call each marked function, by its name in the program.
+
+    Those inside of what only JAX can run, such as a linear solver, cannot be paused at.
+    """
     found: dict[str, list[Any]] = {}
-    for eqn in equations(jaxpr):
+    for eqn in jaxpr.eqns:
         name = name_of_call(eqn)
         # What returns no arrays, such as a maker of functions, costs nothing.
         if eqn.outvars and name.startswith((MARKED, SUPPOSED)):
             found.setdefault(name, []).append(eqn)
+        if called(eqn) is None and control_flow(eqn, eqn.invars) is None:
+            continue
+        for inner in inner_jaxprs(eqn):
+            for name, calls in marked_calls(inner).items():
+                found.setdefault(name, []).extend(calls)
     return found
 
 

@@ -122,3 +122,25 @@ def test_many_lanes_and_many_loops(lanes: int) -> None:
     found, stats = jax.jit(bk.Continuous(lanes).with_stats(task))(keys)
     assert_same(found, jax.jit(jax.vmap(task))(keys), ulps=0)
     assert float(stats.utilisation) > 0.8
+
+
+def test_marks_out_of_reach_do_not_count() -> None:
+    """A linear solver is JAX's own; where lanes can pause, they do."""
+    product = bk.expensive(lambda x: 2.0 * x + jnp.eye(3) @ x)
+
+    @bk.expensive
+    def small(x: Any) -> Any:
+        return x + 1.0
+
+    def task(n: Any) -> Any:
+        def turn(carry: Any) -> Any:
+            x, _ = jax.scipy.sparse.linalg.cg(product, carry[1], maxiter=2)
+            return carry[0] + 1, small(x)
+
+        start = (0, jnp.ones(3))
+        return jax.lax.while_loop(lambda c: c[0] < n, turn, start)[1]
+
+    n = jnp.arange(9)
+    (reached,) = bk.explain(bk.Continuous(4)(task), n).reached
+    assert reached.note.startswith("pauses at small; ")
+    assert jnp.allclose(bk.Continuous(4)(task)(n), jax.vmap(task)(n))
