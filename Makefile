@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
+# A process for each core; the tests of a file share compiled functions.
+PARALLEL := --numprocesses auto --dist loadfile
+
 # $(VENV)/.with-X says that the package is installed with its extra X.
 DEV := $(VENV)/.with-dev
 EXAMPLES := $(VENV)/.with-examples
@@ -42,13 +45,13 @@ serve: $(DEV) ## Serve the documentation while you write it.
 	$(BIN)/mkdocs serve
 
 unit: $(DEV) ## Run the unit tests, but not the slow ones.
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
 	$(BIN)/pytest README.md docs batchkit
 
 slow: $(DEV) ## Run the slow tests.
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(PARALLEL) -m slow
 
 matrix: $(DEV) ## Run the unit tests on every Python, and with the oldest dependencies.
 	$(BIN)/nox

@@ -63,7 +63,8 @@ def _test(session: nox.Session, *pins: str) -> None:
     session.install("--quiet", *pins, "-e", ".[test]")
     session.run("python", "-m", "pip", "check")
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
-    session.run("pytest", "tests", *session.posargs)
+    parallel = ("--numprocesses", "auto", "--dist", "loadfile")
+    session.run("pytest", *parallel, "tests", *session.posargs)
 
 
 @nox.session(python=PYTHONS)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import jaxtyping
 import pytest
+
+from .helpers import unchecked
 
 
 @pytest.fixture
@@ -38,6 +39,5 @@ def make_package(
 @pytest.fixture
 def no_type_checks() -> Iterator[None]:
     """Turns off the type checks that the tests add, to see the package's own."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+    with unchecked():
+        yield

@@ -1,5 +1,6 @@
 """The table of batchers, exact comparison with an oracle, and readers of programs."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -135,6 +137,36 @@ def temp_bytes(fun: Callable[..., Any], *args: Any) -> int:
     stats = jax.jit(fun).lower(*args).compile().memory_analysis()
     assert stats is not None
     return stats.temp_size_in_bytes
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """Without the checks of types that the tests add, to see the package's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def assert_refuses(
+    make: Callable[[], Any], error: type[Exception], words: tuple[str, ...]
+) -> None:
+    """Asserts that just this error is raised, with these words in its message."""
+    with unchecked(), pytest.raises(error) as info:
+        make()
+    assert type(info.value) is error
+    for word in words:
+        assert word in str(info.value)
+
+
+def explained(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `explain` says was reached.
+
+    It is told of every call; checking the types of each takes longer than all else.
+    """
+    with unchecked():
+        return bk.explain(fun, *args, **kwargs).reached
 
 
 _COLLECTIVE = re.compile(

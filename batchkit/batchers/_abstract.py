@@ -32,6 +32,8 @@ class AbstractBatcher(eqx.Module):
 
     # Whether the functions marked by `expensive` are to be seen in a task.
     looks_for_marks: ClassVar[bool] = False
+    # Whether it matters how many lanes there are around a task.
+    looks_around: ClassVar[bool] = False
 
     @abc.abstractmethod
     def batch(self, call: Call) -> PyTree:

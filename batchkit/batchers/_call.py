@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._around import divided
 from ._marks import in_task, looks_for_marks, with_marks
 from ._refusals import (
     refuse_collectives,
@@ -77,12 +78,17 @@ class Call:
         self._check_size(sizes[0])
         return sizes[0]
 
-    def trace(self, batcher: object) -> Task:
+    def trace(
+        self, batcher: object, parts: int | None = None, splits: bool = True
+    ) -> Task:
         """Traces the function once, for one task, on behalf of a splitting `batcher`.
 
         **Arguments:**
 
         - `batcher`: who splits the tasks, for the messages of refusals.
+        - `parts`: how many lanes share the memory of a device; all tasks by default.
+        - `splits`: whether tasks are to run apart from each other for sure. If not, ask
+            `refusal` before they do.
 
         **Returns:**
 
@@ -142,10 +148,11 @@ class Call:
                 axis_size=self.axis_size,
             )(*self.args, **self.kwargs)
 
-        if looks_for_marks(batcher) and not in_task():
-            with_marks(run_probe)
-        else:
-            run_probe()
+        with divided(size if parts is None else parts):
+            if looks_for_marks(batcher) and not in_task():
+                with_marks(run_probe)
+            else:
+                run_probe()
         jaxpr, out_shapes = traced[0]
         task = Task(
             jaxpr=jaxpr,
@@ -156,10 +163,19 @@ class Call:
         )
         if self.on_task is not None:
             self.on_task(task)
-        refuse_collectives(task, self.axis_name, batcher)
-        refuse_draws_by_batch(task, batcher)
         refuse_varying_outputs(task, self.out_axes)
+        if splits and (refusal := self.refusal(task, batcher)):
+            raise refusal
         return task
+
+    def refusal(self, task: Task, batcher: object) -> ValueError | None:
+        """Why a `batcher` cannot split the tasks, if it cannot."""
+        try:
+            refuse_collectives(task, self.axis_name, batcher)
+            refuse_draws_by_batch(task, batcher)
+        except ValueError as error:
+            return error
+        return None
 
     @property
     def bytes_in(self) -> int:
@@ -230,11 +246,12 @@ def part_of_call(
     out_axes: list[int | None],
     size: int,
     spmd_axis_name: Any = None,
+    axis_name: Any = None,
 ) -> Callable[..., list[Any]]:
     """A function of the rows of `size` tasks, which an inner batcher's `batch` runs."""
 
     def part(*rows: Any) -> list[Any]:
-        return batch(Call(run, rows, {}, 0, out_axes, None, size, spmd_axis_name))
+        return batch(Call(run, rows, {}, 0, out_axes, axis_name, size, spmd_axis_name))
 
     return part
 

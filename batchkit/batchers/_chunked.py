@@ -97,9 +97,14 @@ class Chunked(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.size <= self.size:
             return self.inner.batch(call)
-        return in_chunks(
-            call.trace(self), self.size, self.inner, call.spmd_axis_name, self.remat
-        )
+        task = call.trace(self, parts=balanced(call.size, self.size)[1])
+        return in_chunks(task, self.size, self.inner, call.spmd_axis_name, self.remat)
+
+
+def balanced(tasks: int, size: int) -> tuple[int, int]:
+    """How many chunks there are, and how many tasks each of them has."""
+    chunks = -(-tasks // size)
+    return chunks, -(-tasks // chunks)
 
 
 def in_chunks(
@@ -110,8 +115,7 @@ def in_chunks(
     remat: bool = False,
 ) -> PyTree:
     """Runs a task for all its rows, at most `size` at a time, as `Chunked` does."""
-    chunks = max(1, -(-task.size // size))
-    lanes = -(-task.size // chunks)
+    chunks, lanes = balanced(task.size, size)
     note_cut(task.size, chunks, 1, lanes, "chunk")
     part = part_of_call(
         inner.batch, task.run, task.lane_out_axes, lanes, spmd_axis_name

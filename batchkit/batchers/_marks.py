@@ -128,10 +128,15 @@ def in_task() -> bool:
 
 def looks_for_marks(batcher: object) -> bool:
     """Whether a batcher, or one inside it, looks for marks in its tasks."""
-    if getattr(batcher, "looks_for_marks", False):
+    return wants(batcher, "looks_for_marks")
+
+
+def wants(batcher: object, what: str) -> bool:
+    """Whether a batcher, or one inside it, has a class variable that says yes."""
+    if getattr(batcher, what, False):
         return True
-    inner = [x for x in vars(batcher).values() if hasattr(x, "looks_for_marks")]
-    return any(map(looks_for_marks, inner))
+    inner = [x for x in vars(batcher).values() if hasattr(x, what)]
+    return any(wants(x, what) for x in inner)
 
 
 def with_marks(trace: Callable[[], _T]) -> _T:
@@ -173,8 +178,10 @@ def _call(
         named.__name__ = named.__qualname__ = _unique(calls, fun, name)
         made = function = _Function(fun, static, jax.jit(named))
         calls.functions[key] = made
+    # Its first call tells whether it is opaque: what it returns, such as a function,
+    # may close over arrays, which must not leave the trace of the call.
     arrays = None if function.opaque else function.jitted(dynamic)
-    if function.opaque:  # a function that is returned may close over arrays
+    if function.opaque:
         return fun(*args, **kwargs)
     return eqx.combine(arrays, function.plain)
 

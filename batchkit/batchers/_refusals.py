@@ -6,7 +6,7 @@ output is the same for all of them. Where the question is what `jax.vmap` would 
 is asked: the jaxpr is mapped by `jax.vmap` in the abstract, without running.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from ._jaxprs import equations, inner_equations
 from ._task import Task
 
 
@@ -32,7 +33,7 @@ def refuse_collectives(task: Task, axis_name: Any, batcher: object) -> None:
         return
     # Most collectives are effects of the jaxpr; `ppermute` is only an equation.
     used = {getattr(effect, "name", None) for effect in task.jaxpr.effects}
-    for eqn in _equations(task.jaxpr.jaxpr):
+    for eqn in equations(task.jaxpr.jaxpr):
         names = eqn.params.get("axis_name")
         used.update(names if isinstance(names, tuple) else (names,))
     if axis_name in used:
@@ -72,7 +73,7 @@ def draws_by_batch(
     - `run`: the function itself.
     - `row`: the types of its arguments for one index, all of them mapped.
     """
-    every = [x for eqn in eqns for x in (eqn, *_inner_equations(eqn))]
+    every = [x for eqn in eqns for x in (eqn, *inner_equations(eqn))]
     if not any(map(_key_type, every)):
         return None
     # A draw depends on the batch if jax.vmap batches it, which a number of tasks shows
@@ -89,7 +90,7 @@ def draws_by_batch(
         batched = jax.make_jaxpr(jax.vmap(run, axis_size=mark))(*rows)
     except (NotImplementedError, ValueError):
         return None  # jax.vmap cannot run it, so there are no draws to differ from
-    for eqn in _equations(batched.jaxpr):
+    for eqn in equations(batched.jaxpr):
         variables = (*eqn.invars, *eqn.outvars)
         if _key_type(eqn) and any(mark in x.aval.shape for x in variables):
             return _key_type(eqn)
@@ -145,22 +146,3 @@ def _key_type(eqn: Any) -> str | None:
         if eqn.primitive.name in _DRAWS_BY_BATCH.get(key_type, ()):
             return f"PRNG keys of type {key_type}"
     return None
-
-
-def _equations(jaxpr: jex.core.Jaxpr) -> Iterator[Any]:
-    """The equations of a jaxpr and of all jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        yield from _inner_equations(eqn)
-
-
-def _inner_equations(eqn: Any) -> Iterator[Any]:
-    for leaf in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
-        if isinstance(leaf, jex.core.ClosedJaxpr):
-            yield from _equations(leaf.jaxpr)
-        elif isinstance(leaf, jex.core.Jaxpr):
-            yield from _equations(leaf)
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return isinstance(x, jex.core.Jaxpr | jex.core.ClosedJaxpr)

@@ -40,7 +40,7 @@ class Sequential(AbstractBatcher):
                 "no mapped axis that could be sharded: tasks run one by one. Leave it "
                 "out, or use `Vmap()` or `Chunked(size)`."
             )
-        task = call.trace(self)
+        task = call.trace(self, parts=1)
         if task.size == 0 and None in task.lane_out_axes:
             return call.vmap()
         note_cut(task.size, task.size, 1, 1, "task")

@@ -124,10 +124,10 @@ class Sharded(AbstractBatcher):
         shards = math.prod(mesh.shape[axis] for axis in axes)
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
-        task = _trace_for_a_device(call, self)
+        share = -(-call.size // shards)
+        task = _trace_for_a_device(call, self, share)
         if self.mesh is not None:
             mesh = _with_plain_axes(self.mesh, [*task.rows, *task.closure])
-        share = -(-task.size // shards)
         note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
@@ -203,12 +203,12 @@ def _devices_are_taken() -> bool:
     return True
 
 
-def _trace_for_a_device(call: Call, batcher: object) -> Task:
+def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
     """Traces one task as it will run: on a single device, without a mesh around it."""
     tasks: list[Task] = []
 
     def probe() -> tuple[()]:
-        tasks.append(call.trace(batcher))
+        tasks.append(call.trace(batcher, parts=share))
         return ()
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):

@@ -5,6 +5,7 @@ from typing import final
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
+from ._around import divided
 from ._call import Call
 from ._watching import innermost, note_cut
 
@@ -32,4 +33,5 @@ class Vmap(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if innermost() is not None:
             note_cut(call.size, 1, 1, call.size, "chunk")
-        return call.vmap()
+        with divided(call.size):
+            return call.vmap()

@@ -86,6 +86,16 @@ def leave(token: Token[Reached | None]) -> None:
 
 
 @contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """What is traced in the body only to try something out is nobody's business."""
+    token = _INNERMOST.set(None)
+    try:
+        yield
+    finally:
+        _INNERMOST.reset(token)
+
+
+@contextlib.contextmanager
 def reaching(reached: Reached) -> Iterator[Reached]:
     """Everything that is reached in the body lies inside `reached`."""
     token = enter(reached)
@@ -107,8 +117,8 @@ def note_cut(tasks: int, rounds: int, devices: int, lanes: int, loop: str) -> No
 def note(text: str) -> None:
     """Called by a batcher that has something to say about the call it runs."""
     reached = _INNERMOST.get()
-    if reached is not None:
-        reached.note = text
+    if reached is not None and text not in reached.note.split("; "):
+        reached.note = "; ".join(filter(None, (reached.note, text)))
 
 
 def bytes_per_task(leaves: PyTree, axes: list[int | None], tasks: int) -> int:

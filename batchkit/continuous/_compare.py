@@ -7,6 +7,8 @@ equal programs need not be the same objects.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from ._equations import is_literal, literal_value, opened
 
 
@@ -15,6 +17,11 @@ _IGNORED: Final = {
     "custom_jvp_call": {"jvp_jaxpr_fun"},
     "custom_vjp_call": {"fwd_jaxpr_thunk", "bwd", "out_trees"},
 }
+
+
+def same_number(one: np.ndarray | np.generic, other: np.ndarray | np.generic) -> bool:
+    """Whether two constants have the same type and the same bits."""
+    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
 
 
 def same_equation(one: Any, other: Any) -> bool:
@@ -100,8 +107,7 @@ def _same_read(
         if is_literal(x) != is_literal(y):
             return False
         if is_literal(x):
-            p, q = literal_value(x), literal_value(y)
-            if p.dtype != q.dtype or p.tobytes() != q.tobytes():
+            if not same_number(literal_value(x), literal_value(y)):
                 return False
         elif places[0].get(x) != places[1].get(y):
             return False

@@ -9,18 +9,15 @@ from jaxtyping import Array, Int, PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, function_of_calls
-from ..batchers._chunked import in_chunks
-from ..batchers._marks import MARKED, SUPPOSED, in_task
+from ..batchers._chunked import balanced, in_chunks
+from ..batchers._marks import in_task
 from ..batchers._task import Task
 from ..batchers._watching import note, note_cut
-from ._cost import costliest, marked_calls, without_callers
-from ._equations import opened, with_weak_type
+from ._equations import with_weak_type
 from ._forward_only import forward_only
-from ._lower import lowered
 from ._machine import Machine
-from ._pauses import AbstractPauses, AtCalls, AtLoops
+from ._plan import plan_of
 from ._refusals import refuse_draws_by_batch, refuse_effects
-from ._simplify import simplify
 
 
 # An expensive function with fewer operations than this is not expensive: it pays to
@@ -32,8 +29,9 @@ _CHEAP = 10_000
 class LaneStats(NamedTuple):
     """How busy the lanes of one call were.
 
-    An evaluation is one lane's call of the expensive function, or one turn of a loop
-    where no function is marked.
+    An evaluation is one lane's call of the expensive function. Where no function is
+    marked, it is one lane's part in a turn that all lanes make together, and needed if
+    the lane has a task.
 
     - `made`: evaluations made, an int: lanes times the calls that they made together.
     - `needed`: evaluations that some task asked for, an int.
@@ -72,7 +70,7 @@ class Continuous(AbstractBatcher):
 
     Compile it: called outside of `jax.jit` it is as slow as any loop of JAX. What is
     remembered per lane are the values that live across a pause; what the function
-    closes over is never copied. Inside a task of another `Continuous` it acts as
+    closes over is not copied. Inside a task of another `Continuous` it acts as
     `Vmap()`. Reverse-mode differentiation through it is refused, also side effects
     outside of the expensive function and collectives; gradients inside a task are fine.
     A function with custom derivatives around an expensive call is taken apart, so
@@ -106,8 +104,9 @@ class Continuous(AbstractBatcher):
             each lane keep them busy to the end.
         - `expensive`: the name of the function whose calls lanes make together, if
             several are marked: the function's own name, or in a rebuilt sampler the
-            name of the argument, such as `"loglikelihood_fn"`. By default the one with
-            the most floating-point operations, as XLA counts them.
+            name of the argument, such as `"loglikelihood_fn"`. A second function of the
+            same name has `#2` after it. By default the one with the most floating-point
+            operations, as XLA counts them.
 
         **Raises:**
 
@@ -185,57 +184,29 @@ class Continuous(AbstractBatcher):
         )
 
     def _batch(self, call: Call, count: bool) -> tuple[PyTree, LaneStats]:
-        nothing = LaneStats(jnp.zeros((), int), jnp.zeros((), int))
         if in_task():
             note("in a task of another Continuous, run as Vmap")
-            return Vmap().batch(call), nothing
-        if call.size <= (0 if count else 1):
-            return Vmap().batch(call), nothing
+            return Vmap().batch(call), _stats(0, 0)
+        if call.size == 0 or (call.size == 1 and not count):
+            return Vmap().batch(call), _stats(0, 0)
         _refuse_spmd(call)
-        task = call.trace(self)
-        lanes = min(self.lanes, task.size)
-        pauses, name, operations = self._pauses(task)
-        program = lowered(opened(task.jaxpr), pauses)
-        finish = program.finish
-        finish.outputs = task.with_bytes(finish.outputs)
-        simplify(program)
+        lanes = min(self.lanes, call.size)
+        task = call.trace(self, parts=lanes)
+        plan = plan_of(task, self.expensive)
+        program = plan.program
         if not program.branches:
             note("every task takes the same way, so run as Chunked")
             out = in_chunks(task, self.lanes, Vmap())
             calls = sum(pause.times for pause in program.pauses())
-            return out, _stats_of_chunks(task, lanes, calls)
-        refuse_effects(task.jaxpr.jaxpr, pauses, self)
+            chunks, in_each = balanced(task.size, self.lanes)
+            return out, _stats(chunks * in_each * calls, task.size * calls)
+        refuse_effects(task.jaxpr.jaxpr, plan.pauses, self)
         refuse_draws_by_batch(program, self)
-        machine = Machine(program, lanes, task.size, operations < _CHEAP)
+        machine = Machine(program, lanes, task.size, plan.operations < _CHEAP)
         note_cut(task.size, 1, 1, lanes, "lane")
-        note(f"{name}; {machine.bytes_per_lane} B remembered per lane")
+        note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
         outs, counts = machine.run(task.rows, count)
         return task.finish(_placed(task, outs, machine.differs)), LaneStats(*counts)
-
-    def _pauses(self, task: Task) -> tuple[AbstractPauses, str, float]:
-        """Where the lanes pause in a task, how to say so, and what a pause costs."""
-        calls = marked_calls(task.jaxpr.jaxpr)
-        if not calls:
-            return AtLoops(), "pauses at turns of loops", 0.0
-        by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
-        candidates = by_user or without_callers(calls) or calls
-        if self.expensive is not None:
-            wanted = (MARKED + self.expensive, SUPPOSED + self.expensive)
-            candidates = {k: v for k, v in calls.items() if k in wanted}
-            if not candidates:
-                names = sorted(_short(name) for name in calls)
-                raise ValueError(
-                    f"Continuous(expensive={self.expensive!r}): the task calls no "
-                    "marked function of that name. Those that it calls are "
-                    f"{', '.join(map(repr, names))}; name one of them, or leave "
-                    "`expensive` out to take the costliest."
-                )
-        name, operations = costliest(candidates)
-        others = ", ".join(sorted(_short(x) for x in calls if x != name))
-        note = f"pauses at {_short(name)}"
-        if others:
-            note += f", not at {others}"
-        return AtCalls(name), note, operations
 
 
 def _refuse_spmd(call: Call) -> None:
@@ -246,10 +217,6 @@ def _refuse_spmd(call: Call) -> None:
             "`Sharded(mesh, inner=Continuous(lanes))`: each device has lanes of its "
             "own then."
         )
-
-
-def _short(name: str) -> str:
-    return name.removeprefix(MARKED).removeprefix(SUPPOSED)
 
 
 def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
@@ -268,9 +235,5 @@ def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
     return forward_only(placed)
 
 
-def _stats_of_chunks(task: Task, lanes: int, calls: int) -> LaneStats:
-    chunks = -(-task.size // lanes)
-    made = -(-task.size // chunks) * chunks
-    return LaneStats(
-        jnp.asarray(made * calls, int), jnp.asarray(task.size * calls, int)
-    )
+def _stats(made: int, needed: int) -> LaneStats:
+    return LaneStats(jnp.asarray(made, int), jnp.asarray(needed, int))

@@ -5,15 +5,9 @@ from typing import Any
 import jax
 import jax.extend as jex
 
+from ..batchers._jaxprs import equations, inner_jaxprs
 from ..batchers._marks import MARKED, SUPPOSED
-from ._equations import (
-    called,
-    communicates,
-    control_flow,
-    equations,
-    inner_jaxprs,
-    name_of_call,
-)
+from ._equations import called, communicates, control_flow, name_of_call
 
 
 def marked_calls(jaxpr: Any) -> dict[str, list[Any]]:

@@ -6,7 +6,7 @@ them by trees since). Tested with JAX 0.9, 0.10 and 0.12; what is not recognised
 error that says so, never a guess.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
 
@@ -15,6 +15,8 @@ import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+
+from ..batchers._jaxprs import inner_equations
 
 
 # Equations that only call a jaxpr, and the parameter that holds it.
@@ -31,8 +33,9 @@ _CALLS: Final = {
 
 # Those of them that come with a rule for their derivative.
 OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
+
 # `jax.extend` has it since 0.10, when `jax.core` began to warn of it.
-_DROPPED: Final = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar")  # noqa: B009
+_DROPPED: Any = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar", None)
 
 
 # They only tell the type of a value inside `jax.shard_map`.
@@ -137,21 +140,6 @@ def name_of_call(eqn: Any) -> str:
     return str(_parameter(eqn, "name")) if is_jit else ""
 
 
-def inner_jaxprs(eqn: Any) -> Iterator[Any]:
-    """Every jaxpr among the parameters of an equation."""
-    for leaf in jax.tree.leaves(eqn.params, is_leaf=_is_jaxpr):
-        if _is_jaxpr(leaf):
-            yield opened(leaf).jaxpr
-
-
-def equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a jaxpr and of all jaxprs inside it."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for inner in inner_jaxprs(eqn):
-            yield from equations(inner)
-
-
 def communicates(eqn: Any) -> bool:
     """Whether an equation needs those who are mapped over some axis beside it."""
     if eqn.primitive.name in _SILENT:
@@ -166,12 +154,12 @@ def may_not_end(eqn: Any) -> bool:
     """Whether an equation holds a loop whose length depends on values."""
     if eqn.primitive.name == "while":
         return True
-    return any(each.primitive.name == "while" for each in _inner_equations(eqn))
+    return any(each.primitive.name == "while" for each in inner_equations(eqn))
 
 
 def has_own_derivative(eqn: Any) -> bool:
     """Whether an equation holds a rule for its derivative, which cannot be compared."""
-    names = (each.primitive.name for each in (eqn, *_inner_equations(eqn)))
+    names = (each.primitive.name for each in (eqn, *inner_equations(eqn)))
     return not OWN_DERIVATIVE.isdisjoint(names)
 
 
@@ -255,12 +243,3 @@ def _refuse(eqn: Any, what: str) -> NoReturn:
         f"{jax.__version__}: {what}. Continuous is tested with JAX 0.9, 0.10 and 0.12; "
         "use one of them, or a newer batchkit, or another batcher."
     )
-
-
-def _inner_equations(eqn: Any) -> Iterator[Any]:
-    for jaxpr in inner_jaxprs(eqn):
-        yield from equations(jaxpr)
-
-
-def _is_jaxpr(x: Any) -> bool:
-    return isinstance(x, jex.core.Jaxpr | jex.core.ClosedJaxpr)

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import jax
-
-from ._compare import same_equation
+from ._compare import same_equation, same_number
 from ._program import Instruction, Number, Operand, Pause, Value
 
 
@@ -108,8 +106,7 @@ def _match(kind: Kind, pause: Pause) -> dict[Value, Value] | None:
             same_type = x.shape == y.shape and x.dtype == y.dtype
             return same_type and its.setdefault(x, y) is y
         if isinstance(x, Number) and isinstance(y, Number):
-            same_type = x.value.dtype == y.value.dtype
-            return same_type and x.value.tobytes() == y.value.tobytes()
+            return same_number(x.value, y.value)
         return x is None and y is None
 
     for one, other in zip(kind.region, pause.region, strict=True):
@@ -124,8 +121,3 @@ def _match(kind: Kind, pause: Pause) -> dict[Value, Value] | None:
     if len(set(its.values())) != len(its):
         return None
     return its if all(arg in its for arg in kind.args) else None
-
-
-def shapes_of(kind: Kind) -> list[jax.ShapeDtypeStruct]:
-    """The types of the results of a kind, for one lane."""
-    return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kind.results]

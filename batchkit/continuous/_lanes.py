@@ -37,11 +37,12 @@ class Lanes:
         self.credit = credit
         self.cells = cells
 
-    def write(self, value: Value, new: Any, where: Any) -> None:
-        """Gives a value to some lanes; to others too, if nobody has it yet."""
-        old = self.cells.get(value)
-        new = as_value(value, new)
-        self.cells[value] = new if old is None else select(where, new, old)
+
+def put(cells: dict[Value, Array], value: Value, new: Any, where: Any) -> None:
+    """Gives a value to some lanes; to others too, if nobody has it yet."""
+    old = cells.get(value)
+    new = as_value(value, new)
+    cells[value] = new if old is None else select(where, new, old)
 
 
 def as_value(value: Value, array: Any) -> Array:

@@ -51,7 +51,7 @@ class _Lowering:
         self._times = 1  # the turns of the scans around, multiplied
 
     def program(self, jaxpr: Jaxpr) -> Program:
-        params = [_value(var.aval) for var in jaxpr.jaxpr.invars]
+        params = [Value(x.aval.shape, x.aval.dtype) for x in jaxpr.jaxpr.invars]
         start = self._now = Block(params)
         outputs = self._jaxpr(jaxpr, params)
         self._now.end = Finish(outputs)
@@ -143,7 +143,7 @@ class _Lowering:
 
     def _scan(self, scan: Scan, outputs: Sequence[Value | None]) -> None:
         carries = len(scan.init)
-        buffers = [x for x in outputs[carries:]]
+        buffers = outputs[carries:]
         after = self._block(_for_each(outputs[:carries], scan.init))
         if scan.length == 0:
             for buffer in buffers:
@@ -233,10 +233,6 @@ def _store(active: Any, buffer: Any, place: Any, row: Any) -> list[Any]:
     """Writes one row in place; a lane without business here writes past the end."""
     place = jnp.where(active, place, buffer.shape[0])
     return [buffer.at[place].set(row, mode="drop")]
-
-
-def _value(aval: Any, shared: bool = False) -> Value:
-    return Value(aval.shape, aval.dtype, shared)
 
 
 def _like(x: Operand) -> Value:

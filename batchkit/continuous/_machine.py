@@ -12,21 +12,15 @@ from typing import Any, final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from ._cells import cells_of
 from ._kinds import kinds_of, read, write
-from ._lanes import Lanes, as_value, select
-from ._liveness import live_values, own
+from ._lanes import Lanes, as_value, put, select
 from ._order import goes_back, sweep_order
-from ._program import Operand, Pause, Program, Value
+from ._places import places_of
+from ._program import Block, Program, Value
+from ._schedule import schedule_of
 from ._steps import step_of
-
-
-# With patience, lanes are held before blocks off the inner loop until one in so many of
-# those at work is. Measured on NUTS, where 5 and 8 are alike and 3 is too patient.
-_SHARE = 8
 
 
 @final
@@ -48,62 +42,29 @@ class Machine:
         self.tasks = tasks
         self.kinds = kinds_of(program.pauses())
         order = sweep_order(program)
-        live = live_values(program)
-        # What the program counter of a lane may be. Where a lane waits is above idle.
-        self._finished = len(order)
-        self._idle = len(order) + 1
-        waiting: dict[Pause, int] = {}
-        slots: dict[Pause, list[tuple[Value, Operand]]] = {}
-        self._slots: list[list[Value]] = []
-        for kind in self.kinds:
-            common = kind.common
-            args = [x for x, c in zip(kind.args, common, strict=True) if not c]
-            mine = [Value(x.shape, x.dtype) for x in args]
-            self._slots.append(mine)
-            for pause, passed, _ in kind.pauses:
-                waiting[pause] = self._idle + 1 + len(waiting)
-                given = [x for x, c in zip(passed, common, strict=True) if not c]
-                slots[pause] = list(zip(mine, given, strict=True))
-        self._waiting = waiting
-        number = {block: i for i, block in enumerate(order)}
-        self._resume = {pause: number[pause.resume] for pause in waiting}
-        self._start = number[program.start]
-        self._outputs = list(program.finish.outputs)
-        self._result = {x: Value(x.shape, x.dtype) for x in own(self._outputs)}
-        self._cells = cells = cells_of(order, live)
+        self._places = places = places_of(program, order, self.kinds)
         hot = max(block.loops for block in order)
-        self._steps = [
-            step_of(
-                block,
-                number,
-                live,
-                cells,
-                waiting,
-                slots,
-                self._result,
-                self._finished,
-                hot,
-            )
-            for block in order
-        ]
-        back = goes_back(program, order)
-        carried = {x for group in self._slots for x in group}
-        for pause in waiting:
-            carried |= {cells[x] for x in live[pause.resume] - set(pause.results)}
-        cold = {step.block for step in self._steps if step.skips and patient}
-        for block in back | cold:
-            carried |= {cells[x] for x in live[block]}
+        self._steps = [step_of(block, places, hot) for block in order]
+        held = {step.block for step in self._steps if step.skips and patient}
+        self._schedule = schedule_of(places, self.kinds, held, patient)
+        self._carried = self._what_is_carried(goes_back(program, order), held)
+
+    def _what_is_carried(self, back: set[Block], held: set[Block]) -> list[Value]:
+        """What lanes take from one turn to the next, in the order it is computed in."""
+        program, places = self.program, self._places
+        carried = {x for group in places.slots for x in group}
+        for pause in places.waiting:
+            kept = places.live[pause.resume] - set(pause.results)
+            carried |= {places.cells[x] for x in kept}
+        for block in back | held:
+            carried |= {places.cells[x] for x in places.live[block]}
         if program.start in back:
-            carried |= set(self._result.values())
-        # In the order in which the program computes them, which does not vary.
+            carried |= set(places.results.values())
+        results = [x for pause in places.waiting for x in pause.results]
+        entered = [*program.start.params, *results]
         written = [x for step in self._steps for x in step.written]
-        entered = [*program.start.params, *(x for p in waiting for x in p.results)]
-        reached = [*(cells.get(x, x) for x in entered), *written]
-        self._carried = [x for x in dict.fromkeys(reached) if x in carried]
-        self._patient = patient
-        # Where a lane may be that an evaluation is not made without.
-        on_their_way = {number[x] for x in order if x not in cold} | {self._finished}
-        self._on_their_way = np.array(sorted(on_their_way))
+        reached = [*(places.cells.get(x, x) for x in entered), *written]
+        return [x for x in dict.fromkeys(reached) if x in carried]
 
     @property
     def bytes_per_lane(self) -> int:
@@ -127,10 +88,10 @@ class Machine:
         evaluations made and needed.
         """
         shared = self._shared()
-        outs = [x.zeros(self.tasks) for x in self._result]
+        outs = [x.zeros(self.tasks) for x in self._places.results]
         zero = jnp.zeros((), int)
         state = (
-            jnp.full(self.lanes, self._finished, jnp.int32),
+            jnp.full(self.lanes, self._places.finished, jnp.int32),
             jnp.full(self.lanes, self.tasks, jnp.int32),
             jnp.zeros((), jnp.int32),
             jnp.zeros(len(self.kinds), jnp.int32),
@@ -143,14 +104,14 @@ class Machine:
             pc, task, next_task, credit, carried, outs, counts = state
             cells = dict(zip(self._carried, carried, strict=True))
             lanes = Lanes(pc, task, next_task, credit, cells)
-            enough = self._enough(lanes)
+            enough = self._schedule.enough(lanes.pc)
             made, needed = self._evaluate(lanes, shared, enough)
-            for i, step in enumerate(self._steps):
-                if i == self._start:
+            for step in self._steps:
+                if step.block is self.program.start:
                     outs = self._harvest(lanes, rows, outs)
                 step.execute(lanes, shared, enough)
             if not self.kinds:
-                needed = jnp.sum(lanes.pc != self._idle)
+                needed = jnp.sum(lanes.pc != self._places.idle)
                 made = jnp.where(needed > 0, self.lanes, 0)
             if counts is not None:
                 counts = counts[0] + made, counts[1] + needed
@@ -159,20 +120,22 @@ class Machine:
             return *place, carried, outs, counts
 
         def going(state: Any) -> Array:
-            return jnp.any(state[0] != self._idle)
+            return jnp.any(state[0] != self._places.idle)
 
         *_, outs, counts = jax.lax.while_loop(going, turn, state)
-        results = dict(zip(self._result, outs, strict=True))
+        results = dict(zip(self._places.results, outs, strict=True))
         found = [
             results[x] if isinstance(x, Value) and not x.shared else read(x, shared)
-            for x in self._outputs
+            for x in self.program.finish.outputs
         ]
         return found, counts if counts is not None else (zero, zero)
 
     @property
     def differs(self) -> list[bool]:
         """Which outputs every task has for itself."""
-        return [isinstance(x, Value) and not x.shared for x in self._outputs]
+        return [
+            isinstance(x, Value) and not x.shared for x in self.program.finish.outputs
+        ]
 
     def _shared(self) -> dict[Value, Any]:
         """What all lanes have in common."""
@@ -182,37 +145,15 @@ class Machine:
             write(instruction, instruction.run(True, *inputs), env)
         return env
 
-    def _enough(self, lanes: Lanes) -> Any:
-        """How many lanes have to be at a block for it to run in this sweep."""
-        if not self._patient:
-            return 1
-        at_work = jnp.sum(lanes.pc != self._idle)
-        free = jnp.sum(lanes.pc > self._idle)
-        free += jnp.sum(jnp.isin(lanes.pc, self._on_their_way))
-        share = -(-at_work // _SHARE)
-        # All that are held, wherever they are, go on as soon as they are a share.
-        return jnp.where(at_work - free >= share, 1, share)
-
     def _evaluate(
         self, lanes: Lanes, shared: dict[Value, Any], enough: Any
     ) -> tuple[Any, Any]:
         """One call of the expensive function, for all lanes that wait for it."""
         if not self.kinds:
             return 0, 0
-        waits = [
-            jnp.isin(lanes.pc, np.array([self._waiting[p] for p, *_ in kind.pauses]))
-            for kind in self.kinds
-        ]
-        counts = jnp.stack([jnp.sum(each) for each in waits]).astype(jnp.int32)
-        # Lanes on their way to a pause are waited for. Then the many go first, but the
-        # longer few have waited, the more they count.
-        on_their_way = jnp.any(jnp.isin(lanes.pc, self._on_their_way))
-        on_their_way |= (enough <= 1) & jnp.any(lanes.pc <= self._finished)
-        ready = ~on_their_way & jnp.any(counts > 0)
-        first = jnp.argmax(counts + lanes.credit)
-        chosen = jnp.where(ready, 1 + first, 0)
-        credit = (lanes.credit + counts).at[first].set(0)
-        lanes.credit = jnp.where(ready, credit, lanes.credit)
+        choice = self._schedule.choice(lanes.pc, lanes.credit, enough)
+        chosen = jnp.where(choice.ready, 1 + choice.kind, 0)
+        lanes.credit = choice.credit
 
         def nothing(*_: Any) -> list[list[Array]]:
             return [[x.zeros(self.lanes) for x in kind.results] for kind in self.kinds]
@@ -243,29 +184,33 @@ class Machine:
 
             return evaluate
 
-        requests = [[lanes.cells[x] for x in slots] for slots in self._slots]
+        waits = self._schedule.waits(lanes.pc)
+        requests = [[lanes.cells[x] for x in slots] for slots in self._places.slots]
         branches = [nothing, *(evaluation(i) for i in range(len(self.kinds)))]
         outs = jax.lax.switch(chosen, branches, waits, requests)
-        pc = lanes.pc
+        pc, places = lanes.pc, self._places
         for i, (kind, results) in enumerate(zip(self.kinds, outs, strict=True)):
             result_of = dict(zip(kind.results, results, strict=True))
             for pause, _, of_kind in kind.pauses:
-                goes_on = (pc == self._waiting[pause]) & (chosen == 1 + i)
+                goes_on = (pc == places.waiting[pause]) & (chosen == 1 + i)
                 for mine, its in of_kind.items():
-                    lanes.write(self._cells[mine], result_of[its], goes_on)
-                lanes.pc = jnp.where(goes_on, self._resume[pause], lanes.pc)
-        needed = jnp.where(ready, counts[first], 0)
-        return jnp.where(ready, self.lanes, 0), needed
+                    put(lanes.cells, places.cells[mine], result_of[its], goes_on)
+                resume = places.number[pause.resume]
+                lanes.pc = jnp.where(goes_on, resume, lanes.pc)
+        needed = jnp.where(choice.ready, choice.count, 0)
+        return jnp.where(choice.ready, self.lanes, 0), needed
 
     def _harvest(
         self, lanes: Lanes, rows: Sequence[Array], outs: list[Array]
     ) -> list[Array]:
         """Puts results in their places, and gives the lanes that are done new tasks."""
-        pairs = zip(self.program.start.params, rows, strict=True)
-        needed = {self._cells[x]: row for x, row in pairs if x in self._cells}
-        done = lanes.pc == self._finished
+        program, places = self.program, self._places
+        pairs = zip(program.start.params, rows, strict=True)
+        needed = {places.cells[x]: row for x, row in pairs if x in places.cells}
+        start = places.number[program.start]
+        done = lanes.pc == places.finished
         old = [lanes.cells.get(x) for x in needed]
-        results = [lanes.cells.get(x) for x in self._result.values()]
+        results = [lanes.cells.get(x) for x in places.results.values()]
 
         def go(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
             place = jnp.where(done, task, self.tasks)
@@ -280,7 +225,7 @@ class Machine:
             for (x, row), before in zip(needed.items(), old, strict=True):
                 taken = as_value(x, row.at[jnp.where(goes_on, new, 0)].get(mode="clip"))
                 args.append(taken if before is None else select(goes_on, taken, before))
-            pc = jnp.where(done, jnp.where(goes_on, self._start, self._idle), pc)
+            pc = jnp.where(done, jnp.where(goes_on, start, places.idle), pc)
             next_task = jnp.minimum(next_task + jnp.sum(done), self.tasks)
             return pc, task, next_task.astype(jnp.int32), outs, args
 

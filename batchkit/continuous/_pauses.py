@@ -4,6 +4,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, final
 
+from ..batchers._jaxprs import inner_jaxprs
 from ._equations import (
     Cond,
     Jaxpr,
@@ -11,7 +12,6 @@ from ._equations import (
     WhileLoop,
     called,
     control_flow,
-    inner_jaxprs,
     is_literal,
     name_of_call,
 )
@@ -36,14 +36,14 @@ class AbstractPauses(abc.ABC):
 
 @final
 class AtCalls(AbstractPauses):
-    """Pauses at each call of `jax.jit` that goes by one of these names."""
+    """Pauses at each call of `jax.jit` that goes by a name."""
 
-    def __init__(self, *names: str) -> None:
-        self._names = names
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._found: dict[int, tuple[Any, bool]] = {}
 
     def at(self, eqn: Any) -> bool:
-        return name_of_call(eqn) in self._names
+        return name_of_call(eqn) == self._name
 
     def inside(self, eqn: Any, inputs: Sequence[Operand]) -> bool:
         del inputs

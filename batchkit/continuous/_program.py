@@ -36,7 +36,7 @@ class Value:
 class Number:
     """A constant that stands in the program itself."""
 
-    value: Any  # an array of NumPy
+    value: Any  # an array or a scalar of NumPy
 
 
 Operand: TypeAlias = Value | Number
@@ -55,7 +55,6 @@ class Instruction:
     inputs: list[Operand]
     outputs: list[Value | None]  # None where nobody reads it
     key: Any = None  # equal keys and inputs mean equal outputs
-    weight: int = 0  # how much there is to compute, roughly
     stores: bool = False  # changes its first input, and only where active
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 
+from ..batchers._jaxprs import inner_jaxprs
 from ..batchers._refusals import draws_by_batch
-from ._equations import communicates, inner_jaxprs, is_literal
+from ._equations import communicates, is_literal
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
 from ._running import run

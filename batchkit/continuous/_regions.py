@@ -30,68 +30,66 @@ def with_regions(
     items: Sequence[Item], outputs: Sequence[Operand], pauses: AbstractPauses
 ) -> list[Item | Region]:
     """The same items, in an order that keeps what belongs together side by side."""
-    done: list[Item | list[Item]] = []
-    rest: list[Item | list[Item]] = [
-        [item] if pauses.at(item.eqn) and _differs(item) else item for item in items
-    ]
-    while rest:
-        first = rest.pop(0)
-        if isinstance(first, list):
-            merged = _with_partner(first, rest, pauses)
-            if merged is not None:
-                rest = merged
-                continue
-        done.append(first)
+
+    def is_call(group: list[Item]) -> bool:
+        differs = any(x is not None and not x.shared for x in group[0].outputs)
+        return pauses.at(group[0].eqn) and differs
+
+    done: list[list[Item]] = []
+    groups = [[item] for item in items]
+    while groups:
+        first, *groups = groups
+        merged = _with_partner(first, groups, pauses) if is_call(first) else None
+        if merged is None:
+            done.append(first)
+        else:
+            groups = merged
     return [
-        _region(each, done[i + 1 :], outputs) if isinstance(each, list) else each
-        for i, each in enumerate(done)
+        _region(group, done[i + 1 :], outputs) if is_call(group) else group[0]
+        for i, group in enumerate(done)
     ]
-
-
-def _differs(item: Item) -> bool:
-    return any(x is not None and not x.shared for x in item.outputs)
 
 
 def _with_partner(
-    group: list[Item], rest: list[Item | list[Item]], pauses: AbstractPauses
-) -> list[Item | list[Item]] | None:
-    """The items from here on with the next partner of a group in it, if it has one."""
-    place, partner = _first_partner(group, rest)
-    if not partner:
+    group: list[Item], rest: list[list[Item]], pauses: AbstractPauses
+) -> list[list[Item]] | None:
+    """The groups from here on with the next partner of one in it, if it has one."""
+    places = (
+        i for i, each in enumerate(rest) if any(_is_partner(each[0], x) for x in group)
+    )
+    place = next(places, None)
+    if place is None:
         return None
-    made = {id(x) for item in group for x in item.outputs}
-    before: list[Item | list[Item]] = []
-    dependent: list[Item | list[Item]] = []
+    made = _outputs(group)
+    before: list[list[Item]] = []
+    dependent: list[list[Item]] = []
     for each in rest[:place]:
-        parts = each if isinstance(each, list) else [each]
-        if any(id(x) in made for part in parts for x in part.inputs):
-            dependent.append(each)
-            made.update(id(x) for part in parts for x in part.outputs)
-        else:
+        if made.isdisjoint(_inputs(each)):
             before.append(each)
-    wanted = {id(x) for item in partner for x in item.inputs}
-    between: list[Item] = []
-    later: list[Item | list[Item]] = []
-    for each in reversed(dependent):
-        parts = each if isinstance(each, list) else [each]
-        if any(id(x) in wanted for part in parts for x in part.outputs):
-            if any(pauses.inside(part.eqn, part.inputs) for part in parts):
-                return None
-            between[:0] = parts
-            wanted.update(id(x) for part in parts for x in part.inputs)
         else:
+            dependent.append(each)
+            made |= _outputs(each)
+    wanted = _inputs(rest[place])
+    between: list[Item] = []
+    later: list[list[Item]] = []
+    for each in reversed(dependent):
+        if wanted.isdisjoint(_outputs(each)):
             later.insert(0, each)
-    return [*before, [*group, *between, *partner], *later, *rest[place + 1 :]]
+            continue
+        if any(pauses.inside(item.eqn, item.inputs) for item in each):
+            return None
+        between[:0] = each
+        wanted |= _inputs(each)
+    whole = [*group, *between, *rest[place]]
+    return [*before, whole, *later, *rest[place + 1 :]]
 
 
-def _first_partner(
-    group: list[Item], rest: list[Item | list[Item]]
-) -> tuple[int, list[Item]]:
-    """The place of a partner and what it consists of; nothing if there is none."""
-    for place, each in enumerate(rest):
-        if isinstance(each, list) and any(_is_partner(each[0], x) for x in group):
-            return place, each
-    return 0, []
+def _inputs(group: list[Item]) -> set[int]:
+    return {id(x) for item in group for x in item.inputs}
+
+
+def _outputs(group: list[Item]) -> set[int]:
+    return {id(x) for item in group for x in item.outputs if x is not None}
 
 
 def _is_partner(item: Item, of: Item) -> bool:
@@ -110,17 +108,14 @@ def _callee(item: Item) -> Any:
 
 
 def _region(
-    group: list[Item], later: Sequence[Item | list[Item]], outputs: Sequence[Operand]
+    group: list[Item], later: Sequence[list[Item]], outputs: Sequence[Operand]
 ) -> Region:
-    made = [x for item in group for x in item.outputs if x is not None]
-    ids = {id(x) for x in made}
-    inputs: dict[int, Value] = {}
-    for item in group:
-        for x in item.inputs:
-            if isinstance(x, Value) and id(x) not in ids:
-                inputs[id(x)] = x
-    read = {id(x) for x in outputs}
-    for each in later:
-        for item in each if isinstance(each, list) else [each]:
-            read.update(id(x) for x in item.inputs)
-    return Region(group, list(inputs.values()), [x for x in made if id(x) in read])
+    made = _outputs(group)
+    inputs = [x for item in group for x in item.inputs if id(x) not in made]
+    read = {id(x) for x in outputs}.union(*map(_inputs, later))
+    results = [x for item in group for x in item.outputs if x is not None]
+    return Region(
+        group,
+        list(dict.fromkeys(x for x in inputs if isinstance(x, Value))),
+        [x for x in results if id(x) in read],
+    )

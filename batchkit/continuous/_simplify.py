@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from ._compare import same_equation
+from ._compare import same_equation, same_number
 from ._equations import has_own_derivative
 from ._liveness import live_after, live_values, needed_instructions
 from ._program import (
@@ -17,6 +17,7 @@ from ._program import (
     Pause,
     Program,
     Value,
+    operands,
 )
 
 
@@ -151,18 +152,12 @@ def _drop_unneeded(program: Program) -> None:
 
 def _read(block: Block) -> list[Operand]:
     """Everything that a block reads."""
-    read = [x for instruction in block.body for x in instruction.inputs]
-    read += [x for jump in block.jumps for x in jump.args]
-    match block.end:
-        case Branch():
-            read.append(block.end.index)
-        case Pause():
-            read += [*block.end.args, *(x for i in block.end.region for x in i.inputs)]
-        case Finish():
-            read += block.end.outputs
-        case _:
-            pass
-    return read
+    body = list(block.body)
+    if isinstance(block.end, Pause):
+        body += block.end.region
+    args = [x for jump in block.jumps for x in jump.args]
+    inputs = [x for instruction in body for x in instruction.inputs]
+    return [*inputs, *args, *operands(block.end)]
 
 
 def _replace(program: Program, same: dict[int, Operand]) -> None:
@@ -197,8 +192,7 @@ def _replace(program: Program, same: dict[int, Operand]) -> None:
 
 def _same_operand(one: Operand, other: Operand) -> bool:
     if isinstance(one, Number) and isinstance(other, Number):
-        same_type = one.value.dtype == other.value.dtype
-        return same_type and one.value.tobytes() == other.value.tobytes()
+        return same_number(one.value, other.value)
     return one is other
 
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ._kinds import read, write
-from ._lanes import Lanes
+from ._lanes import Lanes, put
 from ._liveness import own
+from ._places import Places
 from ._program import Block, Branch, Finish, Operand, Pause, Value
 
 
@@ -52,12 +53,9 @@ class Step:
         here = lanes.pc == self.number
         written = self.written
 
-        def go(lanes_pc: Any, cells: dict[Value, Any]) -> Any:
-            after = Lanes(
-                lanes_pc, lanes.task, lanes.next_task, lanes.credit, dict(cells)
-            )
-            self._execute(here, after, shared)
-            return after.pc, [after.cells[x] for x in written]
+        def go(pc: Any, cells: dict[Value, Any]) -> Any:
+            pc, cells = self._execute(here, pc, dict(cells), shared)
+            return pc, [cells[x] for x in written]
 
         def stay(pc: Any, cells: dict[Value, Any]) -> Any:
             count = pc.shape[0]
@@ -79,7 +77,9 @@ class Step:
         lanes.pc = pc
         lanes.cells.update(zip(written, new, strict=True))
 
-    def _execute(self, here: Any, lanes: Lanes, shared: Mapping[Value, Any]) -> None:
+    def _execute(
+        self, here: Any, pc: Any, cells: dict[Value, Any], shared: Mapping[Value, Any]
+    ) -> tuple[Any, dict[Value, Any]]:
         end = self.block.end
 
         def on_a_lane(active: Any, values: list[Any]) -> tuple[list[Any], Any]:
@@ -92,61 +92,45 @@ class Step:
             way = read(end.index, env) if isinstance(end, Branch) else 0
             return outs, way
 
-        values = [lanes.cells[x] for x in self.reads.values()]
-        size = here.shape[0]
-        outs, way = jax.vmap(on_a_lane, axis_size=size)(here, values)
+        values = [cells[x] for x in self.reads.values()]
+        outs, way = jax.vmap(on_a_lane, axis_size=here.shape[0])(here, values)
         way = jnp.clip(way.astype(jnp.int32), 0, len(self.next) - 1)
         for assignment, out in zip(self.assignments, outs, strict=True):
             if assignment.stored:
-                lanes.cells[assignment.cell] = out
+                cells[assignment.cell] = out
                 continue
             where = here
             if assignment.ways is not None:
                 taken = [way == i for i in sorted(assignment.ways)]
                 where = here & functools.reduce(jnp.logical_or, taken)
-            lanes.write(assignment.cell, out, where)
+            put(cells, assignment.cell, out, where)
         goes_to = self.next[0]
         if len(self.next) > 1:
             goes_to = jnp.array(self.next, jnp.int32)[way]
-        lanes.pc = jnp.where(here, goes_to, lanes.pc)
+        return jnp.where(here, goes_to, pc), cells
 
 
-def step_of(
-    block: Block,
-    number: Mapping[Block, int],
-    live: Mapping[Block, set[Value]],
-    cells: Mapping[Value, Value],
-    waiting: Mapping[Pause, int],
-    slots: Mapping[Pause, list[tuple[Value, Operand]]],
-    results: Mapping[Value, Value],
-    finished: int,
-    hot: int,
-) -> Step:
+def step_of(block: Block, places: Places, hot: int) -> Step:
     """A block as a step of the sweep.
 
     **Arguments:**
 
     - `block`: the block.
-    - `number`: the place of each block in the sweep.
-    - `live`: what each block reads from before.
-    - `cells`: where each value is kept.
-    - `waiting`: the program counter of a lane that waits at a pause.
-    - `slots`: where the arguments of a pause are put, and what they are.
-    - `results`: where the outputs of a task are put.
-    - `finished`: the program counter of a lane whose task is done.
+    - `places`: where lanes are, and where they keep what they have.
     - `hot`: blocks in as many loops as this, or more, have a lane in nearly every
         sweep, so that it does not pay to ask.
     """
+    live, cells = places.live, places.cells
     passed: list[list[tuple[Value, Operand]]]
     match block.end:
         case Pause() as pause:
             kept = [live[pause.resume] - set(pause.results)]
-            passed = [slots[pause]]
-            following = [waiting[pause]]
+            passed = [places.requests[pause]]
+            following = [places.waiting[pause]]
         case Finish():
             kept = [set[Value]()]
-            passed = [[(slot, x) for x, slot in results.items()]]
-            following = [finished]
+            passed = [[(slot, x) for x, slot in places.results.items()]]
+            following = [places.finished]
         case _:
             kept = [live[x.target] - set(x.target.params) for x in block.jumps]
             passed = [
@@ -156,11 +140,11 @@ def step_of(
                 ]
                 for x in block.jumps
             ]
-            following = [number[x.target] for x in block.jumps]
+            following = [places.number[x.target] for x in block.jumps]
     assignments = list(_assignments(block, cells, kept, passed))
     return Step(
         block,
-        number[block],
+        places.number[block],
         {x: cells[x] for x in _reads(block, assignments)},
         assignments,
         following,

@@ -6,8 +6,9 @@ they would become a loop. They are recognised by the jaxpr of one task.
 
 from typing import Any, Final, final
 
-import jax
 import jax.extend as jex
+
+from ..batchers._jaxprs import inner_jaxprs
 
 
 MOVES_DATA: Final = frozenset(
@@ -52,12 +53,6 @@ def only_moves_data(jaxpr: jex.core.ClosedJaxpr) -> bool:
 def _moves(jaxpr: Any) -> bool:
     return all(
         eqn.primitive.name in MOVES_DATA
-        or (eqn.primitive.name in _CALLS and all(map(_moves, _inner(eqn))))
+        or (eqn.primitive.name in _CALLS and all(map(_moves, inner_jaxprs(eqn))))
         for eqn in jaxpr.eqns
     )
-
-
-def _inner(eqn: Any) -> list[Any]:
-    kinds = (jex.core.Jaxpr, jex.core.ClosedJaxpr)
-    leaves = jax.tree.leaves(eqn.params, is_leaf=lambda x: isinstance(x, kinds))
-    return [getattr(x, "jaxpr", x) for x in leaves if isinstance(x, kinds)]

@@ -12,9 +12,9 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, final
 
 from ..batchers import AbstractBatcher
-from ..batchers._marks import SUPPOSED, looks_for_marks, mark
-from ._inside import children, wrapped_by
-from ._policies import AbstractPolicy, ByPhase, BySite
+from ..batchers._marks import SUPPOSED, mark
+from ._inside import wrapped_by
+from ._policies import AbstractPolicy, may_want
 
 
 @final
@@ -22,7 +22,7 @@ class Marker:
     """Marks functions, each of them once for every argument that it is."""
 
     def __init__(self, policy: AbstractBatcher | AbstractPolicy) -> None:
-        self._marks = _may_look_for_marks(policy)
+        self._marks = may_want(policy, "looks_for_marks")
         # By the identity of a function, which its mark keeps alive.
         self._marked: weakref.WeakValueDictionary[tuple[int, str], Any] = (
             weakref.WeakValueDictionary()
@@ -82,15 +82,3 @@ def _names_of_positional(function: FunctionType, count: int) -> Iterable[str]:
     parameters = inspect.signature(function).parameters.values()
     names = [x.name for x in parameters if x.kind in kinds]
     return [*names, *(f"argument {i}" for i in range(len(names), count))][:count]
-
-
-def _may_look_for_marks(policy: object) -> bool:
-    if isinstance(policy, AbstractBatcher):
-        return looks_for_marks(policy)
-    if isinstance(policy, ByPhase | BySite):
-        inside = children(policy, lambda x: isinstance(x, AbstractPolicy))
-        parts = [
-            x for each in inside for x in (each if isinstance(each, tuple) else [each])
-        ]
-        return any(map(_may_look_for_marks, parts))
-    return isinstance(policy, AbstractPolicy)  # which may choose whatever it likes

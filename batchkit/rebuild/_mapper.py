@@ -20,7 +20,7 @@ from ..batchers._watching import innermost
 from ._data_movement import OnlyMovesDataError, only_moves_data
 from ._finder import site_of_call
 from ._marks import REBUILT
-from ._policies import AbstractPolicy, chosen
+from ._policies import AbstractPolicy, chosen, may_want
 from ._vmaps import Mapped, as_stand_in, remember_mapped
 
 
@@ -43,6 +43,7 @@ class Mapper:
         self._policy = policy
         self._phase = phase
         self._users = users
+        self._looks_around = may_want(policy, "looks_around")
         self._sites: dict[tuple[CodeType, int], Site] = {}
 
         def vmap(
@@ -80,7 +81,7 @@ class Mapper:
             **mapped.arguments,
             on_task=_leave_data_movement,
         )
-        if batcher == Vmap():
+        if batcher == Vmap() and not self._looks_around:
             new = _unless_watched(new, jax.vmap(mapped.fun, **mapped.arguments))
         remember_mapped(new, mapped, self)
         return new

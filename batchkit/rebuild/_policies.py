@@ -12,6 +12,7 @@ from typing import Any, final
 import equinox as eqx
 
 from ..batchers import AbstractBatcher, Site, Vmap
+from ..batchers._marks import wants
 from ._inside import children
 from ._phases import PHASES
 from ._table import table
@@ -218,6 +219,19 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
             f"{type(batcher).__name__}."
         )
     return batcher
+
+
+def may_want(policy: object, what: str) -> bool:
+    """Whether some batcher of a policy may have a class variable that says yes."""
+    if isinstance(policy, AbstractBatcher):
+        return wants(policy, what)
+    if isinstance(policy, ByPhase | BySite):
+        inside = children(policy, lambda x: isinstance(x, AbstractPolicy))
+        parts = [
+            x for each in inside for x in (each if isinstance(each, tuple) else [each])
+        ]
+        return any(may_want(x, what) for x in parts)
+    return isinstance(policy, AbstractPolicy)  # which may choose whatever it likes
 
 
 def refuse_idle_patterns(

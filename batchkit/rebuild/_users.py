@@ -1,6 +1,7 @@
 """The functions that a user hands to a sampler, by their code."""
 
 import functools
+import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -70,5 +71,5 @@ def _innermost(value: Any) -> FunctionType | None:
         elif _NOBODYS.hold(type(value).__module__):
             return None
         else:
-            value = getattr(type(value), "__call__", None)  # noqa: B004
+            value = inspect.getattr_static(type(value), "__call__", None)
     return None

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
+from ..batchers._bytes import in_words
 from ..rebuild._table import html_table, table
-from ._memory import MemoryUse, in_words, memory_of
+from ._memory import MemoryUse, memory_of
 from ._program import trace_afresh
 from ._reached import ReachedSite, records_of
 from ._watch import watching

@@ -6,6 +6,7 @@ from typing import Any, final
 
 import jax
 
+from ..batchers._bytes import in_words
 from ..rebuild._table import html_table, table
 from ._program import trace
 
@@ -124,12 +125,3 @@ def memory_of(compiled: jax.stages.Compiled) -> MemoryUse:
         stats.temp_size_in_bytes,
         stats.alias_size_in_bytes,
     )
-
-
-def in_words(size: int) -> str:
-    """Bytes with a decimal unit: 27.6 GB."""
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value /= 1000
-        units.pop(0)
-    return f"{size} B" if units[0] == "B" else f"{value:.3g} {units[0]}"

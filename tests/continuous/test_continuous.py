@@ -8,7 +8,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import assert_same
+from ..helpers import assert_same, explained
 
 
 N = 13
@@ -61,7 +61,7 @@ def test_as_vmap(lanes: int) -> None:
 
 
 def test_layout_is_explained() -> None:
-    (reached,) = bk.explain(bk.Continuous(4)(_walk), *_arguments()).reached
+    (reached,) = explained(bk.Continuous(4)(_walk), *_arguments())
     assert reached.layout == "4 lanes kept busy"
     assert reached.at_once == 4
     assert reached.note.startswith("pauses at _loglikelihood; ")
@@ -141,6 +141,6 @@ def test_marks_out_of_reach_do_not_count() -> None:
         return jax.lax.while_loop(lambda c: c[0] < n, turn, start)[1]
 
     n = jnp.arange(9)
-    (reached,) = bk.explain(bk.Continuous(4)(task), n).reached
+    (reached,) = explained(bk.Continuous(4)(task), n)
     assert reached.note.startswith("pauses at small; ")
     assert jnp.allclose(bk.Continuous(4)(task)(n), jax.vmap(task)(n))

@@ -15,7 +15,7 @@ import pytest
 import batchkit as bk
 
 from ..batchers.test_drop_in import CASES, Case
-from ..helpers import TASKS, assert_same, counted, mesh
+from ..helpers import TASKS, assert_same, counted, explained, mesh
 
 
 X = np.arange(1, 1 + TASKS, dtype=np.float32)
@@ -118,7 +118,7 @@ def test_layouts(batcher: bk.AbstractBatcher, n: int) -> None:
 
 @pytest.mark.parametrize("name", list(LAYOUTS)[1:])
 def test_lanes_inside_of_others_pause_at_marks(name: str) -> None:
-    (reached,) = bk.explain(LAYOUTS[name](_halvings), X).reached
+    (reached,) = explained(LAYOUTS[name](_halvings), X)
     assert "lanes kept busy" in reached.layout
     assert reached.note.startswith("pauses at _half; ")
 

@@ -12,7 +12,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import assert_same, primitives
+from ..helpers import assert_same, explained, primitives
 
 
 X = np.arange(1, 8, dtype=np.float32)
@@ -24,7 +24,7 @@ def _square(x: Any) -> Any:
 
 def _note(task: Callable[..., Any], batcher: Any = None) -> str:
     batcher = bk.Continuous(3) if batcher is None else batcher
-    (reached,) = bk.explain(batcher(task), X).reached
+    (reached,) = explained(batcher(task), X)
     return reached.note
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import counted, temp_bytes
+from ..helpers import counted, explained, temp_bytes
 
 
 SIDE = 256
@@ -30,7 +30,7 @@ def _climb(loglikelihood: Any, x: Any) -> Any:
 
 def _remembered(batched: Any, *args: Any) -> int:
     """The bytes that a lane remembers from one evaluation to the next."""
-    (reached,) = bk.explain(batched, *args).reached
+    (reached,) = explained(batched, *args)
     match = re.search(r"(\d+) B remembered per lane", reached.note)
     assert match is not None
     return int(match.group(1))

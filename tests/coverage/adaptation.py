@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from blackjax.adaptation import base as adaptation_base
 
-from .cases import LANES, ONE, Case, Program, logdensity, position, positions
+from .cases import LANES, Case, Program, logdensity, position, positions
 
 
 STEPS = 3
@@ -162,10 +162,12 @@ CASES = (
         1e-12,
         variant="chains",
         eager=True,
-        quick=ONE,
+        quick=(),
     ),
     Case("meads_adaptation", _meads(), STEPS, 1e-13),
-    Case("meads_adaptation", _meads(low_rank_rank=1), STEPS, 1e-13, variant="low_rank"),
+    Case(
+        "meads_adaptation", _meads(low_rank_rank=1), STEPS, 1e-13, "low_rank", quick=()
+    ),
     Case("chees_adaptation", _chees(), STEPS, 1e-13),
     Case(
         "chees_adaptation",
@@ -173,6 +175,7 @@ CASES = (
         STEPS,
         1e-13,
         variant="metric",
+        quick=(),
     ),
     Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11, quick=()),
     Case(
@@ -181,7 +184,7 @@ CASES = (
         STEPS,
         1e-11,
         variant="chains",
-        quick=ONE,
+        quick=(),
     ),
     Case(
         "pathfinder_adaptation",
@@ -199,13 +202,12 @@ CASES = (
         variant="empirical",
         quick=(),
     ),
-    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, quick=ONE),
-    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13, quick=ONE),
+    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, quick=()),
+    Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13),
     Case(
         "adjusted_mclmc_find_L_and_step_size",
         _adjusted_mclmc,
         LANES,
         1e-13,
-        quick=ONE,
     ),
 )

@@ -14,7 +14,6 @@ LANES = 7
 # The layouts that split the tasks, and those that a case keeps to save time: without a
 # loop of its own length for each task, `Continuous` runs as `Chunked`.
 ALL = ("Chunked", "Sequential", "Sharded", "Continuous")
-CUT = ("Chunked", "Sequential", "Sharded")
 ONE = ("Chunked",)
 
 Fun = Callable[..., Any]
@@ -39,7 +38,7 @@ class Case:
     tolerance: float
     variant: str = ""
     eager: bool = False
-    quick: tuple[str, ...] = CUT
+    quick: tuple[str, ...] = ONE
 
     def __str__(self) -> str:
         return f"{self.name}[{self.variant}]" if self.variant else self.name

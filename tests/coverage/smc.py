@@ -15,7 +15,6 @@ from blackjax.smc.waste_free import waste_free_smc
 from .cases import (
     DIM,
     LANES,
-    ONE,
     Case,
     Program,
     loglikelihood,
@@ -240,8 +239,8 @@ def _from_module(generate: Any) -> Any:
 CASES = (
     Case("tempered_smc", _tempered(_whole), steps=2, tolerance=1e-13),
     Case("tempered_smc", _tempered(_whole, "nuts"), 2, 1e-13, "nuts", quick=()),
-    Case("tempered_smc", _waste_free, 2, 1e-13, "waste_free", quick=ONE),
-    Case("tempered_smc", _unshared, 2, 1e-13, "unshared", quick=ONE),
+    Case("tempered_smc", _waste_free, 2, 1e-13, "waste_free"),
+    Case("tempered_smc", _unshared, 2, 1e-13, "unshared"),
     Case("tempered", _tempered(_of_module), steps=2, tolerance=1e-13),
     Case("smc_family", _tempered(_first), steps=2, tolerance=1e-13),
     Case("generate_top_level_api_from", _tempered(_from_module), 2, 1e-13),

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 import batchkit as bk
 
-from ..helpers import SPLITTING, counted, mesh
+from ..helpers import SPLITTING, counted, explained, mesh
 
 
 ROWS = jnp.arange(24.0).reshape(6, 2, 2)
@@ -165,7 +165,7 @@ def test_a_batcher_of_ones_own_cuts_what_it_is_told_to():
 
 
 def notes(fun: Callable[..., Any], *args: Any) -> list[tuple[str, str, int]]:
-    reached = bk.explain(fun, *args).reached
+    reached = explained(fun, *args)
     return [(x.note, x.layout, x.at_once) for x in reached]
 
 
@@ -194,7 +194,7 @@ def test_explain_tells_it_of_the_one_that_moves(rebuild):
     def outer(r: jax.Array) -> jax.Array:
         return run(lambda s: s[::-1], r) * 2
 
-    (reached,) = bk.explain(lambda x: run(outer, x), ROWS).reached
+    (reached,) = explained(lambda x: run(outer, x), ROWS)
     assert (reached.note, reached.at_once) == ("", 1)
     (inside,) = reached.inside
     assert (inside.note, inside.at_once) == (NOTE, 2)

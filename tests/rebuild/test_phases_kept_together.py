@@ -7,6 +7,8 @@ import pytest
 
 import batchkit as bk
 
+from ..helpers import explained
+
 
 ROWS = jnp.arange(24.0).reshape(12, 2)
 PAIR = """
@@ -32,7 +34,7 @@ def _without_type_checks(no_type_checks: None) -> None:
 
 def batchers(pair: Any) -> tuple[str, str]:
     """The batchers of the first site of `init` and of `step`."""
-    reached = [bk.explain(fun, ROWS).reached for fun in pair]
+    reached = [explained(fun, ROWS) for fun in pair]
     return reached[0][0].batcher, reached[1][0].batcher
 
 

@@ -230,7 +230,7 @@ BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
         ("init", {None: {"init", "shared"}}),
         (None, {**BOTH, None: {"other", "shared"}}),
     ],
-    ids=str,
+    ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_phases_are_told_by_names(name, expected, make_package):
     module = make_package(init=PHASES)

@@ -7,6 +7,8 @@ import pytest
 
 import batchkit as bk
 
+from ..helpers import explained
+
 
 ROWS = jnp.arange(24.0).reshape(12, 2)
 
@@ -34,7 +36,7 @@ def test_an_import_of_the_function_around(statement, make_package, no_type_check
     rebuilt = bk.rebuild_sampler(
         module.run, batcher={str(site): bk.Chunked(2)}, packages=("toy",)
     )
-    (reached,) = bk.explain(rebuilt, ROWS).reached
+    (reached,) = explained(rebuilt, ROWS)
     assert (reached.site, reached.batcher) == (site, "Chunked(2)")
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import batchkit as bk
 
+from ..helpers import explained
 from .problems import SMC
 from .spellings import SPELLINGS
 
@@ -35,7 +36,7 @@ def run_by_batchers(reached: tuple[bk.ReachedSite, ...]) -> Iterator[bk.ReachedS
 
 
 def reached_by(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> set[Place]:
-    reached = bk.explain(fun, *args, **kwargs).reached
+    reached = explained(fun, *args, **kwargs)
     return {place(x.site) for x in run_by_batchers(reached)}
 
 

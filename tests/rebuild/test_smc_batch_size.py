@@ -15,7 +15,7 @@ from blackjax.smc.waste_free import waste_free_smc
 
 import batchkit as bk
 
-from ..helpers import equations
+from ..helpers import equations, explained
 from .problems import SMC
 
 
@@ -82,5 +82,5 @@ def test_batch_size_wins_in_a_strategy_that_is_handed_in():
 @pytest.mark.usefixtures("no_type_checks")
 def test_explain_reaches_no_site_where_batch_size_wins():
     # Without `batch_size` it reaches both, as the tests of what is reached show.
-    reached = bk.explain(*step(bk.Chunked(2), 4)).reached
+    reached = explained(*step(bk.Chunked(2), 4))
     assert KERNELS.isdisjoint(x.site.name for x in reached)
