@@ -33,6 +33,14 @@ from .reports import (
     explain as explain,
     memory as memory,
 )
+from .run import (
+    ChainRun as ChainRun,
+    ChainSeconds as ChainSeconds,
+    ChainSummary as ChainSummary,
+    Diagnostic as Diagnostic,
+    StartError as StartError,
+    run_chains as run_chains,
+)
 
 
 __all__ = [
@@ -42,8 +50,12 @@ __all__ = [
     "BudgetError",
     "ByPhase",
     "BySite",
+    "ChainRun",
+    "ChainSeconds",
+    "ChainSummary",
     "Chunked",
     "Continuous",
+    "Diagnostic",
     "Explanation",
     "Fitted",
     "LaneStats",
@@ -54,6 +66,7 @@ __all__ = [
     "Sharded",
     "Site",
     "Sites",
+    "StartError",
     "UnreachableSiteError",
     "Vmap",
     "expensive",
@@ -62,5 +75,6 @@ __all__ = [
     "fit",
     "memory",
     "rebuild_sampler",
+    "run_chains",
     "sites",
 ]

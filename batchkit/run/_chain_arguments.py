@@ -1,0 +1,200 @@
+"""The arguments of `run_chains`, refused before anything is traced for long."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ..batchers import AbstractBatcher
+from ._sampler import is_algorithm, is_api
+
+
+_OF_API: Final = ("logdensity_fn", "rng_key", "positions")
+
+
+@final
+class Given(NamedTuple):
+    """What a call gave, by name; `logdensity_fn` is None with an algorithm."""
+
+    logdensity_fn: Any
+    rng_key: Any
+    positions: Any
+    settings: dict[str, Any]
+
+
+def given(sampler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Given:
+    """Says which argument is which: that depends on the first."""
+    if is_api(sampler):
+        names, what = _OF_API, "an API, with its log-density"
+    elif is_algorithm(sampler):
+        names, what = _OF_API[1:], "an algorithm, which has its log-density in it"
+    else:
+        raise TypeError(
+            f"run_chains({sampler!r}, ...): the first argument must be an API such as "
+            "blackjax.nuts, or an algorithm with `init` and `step` such as "
+            f"blackjax.nuts(logdensity_fn, ...); got {type(sampler).__name__}."
+        )
+    settings = dict(kwargs)
+    taken = dict(zip(names, args, strict=False))
+    for name in names[len(args) :]:
+        if name in settings:
+            taken[name] = settings.pop(name)
+    if len(args) > len(names) or len(taken) < len(names):
+        raise TypeError(
+            f"run_chains: after {what}, come {', '.join(names)}; got {len(args)} "
+            f"arguments and {', '.join(settings) or 'none'} by name."
+        )
+    logdensity_fn = taken.get("logdensity_fn")
+    if is_api(sampler) and not callable(logdensity_fn):
+        raise TypeError(
+            f"run_chains(logdensity_fn={logdensity_fn!r}): logdensity_fn must be a "
+            "function from one position to a scalar; got "
+            f"{type(logdensity_fn).__name__}."
+        )
+    return Given(logdensity_fn, taken["rng_key"], taken["positions"], settings)
+
+
+def refuse_warmup(settings: Mapping[str, Any]) -> None:
+    """Raises if a warm-up, or a setting of it, is asked of an algorithm."""
+    for name, value in settings.items():
+        raise TypeError(
+            f"run_chains({name}={value!r}): an algorithm has its parameters already, "
+            f"and there is no warm-up that could use {name}. Leave it out, or pass "
+            "the API with the log-density: `run_chains(blackjax.nuts, logdensity_fn, "
+            "rng_key, positions)`."
+        )
+
+
+def check_count(name: str, value: object) -> int:
+    """An int of at least 1, or an error."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"run_chains({name}={value!r}): {name} must be an int, at least 1; got "
+            f"{type(value).__name__}."
+        )
+    if value < 1:
+        remedy = {
+            "num_warmup": " To sample without a warm-up pass an algorithm: "
+            "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
+            "thin": " 1 keeps every draw.",
+        }
+        raise ValueError(
+            f"run_chains({name}={value}): {name} must be at least 1."
+            f"{remedy.get(name, '')}"
+        )
+    return value
+
+
+def check_acceptance(value: object) -> float:
+    """A rate between 0 and 1, or an error."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"run_chains(target_acceptance={value!r}): target_acceptance must be a "
+            f"number between 0 and 1, such as 0.8; got {type(value).__name__}."
+        )
+    if not 0 < value < 1:
+        raise ValueError(
+            f"run_chains(target_acceptance={value}): target_acceptance must be between "
+            "0 and 1, such as 0.8, or 0.95 if transitions diverge."
+        )
+    return float(value)
+
+
+def check_batcher(batcher: object) -> None:
+    """Raises if it is none."""
+    if not isinstance(batcher, AbstractBatcher):
+        raise TypeError(
+            f"run_chains(batcher={batcher!r}): batcher must be a batcher such as "
+            f"`Vmap()` or `Continuous(8)`; got {type(batcher).__name__}."
+        )
+
+
+def check_key(rng_key: Any) -> None:
+    """Raises if it is not one key."""
+    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != jnp.uint32:
+        raise TypeError(
+            f"run_chains(rng_key={rng_key!r}): rng_key must be a key of JAX, such as "
+            "jax.random.key(0)."
+        )
+    assert shape is not None
+    if len(shape) != (0 if typed else 1):
+        raise ValueError(
+            f"run_chains(rng_key=...): rng_key must be one key; got an array of shape "
+            f"{shape}. The keys of the chains are made from it."
+        )
+
+
+def starts_from(positions: PyTree) -> PyTree:
+    """The starts as arrays of JAX with a common leading axis, or an error."""
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    if not leaves:
+        raise ValueError(
+            f"run_chains(positions={positions!r}): there is no array in positions. "
+            "Pass a pytree of arrays of shape (chains, ...)."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        name = _name(path)
+        array = jnp.asarray(leaf) if _is_numeric(leaf) else None
+        if array is None or jnp.issubdtype(array.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"run_chains(positions=...): {name} must be an array of real numbers; "
+                f"got {getattr(leaf, 'dtype', type(leaf).__name__)}."
+            )
+        if array.ndim == 0:
+            raise ValueError(
+                f"run_chains(positions=...): {name} is a scalar, without an axis for "
+                "the chains. Give it the shape (chains, ...), one row a chain."
+            )
+        sizes[name] = array.shape[0]
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            "run_chains(positions=...): every array must have one row for each chain, "
+            f"but {told}. Stack the starts along axis 0."
+        )
+    if 0 in sizes.values():
+        raise ValueError(
+            "run_chains(positions=...): there are no chains, because the leading axis "
+            "has length 0. Pass one start for each chain, four or more."
+        )
+    return jax.tree.map(jnp.asarray, positions)
+
+
+def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> None:
+    """Raises if the log-density has no gradient, or is no scalar."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"run_chains(positions=...): {_name(path)} is of "
+                f"{leaf.dtype}, but the sampler takes gradients, which need floating-"
+                "point numbers. Pass it as such, or sample it with another algorithm."
+            )
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    out = jax.eval_shape(logdensity_fn, row)
+    dtype, shape = getattr(out, "dtype", None), getattr(out, "shape", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or shape != ():
+        got = type(out).__name__ if dtype is None else f"{dtype} of shape {shape}"
+        raise TypeError(
+            "run_chains(logdensity_fn=...): logdensity_fn must return one real "
+            f"number, a scalar, for one position; got {got}. Sum over data and "
+            "dimensions, as in `jnp.sum(...)`."
+        )
+
+
+def _name(path: Any) -> str:
+    """An array as the user would write it."""
+    return f"positions{jax.tree_util.keystr(path)}"
+
+
+def _is_numeric(leaf: Any) -> bool:
+    if isinstance(leaf, bool | int | float):
+        return True
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return False
+    return jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)

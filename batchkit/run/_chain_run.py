@@ -1,0 +1,188 @@
+"""What chains have found, and whether to trust it."""
+
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from ..rebuild._table import html_table, table
+from ._chain_summary import ChainSummary, named_numbers
+from ._chain_warnings import diagnose_chains
+from ._convergence import Convergence
+
+
+@final
+class ChainSeconds(NamedTuple):
+    """How long chains took: to compile, to warm up, and to sample.
+
+    ```python
+    import batchkit as bk
+
+    assert sum(bk.ChainSeconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
+    ```
+    """
+
+    compile: float
+    warmup: float
+    sampling: float
+
+
+@final
+class ChainRun:
+    """The result of Markov chain Monte Carlo: draws, and whether to trust them.
+
+    R-hat and the effective sample sizes are those of Vehtari et al. (2021, Bayesian
+    Analysis 16(2), 667-718, arXiv:1903.08008): of the ranks, each half of a chain taken
+    for a chain of its own. Draws made elsewhere may be given too.
+
+    ```python
+    import numpy as np
+    import batchkit as bk
+
+    draws = np.random.default_rng(0).normal(size=(4, 1000, 2))
+    run = bk.ChainRun({"x": draws})
+    assert np.all(run.rhat["x"] < 1.01)
+    assert run.warnings == ()
+    print(run)
+    print(run.summary())
+    ```
+    """
+
+    def __init__(
+        self,
+        samples: PyTree,
+        *,
+        logdensity: Float[np.ndarray, "chains draws"] | None = None,
+        diverging: Int[np.ndarray, "chains draws"] | None = None,
+        acceptance_rate: Float[np.ndarray, "chains draws"] | None = None,
+        num_integration_steps: Int[np.ndarray, "chains draws"] | None = None,
+        tree_depth: Int[np.ndarray, "chains draws"] | None = None,
+        step_size: Float[np.ndarray, " chains"] | None = None,
+        inverse_mass_matrix: Float[np.ndarray, "chains *dims"] | None = None,
+        max_tree_depth: int | None = None,
+        seconds: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        """**Arguments:**
+
+        - `samples`: the draws, a pytree of arrays of shape `(chains, draws, ...)`.
+        - `logdensity`: the log-density of each draw. This and the others are None by
+            default, if the sampler does not tell.
+        - `diverging`: how many transitions diverged on the way to each draw.
+        - `acceptance_rate`: the mean acceptance rate on the way to each draw.
+        - `num_integration_steps`: the integration steps on the way to each draw.
+        - `tree_depth`: how often the longest trajectory on the way to each draw was
+            doubled.
+        - `step_size`: of each chain.
+        - `inverse_mass_matrix`: of each chain, its diagonal or the whole of it.
+        - `max_tree_depth`: how often a trajectory may be doubled.
+        - `seconds`: how long it took to compile, to warm up and to sample; 0 by
+            default.
+
+        **Raises:**
+
+        `ValueError` if the arrays of `samples` differ in chains or draws, or if there
+        are none.
+        """
+        self.samples = jax.tree.map(np.asarray, samples)
+        shapes = {x.shape[:2] for x in jax.tree.leaves(self.samples)}
+        if len(shapes) != 1 or len(min(shapes)) != 2 or 0 in min(shapes):
+            raise ValueError(
+                f"ChainRun(samples=...): every array must have the shape (chains, "
+                f"draws, ...), with the same chains and draws; got {sorted(shapes)}."
+            )
+        ((self.num_chains, self.num_samples),) = shapes
+        self.logdensity = logdensity
+        self.diverging = diverging
+        self.acceptance_rate = acceptance_rate
+        self.num_integration_steps = num_integration_steps
+        self.tree_depth = tree_depth
+        self.step_size = step_size
+        self.inverse_mass_matrix = inverse_mass_matrix
+        self.max_tree_depth = max_tree_depth
+        self.seconds = ChainSeconds(*seconds)
+        self._convergence = Convergence(self.samples)
+        self.warnings = diagnose_chains(
+            self.samples,
+            self._convergence,
+            logdensity=logdensity,
+            diverging=diverging,
+            tree_depth=tree_depth,
+            max_tree_depth=max_tree_depth,
+        )
+
+    @property
+    def rhat(self) -> PyTree:
+        """Split R-hat of ranks, of each number of a position; 1 if chains agree."""
+        return self._convergence.rhat
+
+    @property
+    def ess_bulk(self) -> PyTree:
+        """The effective sample size of each number for its mean or median."""
+        return self._convergence.ess_bulk
+
+    @property
+    def ess_tail(self) -> PyTree:
+        """The effective sample size of each number for its 5 % and 95 % quantiles."""
+        return self._convergence.ess_tail
+
+    @property
+    def divergences(self) -> Int[np.ndarray, " chains"] | None:
+        """How many transitions of each chain diverged; None if that is not known."""
+        return None if self.diverging is None else np.sum(self.diverging, axis=1)
+
+    @property
+    def acceptance(self) -> Float[np.ndarray, " chains"] | None:
+        """The mean acceptance rate of each chain; None if that is not known."""
+        rate = self.acceptance_rate
+        return None if rate is None else np.mean(rate, axis=1)
+
+    def summary(self) -> ChainSummary:
+        """A table of the parameters: mean, deviation, quantiles, and convergence."""
+        return ChainSummary(self.samples, self._convergence)
+
+    def __repr__(self) -> str:
+        return table(_HEAD, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        bulk, tail = _extreme(self.ess_bulk, min), _extreme(self.ess_tail, min)
+        rhat = _extreme(self.rhat, max)
+        rows = [
+            ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
+            ("R-hat", f"at most {rhat[1]:.3f} ({rhat[0]})"),
+            ("bulk ESS", f"at least {bulk[1]:,.0f} ({bulk[0]})"),
+            ("tail ESS", f"at least {tail[1]:,.0f} ({tail[0]})"),
+        ]
+        if self.divergences is not None:
+            rows.append(("divergences", f"{np.sum(self.divergences):,}"))
+        for name, values, form in (
+            ("acceptance", self.acceptance, "{:.2f}"),
+            ("step size", self.step_size, "{:.3g}"),
+            ("tree depth", self.tree_depth, "{:.0f}"),
+            ("integration steps", self.num_integration_steps, "{:,.0f}"),
+        ):
+            if values is not None:
+                rows.append((name, _range(values, form)))
+        times = "{:.1f} to compile, {:.1f} to warm up, {:.1f} to sample"
+        rows.append(("seconds", times.format(*self.seconds)))
+        return rows + [("warning", str(warning)) for warning in self.warnings]
+
+
+_HEAD: Final = ("chains", "")
+
+
+def _extreme(tree: PyTree, which: Any) -> tuple[str, float]:
+    """The largest or smallest number of a pytree, with its name; NaN before all."""
+    named = named_numbers(tree)
+    for name, value in named:
+        if np.isnan(value):
+            return name, value
+    return which(named, key=lambda pair: pair[1])
+
+
+def _range(values: np.ndarray, form: str) -> str:
+    low, mean, high = np.min(values), np.mean(values), np.max(values)
+    return f"{form.format(low)} to {form.format(high)}, mean {mean:.3g}"

@@ -1,0 +1,178 @@
+"""What can be wrong with chains, how one sees it, and what to do."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ._chain_summary import named_numbers
+from ._convergence import FEWEST_DRAWS, Convergence
+from ._diagnostic import Diagnostic
+
+
+# What Vehtari et al. (2021, arXiv:1903.08008) recommend.
+HIGHEST_RHAT: Final = 1.01
+LOWEST_ESS: Final = 100  # for each chain
+FEWEST_CHAINS: Final = 4
+
+
+def diagnose_chains(
+    samples: PyTree,
+    convergence: Convergence,
+    *,
+    logdensity: Any = None,
+    diverging: Any = None,
+    tree_depth: Any = None,
+    max_tree_depth: int | None = None,
+) -> tuple[Diagnostic, ...]:
+    """Looks for everything that may be wrong with chains.
+
+    **Arguments:**
+
+    - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
+    - `convergence`: R-hat and the effective sample sizes of them.
+    - `logdensity`, `diverging`, `tree_depth`: of shape `(chains, draws)`. What is None,
+        by default all of these, is not looked at.
+    - `max_tree_depth`: the depth at which a trajectory is cut off; by default none.
+
+    **Returns:**
+
+    What was found, the most serious first.
+    """
+    found = [*_not_finite(samples, logdensity), *_not_converged(samples, convergence)]
+    if diverging is not None:
+        found += _divergences(diverging)
+    if tree_depth is not None and max_tree_depth is not None:
+        found += _deepest_trees(tree_depth, max_tree_depth)
+    return (*found, *_few_chains(samples))
+
+
+def _not_finite(samples: PyTree, logdensity: Any) -> Iterator[Diagnostic]:
+    kept = [*jax.tree.leaves(samples), *jax.tree.leaves(logdensity)]
+    shape = kept[0].shape[:2]
+    bad = np.zeros(shape, bool)
+    for x in kept:
+        finite = np.isfinite(np.asarray(x).astype(np.float64)).reshape(*shape, -1)
+        bad |= ~np.all(finite, axis=-1)
+    count = int(np.sum(bad))
+    if count == 0:
+        return
+    chains = ", ".join(map(str, np.flatnonzero(np.any(bad, axis=1))))
+    yield Diagnostic(
+        "draws not finite",
+        float(count),
+        0.0,
+        f"{count:,} of {bad.size:,} draws, in chains {chains}, have a position or a "
+        "log-density that is not finite. Do not use this run. Make the log-density "
+        "return minus infinity, never NaN, where there is no probability.",
+    )
+
+
+def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagnostic]:
+    chains, draws = jax.tree.leaves(samples)[0].shape[:2]
+    if draws < FEWEST_DRAWS:
+        yield Diagnostic(
+            "draws",
+            float(draws),
+            float(FEWEST_DRAWS),
+            f"nothing can be said about convergence from {draws} draws a chain. Use "
+            f"`num_samples` of at least {FEWEST_DRAWS}, or better hundreds.",
+        )
+        return
+    rhat = dict(named_numbers(convergence.rhat))
+    sizes = dict(named_numbers(convergence.ess_bulk))
+    stuck = [x for x in rhat if np.isnan(rhat[x]) and not np.isnan(sizes[x])]
+    if stuck:
+        yield Diagnostic(
+            "unmoved",
+            float(len(stuck)),
+            0.0,
+            f"all draws of {_some(stuck)} are equal. No chain has moved there: every "
+            "proposal was rejected, or the log-density is minus infinity around the "
+            "starts. Use a smaller step size, or start elsewhere.",
+        )
+    high = {x: value for x, value in rhat.items() if value > HIGHEST_RHAT}
+    if high:
+        worst = max(high, key=lambda name: high[name])
+        yield Diagnostic(
+            "R-hat",
+            high[worst],
+            HIGHEST_RHAT,
+            f"R-hat of {worst} is {high[worst]:.3f}, and {len(high)} of {len(rhat)} "
+            f"are above {HIGHEST_RHAT}: the chains have not found the same "
+            "distribution. Use more `num_warmup` and `num_samples`; if that does not "
+            "help, there may be several modes, or a parametrisation in which steps "
+            "are small against the width.",
+        )
+    needed = LOWEST_ESS * chains
+    for name, tree, what in (
+        ("bulk ESS", convergence.ess_bulk, "means and medians"),
+        ("tail ESS", convergence.ess_tail, "the 5 % and 95 % quantiles"),
+    ):
+        named = {x: size for x, size in named_numbers(tree) if x not in stuck}
+        low = {x: size for x, size in named.items() if size < needed}
+        if low:
+            worst = min(low, key=lambda name: low[name])
+            yield Diagnostic(
+                name,
+                low[worst],
+                float(needed),
+                f"the draws of {worst} are worth {low[worst]:,.0f} independent ones "
+                f"for {what}, and those of {len(low)} of {len(rhat)} less than "
+                f"{needed:,}, 100 a chain. Below that R-hat and the sizes themselves "
+                "are not reliable. Use more `num_samples`.",
+            )
+
+
+def _divergences(diverging: Any) -> Iterator[Diagnostic]:
+    """Betancourt (2017, arXiv:1701.02434) says what divergences tell."""
+    by_chain = np.sum(np.asarray(diverging), axis=1)
+    count = int(np.sum(by_chain))
+    if count == 0:
+        return
+    chains = ", ".join(map(str, np.flatnonzero(by_chain)))
+    yield Diagnostic(
+        "divergences",
+        float(count),
+        0.0,
+        f"{count:,} transitions diverged, in chains {chains}: somewhere the density "
+        "is too curved for the step size, and chains miss that region. Raise "
+        "`target_acceptance`, towards 0.99; if that does not help, choose other "
+        "parameters for the same model, such as centred ones instead of offsets.",
+    )
+
+
+def _deepest_trees(tree_depth: Any, max_tree_depth: int) -> Iterator[Diagnostic]:
+    cut = np.asarray(tree_depth) >= max_tree_depth
+    count = int(np.sum(cut))
+    if count == 0:
+        return
+    yield Diagnostic(
+        "tree depth",
+        float(count),
+        0.0,
+        f"{count:,} of {cut.size:,} draws have a trajectory that was cut off at "
+        f"{max_tree_depth} doublings. The draws are right, but more alike than they "
+        "could be. Raise `max_num_doublings`, use more `num_warmup`, or scale the "
+        "parameters such that all are about as wide.",
+    )
+
+
+def _few_chains(samples: PyTree) -> Iterator[Diagnostic]:
+    chains = jax.tree.leaves(samples)[0].shape[0]
+    if chains >= FEWEST_CHAINS:
+        return
+    yield Diagnostic(
+        "chains",
+        float(chains),
+        float(FEWEST_CHAINS),
+        f"there are {chains} chains. Whether chains agree is seen reliably with "
+        f"{FEWEST_CHAINS} or more, started far from each other: pass more `positions`.",
+    )
+
+
+def _some(names: list[str]) -> str:
+    few = ", ".join(names[:5])
+    return f"{few} and {len(names) - 5} more" if len(names) > 5 else few

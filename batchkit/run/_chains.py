@@ -1,0 +1,232 @@
+"""`run_chains`: Markov chains laid out by a batcher."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, overload
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..batchers import AbstractBatcher, Vmap
+from ._chain_arguments import (
+    check_acceptance,
+    check_batcher,
+    check_count,
+    check_key,
+    check_logdensity,
+    given,
+    refuse_warmup,
+    starts_from,
+)
+from ._chain_loop import Chains
+from ._chain_run import ChainRun
+from ._sampler import sampler_of_algorithm, sampler_of_api
+from ._starts import check_positions, check_states
+
+
+_VMAP: Final = Vmap()
+_WARMUP: Final = 1000
+_ACCEPTANCE: Final = 0.8
+
+
+@overload
+def run_chains(
+    api: Callable[..., Any],
+    /,
+    logdensity_fn: Callable[[PyTree], Any],
+    rng_key: Any,
+    positions: PyTree,
+    *,
+    num_warmup: int = _WARMUP,
+    num_samples: int = 1000,
+    batcher: AbstractBatcher = _VMAP,
+    thin: int = 1,
+    target_acceptance: float = _ACCEPTANCE,
+    block: int | None = None,
+    **settings: Any,
+) -> ChainRun: ...
+
+
+@overload
+def run_chains(
+    algorithm: Any,
+    /,
+    rng_key: Any,
+    positions: PyTree,
+    *,
+    num_samples: int = 1000,
+    batcher: AbstractBatcher = _VMAP,
+    thin: int = 1,
+    block: int | None = None,
+) -> ChainRun: ...
+
+
+def run_chains(
+    sampler: Any,
+    /,
+    *args: Any,
+    num_warmup: int | None = None,
+    num_samples: int = 1000,
+    batcher: AbstractBatcher = _VMAP,
+    thin: int = 1,
+    target_acceptance: float | None = None,
+    block: int | None = None,
+    **settings: Any,
+) -> ChainRun:
+    """Runs Markov chains, each of them a task of a batcher.
+
+    With an API of blackjax and a log-density, each chain first finds a step size and a
+    mass matrix of its own, by Stan's warm-up in windows (`blackjax.window_adaptation`),
+    and then samples with them. With an algorithm, which has its log-density and its
+    parameters in it, chains sample at once.
+
+    The batcher lays the chains out. `Vmap()` runs all at once, in step: where one chain
+    of NUTS doubles its trajectory, all wait. Under `Continuous(lanes)` none waits: the
+    log-density is where chains pause. (In an algorithm, mark it yourself with
+    `batchkit.expensive`.) `Chunked(size)` bounds the memory, and `Sharded(mesh)`
+    spreads chains over devices. The keys of a chain come from `rng_key` and its index,
+    so every layout gives the same chains to rounding; chains amplify rounding, so after
+    some hundreds of draws they differ by as much as two chains do.
+
+    ```python
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    def logdensity(x):
+        return -0.5 * (x["mean"] ** 2 + jnp.sum((x["rest"] - x["mean"]) ** 2))
+
+    starts = {
+        "mean": jax.random.normal(jax.random.key(0), (4,)),
+        "rest": jax.random.normal(jax.random.key(1), (4, 2)),
+    }
+    run = bk.run_chains(
+        blackjax.nuts,
+        logdensity,
+        jax.random.key(2),
+        starts,
+        num_warmup=300,
+        num_samples=500,
+        batcher=bk.Continuous(2),
+    )
+    assert run.samples["rest"].shape == (4, 500, 2)
+    print(run)
+    print(run.summary())
+
+    # An algorithm that needs no warm-up, or has had one.
+    walk = blackjax.additive_step_random_walk(
+        logdensity,
+        lambda key, x: jax.tree.map(lambda y: jax.random.normal(key, y.shape), x),
+    )
+    run = bk.run_chains(walk, jax.random.key(2), starts, num_samples=100, thin=5)
+    assert run.divergences is None
+    ```
+
+    **Arguments:**
+
+    - `api`: such as `blackjax.nuts`, or the same rebuilt. Its kernel takes `step_size`
+        and `inverse_mass_matrix`.
+    - `logdensity_fn`: a function from one position to a scalar; given with an API.
+    - `algorithm`: in place of an API and `logdensity_fn`, what has `init` and `step`,
+        such as `blackjax.nuts(logdensity_fn, ...)`.
+    - `rng_key`: a key of JAX.
+    - `positions`: where the chains start, a pytree of arrays of shape `(chains, ...)`.
+        Four chains or more, far from each other, show best whether they agree.
+    - `num_warmup`: the number of transitions of the warm-up, at least 1; 1,000 by
+        default. Their draws are not kept.
+    - `num_samples`: the number of draws of each chain, at least 1; 1,000 by default.
+    - `batcher`: how the chains are laid out. By default all at once.
+    - `thin`: the number of transitions for each draw, of which the last is kept; 1 by
+        default. Divergences and integration steps of all of them are counted.
+    - `target_acceptance`: the acceptance rate that the warm-up tunes the step size for,
+        between 0 and 1; 0.8 by default. Closer to 1, steps are smaller.
+    - `block`: the most draws of a chain that are made before they are moved to the
+        host, so that the device holds no more; by default all. It changes no bit, but
+        at the end of a block the lanes of `Continuous` wait for each other.
+    - `**settings`: what else the warm-up takes (`is_mass_matrix_diagonal`,
+        `initial_inverse_mass_matrix`, `imm_shrinkage_to_previous`,
+        `initial_step_size`), and the sampler: `num_integration_steps`, which
+        `blackjax.hmc` needs; `max_num_doublings`, `integrator`,
+        `divergence_threshold`.
+
+    **Returns:**
+
+    A `ChainRun`: the draws, on the host, what the sampler told of them, R-hat and
+    effective sample sizes, and warnings.
+
+    **Raises:**
+
+    Before anything is compiled: `TypeError` or `ValueError` for arguments that cannot
+    be right, for an API that this warm-up is not for, and for a log-density that is no
+    scalar. Before the warm-up: `StartError` if the log-density or its gradient is not
+    finite where a chain starts.
+    """
+    call = given(sampler, args, settings)
+    warmup = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
+    asked = {name: value for name, value in warmup.items() if value is not None}
+    is_algorithm = call.logdensity_fn is None
+    if is_algorithm:
+        refuse_warmup({**asked, **call.settings})
+    check_count("num_samples", num_samples)
+    check_count("thin", thin)
+    longest = num_samples if block is None else check_count("block", block)
+    check_batcher(batcher)
+    check_key(call.rng_key)
+    starts = starts_from(call.positions)
+    check_positions(starts)
+    if is_algorithm:
+        chain = sampler_of_algorithm(sampler)
+    else:
+        chain = sampler_of_api(
+            sampler,
+            call.logdensity_fn,
+            check_count("num_warmup", asked.get("num_warmup", _WARMUP)),
+            check_acceptance(asked.get("target_acceptance", _ACCEPTANCE)),
+            call.settings,
+        )
+        check_logdensity(call.logdensity_fn, starts)
+    longest = min(longest, num_samples)
+    chains = Chains(chain, call.rng_key, starts, batcher, thin, longest)
+    return _run(chains, num_samples, chain.max_tree_depth)
+
+
+def _run(chains: Chains, num_samples: int, max_tree_depth: int | None) -> ChainRun:
+    states = chains.start()
+    check_states(states)
+    state = chains.warm(states)
+    draws: Any = None
+    for first in range(0, num_samples, chains.block):
+        count = min(chains.block, num_samples - first)
+        state, made = chains.advance(state, first, count)
+        if draws is None:
+            draws = jax.tree.map(partial(_room_for, num_samples), made)
+        jax.tree.map(partial(_put, first), draws, made)
+    tuned = None if state.tuned is None else jax.tree.map(np.asarray, state.tuned)
+    return ChainRun(
+        draws.position,
+        logdensity=draws.logdensity,
+        diverging=draws.diverging,
+        acceptance_rate=draws.acceptance,
+        num_integration_steps=draws.num_integration_steps,
+        tree_depth=draws.tree_depth,
+        step_size=None if tuned is None else tuned.step_size,
+        inverse_mass_matrix=None if tuned is None else tuned.inverse_mass_matrix,
+        max_tree_depth=max_tree_depth,
+        seconds=(
+            chains.compile_seconds,
+            chains.warmup_seconds,
+            chains.sampling_seconds,
+        ),
+    )
+
+
+def _room_for(num_samples: int, made: np.ndarray) -> np.ndarray:
+    """Room for all draws, where some of them are."""
+    chains, _, *shape = made.shape
+    return np.empty((chains, num_samples, *shape), made.dtype)
+
+
+def _put(first: int, draws: np.ndarray, made: np.ndarray) -> None:
+    draws[:, first : first + made.shape[1]] = made

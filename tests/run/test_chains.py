@@ -1,0 +1,266 @@
+"""`run_chains`: the same chains as a loop by hand, under every layout."""
+
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.run._chain_loop import Chains
+from batchkit.run._sampler import sampler_of_algorithm
+
+from ..helpers import assert_same, counted, mesh
+
+
+KEY = jax.random.key(7)
+CHAINS = 5
+WARMUP = 30
+COVARIANCE = jnp.array([[1.0, 0.6], [0.6, 2.0]])
+PRECISION = jnp.linalg.inv(COVARIANCE)
+STARTS = {
+    "x": jax.random.normal(jax.random.key(1), (CHAINS, 2)),
+    "y": jax.random.normal(jax.random.key(2), (CHAINS,)),
+}
+NUTS: dict[str, Any] = {"max_num_doublings": 5}
+HMC: dict[str, Any] = {"num_integration_steps": 3, "is_mass_matrix_diagonal": False}
+
+
+def logdensity(position: dict[str, jax.Array]) -> jax.Array:
+    x, y = position["x"], position["y"]
+    return -0.5 * (x @ PRECISION @ x + (y - 1) ** 2)
+
+
+def nuts(batcher: bk.AbstractBatcher, num_samples: int) -> bk.ChainRun:
+    return bk.run_chains(
+        blackjax.nuts,
+        logdensity,
+        KEY,
+        STARTS,
+        num_warmup=WARMUP,
+        num_samples=num_samples,
+        batcher=batcher,
+        target_acceptance=0.9,
+        **NUTS,
+    )
+
+
+@pytest.fixture(scope="module")
+def run() -> bk.ChainRun:
+    return nuts(bk.Vmap(), 500)
+
+
+def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
+    def chain(index: jax.Array, position: Any) -> Any:
+        key = jax.random.fold_in(KEY, index)
+        warmup: Any = blackjax.window_adaptation(
+            blackjax.nuts, logdensity, target_acceptance_rate=0.9, **NUTS
+        )
+        warm_key = jax.random.fold_in(key, 1)
+        (state, parameters), _ = warmup.run(warm_key, position, WARMUP)
+        step = blackjax.nuts(logdensity, **parameters).step
+
+        def turn(state: Any, number: jax.Array) -> Any:
+            at = jax.random.fold_in(jax.random.fold_in(key, 2), number)
+            state, info = step(at, state)
+            return state, (state, info)
+
+        _, (states, infos) = jax.lax.scan(turn, state, jnp.arange(500))
+        tuned = parameters["step_size"], parameters["inverse_mass_matrix"]
+        return tuned, states, infos
+
+    tuned, states, infos = jax.jit(jax.vmap(chain))(jnp.arange(CHAINS), STARTS)
+    for mine, theirs in (
+        (run.samples, states.position),
+        (run.logdensity, states.logdensity),
+        (run.step_size, tuned[0]),
+        (run.inverse_mass_matrix, tuned[1]),
+        (run.num_integration_steps, infos.num_integration_steps),
+        (run.tree_depth, infos.num_trajectory_expansions),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
+    # It is computed from the trajectory and enters no draw.
+    np.testing.assert_allclose(run.acceptance_rate, infos.acceptance_rate, rtol=1e-6)
+    assert run.divergences is not None
+    np.testing.assert_array_equal(run.divergences, np.sum(infos.is_divergent, axis=1))
+
+
+def test_moments(run: bk.ChainRun) -> None:
+    exact = {"x[0]": (0, 1), "x[1]": (0, 2), "y": (1, 1)}
+    summary = run.summary()
+    for name, (mean, variance) in exact.items():
+        row = summary[name]
+        error = (variance / row["bulk ESS"]) ** 0.5
+        assert abs(row["mean"] - mean) < 4 * error
+        assert abs(row["std"] ** 2 - variance) < 4 * variance * 2**0.5 * error
+    x = run.samples["x"].reshape(-1, 2)
+    assert abs(np.mean(x[:, 0] * x[:, 1]) - 0.6) < 0.2
+    assert max(row["R-hat"] for row in summary.values.values()) < 1.02
+
+
+def test_what_is_told(run: bk.ChainRun) -> None:
+    assert run.samples["x"].shape == (CHAINS, 500, 2)
+    assert run.samples["y"].shape == (CHAINS, 500)
+    assert run.samples["x"].flags.writeable
+    assert run.rhat["x"].shape == (2,)
+    assert run.max_tree_depth == 5
+    assert run.step_size is not None
+    assert run.step_size.shape == (CHAINS,)
+    assert run.inverse_mass_matrix is not None
+    assert run.inverse_mass_matrix.shape == (CHAINS, 3)
+    assert all(seconds > 0 for seconds in run.seconds)
+    assert run.seconds.compile > run.seconds.sampling
+
+
+def test_lanes_that_never_wait(run: bk.ChainRun) -> None:
+    # Chains amplify rounding, so only the first draws are to be compared.
+    found = nuts(bk.Continuous(2), 10)
+    begin = jax.tree.map(lambda x: x[:, :10], run.samples)
+    jax.tree.map(close, found.samples, begin)
+    close(found.step_size, run.step_size)
+    for name in ("num_integration_steps", "tree_depth", "diverging"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(run, name)[:, :10])
+
+
+def close(found: Any, expected: Any) -> None:
+    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3)
+
+
+def hmc(batcher: bk.AbstractBatcher) -> bk.ChainRun:
+    return bk.run_chains(
+        blackjax.hmc,
+        logdensity,
+        rng_key=KEY,
+        positions=STARTS,
+        num_warmup=20,
+        num_samples=10,
+        batcher=batcher,
+        **HMC,
+    )
+
+
+@pytest.fixture(scope="module")
+def hmc_run() -> bk.ChainRun:
+    return hmc(bk.Vmap())
+
+
+@pytest.mark.parametrize(
+    "batcher",
+    [
+        bk.Chunked(3),
+        bk.Sequential(),
+        bk.Sharded(mesh(2), inner=bk.Chunked(2)),
+    ],
+    ids=str,
+)
+def test_layouts(batcher: bk.AbstractBatcher, hmc_run: bk.ChainRun) -> None:
+    found = hmc(batcher)
+    assert found.inverse_mass_matrix is not None
+    assert found.inverse_mass_matrix.shape == (CHAINS, 3, 3)
+    jax.tree.map(close, found.samples, hmc_run.samples)
+    close(found.step_size, hmc_run.step_size)
+    close(found.acceptance, hmc_run.acceptance)
+    np.testing.assert_array_equal(found.diverging, hmc_run.diverging)
+    np.testing.assert_array_equal(
+        found.num_integration_steps, hmc_run.num_integration_steps
+    )
+    assert hmc_run.tree_depth is None
+
+
+def leapfrog(fun: Any = logdensity) -> Any:
+    return blackjax.hmc(
+        fun, step_size=0.4, inverse_mass_matrix=jnp.ones(3), num_integration_steps=3
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> bk.ChainRun:
+    return bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24)
+
+
+def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None:
+    fun, traces = counted(logdensity)
+    sampler = sampler_of_algorithm(leapfrog(fun))
+    chains = Chains(sampler, KEY, STARTS, bk.Vmap(), thin=1, block=24)
+    state = chains.warm(chains.start())
+    made: list[Any] = []
+    first, before = 0, 0
+    for count in (5, 1, 7, 11):
+        state, draws = chains.advance(state, first, count)
+        made.append(draws)
+        first += count
+        before = before or len(traces)
+    assert len(traces) == before
+    found = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *made)
+    assert_same(found.position, plain.samples, ulps=0)
+    assert_same(found.acceptance, plain.acceptance_rate, ulps=0)
+
+
+def test_a_block_at_a_time(plain: bk.ChainRun) -> None:
+    found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24, block=10)
+    assert_same(found.samples, plain.samples, ulps=0)
+    assert_same(found.logdensity, plain.logdensity, ulps=0)
+
+
+def test_thin(plain: bk.ChainRun) -> None:
+    found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=8, thin=3)
+    last = jax.tree.map(lambda x: x[:, 2::3], plain.samples)
+    jax.tree.map(close, found.samples, last)
+    assert np.all(found.num_integration_steps == 9)
+    assert plain.acceptance_rate is not None
+    rates = plain.acceptance_rate.reshape(CHAINS, 8, 3)
+    close(found.acceptance_rate, np.mean(rates, axis=2))
+
+
+def test_divergences_are_counted_also_where_draws_are_not_kept() -> None:
+    wild = blackjax.hmc(logdensity, 100.0, jnp.ones(3), 3)
+    run = bk.run_chains(wild, KEY, STARTS, num_samples=5, thin=2)
+    assert run.divergences is not None
+    assert run.divergences.tolist() == [10] * CHAINS
+    assert {"divergences", "unmoved"} <= {warning.name for warning in run.warnings}
+
+
+class Place(NamedTuple):
+    position: jax.Array
+
+
+class Walk(NamedTuple):
+    """An algorithm of one's own, which tells nothing of its steps."""
+
+    spoilt: float = 2.0
+
+    def init(self, position: jax.Array) -> Place:
+        return Place(position)
+
+    def step(self, key: jax.Array, place: Place) -> tuple[Place, None]:
+        x = 0.5 * place.position + jax.random.normal(key, place.position.shape)
+        return Place(jnp.where(jnp.abs(x) > self.spoilt, jnp.nan, x)), None
+
+
+def test_draws_that_are_not_finite() -> None:
+    starts = jnp.zeros((4, 2))
+    run = bk.run_chains(Walk(), KEY, starts, num_samples=200, batcher=bk.Chunked(2))
+    assert np.isnan(run.samples).any()
+    assert np.isnan(run.rhat).all()
+    assert run.warnings[0].name == "draws not finite"
+    assert run.divergences is run.acceptance is run.step_size is run.logdensity is None
+    assert "divergences" not in repr(run)
+
+
+def test_an_algorithm_that_starts_with_a_key() -> None:
+    algorithm = blackjax.mclmc(logdensity, L=1.0, step_size=0.3)
+    run = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
+    again = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
+    assert_same(run.samples, again.samples, ulps=0)
+    assert len(np.unique(run.samples["y"])) == 3 * CHAINS
+    assert run.step_size is None
+
+
+def test_raw_keys_and_arrays_of_numpy() -> None:
+    raw, starts = jax.random.key_data(KEY), np.zeros((4, 2))
+    walk = Walk(jnp.inf)
+    run = bk.run_chains(walk, raw, starts, num_samples=3)
+    typed = bk.run_chains(walk, KEY, starts, num_samples=3)
+    assert_same(run.samples, typed.samples, ulps=0)
