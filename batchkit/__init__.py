@@ -33,6 +33,12 @@ from .reports import (
     explain as explain,
     memory as memory,
 )
+from .run import (
+    DeadPoints as DeadPoints,
+    Diagnostic as Diagnostic,
+    NestedRun as NestedRun,
+    merge as merge,
+)
 
 
 __all__ = [
@@ -44,10 +50,13 @@ __all__ = [
     "BySite",
     "Chunked",
     "Continuous",
+    "DeadPoints",
+    "Diagnostic",
     "Explanation",
     "Fitted",
     "LaneStats",
     "MemoryUse",
+    "NestedRun",
     "ReachedSite",
     "Selection",
     "Sequential",
@@ -61,6 +70,7 @@ __all__ = [
     "filter_batch",
     "fit",
     "memory",
+    "merge",
     "rebuild_sampler",
     "sites",
 ]

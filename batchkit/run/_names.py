@@ -1,0 +1,59 @@
+"""The names of parameters, from the pytree of their positions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
+from jaxtyping import PyTree
+
+
+def parameter_names(positions: PyTree) -> tuple[str, ...]:
+    """Names each number of a position.
+
+    ```python
+    import jax.numpy as jnp
+    from batchkit.run import parameter_names
+
+    positions = {"lens": {"mass": jnp.ones(9), "shear": jnp.ones((9, 2))}}
+    names = parameter_names(positions)
+    assert names == ("lens.mass", "lens.shear[0]", "lens.shear[1]")
+    assert parameter_names(jnp.ones((9, 2))) == ("x[0]", "x[1]")
+    ```
+
+    **Arguments:**
+
+    - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
+
+    **Returns:**
+
+    A name for each number, in the order in which `jax.tree.leaves` has them. What has
+    no name of its own is `x`.
+    """
+    return tuple(name for name, _ in columns(positions))
+
+
+def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+    """Each number of a position with its name: its values at all points."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
+        array = np.asarray(leaf)
+        name = _name(path)
+        for index in np.ndindex(array.shape[1:]):
+            place = f"[{', '.join(map(str, index))}]" if index else ""
+            yield name + place, array[(slice(None), *index)]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    name = ""
+    for entry in path:
+        match entry:
+            case DictKey(key=str() as part) | GetAttrKey(name=part):
+                name += f".{part}" if name else part
+            case (
+                DictKey(key=part) | FlattenedIndexKey(key=part) | SequenceKey(idx=part)
+            ):
+                name = f"{name or 'x'}[{part}]"
+            case _:
+                name = f"{name or 'x'}{entry}"
+    return name or "x"
