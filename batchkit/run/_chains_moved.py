@@ -20,8 +20,6 @@ class ChainCounts(NamedTuple):
     assert twice.chains == 16
     ```
 
-    **Fields:**
-
     - `chains`: all chains, each of which has made one new point.
     - `exhausted`: those with a slice that found no point above the contour within
         `max_shrinkage` proposals. Zero where the inner kernel has no slices.

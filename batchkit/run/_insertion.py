@@ -17,17 +17,12 @@ exactly uniform if the rank is. The same `u` decides between equal likelihoods.
 """
 
 import bisect
-from typing import Final
+import zlib
 
 import numpy as np
 from jaxtyping import Float
-from scipy import stats
 
 from ._dead import DeadPoints
-
-
-# Two calls on one run agree: the numbers that break ties are always the same.
-_SEED: Final = 2006_03371
 
 
 def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
@@ -53,7 +48,9 @@ def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
     A number for each point that was not drawn from the whole prior, in the order of
     their births; independent and uniform between 0 and 1 in a sound run.
     """
-    rng = np.random.default_rng(_SEED)
+    # Two calls on one run agree, and what is drawn for two runs is independent.
+    data = np.stack([dead.loglikelihood, dead.loglikelihood_birth])
+    rng = np.random.default_rng(zlib.crc32(data.tobytes()))
     of_prior = np.isneginf(dead.loglikelihood_birth)
     live = dead.loglikelihood[of_prior].tolist()  # sorted, as all of them are
     values, births = (
@@ -99,10 +96,14 @@ def insertion_p_value(dead: DeadPoints) -> float:
 
     The p-value. 1 if no point was inserted.
     """
-    ranks = insertion_ranks(dead)
+    return p_value_of(insertion_ranks(dead), int(dead.num_live.max()))
+
+
+def p_value_of(ranks: Float[np.ndarray, " born"], length: int) -> float:
+    """The same from the ranks, in pieces of at least `length` ranks."""
     if len(ranks) == 0:
         return 1.0
-    count = max(1, len(ranks) // int(dead.num_live.max()))
+    count = max(1, len(ranks) // length)
     smallest = min(_p_value(piece) for piece in np.array_split(ranks, count))
     # `1 - (1 - p)^k` without the rounding of `1 - p`.
     pieces = -np.expm1(count * np.log1p(-min(smallest, 1 - 1e-16)))
@@ -110,4 +111,7 @@ def insertion_p_value(dead: DeadPoints) -> float:
 
 
 def _p_value(ranks: Float[np.ndarray, " born"]) -> float:
+    # Half a second to import, which only who has a result should wait for.
+    from scipy import stats
+
     return float(stats.kstest(ranks, "uniform").pvalue)

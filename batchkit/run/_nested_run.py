@@ -157,7 +157,8 @@ class NestedRun:
         """The effective sample size of the weights, `(sum w)^2 / sum w^2`.
 
         This is Kish's (1965, Survey Sampling): so many equally weighted points would
-        tell a mean as well.
+        tell a mean as well, if the volumes were known. What goes with the likelihood is
+        known less well than that.
         """
         return float(1 / np.sum(self.weights**2))
 

@@ -40,8 +40,6 @@ _AT_ONCE: Final = 4_000_000
 class Volumes(NamedTuple):
     """What simulated histories of the prior volume tell about a run.
 
-    **Fields:**
-
     - `log_evidence`: log Z in each history.
     - `information`: H in each history, in nats.
     - `weights`: the posterior weight of each point, the mean over the histories of
