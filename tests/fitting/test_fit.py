@@ -70,7 +70,7 @@ def test_lanes_that_never_wait() -> None:
     grid = np.linspace(0.0, 1.0, 40_000, dtype=np.float32)
     given = settings(lambda x: -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(grid * x[0])))
     fitted = bk.fit(blackjax.nss, "3 MB", POSITIONS, **given)
-    assert fitted.step == bk.Continuous(8)
+    assert fitted.step == bk.Continuous(6)
     assert fitted.step_memory.total <= 3_000_000
 
 
