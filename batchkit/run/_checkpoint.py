@@ -29,7 +29,7 @@ class Checkpoint:
     path: str
     every: float
 
-    def __init__(self, path: str | os.PathLike[str], every: float = 60.0) -> None:
+    def __init__(self, path: str | os.PathLike[str], every: int | float = 60.0) -> None:
         """**Arguments:**
 
         - `path`: the file, in a folder that exists. Beside it stand the generation
@@ -78,7 +78,7 @@ class CheckpointError(RuntimeError):
         return f"{self.reason} {self.remedy}"
 
 
-def seconds_until_next(every: float, cost: float) -> float:
+def seconds_until_next(every: int | float, cost: int | float) -> float:
     """How long a run goes on before it is saved again.
 
     **Arguments:**
@@ -103,7 +103,7 @@ def _text_of(path: str | os.PathLike[str]) -> str:
     return text
 
 
-def _seconds(every: float) -> float:
+def _seconds(every: int | float) -> float:
     if isinstance(every, bool) or not isinstance(every, int | float):
         raise TypeError(
             f"Checkpoint(every={every!r}): every must be a number of seconds, such as "

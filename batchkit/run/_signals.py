@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -29,7 +29,7 @@ class Interruptible:
         self._at = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Interruptible":
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)

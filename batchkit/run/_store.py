@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 import jax
 import numpy as np
@@ -77,7 +77,7 @@ class Store:
         # Whether the file may become the previous generation; None before we looked.
         self._sound: bool | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Store":
         """**Raises:**
 
         `CheckpointError` if another run has the file, or if there can be none.
