@@ -97,6 +97,8 @@ class Lock:
                     return None
             except FileNotFoundError:
                 return None
+        # Only to tell others: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
             os.ftruncate(file, 0)
             os.write(file, f"{os.getpid()} {socket.gethostname()}\n".encode())
         return file

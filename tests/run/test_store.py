@@ -232,6 +232,14 @@ def test_a_failure_is_loud_and_loses_nothing(path, name, count, code, monkeypatc
     assert steps(path) == [4, newest]
 
 
+def test_a_full_disk_can_be_read_from(path, monkeypatch):
+    put(path, 1)
+    monkeypatch.setattr(os, "write", failing(os.write, errno.ENOSPC))
+    with Store(path), pytest.raises(CheckpointError, match="by another process"):
+        Store(path).__enter__()
+    assert found(path)[0] == 1
+
+
 def test_a_disk_that_fills_up_while_it_is_written(path, monkeypatch):
     def small(file, mode="r", **kwargs):
         opened = open_(file, mode, **kwargs)
