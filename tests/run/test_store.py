@@ -134,9 +134,11 @@ def test_two_damaged_generations_are_refused(path):
 
 def test_a_newer_format_is_not_passed_over(path, monkeypatch):
     put(path, 1)
-    put(path, 2)
-    monkeypatch.setattr("batchkit.run._file.FORMAT", 0)
-    with Store(path) as store, pytest.raises(CheckpointError, match="has format 1"):
+    with monkeypatch.context() as patch:
+        patch.setattr("batchkit.run._file.FORMAT", 2)
+        put(path, 2)
+    assert step_of(*read_file(f"{path}.previous")) == 1
+    with Store(path) as store, pytest.raises(CheckpointError, match="has format 2"):
         store.read()
 
 
