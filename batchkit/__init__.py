@@ -34,6 +34,8 @@ from .reports import (
     memory as memory,
 )
 from .run import (
+    Checkpoint as Checkpoint,
+    CheckpointError as CheckpointError,
     DeadPoints as DeadPoints,
     Diagnostic as Diagnostic,
     NestedRun as NestedRun,
@@ -48,6 +50,8 @@ __all__ = [
     "BudgetError",
     "ByPhase",
     "BySite",
+    "Checkpoint",
+    "CheckpointError",
     "Chunked",
     "Continuous",
     "DeadPoints",

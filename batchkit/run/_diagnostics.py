@@ -1,12 +1,12 @@
 """What can be wrong with a nested sampling run, how one sees it, and what to do."""
 
-from dataclasses import dataclass
-from typing import Final, final
+from typing import Final
 
 import numpy as np
 
 from ._chains_moved import ChainCounts
 from ._dead import DeadPoints
+from ._diagnostic import Diagnostic
 from ._insertion import insertion_p_value
 
 
@@ -21,49 +21,6 @@ MOST_UNMOVED: Final = 0.001
 MOST_TIED: Final = 0.01
 # New points all begin at points that stay: with few of those, they are alike.
 MOST_REPLACED: Final = 0.5
-
-
-@final
-@dataclass(frozen=True)
-class Diagnostic:
-    """Something that makes the result of a run doubtful, and what to do about it.
-
-    ```python
-    from batchkit.run import diagnose
-    import numpy as np
-    import batchkit as bk
-
-    x = np.linspace(0.0, 1.0, 10)
-    dead = bk.DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
-    (found,) = diagnose(dead, num_inner_steps=4, dim=20)
-    assert (found.name, found.value, found.threshold) == ("inner steps", 4, 40)
-    print(found)
-    ```
-    """
-
-    name: str
-    value: float
-    threshold: float
-    message: str
-
-    def __init__(self, name: str, value: float, threshold: float, message: str) -> None:
-        """**Arguments:**
-
-        - `name`: what was looked at.
-        - `value`: what was found.
-        - `threshold`: the last value that is no reason for a warning.
-        - `message`: what it means and what to do, in words.
-        """
-        for field, given in (
-            ("name", name),
-            ("value", value),
-            ("threshold", threshold),
-            ("message", message),
-        ):
-            object.__setattr__(self, field, given)
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.message}"
 
 
 def diagnose(

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 from ..batchers import AbstractBatcher, Vmap
 from ..rebuild._table import html_table, table
 from ._dead import DeadPoints
-from ._diagnostics import Diagnostic
+from ._diagnostic import Diagnostic
 from ._summary import Summary
 from ._volumes import Volumes, generator, resample, simulate
 

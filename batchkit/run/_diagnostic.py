@@ -1,0 +1,43 @@
+"""One reason to doubt the result of a run."""
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class Diagnostic:
+    """Something that makes the result of a run doubtful, and what to do about it.
+
+    ```python
+    import batchkit as bk
+
+    found = bk.Diagnostic("R-hat", 1.2, 1.01, "the chains disagree. Run them longer.")
+    assert found.value > found.threshold
+    assert str(found) == "R-hat: the chains disagree. Run them longer."
+    ```
+    """
+
+    name: str
+    value: float
+    threshold: float
+    message: str
+
+    def __init__(self, name: str, value: float, threshold: float, message: str) -> None:
+        """**Arguments:**
+
+        - `name`: what was looked at.
+        - `value`: what was found.
+        - `threshold`: the last value that is no reason for a warning.
+        - `message`: what it means and what to do, in words.
+        """
+        for field, given in (
+            ("name", name),
+            ("value", value),
+            ("threshold", threshold),
+            ("message", message),
+        ):
+            object.__setattr__(self, field, given)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
