@@ -15,8 +15,20 @@ from .batchers import (
     expensive as expensive,
     filter_batch as filter_batch,
 )
+from .chains import (
+    ChainRun as ChainRun,
+    ChainSeconds as ChainSeconds,
+    ChainSummary as ChainSummary,
+    StartError as StartError,
+    run_chains as run_chains,
+)
 from .continuous import Continuous as Continuous, LaneStats as LaneStats
 from .fitting import Fitted as Fitted, fit as fit
+from .nested import (
+    DeadPoints as DeadPoints,
+    NestedRun as NestedRun,
+    merge as merge,
+)
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
@@ -34,12 +46,9 @@ from .reports import (
     memory as memory,
 )
 from .run import (
-    ChainRun as ChainRun,
-    ChainSeconds as ChainSeconds,
-    ChainSummary as ChainSummary,
+    Checkpoint as Checkpoint,
+    CheckpointError as CheckpointError,
     Diagnostic as Diagnostic,
-    StartError as StartError,
-    run_chains as run_chains,
 )
 
 
@@ -53,13 +62,17 @@ __all__ = [
     "ChainRun",
     "ChainSeconds",
     "ChainSummary",
+    "Checkpoint",
+    "CheckpointError",
     "Chunked",
     "Continuous",
+    "DeadPoints",
     "Diagnostic",
     "Explanation",
     "Fitted",
     "LaneStats",
     "MemoryUse",
+    "NestedRun",
     "ReachedSite",
     "Selection",
     "Sequential",
@@ -74,6 +87,7 @@ __all__ = [
     "filter_batch",
     "fit",
     "memory",
+    "merge",
     "rebuild_sampler",
     "run_chains",
     "sites",

@@ -225,6 +225,11 @@ def funnel(x: Any) -> Any:
     return -0.5 * (x[0] ** 2 / 9.0 + jnp.sum(x[1:] ** 2) * jnp.exp(-x[0]) + 9.0 * x[0])
 
 
+def costly_funnel(x: Any) -> Any:
+    """The same, with 2,000 sines that do not matter."""
+    return funnel(x) + 1e-30 * jnp.sum(jnp.sin(np.linspace(0.0, 1.0, 2_000) * x[0]))
+
+
 def eight_schools(x: Any) -> Any:
     """Rubin 1981 (doi:10.3102/10769986006004377), not centred."""
     effect = jnp.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -326,6 +331,16 @@ def main() -> None:
                 0.1,
                 lambda key, n: normal(key, (n, 10)),
                 tasks,
+                [8, 32],
+                repeats,
+            )
+        if options.full:
+            nuts(
+                "10-D funnel and 2,000 sines",
+                costly_funnel,
+                0.1,
+                lambda key, n: normal(key, (n, 10)),
+                256,
                 [8, 32],
                 repeats,
             )

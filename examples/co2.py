@@ -8,7 +8,8 @@ The weekly record of Mauna Loa, 1958 to 2001, under two Gaussian processes:
 
 Nested sampling integrates the likelihood of each over its prior, and the ratio of the
 two integrals is the Bayes factor. Every likelihood factors a dense covariance matrix,
-so memory decides how many can be computed side by side, and `bk.Chunked` obeys.
+so memory decides how many can be computed side by side: `bk.Auto` is told a budget and
+chooses the layout of `init` and of `step`.
 
     python examples/co2.py                               # two minutes on two CPU cores
     python examples/co2.py --resolution weekly --memory  # what would be allocated
@@ -64,10 +65,14 @@ class Settings(NamedTuple):
     n_live: int = 64
     num_delete: int = 16
     num_inner_steps: int | None = None
-    # Lanes wait for the slowest of their chunk. Two cores gain nothing from many lanes
-    # and do best with few; an accelerator wants as many as fit.
-    chunk: int = 4
+    budget: str = "1 GiB"
+    chunk: int | None = None  # instead of a budget: at most so many at a time
     seed: int = 0
+
+    @property
+    def batcher(self) -> bk.AbstractBatcher:
+        """What lays out the live points."""
+        return bk.Auto(self.budget) if self.chunk is None else bk.Chunked(self.chunk)
 
 
 class Run(NamedTuple):
@@ -101,7 +106,7 @@ def build(
 def sample(model: Model, record: Record, settings: Settings) -> Run:
     """Runs until the live points hold less than a thousandth of the evidence."""
     start = printed = time.perf_counter()
-    algorithm = build(model, record, bk.Chunked(settings.chunk), settings)
+    algorithm = build(model, record, settings.batcher, settings)
     step = jax.jit(algorithm.step)
     key, prior_key, volume_key = jax.random.split(jax.random.key(settings.seed), 3)
     positions = draw_prior(model, prior_key, settings.n_live)
@@ -255,15 +260,14 @@ def memory(record: Record, settings: Settings) -> None:
         f"{points:,} points: {readable(8 * points**2)} a matrix; "
         f"init maps {lanes[0]} live points, step {lanes[1]}"
     )
-    print(f"{'batcher':14}{'phase':7}{'temporary':>12}{'total':>12}")
+    print(f"{'batcher':16}{'phase':7}{'temporary':>12}{'total':>12}")
     key = jax.eval_shape(jax.random.key, 0)
     prior = partial(draw_prior, FLEXIBLE, size=settings.n_live)
     positions = jax.eval_shape(prior, key)
-    chunked = bk.Chunked(settings.chunk)
-    for name, batcher in (
-        ("Vmap()", bk.Vmap()),
-        (f"Chunked({settings.chunk})", chunked),
-    ):
+    chosen = f"Auto({settings.budget!r})"
+    if settings.chunk is not None:
+        chosen = f"Chunked({settings.chunk})"
+    for name, batcher in {"Vmap()": bk.Vmap(), chosen: settings.batcher}.items():
         algorithm = build(FLEXIBLE, record, batcher, settings)
         state = jax.eval_shape(algorithm.init, positions)
         inits, steps = (algorithm.init, positions), (algorithm.step, key, state)
@@ -273,7 +277,7 @@ def memory(record: Record, settings: Settings) -> None:
                 raise SystemExit("This backend does not say what it allocates.")
             temporary = size.temp_size_in_bytes
             total = temporary + size.argument_size_in_bytes + size.output_size_in_bytes
-            row = f"{name:14}{phase:7}{readable(temporary):>12}{readable(total):>12}"
+            row = f"{name:16}{phase:7}{readable(temporary):>12}{readable(total):>12}"
             print(row, flush=True)
     print(f"free: {free_memory()}")
 
@@ -284,7 +288,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--resolution", choices=BINS_PER_YEAR, default="quarterly")
     for name, value in Settings()._asdict().items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=value, metavar="N"
+            f"--{name.replace('_', '-')}",
+            type=str if name == "budget" else int,
+            default=value,
+            metavar="BYTES" if name == "budget" else "N",
         )
     parser.add_argument("--output", type=Path, default=Path("co2.png"), help="figure")
     parser.add_argument("--memory", action="store_true", help="compile only")

@@ -118,5 +118,5 @@ def test_memory(co2: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.startswith("176 points")
     for batcher in ("Vmap()", "Chunked(2)"):
         for phase in ("init", "step"):
-            assert f"{batcher:14}{phase}" in printed
+            assert f"{batcher:16}{phase}" in printed
     assert "free: " in printed

@@ -20,7 +20,17 @@ MODULES = {
     for _, name, _ in pkgutil.walk_packages(batchkit.__path__, "batchkit.")
 }
 # Each folder may import those before it.
-FOLDERS = ("batchers", "continuous", "auto", "rebuild", "reports", "fitting", "run")
+FOLDERS = (
+    "batchers",
+    "continuous",
+    "auto",
+    "rebuild",
+    "reports",
+    "fitting",
+    "run",
+    "nested",
+    "chains",
+)
 IN_FOLDERS = {name: module for name, module in MODULES.items() if name != "batchkit"}
 every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 

@@ -18,7 +18,7 @@ from ..batchers._task import Task
 
 # The intermediates of a program are never all alive at once. The factor leaves room for
 # what is in no jaxpr: workspaces of linear algebra, two copies of the state of a loop.
-_ROOM: Final = 8
+ROOM: Final = 8
 
 
 def bytes_of_lanes(task: Task, axis_name: Any, lanes: int) -> int:
@@ -58,7 +58,7 @@ def bound_of_lane(task: Task) -> int:
     """Bytes that one lane surely does not exceed, from the sizes in its jaxpr alone."""
     made = [x for eqn in equations(task.jaxpr.jaxpr) for x in eqn.outvars]
     mine = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in task.rows]
-    return _ROOM * (sum(size_of(x.aval) for x in made) + sum(map(size_of, mine)))
+    return ROOM * (sum(size_of(x.aval) for x in made) + sum(map(size_of, mine)))
 
 
 def largest_arrays(jaxpr: Any, count: int = 3) -> list[str]:

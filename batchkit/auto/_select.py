@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from ..batchers import AbstractBatcher, Chunked, Vmap
 from ..batchers._bytes import in_words
 from ..batchers._call import Call, part_of_call
@@ -12,8 +14,14 @@ from ..batchers._task import Task
 from ..continuous import Continuous
 from ..continuous._plan import plan_of
 from ._errors import BudgetError
-from ._probe import bound_of_lane, bytes_of_lanes, bytes_of_program, largest_arrays
-from ._rule import lanes_that_pay
+from ._probe import (
+    ROOM,
+    bound_of_lane,
+    bytes_of_lanes,
+    bytes_of_program,
+    largest_arrays,
+)
+from ._rule import bytes_that_pay, lanes_that_pay
 from ._search import largest_that_fits
 from ._selection import Selection
 
@@ -42,13 +50,17 @@ def select(
         selection = _continuous(task, mine)
         if selection is not None:
             return selection
+    measure = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
+    if refusal is None:
+        selection = _in_cache(task, mine, measure)
+        if selection is not None:
+            return selection
     bound = task.size * bound_of_lane(task)
     if bound <= mine:
         reason = f"all {task.size} tasks at once need less than {_of(bound, mine)}"
         return Selection(Vmap(), reason, None, mine)
     # Of tasks that cannot be split, no other number makes a program.
     least = task.size if refusal is not None else 1
-    measure = functools.partial(bytes_of_lanes, task, call.axis_name)
     found = largest_that_fits(measure, mine, task.size, least)
     if found.size == task.size:
         reason = f"all {task.size} tasks at once need {_of(found.bytes, mine)}"
@@ -108,6 +120,24 @@ def _continuous(task: Task, budget: int) -> Selection | None:
         return None
     reason += f"; {found.size} lanes need {_of(found.bytes, budget)}"
     return Selection(Continuous(found.size), reason, found.bytes, budget)
+
+
+def _in_cache(
+    task: Task, budget: int, measure: Callable[[int], int]
+) -> Selection | None:
+    """As many lanes as pay, where these are fewer than those that fit."""
+    bound = bound_of_lane(task)
+    pays = bytes_that_pay(budget, bound // ROOM, jax.default_backend())
+    if pays == budget or bound * task.size <= pays:
+        return None
+    found = largest_that_fits(measure, pays, task.size)
+    if found.size in (0, task.size):
+        return None
+    reason = (
+        f"{found.size} of {task.size} tasks at once stay in the cache of a CPU; they "
+        f"need {_of(found.bytes, budget)}"
+    )
+    return Selection(Chunked(found.size), reason, found.bytes, budget)
 
 
 def _of(needed: int, budget: int) -> str:

@@ -13,6 +13,7 @@ import batchkit as bk
 from batchkit.auto import _auto, _select
 from batchkit.auto._budget import FREE_SHARE, free_bytes
 from batchkit.auto._probe import bytes_of_lanes, quick_options
+from batchkit.auto._rule import CACHE
 
 from ..helpers import (
     assert_refuses,
@@ -91,10 +92,21 @@ def bytes_of_whole() -> int:
 
 
 def test_where_all_fits_by_far_nothing_is_compiled(compiled: list[int]) -> None:
-    chosen = bk.Auto("1 GiB").select(squares, X)
+    chosen = bk.Auto("1 GiB").select(squares, X[:4])
     assert (chosen.batcher, chosen.bytes, compiled) == (bk.Vmap(), None, [])
-    found = jax.jit(bk.Auto("1 GiB")(squares))(X)
-    assert_same(found, jax.jit(jax.vmap(squares))(X), ulps=0)
+    found = jax.jit(bk.Auto("1 GiB")(squares))(X[:4])
+    assert_same(found, jax.jit(jax.vmap(squares))(X[:4]), ulps=0)
+
+
+def test_no_more_lanes_than_stay_in_the_cache_of_a_cpu() -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("about CPUs")
+    many = jnp.concatenate([X] * 20)
+    chosen = bk.Auto("1 GiB").select(squares, many)
+    assert isinstance(chosen.batcher, bk.Chunked)
+    assert chosen.bytes is not None
+    assert 0.9 * CACHE < chosen.bytes <= CACHE
+    assert "stay in the cache of a CPU" in chosen.reason
 
 
 def test_choices_are_remembered_by_what_is_computed(compiled: list[int]) -> None:
@@ -270,7 +282,7 @@ def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
 def test_lanes_that_never_wait_for_what_is_expensive() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     chosen = bk.Auto("1 GB").select(halvings(20_000), x)
-    assert chosen.batcher == bk.Continuous(10)
+    assert chosen.batcher == bk.Continuous(16)
     assert chosen.reason.startswith("half (")
     found = jax.jit(bk.Auto("1 GB")(halvings(20_000)))(x)
     expected = jax.vmap(halvings(20_000))(x)
@@ -317,7 +329,7 @@ def test_every_site_of_a_rebuilt_sampler() -> None:
     assert "of 40 tasks at once need" in init.note
     state = jax.jit(plain.init)(positions)
     step, *_ = explained(algorithm.step, jax.random.key(1), state)
-    assert step.layout == "8 lanes kept busy"
+    assert step.layout == "6 lanes kept busy"
     assert "loglikelihood_fn" in step.note
     new, _ = jax.jit(algorithm.step)(jax.random.key(1), state)
     expected, _ = jax.jit(plain.step)(jax.random.key(1), state)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
-from ._chain_arguments import (
+from ._arguments import (
     check_acceptance,
     check_batcher,
     check_count,
@@ -19,8 +19,8 @@ from ._chain_arguments import (
     refuse_warmup,
     starts_from,
 )
-from ._chain_loop import Chains
 from ._chain_run import ChainRun
+from ._programs import Chains
 from ._sampler import sampler_of_algorithm, sampler_of_api
 from ._starts import check_positions, check_states
 

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..rebuild._table import html_table, table
+from ..run._names import columns
 from ._convergence import Convergence
-from ._names import columns
 
 
 _QUANTILES: Final = {"5 %": 0.05, "50 %": 0.5, "95 %": 0.95}

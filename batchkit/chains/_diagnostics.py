@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ._chain_summary import named_numbers
+from ..run._diagnostic import Diagnostic
 from ._convergence import FEWEST_DRAWS, Convergence
-from ._diagnostic import Diagnostic
+from ._summary import named_numbers
 
 
 # What Vehtari et al. (2021, arXiv:1903.08008) recommend.

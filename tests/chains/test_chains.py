@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._chain_loop import Chains
-from batchkit.run._sampler import sampler_of_algorithm
+from batchkit.chains._programs import Chains
+from batchkit.chains._sampler import sampler_of_algorithm
 
 from ..helpers import assert_same, counted, mesh
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._sampler import sampler_of_api
+from batchkit.chains._sampler import sampler_of_api
 
 from ..helpers import assert_refuses, counted, unchecked
 

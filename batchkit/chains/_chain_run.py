@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from ..rebuild._table import html_table, table
-from ._chain_summary import ChainSummary, named_numbers
-from ._chain_warnings import diagnose_chains
 from ._convergence import Convergence
+from ._diagnostics import diagnose_chains
+from ._summary import ChainSummary, named_numbers
 
 
 @final

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ._names import columns
+from ..run._names import columns
 
 
 # So many parameters, chains or values are told one by one.

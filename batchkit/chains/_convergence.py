@@ -31,7 +31,7 @@ class Convergence:
 
     ```python
     import numpy as np
-    from batchkit.run import Convergence
+    from batchkit.chains import Convergence
 
     draws = np.random.default_rng(0).normal(size=(4, 1000, 2))
     found = Convergence({"x": draws})

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from batchkit.run import Convergence
+from batchkit.chains import Convergence
 
 
 def chains(num: int, draws: int, correlation: float, numbers: int = 3) -> np.ndarray:

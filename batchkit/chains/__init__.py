@@ -1,0 +1,7 @@
+"""Chains of Markov chain Monte Carlo, from their starts to draws to be trusted."""
+
+from ._chain_run import ChainRun as ChainRun, ChainSeconds as ChainSeconds
+from ._convergence import Convergence as Convergence
+from ._run_chains import run_chains as run_chains
+from ._starts import StartError as StartError
+from ._summary import ChainSummary as ChainSummary

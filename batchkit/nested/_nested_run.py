@@ -1,0 +1,264 @@
+"""What a nested sampling run has found."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key, PyTree, UInt32
+
+from ..batchers import AbstractBatcher, Vmap
+from ..rebuild._table import html_table, table
+from ..run._diagnostic import Diagnostic
+from ..run._summary import Summary
+from ._dead import DeadPoints
+from ._volumes import Volumes, generator, resample, simulate
+
+
+_VMAP: Final = Vmap()
+
+
+@final
+class Seconds(NamedTuple):
+    """How long a run took: to compile, and to run what was compiled.
+
+    ```python
+    from batchkit.nested import Seconds
+
+    assert sum(Seconds(compile=1.5, run=20.0)) == 21.5
+    ```
+    """
+
+    compile: float
+    run: float
+
+
+@final
+class NestedRun:
+    """The result of nested sampling: evidence, posterior, and whether to trust them.
+
+    The evidence and its error come from simulated histories of the prior volume over
+    all points, those alive at the end among them (Skilling 2006, Bayesian Analysis
+    1(4), 833-859). Likelihoods that tie, a likelihood of zero over part of the prior,
+    and any number of points replaced at once are allowed for (Fowlie, Handley and Su
+    2020, arXiv:2010.13884). The error is that of the volumes: it does not know whether
+    the points were drawn as they should be. `warnings` tells what can be seen of that.
+
+    ```python
+    import jax
+    import numpy as np
+    import batchkit as bk
+
+    # 1,000 points of the prior, uniform between 0 and 1, none of them replaced.
+    x = np.random.default_rng(0).uniform(size=1000)
+    dead = bk.DeadPoints({"x": x}, -x, np.full(1000, -np.inf), np.zeros(1000))
+    run = bk.NestedRun(
+        dead,
+        num_steps=0,
+        num_evaluations=1000,
+        converged=True,
+        stop_reason="nothing to do",
+        key=jax.random.key(0),
+    )
+    exact = np.log(1 - np.exp(-1))
+    assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
+    draws = run.posterior(jax.random.key(1), 100, lambda p: {"square": p["x"] ** 2})
+    assert draws["square"].shape == (100,)
+    print(run)
+    print(run.summary())
+    ```
+    """
+
+    def __init__(
+        self,
+        dead: DeadPoints,
+        *,
+        num_steps: int,
+        num_evaluations: int | None,
+        converged: bool,
+        stop_reason: str,
+        key: Key[Array, ""] | UInt32[Array, " words"],
+        warnings: Sequence[Diagnostic] = (),
+        seconds: tuple[float, float] = (0.0, 0.0),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `dead`: all points of the run.
+        - `num_steps`: how many steps were made.
+        - `num_evaluations`: how many likelihoods were evaluated; None if that is not
+            known.
+        - `converged`: whether the run ended because its rule to stop was met.
+        - `stop_reason`: why it ended, in words.
+        - `key`: a key of JAX, from which the volumes are simulated.
+        - `warnings`: what makes the result doubtful, see `batchkit.nested.diagnose`; by
+            default nothing.
+        - `seconds`: how long it took to compile and to run; 0 and 0 by default.
+        - `settings`: what the run was asked for, by name; empty by default.
+
+        **Raises:**
+
+        `ValueError` if the likelihood of every point is zero.
+        """
+        if not np.isfinite(dead.loglikelihood[-1]):
+            raise ValueError(
+                f"NestedRun(dead={dead}): the log-likelihood of every point is minus "
+                "infinity, so that the evidence is zero and there is no posterior. "
+                "Begin with more points, or narrow the prior to where the likelihood "
+                "is above zero."
+            )
+        self.dead = dead
+        self.num_steps = num_steps
+        self.num_evaluations = num_evaluations
+        self.converged = converged
+        self.stop_reason = stop_reason
+        self.key = key
+        self.warnings = tuple(warnings)
+        self.seconds = Seconds(*seconds)
+        self.settings = dict(settings or {})
+
+    @functools.cached_property
+    def _volumes(self) -> Volumes:
+        return simulate(self.dead, generator(self.key))
+
+    @property
+    def log_evidence(self) -> float:
+        """The mean of the log-evidence over the simulated volumes."""
+        return float(np.mean(self._volumes.log_evidence))
+
+    @property
+    def log_evidence_err(self) -> float:
+        """The standard deviation of the log-evidence over the simulated volumes.
+
+        It is close to `sqrt(information / live points)` (Skilling 2006).
+        """
+        return float(np.std(self._volumes.log_evidence, ddof=1))
+
+    @property
+    def information(self) -> float:
+        """By how much the data narrow the prior, in nats; the mean over the volumes.
+
+        The Kullback-Leibler divergence of the posterior from the prior (Skilling 2006).
+        """
+        return float(np.mean(self._volumes.information))
+
+    @property
+    def weights(self) -> Float[np.ndarray, " n"]:
+        """The weight of each of `dead` in the posterior; they sum to one.
+
+        The mean over the simulated volumes of the weights in each of them.
+        """
+        return self._volumes.weights
+
+    @property
+    def ess(self) -> float:
+        """The effective sample size of the weights, `(sum w)^2 / sum w^2`.
+
+        This is Kish's (1965, Survey Sampling): so many equally weighted points would
+        tell a mean as well, if the volumes were known. What goes with the likelihood is
+        known less well than that.
+        """
+        return float(1 / np.sum(self.weights**2))
+
+    def posterior(
+        self,
+        key: Key[Array, ""] | UInt32[Array, " words"],
+        n: int,
+        derived_fn: Callable[[PyTree], PyTree] | None = None,
+        *,
+        batcher: AbstractBatcher = _VMAP,
+    ) -> PyTree:
+        """Draws positions from the posterior, all of equal weight.
+
+        Each point is drawn as often as its weight says, rounded up or down (systematic
+        resampling), so more draws than `ess` are drawn repeatedly.
+
+        ```python
+        import jax
+        import jax.numpy as jnp
+        import batchkit as bk
+
+        x = jnp.linspace(0.0, 1.0, 100)
+        dead = bk.DeadPoints(x, -x, jnp.full(100, -jnp.inf), jnp.zeros(100))
+        run = bk.NestedRun(
+            dead,
+            num_steps=0,
+            num_evaluations=100,
+            converged=True,
+            stop_reason="nothing to do",
+            key=jax.random.key(0),
+        )
+        x, square = run.posterior(jax.random.key(1), 50, jnp.square)
+        assert jnp.all(square == x**2)
+        ```
+
+        **Arguments:**
+
+        - `key`: a key of JAX.
+        - `n`: how many to draw.
+        - `derived_fn`: computes more quantities from one position, as
+            `jax.vmap(derived_fn)` takes it; none by default.
+        - `batcher`: how the positions are laid out for `derived_fn`. By default all at
+            once.
+
+        **Returns:**
+
+        The positions, `n` rows in each array. With `derived_fn`, a pair of positions
+        and derived quantities; where both are dicts, one dict with the names of both.
+
+        **Raises:**
+
+        `ValueError` if `n` is below one, or if a derived quantity has the name of a
+        parameter.
+        """
+        if n < 1:
+            raise ValueError(
+                f"posterior(n={n}): n must be at least 1, a number of draws."
+            )
+        chosen = resample(self.weights, n, generator(key))
+        draws = jax.tree.map(
+            lambda leaf: jnp.asarray(leaf[chosen]), self.dead.positions
+        )
+        if derived_fn is None:
+            return draws
+        derived = jax.jit(batcher(derived_fn))(draws)
+        if not (isinstance(draws, dict) and isinstance(derived, dict)):
+            return draws, derived
+        if twice := sorted(str(name) for name in draws.keys() & derived.keys()):
+            raise ValueError(
+                f"posterior(derived_fn=...): {', '.join(twice)} would replace the "
+                "parameters of that name. Return the derived quantities under other "
+                "names."
+            )
+        return {**draws, **derived}
+
+    def summary(self) -> Summary:
+        """A table of the parameters: mean, standard deviation, 5 %, 50 % and 95 %."""
+        return Summary(self.dead.positions, self.weights)
+
+    def __repr__(self) -> str:
+        return table(_HEAD, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        evaluations = self.num_evaluations
+        rows = [
+            (
+                "log-evidence",
+                f"{self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
+            ),
+            ("information", f"{self.information:.2f} nats"),
+            ("effective size", f"{self.ess:,.0f} of {len(self.dead):,} points"),
+            ("steps", f"{self.num_steps:,}"),
+            ("likelihoods", "unknown" if evaluations is None else f"{evaluations:,}"),
+            ("converged", f"{'yes' if self.converged else 'no'}: {self.stop_reason}"),
+            ("seconds", "{:.1f} to compile, {:.1f} to run".format(*self.seconds)),
+        ]
+        return rows + [("warning", str(warning)) for warning in self.warnings]
+
+
+_HEAD = ("nested run", "")

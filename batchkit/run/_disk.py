@@ -1,0 +1,83 @@
+"""Bytes that are on the disk when we say so, and errors of the disk in plain words."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from ._checkpoint import CheckpointError
+
+
+_FULL: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@contextlib.contextmanager
+def disk_errors(doing: str, path: str) -> Iterator[None]:
+    """Raises a `CheckpointError` that names `path` for every error of the disk.
+
+    **Arguments:**
+
+    - `doing`: what is being done to the file, such as `"write"`.
+    - `path`: the file, as its user knows it.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        # A disk that cannot give back what it holds is as good as a damaged file.
+        raise CheckpointError(
+            f"Cannot {doing} {path!r}: {why}.",
+            _remedy(error, path),
+            damaged=error.errno == errno.EIO,
+        ) from error
+
+
+def put(path: str, data: bytes | memoryview) -> None:
+    """Writes a file and waits until it is on the disk; on any error none is left."""
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        remove(path)
+        raise
+
+
+def remove(path: str) -> None:
+    """Removes a file, if it is there and can be removed."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def sync_folder_of(path: str) -> None:
+    """Waits until the names in the folder of `path` are on the disk."""
+    if os.name == "nt":
+        return  # It cannot open a folder, and keeps names in order by itself.
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        # Some file systems of networks have no such thing as an fsync of a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(folder)
+
+
+def _remedy(error: OSError, path: str) -> str:
+    folder = os.path.dirname(path) or "."
+    if error.errno in _FULL:
+        return (
+            "Free space there, or choose a path on another disk. What was saved before "
+            "is untouched."
+        )
+    if error.errno in _FORBIDDEN:
+        return "Choose a path that this user may read and write, in such a folder."
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"Make the folder {folder!r} first, or choose another path."
+    if error.errno == errno.EISDIR:
+        return "It is a folder: choose the path of a file."
+    return "Choose another path, on another disk if this one fails."

@@ -1,0 +1,214 @@
+"""The file of one run: two generations, of which at every instant one is sound.
+
+A new generation is written beside the file and waited for until the disk has it. Then
+the current one gets a second name, that of the previous one, and the new one takes over
+its first name. Both are single steps of the file system, so the file is there at every
+instant, the old one or the new one, and whoever is killed in between loses nothing.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, final
+
+import jax
+import numpy as np
+
+from ._checkpoint import CheckpointError
+from ._disk import disk_errors, put, remove, sync_folder_of
+from ._file import encode, looks_foreign, read_file, sound_bytes
+from ._lock import Lock
+
+
+_log: Final = logging.getLogger("batchkit")
+
+_NO_LINKS: Final = {
+    errno.EPERM,
+    errno.EACCES,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EINVAL,
+}
+
+
+@final
+@dataclass(frozen=True)
+class Saved:
+    """What was read, and from where.
+
+    **Arguments:**
+
+    - `header`, `arrays`: as they were written.
+    - `path`: the file that they are from.
+    - `passed_over`: why a newer generation was not used, or `None` if this is the
+        newest.
+    """
+
+    header: dict[str, Any]
+    arrays: dict[str, np.ndarray | jax.Array]
+    path: str
+    passed_over: str | None = None
+
+
+@final
+class Store:
+    """The checkpoints of one run, which nobody else can write while it is entered."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """**Arguments:**
+
+        - `path`: the file. A link is followed, so that the file it leads to is replaced
+            and not the link.
+        """
+        self.path = os.path.realpath(path)
+        self.previous = f"{self.path}.previous"
+        self._new = f"{self.path}.tmp"
+        self._link = f"{self.previous}.tmp"
+        self._lock = Lock(self.path)
+        self._entered = False
+        # Whether the file may become the previous generation; None before we looked.
+        self._sound: bool | None = None
+
+    def __enter__(self) -> "Store":
+        """**Raises:**
+
+        `CheckpointError` if another run has the file, or if there can be none.
+        """
+        if os.path.isdir(self.path):
+            raise CheckpointError(
+                f"{self.path!r} is a folder.", "Choose the path of a file."
+            )
+        self._lock.acquire()
+        self._entered = True
+        self._sound = None
+        # Nobody else writes them now, so they are from a process that was killed.
+        remove(self._new)
+        remove(self._link)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._entered = False
+        self._lock.release()
+
+    def read(self) -> Saved | None:
+        """The newest generation that is sound, or `None` if there is none at all.
+
+        **Raises:**
+
+        `CheckpointError` if there are files and none of them is sound, or if the newest
+        one is sound but cannot be used here.
+        """
+        assert self._entered
+        damages: list[CheckpointError] = []
+        for path in (self.path, self.previous):
+            if not os.path.lexists(path):
+                continue
+            try:
+                header, arrays = read_file(path)
+            except CheckpointError as error:
+                if not error.damaged:
+                    raise
+                damages.append(error)
+                continue
+            self._sound = path == self.path
+            return self._saved(header, arrays, path, damages)
+        if not damages:
+            return None
+        self._sound = False
+        if len(damages) == 1:
+            raise damages[0]
+        raise CheckpointError(
+            " ".join(error.reason for error in damages), damages[0].remedy, damaged=True
+        ) from damages[0]
+
+    def write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> float:
+        """Makes this the newest generation, and what was the newest the previous one.
+
+        **Arguments:**
+
+        - `header`, `arrays`: as for `write_file`.
+
+        **Returns:**
+
+        The seconds it took.
+
+        **Raises:**
+
+        `CheckpointError` if it cannot be written, or if there is a file that is no
+        checkpoint. What was saved before is then still there.
+        """
+        assert self._entered
+        start = time.perf_counter()
+        if self._sound is None:
+            self._sound = self._is_sound()
+        data = encode(header, arrays)
+        with disk_errors("write", self.path):
+            put(self._new, data)
+            try:
+                # Something damaged must not take the place of a sound generation.
+                if self._sound:
+                    self._keep_as_previous()
+                os.replace(self._new, self.path)
+            except BaseException:
+                remove(self._new)
+                raise
+            self._sound = True
+            sync_folder_of(self.path)
+        return time.perf_counter() - start
+
+    def _saved(
+        self,
+        header: dict[str, Any],
+        arrays: dict[str, np.ndarray | jax.Array],
+        path: str,
+        damages: list[CheckpointError],
+    ) -> Saved:
+        if path == self.path:
+            return Saved(header, arrays, path)
+        why = damages[0].reason if damages else f"{self.path!r} is missing."
+        _log.warning("%s Using the generation before it, %r.", why, path)
+        return Saved(header, arrays, path, why)
+
+    def _is_sound(self) -> bool:
+        """Whether the file is a checkpoint; raises if it is somebody else's."""
+        if not os.path.lexists(self.path):
+            return False
+        try:
+            sound_bytes(self.path)
+        except CheckpointError as error:
+            # With a generation before it, it has been ours, whatever it looks like.
+            if looks_foreign(self.path) and not os.path.lexists(self.previous):
+                raise
+            return not error.damaged
+        return True
+
+    def _keep_as_previous(self) -> None:
+        remove(self._link)
+        try:
+            os.link(self.path, self._link)
+        except FileNotFoundError:
+            return  # Somebody took it away; the one before it is all there is.
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # Without links the file is missing for an instant, but not the previous.
+            os.replace(self.path, self.previous)
+            return
+        try:
+            os.replace(self._link, self.previous)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(self._link)

@@ -1,0 +1,358 @@
+"""Two generations of which one is sound, whatever happens to the other."""
+
+import builtins
+import errno
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from batchkit.run import CheckpointError
+from batchkit.run._file import read_file
+from batchkit.run._store import Store
+
+from .processes import generation, step_of
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "run.h5")
+
+
+def put(path, step, size=1000):
+    with Store(path) as store:
+        return store.write(*generation(step, size))
+
+
+def steps(path):
+    """The generations on the disk, the newest first."""
+    return [step_of(*read_file(x)) for x in (path, f"{path}.previous")]
+
+
+def found(path):
+    with Store(path) as store:
+        saved = store.read()
+        assert saved is not None
+        return step_of(saved.header, saved.arrays), saved
+
+
+def damage(path, place=700):
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def names(path):
+    return sorted(os.listdir(os.path.dirname(path)))
+
+
+def test_nothing_is_there_at_first(path):
+    with Store(path) as store:
+        assert store.read() is None
+        assert names(path) == ["run.h5.lock"]
+    assert names(path) == []
+
+
+def test_the_generation_before_is_kept(path):
+    with Store(path) as store:
+        for step in range(1, 6):
+            assert 0 < store.write(*generation(step, 1000)) < 10
+            if step > 1:
+                assert steps(path) == [step, step - 1]
+    put(path, 6)
+    assert steps(path) == [6, 5]
+    assert names(path) == ["run.h5", "run.h5.previous"]
+    step, saved = found(path)
+    assert (step, saved.path, saved.passed_over) == (6, path, None)
+
+
+def test_a_damaged_generation_is_passed_over_and_told(path, caplog):
+    put(path, 1)
+    put(path, 2)
+    damage(path)
+    with caplog.at_level(logging.WARNING, "batchkit"):
+        step, saved = found(path)
+    assert (step, saved.path) == (1, f"{path}.previous")
+    assert saved.passed_over is not None
+    assert "checksum" in saved.passed_over
+    assert saved.passed_over in caplog.text
+    assert f"{path}.previous" in caplog.text
+
+
+@pytest.mark.parametrize("place", [0, 30, 700])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_damaged_generation_never_replaces_a_sound_one(path, place, read):
+    put(path, 1)
+    put(path, 2)
+    damage(path, place)
+    with Store(path) as store:
+        if read:
+            store.read()
+        store.write(*generation(3, 1000))
+        assert steps(path) == [3, 1]
+        store.write(*generation(4, 1000))
+        assert steps(path) == [4, 3]
+
+
+def test_a_missing_generation_is_told(path, caplog):
+    put(path, 1)
+    put(path, 2)
+    os.unlink(path)
+    step, saved = found(path)
+    assert step == 1
+    assert saved.passed_over == f"{path!r} is missing."
+    put(path, 3)
+    assert steps(path) == [3, 1]
+
+
+def test_a_generation_that_goes_missing_meanwhile(path):
+    with Store(path) as store:
+        for step in (1, 2):
+            store.write(*generation(step, 1000))
+        os.unlink(path)
+        store.write(*generation(3, 1000))
+    assert steps(path) == [3, 1]
+
+
+def test_two_damaged_generations_are_refused(path):
+    put(path, 1)
+    put(path, 2)
+    damage(path)
+    damage(f"{path}.previous", 30)
+    with Store(path) as store, pytest.raises(CheckpointError) as info:
+        store.read()
+    assert repr(path) in info.value.reason
+    assert repr(f"{path}.previous") in info.value.reason
+    assert "`fresh=True`" in info.value.remedy
+    # Which is to say that one may write, and then there is a sound one again.
+    put(path, 3)
+    assert step_of(*read_file(path)) == 3
+
+
+def test_a_newer_format_is_not_passed_over(path, monkeypatch):
+    put(path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("batchkit.run._file.FORMAT", 2)
+        put(path, 2)
+    assert step_of(*read_file(f"{path}.previous")) == 1
+    with Store(path) as store, pytest.raises(CheckpointError, match="has format 2"):
+        store.read()
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\x89HDF\r\n\x1a\n and more"])
+def test_the_file_of_somebody_else_is_not_replaced(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+    with (
+        Store(path) as store,
+        pytest.raises(CheckpointError, match="no checkpoint of batchkit"),
+    ):
+        store.read()
+    with pytest.raises(CheckpointError, match="move this file away"):
+        put(path, 1)
+    with open(path, "rb") as file:
+        assert file.read() == content
+    assert names(path) == ["run.h5"]
+
+
+def test_an_empty_file_is_nobodys(path):
+    open(path, "w").close()
+    put(path, 1)
+    assert step_of(*read_file(path)) == 1
+
+
+def test_what_a_killed_process_left_is_removed(path):
+    put(path, 1)
+    for name in (f"{path}.tmp", f"{path}.previous.tmp", f"{path}.lock"):
+        with open(name, "w") as file:
+            file.write("4194305 elsewhere\n")
+    assert found(path)[0] == 1
+    assert names(path) == ["run.h5"]
+
+
+def test_a_link_is_followed(path, tmp_path):
+    (tmp_path / "real").mkdir()
+    os.symlink(tmp_path / "real" / "run.h5", path)
+    put(path, 1)
+    put(path, 2)
+    assert os.path.islink(path)
+    assert names(str(tmp_path / "real" / "x")) == ["run.h5", "run.h5.previous"]
+    assert found(path)[0] == 2
+
+
+def test_a_path_stays_where_it_was(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Store("run.h5") as store:
+        os.chdir("other")
+        store.write(*generation(1, 1000))
+    assert step_of(*read_file(tmp_path / "run.h5")) == 1
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def failing(call, code, count=1):
+    """A call of the system that fails from the given time on."""
+    left = count
+
+    def fail(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left > 0:
+            return call(*args, **kwargs)
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace", "link"])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_failure_is_loud_and_loses_nothing(path, name, count, code, monkeypatch):
+    with Store(path) as store:
+        for step in (1, 2):
+            store.write(*generation(step, 1000))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, failing(getattr(os, name), code, count))
+            if (name, count) == ("link", 2):
+                store.write(*generation(3, 1000))
+            else:
+                with pytest.raises(CheckpointError) as info:
+                    store.write(*generation(3, 1000))
+                assert info.value.reason == (
+                    f"Cannot write {path!r}: {os.strerror(code)}."
+                )
+                if code in (errno.ENOSPC, errno.EDQUOT):
+                    assert "Free space" in info.value.remedy
+        newest, before = steps(path)
+        assert newest in (2, 3)
+        assert before in (1, 2)
+        assert names(path) == ["run.h5", "run.h5.lock", "run.h5.previous"]
+        store.write(*generation(4, 1000))
+    assert steps(path) == [4, newest]
+
+
+def test_a_full_disk_can_be_read_from(path, monkeypatch):
+    put(path, 1)
+    monkeypatch.setattr(os, "write", failing(os.write, errno.ENOSPC))
+    with Store(path), pytest.raises(CheckpointError, match="by another process"):
+        Store(path).__enter__()
+    assert found(path)[0] == 1
+
+
+def test_a_disk_that_fills_up_while_it_is_written(path, monkeypatch):
+    def small(file, mode="r", **kwargs):
+        opened = open_(file, mode, **kwargs)
+        if "w" in mode:
+            opened.write = failing(opened.write, errno.ENOSPC)
+        return opened
+
+    open_ = open
+    put(path, 1)
+    with Store(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(builtins, "open", small)
+            with pytest.raises(CheckpointError, match="No space left on device"):
+                store.write(*generation(2, 1000))
+        assert names(path) == ["run.h5", "run.h5.lock"]
+    assert found(path)[0] == 1
+
+
+def test_no_partial_file_stays_after_an_interrupt(path, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    put(path, 1)
+    with Store(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.write(*generation(2, 1000))
+        assert names(path) == ["run.h5", "run.h5.lock"]
+    assert found(path)[0] == 1
+
+
+def test_what_cannot_be_stored_changes_nothing(path):
+    put(path, 1)
+    with Store(path) as store:
+        with pytest.raises(TypeError, match="'x' has dtype"):
+            store.write({}, {"x": np.array("text")})
+        assert names(path) == ["run.h5", "run.h5.lock"]
+    assert found(path)[0] == 1
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP])
+def test_a_file_system_without_links(path, code, monkeypatch):
+    monkeypatch.setattr(os, "link", failing(os.link, code))
+    with Store(path) as store:
+        for step in (1, 2, 3):
+            store.write(*generation(step, 1000))
+    assert steps(path) == [3, 2]
+    assert names(path) == ["run.h5", "run.h5.previous"]
+
+
+def test_a_file_system_without_locks(path, caplog, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(fcntl, "flock", failing(fcntl.flock, errno.ENOSYS))
+    with caplog.at_level(logging.WARNING, "batchkit"):
+        put(path, 1)
+    assert "no locks" in caplog.text
+    assert found(path)[0] == 1
+
+
+def test_what_is_named_is_on_the_disk_before(path, monkeypatch):
+    """The order without which a power cut could lose both generations."""
+    put(path, 1)
+    calls = []
+    fsync, replace, link = os.fsync, os.replace, os.link
+
+    def spy_fsync(file):
+        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{file}"))))
+        fsync(file)
+
+    def spy_names(name, call):
+        def spy(old, new):
+            calls.append((name, os.path.basename(old), os.path.basename(new)))
+            call(old, new)
+
+        return spy
+
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("needs /proc to tell which file is meant")
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_names("replace", replace))
+    monkeypatch.setattr(os, "link", spy_names("link", link))
+    put(path, 2)
+    assert calls == [
+        ("fsync", "run.h5.tmp"),
+        ("link", "run.h5", "run.h5.previous.tmp"),
+        ("replace", "run.h5.previous.tmp", "run.h5.previous"),
+        ("replace", "run.h5.tmp", "run.h5"),
+        ("fsync", os.path.basename(os.path.dirname(path))),
+    ]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match=r"Make the folder .*none'"):
+        put(str(tmp_path / "none" / "run.h5"), 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="Not a directory"):
+        put(str(tmp_path / "file" / "run.h5"), 1)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder"):
+        put(str(tmp_path), 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_in_one_process_cannot_share_a_file(path):
+    with Store(path):
+        words = rf"in use by process {os.getpid()} \(this process\)\. Wait"
+        with pytest.raises(CheckpointError, match=words), Store(path):
+            pass
+        assert names(path) == ["run.h5.lock"]
+    with Store(path):
+        pass
