@@ -26,7 +26,6 @@ starts over; it finds the same again.
     transition = fold_in(fold_in(chain, 2), number of the transition)
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
@@ -36,7 +35,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ._sampler import Sampler, Tuned, shapes_of
+from ..run._program import Program
+from ._sampler import Sampler, Tuned
 
 
 _INIT: Final = 0
@@ -70,29 +70,6 @@ class ChainState(NamedTuple):
 
     states: Any
     tuned: Tuned | None
-
-
-@final
-class Program:
-    """A function that is compiled when it is first called, with the seconds of both."""
-
-    def __init__(self, fun: Callable[..., Any]) -> None:
-        self._jitted = jax.jit(fun, keep_unused=True)
-        self._compiled: Any = None
-        self.compile_seconds = 0.0
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any) -> Any:
-        if self._compiled is None:
-            start = time.perf_counter()
-            # Arguments may come from anywhere; the program says where it wants them.
-            self._compiled = self._jitted.lower(*shapes_of(args)).compile()
-            self.compile_seconds += time.perf_counter() - start
-        start = time.perf_counter()
-        args = jax.device_put(args, self._compiled.input_shardings[0])
-        out = jax.block_until_ready(self._compiled(*args))
-        self.seconds += time.perf_counter() - start
-        return out
 
 
 @final
