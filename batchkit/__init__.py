@@ -25,9 +25,17 @@ from .chains import (
 from .continuous import Continuous as Continuous, LaneStats as LaneStats
 from .fitting import Fitted as Fitted, fit as fit
 from .nested import (
+    AbstractStop as AbstractStop,
     DeadPoints as DeadPoints,
+    EffectiveSize as EffectiveSize,
+    Evaluations as Evaluations,
+    InvalidLikelihoodError as InvalidLikelihoodError,
     NestedRun as NestedRun,
+    NumSteps as NumSteps,
+    RemainingEvidence as RemainingEvidence,
+    WallTime as WallTime,
     merge as merge,
+    run_nested as run_nested,
 )
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
@@ -55,6 +63,7 @@ from .run import (
 __all__ = [
     "AbstractBatcher",
     "AbstractPolicy",
+    "AbstractStop",
     "Auto",
     "BudgetError",
     "ByPhase",
@@ -68,12 +77,17 @@ __all__ = [
     "Continuous",
     "DeadPoints",
     "Diagnostic",
+    "EffectiveSize",
+    "Evaluations",
     "Explanation",
     "Fitted",
+    "InvalidLikelihoodError",
     "LaneStats",
     "MemoryUse",
     "NestedRun",
+    "NumSteps",
     "ReachedSite",
+    "RemainingEvidence",
     "Selection",
     "Sequential",
     "Sharded",
@@ -82,6 +96,7 @@ __all__ = [
     "StartError",
     "UnreachableSiteError",
     "Vmap",
+    "WallTime",
     "expensive",
     "explain",
     "filter_batch",
@@ -90,5 +105,6 @@ __all__ = [
     "merge",
     "rebuild_sampler",
     "run_chains",
+    "run_nested",
     "sites",
 ]
