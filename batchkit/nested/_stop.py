@@ -129,10 +129,10 @@ class RemainingEvidence(AbstractStop):
     ```
     """
 
-    fraction: float
+    fraction: int | float
     is_convergence = True
 
-    def __init__(self, fraction: float = 1e-3) -> None:
+    def __init__(self, fraction: int | float = 1e-3) -> None:
         """**Arguments:**
 
         - `fraction`: the share of the evidence, between 0 and 1; 0.001 by default.
@@ -177,10 +177,10 @@ class EffectiveSize(AbstractStop):
     ```
     """
 
-    size: float
+    size: int | float
     is_convergence = True
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: int | float) -> None:
         """**Arguments:**
 
         - `size`: the number of draws, above 0.
@@ -288,10 +288,10 @@ class WallTime(AbstractStop):
     ```
     """
 
-    seconds: float
+    seconds: int | float
     is_convergence = False
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: int | float) -> None:
         """**Arguments:**
 
         - `seconds`: how many, above 0.
@@ -325,7 +325,7 @@ def _checked(other: Any) -> AbstractStop:
     )
 
 
-def _number(value: Any, rule: str, name: str, such: str) -> float:
+def _number(value: Any, rule: str, name: str, such: str) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
             f"{rule}({name}={value!r}): {name} must be a number, {such}; got "
