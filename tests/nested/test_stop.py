@@ -1,7 +1,7 @@
 """Rules to stop: each alone, together, and on a run that goes on."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,9 +129,9 @@ def test_runs_that_end_early_have_not_converged(
 
 
 def test_effective_size_ends_a_run() -> None:
-    run = PROBLEM.run(stop=bk.EffectiveSize(150))
+    run = PROBLEM.run(stop=bk.EffectiveSize(300))
     assert run.converged
-    assert run.ess == pytest.approx(150, rel=0.3)
+    assert run.ess == pytest.approx(300, rel=0.15)
 
 
 def test_a_finished_run_goes_on_with_a_stricter_rule(tmp_path: Any) -> None:
@@ -150,15 +150,19 @@ def test_a_finished_run_goes_on_with_a_stricter_rule(tmp_path: Any) -> None:
     [
         (lambda: bk.RemainingEvidence(1.0), ValueError, ("1.0", "between 0 and 1")),
         (lambda: bk.RemainingEvidence(0.0), ValueError, ("0.0", "between 0 and 1")),
-        (lambda: bk.RemainingEvidence("1"), TypeError, ("'1'", "must be a number")),
+        (
+            lambda: bk.RemainingEvidence(cast(Any, "1")),
+            TypeError,
+            ("'1'", "must be a number"),
+        ),
         (lambda: bk.EffectiveSize(True), TypeError, ("True", "must be a number")),
         (lambda: bk.EffectiveSize(float("nan")), ValueError, ("nan", "above 0")),
         (lambda: bk.WallTime(-1), ValueError, ("-1", "above 0")),
-        (lambda: bk.NumSteps(1.5), TypeError, ("1.5", "must be an int")),
+        (lambda: bk.NumSteps(cast(Any, 1.5)), TypeError, ("1.5", "must be an int")),
         (lambda: bk.NumSteps(0), ValueError, ("0", "at least 1")),
         (lambda: bk.Evaluations(True), TypeError, ("True", "must be an int")),
-        (lambda: bk.NumSteps(1) | 3, TypeError, ("3", "rule to stop")),
-        (lambda: bk.NumSteps(1) & None, TypeError, ("None", "rule to stop")),
+        (lambda: bk.NumSteps(1) | cast(Any, 3), TypeError, ("3", "rule to stop")),
+        (lambda: bk.NumSteps(1) & cast(Any, None), TypeError, ("None", "rule to stop")),
     ],
 )
 def test_rules_that_cannot_be_right(
