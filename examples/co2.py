@@ -112,12 +112,10 @@ def sample(
 
 def report(model: Model, run: bk.NestedRun) -> None:
     """Prints the run, and the posterior in physical units."""
-    positions = run.dead.positions
+    units = {name: prior.unit for name, prior in model.priors.items()}
     physical = {
-        f"{name} ({prior.unit})" if prior.unit else name: np.exp(
-            run.dead.positions[name]
-        )
-        for name, prior in model.priors.items()
+        f"{name} ({units[name]})" if units[name] else name: np.exp(x)
+        for name, x in run.dead.positions.items()
     }
     print(f"\n{model.name}\n\n{run}\n\n{Summary(physical, run.weights)}")
 
@@ -251,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = [(model, sample(model, record, settings, True)) for model in models]
     for model, run in runs:
         report(model, run)
-    compare(*(run for _, run in runs), [model.name for model in models])
+    compare(runs[0][1], runs[1][1], [model.name for model in models])
     draw(record, runs, output)
     print(f"figure: {output}")
 

@@ -115,7 +115,7 @@ class Reporter:
                 return
 
 
-def in_time(seconds: float) -> str:
+def in_time(seconds: int | float) -> str:
     """Seconds as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
