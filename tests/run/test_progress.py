@@ -3,7 +3,8 @@
 import io
 import logging
 import time
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import pytest
@@ -27,8 +28,14 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     return Screen()
 
 
+@contextmanager
+def shown_on(screen: Screen, progress: Any) -> Iterator[Reporter]:
+    with redirect_stderr(screen), Reporter(progress, "a run", " steps") as reporter:
+        yield reporter
+
+
 def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
-    with redirect_stderr(screen), Reporter(True, "a run", " steps") as reporter:
+    with shown_on(screen, True) as reporter:
         reporter.show("half of it", 5, 10)
         time.sleep(0.15)  # a bar does not redraw at once
         reporter.show("all of it", 10, 10)
@@ -39,9 +46,8 @@ def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
 
 
 def test_waiting_is_shown_while_it_lasts(screen: Screen) -> None:
-    with redirect_stderr(screen), Reporter(True, "a run", " steps") as reporter:
-        with reporter.waiting("compiling"):
-            time.sleep(0.1)
+    with shown_on(screen, True) as reporter, reporter.waiting("compiling"):
+        time.sleep(0.1)
     assert "compiling, 0 s" in screen.getvalue()
 
 
@@ -73,18 +79,16 @@ def test_nothing_where_nothing_is_wanted(
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
     monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
-    with redirect_stderr(screen), Reporter(False, "a run", "") as reporter:
-        with reporter.waiting("compiling"):
-            reporter.show("half of it", 5)
+    with shown_on(screen, False) as reporter, reporter.waiting("compiling"):
+        reporter.show("half of it", 5)
     assert not screen.getvalue()
     assert not caplog.messages
 
 
 def test_a_function_gets_the_record_itself(screen: Screen) -> None:
     told: list[Any] = []
-    with redirect_stderr(screen), Reporter(told.append, "a run", "") as reporter:
-        with reporter.waiting("compiling"):
-            reporter.show({"step": 5}, 5)
+    with shown_on(screen, told.append) as reporter, reporter.waiting("compiling"):
+        reporter.show({"step": 5}, 5)
     assert told == [{"step": 5}]
     assert not screen.getvalue()
 
