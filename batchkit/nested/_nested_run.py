@@ -1,6 +1,7 @@
 """What a nested sampling run has found."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
@@ -14,6 +15,7 @@ from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._summary import Summary
 from ._dead import DeadPoints
+from ._saved import load_nested, save_nested
 from ._volumes import Volumes, generator, resample, simulate
 
 
@@ -237,6 +239,74 @@ class NestedRun:
     def summary(self) -> Summary:
         """A table of the parameters: mean, standard deviation, 5 %, 50 % and 95 %."""
         return Summary(self.dead.positions, self.weights)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the run to a file, from which `load` makes it again, bit for bit.
+
+        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
+        arrays are in `arrays`, such as `arrays/positions/mass`, `arrays/loglikelihood`
+        and `arrays/weights`; the rest is JSON in `header`. Another result at that path
+        is replaced whole or not at all; any other file stays.
+
+        ```python
+        import os
+        import tempfile
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        x = np.random.default_rng(0).uniform(size=100)
+        run = bk.NestedRun(
+            bk.DeadPoints({"x": x}, -x, np.full(100, -np.inf), np.zeros(100)),
+            num_steps=0,
+            num_evaluations=100,
+            converged=True,
+            stop_reason="nothing to do",
+            key=jax.random.key(0),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "result.h5")
+            run.save(path)
+            again = bk.NestedRun.load(path)
+        assert again.log_evidence == run.log_evidence
+        ```
+
+        **Arguments:**
+
+        - `path`: the file, in a folder that exists.
+
+        **Raises:**
+
+        `CheckpointError` if it cannot be written, or if there is a file that is no
+        result of batchkit; `TypeError` if positions hold anything but numbers. Of
+        settings that are neither numbers, text nor arrays, the text is saved.
+        """
+        save_nested(path, self)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str], *, like: PyTree | None = None
+    ) -> "NestedRun":
+        """Reads a run that `save` wrote.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: a position with the structure to have; only the structure counts. By
+            default dicts, lists and tuples are what they were, and in place of a class,
+            such as a NamedTuple, there is a dict of its fields: a file holds no code.
+
+        **Returns:**
+
+        The run, with the bits and dtypes that it had.
+
+        **Raises:**
+
+        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
+        another kind, or in a newer format; `ValueError` if `like` has other names.
+        """
+        dead, told = load_nested(path, like)
+        return NestedRun(dead, **told)
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())
