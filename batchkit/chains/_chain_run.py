@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, PyTree
 from ..rebuild._table import html_table, table
 from ._convergence import Convergence
 from ._diagnostics import diagnose_chains
+from ._exports import to_arviz
 from ._saved import load_chains, save_chains
 from ._summary import ChainSummary, named_numbers
 
@@ -198,6 +199,37 @@ class ChainRun:
         """
         samples, told = load_chains(path, like)
         return ChainRun(samples, **told)
+
+    def to_arviz(self) -> Any:
+        """The run for ArviZ.
+
+        It needs `pip install 'batchkit[arviz]'`. The groups are
+
+        - `posterior`: each array of a position under its name (`"lens.mass"`).
+        - `sample_stats`, as far as the sampler tells: `lp`, `diverging` (whether any
+            transition on the way to a draw did), `acceptance_rate`, `n_steps`,
+            `tree_depth`, `reached_max_treedepth` and `step_size`.
+
+        ```python
+        import numpy as np
+        import batchkit as bk
+
+        draws = np.random.default_rng(0).normal(size=(4, 100, 2))
+        data = bk.ChainRun({"x": draws}).to_arviz()
+        assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
+        ```
+
+        **Returns:**
+
+        What the installed ArviZ works on: an `xarray.DataTree`, or an
+        `arviz.InferenceData` before ArviZ 1.0.
+
+        **Raises:**
+
+        `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
+        name of another or of an axis.
+        """
+        return to_arviz(self)
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())

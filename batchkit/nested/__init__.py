@@ -9,4 +9,5 @@ from ._insertion import (
     insertion_ranks as insertion_ranks,
 )
 from ._merge import merge as merge
-from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
+from ._nested_run import NestedRun as NestedRun
+from ._seconds import Seconds as Seconds
