@@ -29,6 +29,11 @@ from .nested import (
     NestedRun as NestedRun,
     merge as merge,
 )
+from .plots import (
+    plot_corner as plot_corner,
+    plot_run as plot_run,
+    plot_trace as plot_trace,
+)
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
@@ -88,6 +93,9 @@ __all__ = [
     "fit",
     "memory",
     "merge",
+    "plot_corner",
+    "plot_run",
+    "plot_trace",
     "rebuild_sampler",
     "run_chains",
     "sites",
