@@ -37,6 +37,11 @@ from .nested import (
     merge as merge,
     run_nested as run_nested,
 )
+from .plots import (
+    plot_corner as plot_corner,
+    plot_run as plot_run,
+    plot_trace as plot_trace,
+)
 from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
@@ -103,6 +108,9 @@ __all__ = [
     "fit",
     "memory",
     "merge",
+    "plot_corner",
+    "plot_run",
+    "plot_trace",
     "rebuild_sampler",
     "run_chains",
     "run_nested",

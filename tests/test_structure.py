@@ -30,6 +30,7 @@ FOLDERS = (
     "run",
     "nested",
     "chains",
+    "plots",
 )
 IN_FOLDERS = {name: module for name, module in MODULES.items() if name != "batchkit"}
 every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)

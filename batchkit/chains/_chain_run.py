@@ -1,5 +1,6 @@
 """What chains have found, and whether to trust it."""
 
+import os
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -9,6 +10,8 @@ from jaxtyping import Float, Int, PyTree
 from ..rebuild._table import html_table, table
 from ._convergence import Convergence
 from ._diagnostics import diagnose_chains
+from ._exports import to_arviz
+from ._saved import load_chains, save_chains
 from ._summary import ChainSummary, named_numbers
 
 
@@ -140,6 +143,93 @@ class ChainRun:
     def summary(self) -> ChainSummary:
         """A table of the parameters: mean, deviation, quantiles, and convergence."""
         return ChainSummary(self.samples, self._convergence)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the run to a file, from which `load` makes it again, bit for bit.
+
+        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
+        arrays are in `arrays`, such as `arrays/samples/mass` and `arrays/logdensity`;
+        the rest is JSON in `header`. Another result at that path is replaced whole or
+        not at all; any other file stays.
+
+        ```python
+        import os
+        import tempfile
+        import numpy as np
+        import batchkit as bk
+
+        run = bk.ChainRun({"x": np.random.default_rng(0).normal(size=(4, 100))})
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "result.h5")
+            run.save(path)
+            again = bk.ChainRun.load(path)
+        assert np.all(again.samples["x"] == run.samples["x"])
+        ```
+
+        **Arguments:**
+
+        - `path`: the file, in a folder that exists.
+
+        **Raises:**
+
+        `CheckpointError` if it cannot be written, or if there is a file that is no
+        result of batchkit; `TypeError` if samples hold anything but numbers.
+        """
+        save_chains(path, self)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, like: PyTree | None = None) -> "ChainRun":
+        """Reads a run that `save` wrote.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: a position with the structure to have; only the structure counts. By
+            default dicts, lists and tuples are what they were, and in place of a class,
+            such as a NamedTuple, there is a dict of its fields: a file holds no code.
+
+        **Returns:**
+
+        The run, with the bits and dtypes that it had. Warnings are looked for anew.
+
+        **Raises:**
+
+        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
+        another kind, or in a newer format; `ValueError` if `like` has other names.
+        """
+        samples, told = load_chains(path, like)
+        return ChainRun(samples, **told)
+
+    def to_arviz(self) -> Any:
+        """The run for ArviZ.
+
+        It needs `pip install 'batchkit[arviz]'`. The groups are
+
+        - `posterior`: each array of a position under its name (`"lens.mass"`).
+        - `sample_stats`, as far as the sampler tells: `lp`, `diverging` (whether any
+            transition on the way to a draw did), `acceptance_rate`, `n_steps`,
+            `tree_depth`, `reached_max_treedepth` and `step_size`.
+
+        ```python
+        import numpy as np
+        import batchkit as bk
+
+        draws = np.random.default_rng(0).normal(size=(4, 100, 2))
+        data = bk.ChainRun({"x": draws}).to_arviz()
+        assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
+        ```
+
+        **Returns:**
+
+        What the installed ArviZ works on: an `xarray.DataTree`, or an
+        `arviz.InferenceData` before ArviZ 1.0.
+
+        **Raises:**
+
+        `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
+        name of another or of an axis.
+        """
+        return to_arviz(self)
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())

@@ -10,9 +10,10 @@ from ._insertion import (
     insertion_ranks as insertion_ranks,
 )
 from ._merge import merge as merge
-from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
+from ._nested_run import NestedRun as NestedRun
 from ._progress import NestedProgress as NestedProgress
 from ._run_nested import run_nested as run_nested
+from ._seconds import Seconds as Seconds
 from ._status import Count as Count, NestedStatus as NestedStatus
 from ._stop import (
     AbstractStop as AbstractStop,

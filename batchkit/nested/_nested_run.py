@@ -1,8 +1,9 @@
 """What a nested sampling run has found."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +15,15 @@ from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._summary import Summary
 from ._dead import DeadPoints
+from ._derived import with_derived
+from ._exports import to_anesthetic, to_arviz
+from ._rows import HEAD, rows_of
+from ._saved import load_nested, save_nested
+from ._seconds import Seconds
 from ._volumes import Volumes, generator, resample, simulate
 
 
 _VMAP: Final = Vmap()
-
-
-@final
-class Seconds(NamedTuple):
-    """How long a run took: to compile, and to run what was compiled.
-
-    ```python
-    from batchkit.nested import Seconds
-
-    assert sum(Seconds(compile=1.5, run=20.0)) == 21.5
-    ```
-    """
-
-    compile: float
-    run: float
 
 
 @final
@@ -221,44 +212,172 @@ class NestedRun:
         draws = jax.tree.map(
             lambda leaf: jnp.asarray(leaf[chosen]), self.dead.positions
         )
-        if derived_fn is None:
-            return draws
-        derived = jax.jit(batcher(derived_fn))(draws)
-        if not (isinstance(draws, dict) and isinstance(derived, dict)):
-            return draws, derived
-        if twice := sorted(str(name) for name in draws.keys() & derived.keys()):
-            raise ValueError(
-                f"posterior(derived_fn=...): {', '.join(twice)} would replace the "
-                "parameters of that name. Return the derived quantities under other "
-                "names."
-            )
-        return {**draws, **derived}
+        return draws if derived_fn is None else with_derived(draws, derived_fn, batcher)
 
     def summary(self) -> Summary:
         """A table of the parameters: mean, standard deviation, 5 %, 50 % and 95 %."""
         return Summary(self.dead.positions, self.weights)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the run to a file, from which `load` makes it again, bit for bit.
+
+        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
+        arrays are in `arrays`, such as `arrays/positions/mass`, `arrays/loglikelihood`
+        and `arrays/weights`; the rest is JSON in `header`. Another result at that path
+        is replaced whole or not at all; any other file stays.
+
+        ```python
+        import os
+        import tempfile
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        x = np.random.default_rng(0).uniform(size=100)
+        run = bk.NestedRun(
+            bk.DeadPoints({"x": x}, -x, np.full(100, -np.inf), np.zeros(100)),
+            num_steps=0,
+            num_evaluations=100,
+            converged=True,
+            stop_reason="nothing to do",
+            key=jax.random.key(0),
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "result.h5")
+            run.save(path)
+            again = bk.NestedRun.load(path)
+        assert again.log_evidence == run.log_evidence
+        ```
+
+        **Arguments:**
+
+        - `path`: the file, in a folder that exists.
+
+        **Raises:**
+
+        `CheckpointError` if it cannot be written, or if there is a file that is no
+        result of batchkit; `TypeError` if positions hold anything but numbers. Of
+        settings that are neither numbers, text nor arrays, the text is saved.
+        """
+        save_nested(path, self)
+
+    @staticmethod
+    def load(
+        path: str | os.PathLike[str], *, like: PyTree | None = None
+    ) -> "NestedRun":
+        """Reads a run that `save` wrote.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: a position with the structure to have; only the structure counts. By
+            default dicts, lists and tuples are what they were, and in place of a class,
+            such as a NamedTuple, there is a dict of its fields: a file holds no code.
+
+        **Returns:**
+
+        The run, with the bits and dtypes that it had.
+
+        **Raises:**
+
+        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
+        another kind, or in a newer format; `ValueError` if `like` has other names.
+        """
+        dead, told = load_nested(path, like)
+        return NestedRun(dead, **told)
+
+    def to_arviz(
+        self,
+        n: int | None = None,
+        key: Key[Array, ""] | UInt32[Array, " words"] | None = None,
+    ) -> Any:
+        """The run for ArviZ, whose draws are all of equal weight.
+
+        It needs `pip install 'batchkit[arviz]'`. The groups are
+
+        - `posterior`: one chain of draws, as `posterior` draws them, each array of a
+            position under its name (`"lens.mass"`).
+        - `sample_stats`: of each draw `loglikelihood`, `logprior`, their sum `lp`, and
+            `point`, its place among the points of the run.
+        - `dead_points`: all points of the run. `dead_stats`: of each its `weight`,
+            `loglikelihood`, `loglikelihood_birth`, `logprior` and `num_live`.
+        - `constant_data`: `log_evidence`, `log_evidence_err`, `information`, `ess`.
+
+        ```python
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        x = np.random.default_rng(0).uniform(size=(500, 2))
+        run = bk.NestedRun(
+            bk.DeadPoints({"x": x}, -x[:, 0], np.full(500, -np.inf), np.zeros(500)),
+            num_steps=0,
+            num_evaluations=500,
+            converged=True,
+            stop_reason="nothing to do",
+            key=jax.random.key(0),
+        )
+        data = run.to_arviz()
+        assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
+        assert data.dead_stats["weight"].sum() > 0.999
+        ```
+
+        **Arguments:**
+
+        - `n`: how many to draw; by default as many as `ess`.
+        - `key`: a key of JAX; by default one that comes from the run's.
+
+        **Returns:**
+
+        What the installed ArviZ works on: an `xarray.DataTree`, or an
+        `arviz.InferenceData` before ArviZ 1.0. ArviZ knows no chains here, so R-hat and
+        Monte Carlo errors of it mean nothing.
+
+        **Raises:**
+
+        `ImportError` if ArviZ is not installed; `ValueError` if `n` is below one, or if
+        a parameter has the name of another or of an axis.
+        """
+        return to_arviz(self, n, key)
+
+    def to_anesthetic(self) -> Any:
+        """The run for anesthetic, with all points, their births and their deaths.
+
+        It needs `pip install 'batchkit[anesthetic]'`. A likelihood of zero becomes
+        `exp(-1e30)`, for anesthetic leaves points out that lie at minus infinity.
+
+        ```python
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        x = np.random.default_rng(0).uniform(size=500)
+        run = bk.NestedRun(
+            bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+            num_steps=0,
+            num_evaluations=500,
+            converged=True,
+            stop_reason="nothing to do",
+            key=jax.random.key(0),
+        )
+        samples = run.to_anesthetic()
+        assert abs(samples.logZ() - run.log_evidence) < run.log_evidence_err
+        ```
+
+        **Returns:**
+
+        An `anesthetic.NestedSamples`, each number of a position under its name
+        (`"lens.shear[0]"`).
+
+        **Raises:**
+
+        `ImportError` if anesthetic is not installed; `ValueError` if a parameter has
+        the name of another, or one that anesthetic gives.
+        """
+        return to_anesthetic(self)
+
     def __repr__(self) -> str:
-        return table(_HEAD, self._rows())
+        return table(HEAD, rows_of(self))
 
     def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
-
-    def _rows(self) -> list[tuple[str, str]]:
-        evaluations = self.num_evaluations
-        rows = [
-            (
-                "log-evidence",
-                f"{self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
-            ),
-            ("information", f"{self.information:.2f} nats"),
-            ("effective size", f"{self.ess:,.0f} of {len(self.dead):,} points"),
-            ("steps", f"{self.num_steps:,}"),
-            ("likelihoods", "unknown" if evaluations is None else f"{evaluations:,}"),
-            ("converged", f"{'yes' if self.converged else 'no'}: {self.stop_reason}"),
-            ("seconds", "{:.1f} to compile, {:.1f} to run".format(*self.seconds)),
-        ]
-        return rows + [("warning", str(warning)) for warning in self.warnings]
-
-
-_HEAD = ("nested run", "")
+        return html_table(HEAD, rows_of(self))

@@ -49,9 +49,8 @@ _WRITTEN: Final = re.compile(
     rb"(batchkit checkpoint\nformat (\d{1,9})\nbytes (\d{1,18})\n)"
     rb"sha256 ([0-9a-f]{64})\n *\n"
 )
-_START_OVER: Final = (
-    "Start over with `fresh=True`, or put a sound copy of the file in its place."
-)
+# What is left to do when a checkpoint cannot be used; a result has another way out.
+_FRESH: Final = "start over with `fresh=True`"
 _NOT_OURS: Final = "Choose another path, or move this file away."
 
 
@@ -85,9 +84,15 @@ def write_file(
 
 
 def read_file(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str], otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
     """The header and the arrays of a checkpoint.
+
+    **Arguments:**
+
+    - `path`: the file.
+    - `otherwise`: what errors say can be done without the file; by default to start
+        over.
 
     **Returns:**
 
@@ -100,16 +105,20 @@ def read_file(
     damaged, or has a newer format.
     """
     path = os.fspath(path)
-    return _decode(path, sound_bytes(path))
+    return _decode(path, sound_bytes(path, otherwise), otherwise)
 
 
-def sound_bytes(path: str) -> bytes:
+def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
     """All bytes of a checkpoint that are as they were written.
 
     **Raises:**
 
     `CheckpointError`, as `read_file` does.
     """
+    again = (
+        f"{otherwise[0].upper()}{otherwise[1:]}, or put a sound copy of the file in "
+        "its place."
+    )
     with disk_errors("read", path), open(path, "rb") as file:
         data = file.read()
     if not data.startswith(_SIGNATURE):
@@ -121,35 +130,34 @@ def sound_bytes(path: str) -> bytes:
             else "It is something else, or its first bytes are damaged"
         )
         raise CheckpointError(
-            f"{path!r} is no checkpoint of batchkit. {what}.", _NOT_OURS, damaged=True
+            f"{path!r} is no file of batchkit. {what}.", _NOT_OURS, damaged=True
         )
     written = _WRITTEN.fullmatch(data[:_BLOCK])
     if written is None:
         raise CheckpointError(
             f"{path!r} is damaged: its first {_BLOCK} bytes are not as they were "
             "written.",
-            _START_OVER,
+            again,
             damaged=True,
         )
     if len(data) != int(written[3]):
         raise CheckpointError(
             f"{path!r} is damaged: it has {len(data)} bytes of {int(written[3])}.",
-            _START_OVER,
+            again,
             damaged=True,
         )
     if _sum(written[1], data) != written[4]:
         raise CheckpointError(
             f"{path!r} is damaged: its bytes are not those that were written, by their "
             "checksum.",
-            _START_OVER,
+            again,
             damaged=True,
         )
     if int(written[2]) > FORMAT:
         raise CheckpointError(
             f"{path!r} has format {int(written[2])}, and this batchkit reads formats "
             f"up to {FORMAT}.",
-            "Use the batchkit that wrote it, or a newer one; or start over with "
-            "`fresh=True`.",
+            f"Use the batchkit that wrote it, or a newer one; or {otherwise}.",
         )
     return data
 
@@ -180,7 +188,7 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
 
 
 def _decode(
-    path: str, data: bytes
+    path: str, data: bytes, otherwise: str
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
     arrays: dict[str, np.ndarray | jax.Array] = {}
 
@@ -196,8 +204,7 @@ def _decode(
     except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path!r} is sound, but cannot be understood: {error}.",
-            "Use the versions of batchkit and JAX that wrote it; or start over with "
-            "`fresh=True`.",
+            f"Use the versions of batchkit and JAX that wrote it; or {otherwise}.",
         ) from error
     return header, arrays
 

@@ -34,11 +34,15 @@ def parameter_names(positions: PyTree) -> tuple[str, ...]:
     return tuple(name for name, _ in columns(positions))
 
 
+def leaves(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
+    """Each array of the positions with its name."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
+        yield path_name(path), np.asarray(leaf)
+
+
 def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
     """Each number of a position with its name: its values at all points."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
-        array = np.asarray(leaf)
-        name = _name(path)
+    for name, array in leaves(positions):
         for index in np.ndindex(array.shape[1:]):
             place = f"[{', '.join(map(str, index))}]" if index else ""
             yield name + place, array[(slice(None), *index)]
@@ -51,7 +55,8 @@ def few(words: Sequence[str], most: int = 5) -> str:
     return f"{text} and {hidden} more" if hidden > 0 else text
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
+    """The name of what stands at a place in a pytree; `x` for the whole of it."""
     name = ""
     for entry in path:
         match entry:

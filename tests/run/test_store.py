@@ -148,7 +148,7 @@ def test_the_file_of_somebody_else_is_not_replaced(path, content):
         file.write(content)
     with (
         Store(path) as store,
-        pytest.raises(CheckpointError, match="no checkpoint of batchkit"),
+        pytest.raises(CheckpointError, match="no file of batchkit"),
     ):
         store.read()
     with pytest.raises(CheckpointError, match="move this file away"):

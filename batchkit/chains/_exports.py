@@ -1,0 +1,33 @@
+"""Chains as ArviZ has them."""
+
+from typing import Any
+
+import numpy as np
+
+from ..run._datatree import datatree, variables
+
+
+def to_arviz(run: Any) -> Any:
+    """See `ChainRun.to_arviz`."""
+    caller = "ChainRun.to_arviz"
+    both = ("chain", "draw")
+    shape = (run.num_chains, run.num_samples)
+    diverging, depth, step = run.diverging, run.tree_depth, run.step_size
+    told = {
+        "lp": run.logdensity,
+        "diverging": None if diverging is None else np.asarray(diverging) > 0,
+        "acceptance_rate": run.acceptance_rate,
+        "n_steps": run.num_integration_steps,
+        "tree_depth": depth,
+        "reached_max_treedepth": None
+        if depth is None or run.max_tree_depth is None
+        else np.asarray(depth) >= run.max_tree_depth,
+        "step_size": None
+        if step is None
+        else np.broadcast_to(np.asarray(step)[:, None], shape),
+    }
+    stats = variables({k: x for k, x in told.items() if x is not None}, both, caller)
+    groups = {"posterior": variables(run.samples, both, caller)}
+    if stats:
+        groups["sample_stats"] = stats
+    return datatree(groups, {"sampling_time": run.seconds.sampling}, caller)

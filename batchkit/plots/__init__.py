@@ -1,0 +1,5 @@
+"""Figures of nested runs and of chains."""
+
+from ._corner import plot_corner as plot_corner
+from ._run import plot_run as plot_run
+from ._trace import plot_trace as plot_trace

@@ -1,0 +1,179 @@
+"""How a nested run went, in one figure."""
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..nested import NestedRun, insertion_ranks
+from ..nested._insertion import p_value_of
+from ._figure import COLOURS, GREY, new_figure, tidy
+
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+
+VOLUME: Final = r"prior volume, $-\ln X$  [nats]"
+
+_BLUE, _ORANGE, _GREEN, *_ = COLOURS
+_MASS: Final = r"posterior mass per unit of $\ln X$"
+_BINS: Final = 20
+# Means of so many ranks or more are nearly normal.
+_PIECE: Final = 25
+
+
+def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
+    """Draws how a nested run went: evidence, live points, and the insertion ranks.
+
+    The volume of the prior is the mean that the live points tell, `-ln X = sum 1 / n`.
+    Four panels show against it or beside it
+
+    - the likelihood, and the mass of the posterior for each unit of `ln X`, each
+        divided by its maximum. A run that ended too early ends with much mass.
+    - the number of live points.
+    - the insertion ranks of new points, which are uniform in a sound run, with the
+        range in which 95 % of such bars are (Fowlie, Handley and Su 2020,
+        arXiv:2006.03371).
+    - the same ranks in the order in which points were born, with the means of pieces:
+        where in the run the ranks depart.
+
+    It needs `pip install 'batchkit[plots]'`.
+
+    ```python
+    import jax
+    import numpy as np
+    import batchkit as bk
+
+    x = np.random.default_rng(0).uniform(size=500)
+    run = bk.NestedRun(
+        bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+        num_steps=0,
+        num_evaluations=500,
+        converged=True,
+        stop_reason="nothing to do",
+        key=jax.random.key(0),
+    )
+    figure = bk.plot_run(run)  # figure.savefig("run.png")
+    ```
+
+    **Arguments:**
+
+    - `run`: a nested run.
+
+    **Returns:**
+
+    A figure of matplotlib that pyplot does not know of; `savefig` writes it.
+
+    **Raises:**
+
+    `TypeError` if `run` is something else; `ImportError` if matplotlib is not
+    installed.
+    """
+    if not isinstance(run, NestedRun):
+        raise TypeError(
+            f"plot_run(run=...): run must be a NestedRun; got {type(run).__name__}. "
+            "For chains use `plot_trace`."
+        )
+    figure = new_figure(10.0, 6.4, "plot_run", "constrained")
+    axes = figure.subplot_mosaic(
+        [["mass", "ranks"], ["live", "order"]], width_ratios=(3, 2)
+    )
+    depth = depth_of(run)
+    _mass(axes["mass"], run, depth)
+    _live(axes["live"], run, depth)
+    axes["live"].sharex(axes["mass"])
+    axes["mass"].tick_params(labelbottom=False)
+    ranks = insertion_ranks(run.dead)
+    _ranks(axes["ranks"], ranks, int(run.dead.num_live.max()))
+    _order(axes["order"], ranks)
+    for each in axes.values():
+        tidy(each)
+    figure.suptitle(
+        f"{evidence_of(run)},  information {run.information:.2f} nats,  "
+        f"{len(run.dead):,} points worth {run.ess:,.0f}"
+    )
+    return figure
+
+
+def evidence_of(run: NestedRun) -> str:
+    """The evidence and its error, as a figure has them."""
+    return rf"$\ln Z = {run.log_evidence:.2f} \pm {run.log_evidence_err:.2f}$"
+
+
+def depth_of(run: NestedRun) -> np.ndarray:
+    """The mean of minus the log-volume at each point: `sum 1 / n` over those before.
+
+    Skilling 2006, Bayesian Analysis 1(4), 833-859.
+    """
+    return np.cumsum(1 / run.dead.num_live)
+
+
+def relative_mass(run: NestedRun) -> np.ndarray:
+    """The mass of the posterior for each unit of the log-volume, over its maximum.
+
+    A point stands for the volume between the midpoints to its neighbours.
+    """
+    steps = 1 / run.dead.num_live
+    widths = (steps + np.append(steps[1:], 1.0)) / 2
+    mass = run.weights / widths
+    return mass / mass.max()
+
+
+def _mass(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
+    logl = run.dead.loglikelihood.astype(np.float64)
+    mass = relative_mass(run)
+    axes.fill_between(depth, mass, color=_ORANGE, alpha=0.25, linewidth=0)
+    axes.plot(depth, mass, color=_ORANGE, lw=1, label=_MASS)
+    axes.plot(depth, np.exp(logl - logl[-1]), color=_BLUE, lw=1.5, label="likelihood")
+    # The legend stands above the curves.
+    axes.set(ylim=(0, 1.35), yticks=np.linspace(0, 1, 6), xlim=(0, depth[-1]))
+    axes.set(ylabel="relative to the maximum", title="Where the evidence is")
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _live(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
+    live = run.dead.num_live
+    axes.plot(depth, live, color=_GREEN, lw=1, drawstyle="steps-pre")
+    axes.set(ylim=(0, 1.08 * live.max()), xlabel=VOLUME)
+    axes.set(ylabel="live points", title="Live points")
+
+
+def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
+    axes.set_title("Insertion ranks")
+    if len(ranks) == 0:
+        _nothing(axes)
+        return
+    axes.set(xlim=(0, 1), xlabel="insertion rank / live points", ylabel="new points")
+    axes.hist(ranks, np.linspace(0, 1, _BINS + 1), color=_BLUE, alpha=0.7)
+    mean, share = len(ranks) / _BINS, 1 / _BINS
+    spread = 1.96 * np.sqrt(len(ranks) * share * (1 - share))
+    axes.axhspan(max(0, mean - spread), mean + spread, color=GREY, alpha=0.3, lw=0)
+    axes.axhline(mean, color=GREY, lw=1)
+    p_value = p_value_of(ranks, num_live)
+    axes.set_title(f"Insertion ranks (p = {p_value:.2g})")
+
+
+def _order(axes: Any, ranks: np.ndarray) -> None:
+    axes.set_title("Their means along the run")
+    if len(ranks) == 0:
+        _nothing(axes)
+        return
+    axes.set(xlabel="new points, in order of birth", xlim=(0, len(ranks)))
+    axes.set(ylabel="insertion rank / live points", ylim=(0, 1))
+    axes.plot(ranks, ".", ms=3, color=_BLUE, alpha=0.3, mew=0, rasterized=True)
+    pieces = np.array_split(
+        np.arange(len(ranks)), max(1, min(20, len(ranks) // _PIECE))
+    )
+    # A uniform number has the variance 1 / 12.
+    spread = np.array([1.96 / np.sqrt(12 * len(x)) for x in pieces])
+    ends = np.array([x[0] for x in pieces] + [len(ranks)])
+    axes.stairs(
+        0.5 + spread, ends, baseline=0.5 - spread, color=GREY, alpha=0.3, fill=True
+    )
+    means = [np.mean(ranks[x]) for x in pieces]
+    axes.stairs(means, ends, baseline=None, color=_ORANGE, lw=1.5)
+
+
+def _nothing(axes: Any) -> None:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, "no point was replaced", ha="center", transform=axes.transAxes)

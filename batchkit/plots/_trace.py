@@ -1,0 +1,179 @@
+"""Each parameter along a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from ..chains import ChainRun
+from ..chains._summary import named_numbers
+from ..nested import NestedRun
+from ._figure import COLOUR_MAP, COLOURS, new_figure, tidy
+from ._parameters import Parameter, parameters_of, quantiles, weights_of
+from ._run import VOLUME, depth_of, evidence_of, relative_mass
+
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+
+_MOST: Final = 12
+_BINS: Final = 30
+_SHOWN: Final = (0.0005, 0.9995)
+_ROW: Final = 1.6
+# More chains than that share colours, and have no legend.
+_NAMED_CHAINS: Final = len(COLOURS)
+
+
+def plot_trace(
+    run: NestedRun | ChainRun,
+    names: Sequence[str] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> "matplotlib.figure.Figure":
+    """Draws each parameter along a run, and its posterior beside it.
+
+    Of a nested run all points are shown against the volume of the prior, `-ln X`, from
+    the whole prior on the left to the peak on the right, coloured by the mass of the
+    posterior there. Of chains the draws of each chain are shown in turn, with marks
+    below where a transition diverged.
+
+    It needs `pip install 'batchkit[plots]'`.
+
+    ```python
+    import numpy as np
+    import batchkit as bk
+
+    draws = np.random.default_rng(0).normal(size=(4, 500, 2))
+    run = bk.ChainRun({"mass": draws[..., 0], "shear": draws})
+    figure = bk.plot_trace(run, ["mass"], {"mass": "mass [kg]"})
+    ```
+
+    **Arguments:**
+
+    - `run`: a nested run or chains.
+    - `names`: which parameters, by the name of a number (`"shear[0]"`) or of all in an
+        array (`"shear"`). By default all, if they are at most 12.
+    - `labels`: what stands at the axis in place of a name, such as a unit; names by
+        default.
+
+    **Returns:**
+
+    A figure of matplotlib that pyplot does not know of; `savefig` writes it.
+
+    **Raises:**
+
+    `TypeError` if `run` is something else; `ValueError` if there are more than 12
+    parameters and no `names`, if there is none of a name, or if values are not finite;
+    `ImportError` if matplotlib is not installed.
+    """
+    parameters = parameters_of(run, names, labels, _MOST, "plot_trace")
+    rows = len(parameters)
+    figure = new_figure(10.0, 1.1 + _ROW * rows, "plot_trace", "constrained")
+    axes = figure.subplots(rows, 2, sharey="row", width_ratios=(4, 1), squeeze=False)
+    for (left, right), parameter in zip(axes, parameters, strict=True):
+        left.set_ylabel(parameter.label)
+        left.sharex(axes[-1, 0])
+        left.tick_params(labelbottom=left is axes[-1, 0])
+        right.set_xticks([])
+        right.tick_params(left=False)
+        right.spines[["bottom", "left"]].set_visible(False)
+        tidy(left)
+        tidy(right)
+    if isinstance(run, NestedRun):
+        _nested(figure, axes, run, parameters)
+    else:
+        _chains(figure, axes, run, parameters)
+    figure.align_ylabels(axes[:, 0])
+    return figure
+
+
+def _nested(
+    figure: Any, axes: Any, run: NestedRun, parameters: list[Parameter]
+) -> None:
+    depth, mass = depth_of(run), relative_mass(run)
+    # What has weight is drawn last.
+    order = np.argsort(mass)
+    weights = weights_of(run)
+    points: Any = None
+    for (left, right), (_, _, values) in zip(axes, parameters, strict=True):
+        points = left.scatter(
+            depth[order],
+            values[order],
+            c=mass[order],
+            cmap=COLOUR_MAP,
+            vmin=0,
+            vmax=1,
+            s=6,
+            linewidths=0,
+            rasterized=True,
+        )
+        heavy = weights > 0
+        _posterior(right, values[heavy], weights[heavy])
+    axes[-1, 0].set(xlabel=VOLUME, xlim=(0, depth[-1]))
+    axes[0, 1].set_title("posterior")
+    figure.colorbar(
+        points, ax=axes, aspect=12 * len(parameters), fraction=0.03, pad=0.02
+    ).set_label("relative posterior mass")
+    figure.suptitle(f"{len(run.dead):,} points,  {evidence_of(run)}")
+
+
+def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) -> None:
+    shape, weights = (run.num_chains, run.num_samples), weights_of(run)
+    rhat, size = dict(named_numbers(run.rhat)), dict(named_numbers(run.ess_bulk))
+    for (left, right), (name, _, values) in zip(axes, parameters, strict=True):
+        draws = values.reshape(shape)
+        for i, chain in enumerate(draws):
+            colour = COLOURS[i % len(COLOURS)]
+            left.plot(chain, color=colour, lw=0.6, alpha=0.8, label=f"chain {i}")
+            if run.num_chains <= _NAMED_CHAINS:
+                heights, edges = np.histogram(chain, _edges(values, weights))
+                right.stairs(
+                    heights, edges, orientation="horizontal", color=colour, lw=1
+                )
+        if run.num_chains > _NAMED_CHAINS:
+            _posterior(right, values, weights)
+        right.set_title(f"R-hat {rhat[name]:.3f}, ESS {size[name]:,.0f}", fontsize=9)
+        if run.diverging is not None:
+            _, at = np.nonzero(np.asarray(run.diverging))
+            left.plot(
+                at,
+                np.zeros(len(at)),
+                "|",
+                color="black",
+                ms=8,
+                transform=left.get_xaxis_transform(),
+                clip_on=False,
+            )
+    axes[-1, 0].set(xlabel="draw", xlim=(0, max(1, run.num_samples - 1)))
+    title = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
+    if run.divergences is not None:
+        title += f", {np.sum(run.divergences):,} divergences"
+        title += " (marked below)" if np.any(run.divergences) else ""
+    figure.suptitle(title)
+    if run.num_chains <= _NAMED_CHAINS:
+        handles, words = axes[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles,
+            words,
+            loc="outside lower center",
+            ncols=run.num_chains,
+            frameon=False,
+        )
+
+
+def _posterior(axes: Any, values: np.ndarray, weights: np.ndarray) -> None:
+    """A histogram that lies on its side."""
+    heights, edges = np.histogram(values, _edges(values, weights), weights=weights)
+    axes.stairs(
+        heights,
+        edges,
+        orientation="horizontal",
+        color=COLOURS[0],
+        alpha=0.7,
+        fill=True,
+    )
+
+
+def _edges(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The edges of bins over nearly all of the posterior."""
+    return np.histogram_bin_edges(quantiles(values, weights, _SHOWN), _BINS)

@@ -1,0 +1,43 @@
+"""Packages that are not needed to run, imported when a result is handed over to them.
+
+This is the one place of delayed imports.
+"""
+
+import importlib
+from typing import Any
+
+
+def extra(module: str, name: str, caller: str) -> Any:
+    """Imports a module of an extra.
+
+    ```python
+    import pytest
+    from batchkit.run import extra
+
+    with pytest.raises(ImportError, match=r"pip install 'batchkit\\[plots\\]'"):
+        extra("no_such_package", "plots", "plot_corner")
+    ```
+
+    **Arguments:**
+
+    - `module`: the module, such as `"matplotlib.figure"`.
+    - `name`: the extra of batchkit that installs it, such as `"plots"`.
+    - `caller`: what needs it, for the message.
+
+    **Returns:**
+
+    The module.
+
+    **Raises:**
+
+    `ImportError` if it cannot be imported, which says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0]
+        raise ImportError(
+            f"{caller} needs {package}, which cannot be imported: {error}. Install it "
+            f"by `pip install 'batchkit[{name}]'`.",
+            name=package,
+        ) from error

@@ -1,0 +1,159 @@
+"""What holds for every figure: it can be drawn, and nothing else changes."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import batchkit as bk
+
+from ..helpers import assert_refuses
+from .runs import chains, nested, odd, six, two
+
+
+RUNS: dict[str, Callable[[], Any]] = {
+    "one": lambda: nested(lambda x: x[:, 0]),
+    "two": lambda: nested(two),
+    "six": lambda: nested(six),
+    "odd": lambda: nested(odd),
+    "one, chains": lambda: chains(lambda x: x[..., 0]),
+    "six, chains": lambda: chains(six),
+    "odd, chains": lambda: chains(odd),
+    "many chains": lambda: chains(two, 9),
+}
+FIGURES: dict[str, Callable[..., Any]] = {
+    "plot_run": bk.plot_run,
+    "plot_trace": bk.plot_trace,
+    "plot_corner": bk.plot_corner,
+}
+with_names = pytest.mark.parametrize("name", ["plot_trace", "plot_corner"])
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """The pixels of a figure."""
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba", dpi=40)
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        (name, run)
+        for name in FIGURES
+        for run in RUNS
+        if name != "plot_run" or "chains" not in run
+    ],
+)
+def test_drawn_and_nothing_else_changed(name: str, run: str) -> None:
+    settings = dict(mpl.rcParams)
+    mine = plt.figure()
+    try:
+        figure = FIGURES[name](RUNS[run]())
+        pixels = drawn(figure)
+        assert type(figure) is Figure
+        assert np.ptp(pixels) > 200
+        assert plt.get_fignums() == [mine.number]
+        assert plt.gcf() is mine
+        assert mine.axes == []
+    finally:
+        plt.close(mine)
+    assert dict(mpl.rcParams) == settings
+
+
+def test_an_import_of_batchkit_imports_no_extra() -> None:
+    code = (
+        "import sys, batchkit; extras = {'matplotlib', 'corner', 'arviz', 'xarray', "
+        "'anesthetic', 'pandas'}; assert not extras & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def labels(name: str, figure: Figure, count: int) -> list[str]:
+    """What stands at the axes of parameters."""
+    if name == "plot_trace":
+        return [axes.get_ylabel() for axes in figure.axes[: 2 * count : 2]]
+    return [axes.get_xlabel() for axes in figure.axes[-count:]]
+
+
+@with_names
+@pytest.mark.parametrize("make", [nested, chains])
+def test_parameters_are_found_by_name(name: str, make: Any) -> None:
+    run, plot = make(six), FIGURES[name]
+    names = ["lens.einstein_radius", "lens.shear[0]", "lens.shear[1]"]
+    figure = plot(run, ["lens.einstein_radius", "lens.shear"])
+    assert [x.split(" /")[0] for x in labels(name, figure, 3)] == names
+    figure = plot(run, ["source.at[1]", "source.at", "source.at[1]"])
+    assert labels(name, figure, 2) == ["source.at[1]", "source.at[0]"]
+    assert labels(name, plot(run, "source.at[1]"), 1) == ["source.at[1]"]
+
+
+@with_names
+def test_labels_stand_in_place_of_names(name: str) -> None:
+    units = {"mass": r"mass [$M_\odot$]"}
+    figure = FIGURES[name](nested(two), labels=units)
+    assert labels(name, figure, 2) == [r"mass [$M_\odot$]", "slope"]
+
+
+@with_names
+def test_names_that_are_refused(name: str) -> None:
+    run, plot = chains(six), FIGURES[name]
+    words = (f"{name}(names=...): there is no parameter 'mass'", "source.at[0]")
+    assert_refuses(lambda: plot(run, ["mass"]), ValueError, words)
+    words = (f"{name}(labels=...): there is no parameter 'mass'",)
+    assert_refuses(lambda: plot(run, labels={"mass": "m"}), ValueError, words)
+    words = ("names must hold a parameter",)
+    assert_refuses(lambda: plot(run, []), ValueError, words)
+
+
+@with_names
+def test_many_parameters_have_to_be_chosen(name: str) -> None:
+    run, plot = chains(lambda x: np.tile(x, 8)), FIGURES[name]
+    words = (
+        "shows at most 1",
+        "the run has 48: x[0], x[1]",
+        "and 28 more",
+        "such as names=['x[0]', 'x[1]', 'x[2]']",
+    )
+    assert_refuses(lambda: plot(run), ValueError, words)
+    assert labels(name, plot(run, ["x[40]", "x[3]"]), 2) == ["x[40]", "x[3]"]
+
+
+@with_names
+def test_values_that_are_not_finite(name: str) -> None:
+    run = chains(lambda x: {"a": np.where(x[..., 0] > 2, np.nan, 1), "b": x[..., 1]})
+    assert_refuses(lambda: FIGURES[name](run), ValueError, ("values of a are not",))
+    FIGURES[name](run, ["b"])
+
+
+def test_runs_that_are_none() -> None:
+    words = ("must be a NestedRun; got ChainRun", "use `plot_trace`")
+    assert_refuses(lambda: bk.plot_run(chains(two)), TypeError, words)  # pyright: ignore
+    for name in ("plot_trace", "plot_corner"):
+        words = (f"{name}(run=...)", "a NestedRun or a ChainRun; got int")
+        assert_refuses(lambda name=name: FIGURES[name](3), TypeError, words)
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("plot_run", "matplotlib.figure"),
+        ("plot_trace", "matplotlib.figure"),
+        ("plot_corner", "matplotlib.figure"),
+        ("plot_corner", "corner"),
+    ],
+)
+def test_without_the_extra(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.split(".")[0]
+    words = (f"{name} needs {package}", "pip install 'batchkit[plots]'")
+    assert_refuses(lambda: FIGURES[name](nested(two)), ImportError, words)

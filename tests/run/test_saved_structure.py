@@ -1,0 +1,139 @@
+"""Pytrees as JSON and arrays: what comes back, and what is refused."""
+
+import json
+import math
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from batchkit.run._structure import (
+    describable,
+    put_together,
+    shaped_like,
+    take_apart,
+)
+
+from ..helpers import assert_refuses, assert_same
+
+
+class Lens(NamedTuple):
+    mass: Any
+    shear: Any
+
+
+class Source(eqx.Module):
+    flux: Any
+    name: str = eqx.field(static=True, default="A")
+
+
+def there_and_back(tree: Any) -> tuple[Any, dict[str, Any]]:
+    arrays: dict[str, Any] = {}
+    structure = take_apart("positions", tree, arrays)
+    text = json.dumps(structure, allow_nan=False)
+    return put_together(json.loads(text), arrays), arrays
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=3)
+    | st.integers(0, 9).map(lambda i: np.arange(i))
+)
+WORDS = st.text(max_size=3) | st.sampled_from(["a", "b", "a.b", "/", "..", "a/b"])
+TREES = st.recursive(
+    LEAVES,
+    lambda x: (
+        st.lists(x, max_size=3)
+        | st.lists(x, max_size=3).map(tuple)
+        | st.dictionaries(WORDS, x, max_size=3)
+        | st.dictionaries(st.integers(-5, 5), x, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200)
+@given(TREES)
+def test_what_python_has_comes_back(tree):
+    found, arrays = there_and_back(tree)
+    same = jax.tree.map(np.array_equal, tree, found)
+    assert jax.tree.all(same)
+    assert jax.tree.structure(tree) == jax.tree.structure(found)
+    types = [type(x) for x in jax.tree.leaves(tree)]
+    assert [type(x) for x in jax.tree.leaves(found)] == types
+    for name in arrays:
+        assert name.count("/") <= 1
+        assert name.removeprefix("positions/") not in ("", ".", "..")
+
+
+def test_arrays_have_the_names_of_parameters():
+    x = np.zeros(2)
+    tree = {"lens": {"mass": x, "shear": [x, x]}, "a": {"b": x}, "a.b": x, "c/d": x}
+    assert list(there_and_back(tree)[1]) == [
+        "positions/a.b",
+        "positions/a.b (2)",
+        "positions/c_d",
+        "positions/lens.mass",
+        "positions/lens.shear[0]",
+        "positions/lens.shear[1]",
+    ]
+    assert list(there_and_back(x)[1]) == ["positions"]
+
+
+def test_numbers_that_json_has_not():
+    found, _ = there_and_back([math.inf, -math.inf, math.nan, -0.0])
+    assert found[:2] == [math.inf, -math.inf]
+    assert math.isnan(found[2])
+    assert math.copysign(1, found[3]) == -1
+
+
+def test_classes_come_back_as_their_fields():
+    x, y = np.arange(2), np.arange(3)
+    tree = {"lens": Lens(y, [x]), "source": Source(x), "o": OrderedDict(b=x, a=y)}
+    found, _ = there_and_back(tree)
+    assert found["lens"]["mass"].tolist() == [0, 1, 2]
+    assert list(found["o"]) == ["b", "a"]
+    assert set(found["source"]) == {"flux"}
+    like = {
+        "source": Source(0.0, "B"),
+        "lens": Lens(1.0, [2.0]),
+        "o": OrderedDict(b=0, a=0),
+    }
+    again = shaped_like("load", like, found)
+    assert isinstance(again["lens"], Lens)
+    assert again["source"].name == "B"
+    assert_same(again["lens"], tree["lens"], ulps=0)
+    assert_same(again["o"], tree["o"], ulps=0)
+
+
+def test_a_structure_with_other_names_is_refused():
+    found, _ = there_and_back(Lens(np.zeros(2), np.zeros(2)))
+    words = ("mass, shear", "it has mass", "Pass one position")
+    assert_refuses(lambda: shaped_like("load", {"mass": 0}, found), ValueError, words)
+
+
+@pytest.mark.parametrize("tree", [{"a": object()}, [1j], {(1, 2): 1.0}, {0.5: 1}])
+def test_what_cannot_be_saved(tree):
+    with pytest.raises(TypeError, match=r"positions: .*(Convert|Rename)"):
+        take_apart("positions", tree, {})
+
+
+def test_settings_keep_what_they_can():
+    given = {"n": 3, "tol": 0.1, "deep": {"a": (1, None)}, 5: "x", "f": math.sin}
+    kept = describable(given)
+    assert kept == {**given, "f": repr(math.sin)}
+    assert kept is not given
+    assert describable({(1, 2): 0}) == {"(1, 2)": 0}
+    array, key = np.arange(3), jax.random.key(0)
+    assert describable([array, key])[0] is array
+    assert describable([array, key])[1] is key
+    assert describable(np.array(["a"])) == "array(['a'], dtype='<U1')"
+    assert describable(jnp.arange(2)).tolist() == [0, 1]
