@@ -85,7 +85,7 @@ class Reporter:
         elif self._shows and time.monotonic() - self._logged >= LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            _log.info("%s: %s%s %s; %s", self._title, done, of, self._unit, record)
+            _log.info("%s: %s%s%s; %s", self._title, done, of, self._unit, record)
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
