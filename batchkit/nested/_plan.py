@@ -33,7 +33,7 @@ class Layout:
         """Each site, its number of tasks and its batcher, in words."""
         return [
             f"{x.site.module}:{x.site.qualname} {x.tasks} tasks, "
-            f"{x.batcher or 'jax.vmap'}"
+            f"{x.batcher or 'jax.vmap'}, {x.layout}"
             for x in self.sites
             if "only moves data" not in x.note
         ]

@@ -44,7 +44,7 @@ class Reporter:
 
         - `progress`: whether to show anything, or a function to call instead.
         - `title`: what is going on.
-        - `unit`: what is counted.
+        - `unit`: what is counted, with a space before it.
         """
         self._function = progress if callable(progress) else None
         self._shows = bool(progress)
@@ -115,7 +115,7 @@ class Reporter:
                 return
 
 
-def in_time(seconds: float) -> str:
+def in_time(seconds: int | float) -> str:
     """Seconds as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
