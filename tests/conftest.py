@@ -1,4 +1,4 @@
-"""Synthetic packages: small modules that spell a vmap in every possible way."""
+"""Settings of all tests; small packages that spell a vmap in every possible way."""
 
 import importlib
 import sys
@@ -8,8 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 from .helpers import unchecked
+
+
+# The same examples everywhere, and a busy machine is no reason to fail.
+settings.register_profile("same")
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import batchkit as bk
 from ..helpers import assert_same, mesh
 
 
-few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+few = settings(max_examples=15)
 
 DTYPES = [
     jnp.float32,

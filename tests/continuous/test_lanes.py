@@ -55,7 +55,7 @@ def _compiled(lanes: int, tasks: int) -> Callable[..., Any]:
     return jax.jit(bk.Continuous(lanes).with_stats(_calls))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(0, 12), min_size=TASKS, max_size=TASKS),
     lanes=st.sampled_from([1, 2, 4, TASKS, TASKS + 5]),

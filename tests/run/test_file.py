@@ -99,7 +99,7 @@ def test_keys(impl, shape, tmp_path):
         assert jax.random.bits(found) == jax.random.bits(keys)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50)
 @given(
     st.dictionaries(
         st.text(),

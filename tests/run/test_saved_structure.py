@@ -60,7 +60,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200)
 @given(TREES)
 def test_what_python_has_comes_back(tree):
     found, arrays = there_and_back(tree)
