@@ -11,7 +11,8 @@ under `jax.vmap`, and costs microseconds for a place that is passed over. A
 `while_loop` with the count as its bound would have to carry the draws, which under
 `Continuous` would be copied whenever a lane moves; what a `scan` stacks is written in
 place. So blocks of any length up to the largest are one program, traced and compiled
-once, and cutting a run into blocks changes no bit of it.
+once. Cutting a run into blocks changes no bit of it, as long as each chain keeps its
+place in the batch; see `_blocks.py`.
 
 A run can stop after any call of `advance` and go on later. What it needs to go on is:
 the key of the run, the states and what the warm-up found (`ChainState`, a pytree of

@@ -100,8 +100,12 @@ def run_chains(
     log-density is where chains pause. (In an algorithm, mark it yourself with
     `batchkit.expensive`.) `Chunked(size)` bounds the memory, and `Sharded(mesh)`
     spreads chains over devices. The keys of a chain come from `rng_key` and its index,
-    so every layout gives the same chains to rounding; chains amplify rounding, so after
-    some hundreds of draws they differ by as much as two chains do.
+    so every layout gives the same chains to rounding; chains amplify rounding, so in
+    float32 they may differ after some hundreds of draws by as much as two chains do.
+
+    With a checkpoint, a run that is killed at any moment and called again with the same
+    arguments ends with the bits of one that was never killed. It is saved after the
+    warm-up and between blocks of draws; a warm-up that is killed starts over.
 
     ```python
     import blackjax
@@ -124,6 +128,7 @@ def run_chains(
         num_warmup=300,
         num_samples=500,
         batcher=bk.Continuous(2),
+        progress=False,
     )
     assert run.samples["rest"].shape == (4, 500, 2)
     print(run)
@@ -134,7 +139,8 @@ def run_chains(
         logdensity,
         lambda key, x: jax.tree.map(lambda y: jax.random.normal(key, y.shape), x),
     )
-    run = bk.run_chains(walk, jax.random.key(2), starts, num_samples=100, thin=5)
+    key = jax.random.key(2)
+    run = bk.run_chains(walk, key, starts, num_samples=100, thin=5, progress=False)
     assert run.divergences is None
     ```
 
@@ -154,11 +160,24 @@ def run_chains(
     - `batcher`: how the chains are laid out. By default all at once.
     - `thin`: the number of transitions for each draw, of which the last is kept; 1 by
         default. Divergences and integration steps of all of them are counted.
+    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
+        from where it goes on if the file exists. A finished run returns at once, or
+        makes the draws that are missing if `num_samples` is larger now. Another batcher
+        may go on with it, to rounding. By default it is not saved.
+    - `fresh`: whether to start over where there is a file; False by default. The old
+        one is kept as the previous generation, until the second save.
+    - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
+        of `batchkit` elsewhere; True by default. A function is called after every block
+        with a `batchkit.chains.ChainProgress` instead.
     - `target_acceptance`: the acceptance rate that the warm-up tunes the step size for,
         between 0 and 1; 0.8 by default. Closer to 1, steps are smaller.
     - `block`: the most draws of a chain that are made before they are moved to the
-        host, so that the device holds no more; by default all. It changes no bit, but
-        at the end of a block the lanes of `Continuous` wait for each other.
+        host, before progress is told, and before the run can be saved. By default
+        blocks take about half a second and 64 MB, at most; it changes no bit where they
+        end. Under `Continuous` and `Auto` blocks are 128 draws, whatever they take,
+        since at the end of a block lanes wait for each other, and which lane takes a
+        chain then may show in the last bit. There, fewer draws in a block save more
+        often, and more keep lanes busier.
     - `**settings`: what else the warm-up takes (`is_mass_matrix_diagonal`,
         `initial_inverse_mass_matrix`, `imm_shrinkage_to_previous`,
         `initial_step_size`), and the sampler: `num_integration_steps`, which
@@ -175,7 +194,9 @@ def run_chains(
     Before anything is compiled: `TypeError` or `ValueError` for arguments that cannot
     be right, for an API that this warm-up is not for, and for a log-density that is no
     scalar. Before the warm-up: `StartError` if the log-density or its gradient is not
-    finite where a chain starts.
+    finite where a chain starts. `CheckpointError` if the file is of another run, is
+    damaged, or cannot be written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint
+    once the run is saved.
     """
     call = given(sampler, args, settings)
     warmup = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
