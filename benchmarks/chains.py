@@ -1,8 +1,8 @@
 """Chains of NUTS in several layouts: what waiting costs, and what blocks cost.
 
 The warm-up is made once, under `Vmap`, so that all layouts make the same draws from the
-same states, with the same step sizes. Every round makes them in every layout; ratios are
-taken within a round.
+same states, with the same step sizes. Every round makes them in every layout; ratios
+are taken within a round.
 
 On Neal's funnel (2003, Annals of Statistics 31(3), 705-767) trajectories differ by a
 factor of hundreds, on a Gaussian hardly at all. The log-density is made as slow as that

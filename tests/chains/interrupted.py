@@ -63,11 +63,11 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         folder / "found.npz",
         x=run.samples["x"],
         y=run.samples["y"],
-        acceptance=run.acceptance_rate,
-        diverging=run.diverging,
-        steps=run.num_integration_steps,
-        step_size=run.step_size,
-        mass=run.inverse_mass_matrix,
+        acceptance=np.asarray(run.acceptance_rate),
+        diverging=np.asarray(run.diverging),
+        steps=np.asarray(run.num_integration_steps),
+        step_size=np.asarray(run.step_size),
+        mass=np.asarray(run.inverse_mass_matrix),
     )
     say("end")
 

@@ -110,7 +110,7 @@ def test_what_a_function_is_told() -> None:
     assert {x.phase for x in others} == {"sampling"}
     last = told[-1]
     assert (last.num_chains, last.num_samples) == (4, 30)
-    assert last.divergences == np.sum(run.diverging)
+    assert last.divergences == np.sum(np.asarray(run.diverging))
     assert run.acceptance_rate is not None
     assert last.acceptance == pytest.approx(np.mean(run.acceptance_rate), rel=1e-5)
     assert math.isnan(begin.seconds_left)

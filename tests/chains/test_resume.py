@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
 from batchkit.chains import _blocks
@@ -173,7 +174,7 @@ def other(position: dict[str, jax.Array]) -> jax.Array:
         ({"num_integration_steps": 3}, "sampler, num_integration_steps differ"),
         ({"divergence_threshold": 10.0}, "sampler, divergence_threshold differ"),
         ({"is_mass_matrix_diagonal": True}, "is_mass_matrix_diagonal differs"),
-        ({"integrator": blackjax.mcmc.integrators.mclachlan}, "sampler differs"),
+        ({"integrator": mclachlan}, "sampler differs"),
     ],
 )
 def test_another_run_is_refused(saved: Path, changed: Any, what: str) -> None:
@@ -247,7 +248,7 @@ def test_what_others_read_in_the_file(saved: Path) -> None:
 class Place(NamedTuple):
     position: jax.Array
     key: jax.Array
-    count: jax.Array
+    made: jax.Array
 
 
 class Walk(NamedTuple):
@@ -261,7 +262,7 @@ class Walk(NamedTuple):
     def step(self, key: jax.Array, place: Place) -> tuple[Place, None]:
         noise = jax.random.normal(place.key, place.position.shape, jnp.bfloat16)
         moved = place.position / 2 + self.scale * noise
-        return Place(moved, jax.random.fold_in(key, 1), place.count + 1), None
+        return Place(moved, jax.random.fold_in(key, 1), place.made + 1), None
 
 
 def test_states_of_any_algorithm(tmp_path: Path) -> None:
