@@ -216,7 +216,8 @@ def overhead(repeats: int, steps: int) -> None:
             jax.tree.map(np.asarray, block.dead)
             return time.perf_counter() - start
 
-        bare(), looped()
+        for warm_up in (bare, looped):
+            warm_up()
         rows = [(bare(), looped(), bare()) for _ in range(repeats)]
         a, b, c = np.array(rows).T
         print(

@@ -164,7 +164,7 @@ def users_functions(algorithm: Any) -> dict[str, Callable[..., Any]]:
 
 
 def settings_of(algorithm: Any) -> dict[str, Any]:
-    """The numbers, texts and functions by name that an algorithm was built with."""
+    """The numbers and texts, by name, that an algorithm was built with."""
     found: dict[str, list[Any]] = {}
     for name, value in bound_names(algorithm, PACKAGES):
         if isinstance(value, bool | int | float | str):
