@@ -12,7 +12,7 @@ so memory decides how many can be computed side by side: `bk.Auto` is told a bud
 chooses the layout of `init` and of `step`. `bk.run_nested` does the rest. With
 `--checkpoint` a run that was killed goes on where it was.
 
-    python examples/co2.py                               # two minutes on two CPU cores
+    python examples/co2.py                               # three minutes on two CPU cores
     python examples/co2.py --checkpoint .                # may be killed at any time
     python examples/co2.py --resolution weekly --memory  # what would be allocated
 
