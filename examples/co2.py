@@ -12,7 +12,7 @@ so memory decides how many can be computed side by side: `bk.Auto` is told a bud
 chooses the layout of `init` and of `step`. `bk.run_nested` does the rest. With
 `--checkpoint` a run that was killed goes on where it was.
 
-    python examples/co2.py                               # three minutes on two CPU cores
+    python examples/co2.py                               # three minutes on two cores
     python examples/co2.py --checkpoint .                # may be killed at any time
     python examples/co2.py --resolution weekly --memory  # what would be allocated
 
@@ -251,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report(model, run)
     compare(runs[0][1], runs[1][1], [model.name for model in models])
     draw(record, runs, output)
-    print(f"figure: {output}")
+    for model, run in runs:  # how each run went
+        bk.plot_run(run).savefig(output.with_stem(f"{output.stem}_{model.name}"))
+    print(f"figures: {output} and two of the runs beside it")
 
 
 if __name__ == "__main__":

@@ -99,9 +99,8 @@ def test_killed_at_random_times(whole: Path) -> None:
     """At any time after it is told to start, in the write and out of it."""
     rng = random.Random(0)
     kills = runs = 0
-    last = -1
+    last, folder = -1, whole.parent / "random"
     while kills < 24:
-        folder = whole.parent / f"random {runs}"
         # Slowed down, such that it is not over too soon; this changes no bit.
         process = start(folder, slow=0.05)
         assert process.stdout is not None
@@ -113,7 +112,8 @@ def test_killed_at_random_times(whole: Path) -> None:
         process.communicate()
         if (folder / "found.npz").exists():  # It was through: now another one.
             assert_same(whole, folder)
-            runs, last = runs + 1, -1
+            runs += 1
+            last, folder = -1, whole.parent / f"random {runs}"
             continue
         kills += 1
         if (folder / "run.h5").exists():
