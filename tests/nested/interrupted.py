@@ -54,13 +54,14 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         stop=bk.RemainingEvidence(options.get("fraction", 0.01)),
     )
     np.savez(
-        folder / "found.npz",
+        folder / "written.npz",
         positions=run.dead.positions,
         loglikelihood=run.dead.loglikelihood,
         birth=run.dead.loglikelihood_birth,
         evidence=[run.log_evidence, run.log_evidence_err],
         counts=[run.num_steps, run.num_evaluations or 0],
     )
+    os.replace(folder / "written.npz", folder / "found.npz")
     say("end")
 
 
