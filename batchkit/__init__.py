@@ -50,6 +50,10 @@ from .run import (
     CheckpointError as CheckpointError,
     Diagnostic as Diagnostic,
 )
+from .shards import (
+    ShardedData as ShardedData,
+    sharded_logdensity as sharded_logdensity,
+)
 
 
 __all__ = [
@@ -77,6 +81,7 @@ __all__ = [
     "Selection",
     "Sequential",
     "Sharded",
+    "ShardedData",
     "Site",
     "Sites",
     "StartError",
@@ -90,5 +95,6 @@ __all__ = [
     "merge",
     "rebuild_sampler",
     "run_chains",
+    "sharded_logdensity",
     "sites",
 ]

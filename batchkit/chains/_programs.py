@@ -31,6 +31,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
 import jax
+import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
@@ -74,25 +75,51 @@ class ChainState(NamedTuple):
 
 @final
 class Program:
-    """A function that is compiled when it is first called, with the seconds of both."""
+    """A function that is compiled when it is first called, with the seconds of both.
+
+    Arrays on several devices that the function closes over are operands. As constants,
+    which JAX would make of them, the whole would be on each of the devices.
+    """
 
     def __init__(self, fun: Callable[..., Any]) -> None:
-        self._jitted = jax.jit(fun, keep_unused=True)
+        self._fun = fun
         self._compiled: Any = None
+        self._spread: list[Any] = []
+        self._out_tree: Any = None
         self.compile_seconds = 0.0
         self.seconds = 0.0
 
     def __call__(self, *args: Any) -> Any:
         if self._compiled is None:
             start = time.perf_counter()
-            # Arguments may come from anywhere; the program says where it wants them.
-            self._compiled = self._jitted.lower(*shapes_of(args)).compile()
+            self._compiled = self._compile(args)
             self.compile_seconds += time.perf_counter() - start
         start = time.perf_counter()
-        args = jax.device_put(args, self._compiled.input_shardings[0])
-        out = jax.block_until_ready(self._compiled(*args))
+        # Arguments may come from anywhere; the program says where it wants them.
+        operands = self._spread, jax.tree.leaves(args)
+        operands = jax.device_put(operands, self._compiled.input_shardings[0])
+        out = jax.block_until_ready(self._compiled(*operands))
         self.seconds += time.perf_counter() - start
-        return out
+        return jax.tree.unflatten(self._out_tree, out)
+
+    def _compile(self, args: tuple[Any, ...]) -> Any:
+        shapes = shapes_of(args)
+        closed, out = jax.make_jaxpr(self._fun, return_shape=True)(*shapes)
+        self._out_tree = jax.tree.structure(out)
+        self._spread = [x for x in closed.consts if _is_spread(x)]
+
+        def run(spread: list[Any], leaves: list[Any]) -> list[Any]:
+            given = iter(spread)
+            consts = [next(given) if _is_spread(x) else x for x in closed.consts]
+            whole = jex.core.ClosedJaxpr(closed.jaxpr, consts)
+            return jex.core.jaxpr_as_fun(whole)(*leaves)
+
+        spread = [
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+            for x in self._spread
+        ]
+        jitted = jax.jit(run, keep_unused=True)
+        return jitted.lower(spread, jax.tree.leaves(shapes)).compile()
 
 
 @final
@@ -208,7 +235,7 @@ class Chains:
         def transition(state: Any, turn: Any) -> tuple[Any, Any]:
             at = jnp.uint32(number) * self._thin + turn
             state, info = step(jax.random.fold_in(key, at), state)
-            return state, _told_by(info)
+            return state, told_by(info)
 
         if self._thin == 1:
             state, told = transition(state, jnp.uint32(0))
@@ -247,11 +274,15 @@ def _check_state(state: Any) -> None:
         )
 
 
+def _is_spread(x: Any) -> bool:
+    return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
+
+
 def _key(rng_key: Any, index: Any, what: int) -> Any:
     return jax.random.fold_in(jax.random.fold_in(rng_key, index), what)
 
 
-def _told_by(info: Any) -> tuple[Any, Any, Any, Any]:
+def told_by(info: Any) -> tuple[Any, Any, Any, Any]:
     """Of what a transition tells the scalars that a `Draw` keeps."""
 
     def scalar(name: str, dtype: Any) -> Any:
