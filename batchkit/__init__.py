@@ -51,7 +51,14 @@ from .run import (
     Diagnostic as Diagnostic,
 )
 from .shards import (
+    CombinedShards as CombinedShards,
+    SamplingPlan as SamplingPlan,
+    SamplingStats as SamplingStats,
     ShardedData as ShardedData,
+    ShardFailure as ShardFailure,
+    ShardRun as ShardRun,
+    combine_shards as combine_shards,
+    run_shards as run_shards,
     sharded_logdensity as sharded_logdensity,
 )
 
@@ -69,6 +76,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Chunked",
+    "CombinedShards",
     "Continuous",
     "DeadPoints",
     "Diagnostic",
@@ -78,8 +86,12 @@ __all__ = [
     "MemoryUse",
     "NestedRun",
     "ReachedSite",
+    "SamplingPlan",
+    "SamplingStats",
     "Selection",
     "Sequential",
+    "ShardFailure",
+    "ShardRun",
     "Sharded",
     "ShardedData",
     "Site",
@@ -87,6 +99,7 @@ __all__ = [
     "StartError",
     "UnreachableSiteError",
     "Vmap",
+    "combine_shards",
     "expensive",
     "explain",
     "filter_batch",
@@ -95,6 +108,7 @@ __all__ = [
     "merge",
     "rebuild_sampler",
     "run_chains",
+    "run_shards",
     "sharded_logdensity",
     "sites",
 ]
