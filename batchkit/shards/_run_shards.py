@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
+from ..chains._sampler import sampler_of_api
 from ._arguments import (
     chains_of,
     check_count,
@@ -171,6 +172,7 @@ def run_shards(
         plan.num_samples,
         settings,
     )
+    _check_algorithm(model)
     trace = contextlib.nullcontext() if profile is None else _trace(profile)
     with trace:
         known = nothing_known(count)
@@ -179,6 +181,17 @@ def run_shards(
                 known, which, model, shards, batcher, starts, rng_key, target_acceptance
             )
     return _result(known, shards, plan, fold(rng_key, _COMBINE), combine, on_failure)
+
+
+def _check_algorithm(model: Model) -> None:
+    """Raises for settings that nobody takes, before anything is traced."""
+    try:
+        sampler_of_api(
+            model.algorithm, model.logprior_fn, model.num_warmup, 0.8, model.settings
+        )
+    except TypeError as error:
+        error.add_note("The chains of `run_shards` are those of `run_chains`.")
+        raise
 
 
 def _trace(directory: str | Path) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from ..chains import StartError
 from ..chains._summary import named_numbers
 from ..run._names import columns
+from ._rows import check_likelihood
 
 
 # Sums over a million rows in float32 agree to this part of them.
@@ -74,7 +75,9 @@ def check_additive(
 
     def of(begin: int, end: int) -> float:
         some = jax.tree.map(lambda x: jnp.asarray(x[begin:end]), rows)
-        return float(loglikelihood_fn(position, some))
+        value = loglikelihood_fn(position, some)
+        check_likelihood(value)
+        return float(value)
 
     both, first, second = of(0, 2), of(0, 1), of(1, 2)
     rounding = _ROUNDING * (1 + abs(first) + abs(second))
