@@ -50,8 +50,7 @@ def check_settings(
             f"run_shards(rng_key={rng_key!r}): rng_key must be one key of JAX, such as "
             "jax.random.key(0)."
         )
-    is_number = isinstance(target, int | float) and not isinstance(target, bool)
-    if not is_number or not 0 < target < 1:
+    if not isinstance(target, float) or not 0 < target < 1:
         raise ValueError(
             f"run_shards(target_acceptance={target!r}): target_acceptance must be a "
             "number between 0 and 1, such as 0.8."
@@ -139,9 +138,7 @@ def starts_of(
                 "begins there."
             )
     return jax.tree.map(
-        lambda x: np.broadcast_to(
-            np.asarray(jnp.asarray(x)), (shards, *np.shape(x))
-        ),
+        lambda x: np.broadcast_to(np.asarray(jnp.asarray(x)), (shards, *np.shape(x))),
         initial,
     )
 

@@ -23,6 +23,8 @@ LOWEST_SHARD_ESS: Final = 200.0
 # How seldom shards that agree may be said not to, in a whole run.
 _CHANCE: Final = 0.01
 _MOST_FOR_KDE: Final = 5
+# In standard deviations; widths are off by a few per cent then.
+FARTHEST_SHIFT: Final = 0.5
 # With one of these, nothing can be relied on.
 FATAL: Final = frozenset(
     {"draws not finite", "divergences: unreliable", "shards disagree", "modes"}
@@ -38,6 +40,8 @@ def diagnose_shards(
     used: Sequence[int],
     left_out: dict[int, str],
     combine: str,
+    shift: Float[np.ndarray, " dim"] | None = None,
+    is_refined: bool = False,
 ) -> tuple[Diagnostic, ...]:
     """Looks for everything that may be wrong.
 
@@ -51,6 +55,9 @@ def diagnose_shards(
     - `used`: the indices of the shards that were used.
     - `left_out`: of the others, with reasons.
     - `combine`: how they were combined.
+    - `shift`: by how many standard deviations the combined draws were moved; None by
+        default, if they were not.
+    - `is_refined`: whether they were to be; False by default.
 
     **Returns:**
 
@@ -66,6 +73,7 @@ def diagnose_shards(
         *_combined(samples, convergence),
         *_retried(stats),
         *_many_parameters(combine, names),
+        *_moved(shift, is_refined, names),
     ]
     return tuple(sorted(found, key=lambda x: x.name not in FATAL))
 
@@ -129,7 +137,7 @@ def _disagree(shards: np.ndarray, names: Sequence[str]) -> Iterator[Diagnostic]:
             "shards disagree",
             ratio,
             float(np.sqrt(limit / (count - 1))),
-            f"the means of {_few([names[i] for i in bad])} are spread up to "
+            f"the means of {_few([names[int(i)] for i in bad])} are spread up to "
             f"{ratio:.1f} times as far as the widths of the shards predict, number "
             f"{far} of those used farthest. The shards are not of one model: split "
             "the rows at random, stratify by what makes them differ, let the model "
@@ -219,6 +227,33 @@ def _many_parameters(combine: str, names: Sequence[str]) -> Iterator[Diagnostic]
             f"there are {len(names)} parameters, and kernel densities of so many are "
             "coarse: the result may be far too narrow where shards differ. Use "
             "`combine='consensus'`.",
+        )
+
+
+def _moved(
+    shift: np.ndarray | None, is_refined: bool, names: Sequence[str]
+) -> Iterator[Diagnostic]:
+    if is_refined and shift is None:
+        yield Diagnostic(
+            "not refined",
+            float("nan"),
+            0.0,
+            "the gradient of all data is not finite at some combined draws, so these "
+            "are where combining has put them: outside of the support of some shard. "
+            "Choose parameters without bounds.",
+        )
+    if shift is None:
+        return
+    worst = int(np.argmax(np.abs(shift)))
+    far = float(np.abs(shift[worst]))
+    if far > FARTHEST_SHIFT:
+        yield Diagnostic(
+            "shift",
+            far,
+            FARTHEST_SHIFT,
+            f"combining has put {names[worst]} {far:.1f} standard deviations from "
+            "where the gradient of all data says that it is. It has been moved, but "
+            "widths and skewness are as uncertain. Use fewer shards.",
         )
 
 

@@ -1,10 +1,10 @@
 """The product of densities that are known by draws alone.
 
-A kernel density is a mixture of as many Gaussians as there are draws, and the product of
-two of them a mixture of as many as there are pairs: that of draws `x` and `y` lies at
-their mean, weighted by the inverse covariances of the kernels, and its weight falls off
-with their distance. Two shards at a time, all pairs can be computed and one is drawn by
-its weight, so that no chain over indices has to converge.
+A kernel density is a mixture of as many Gaussians as there are draws, and the product
+of two of them a mixture of as many as there are pairs: that of draws `x` and `y` lies
+at their mean, weighted by the inverse covariances of the kernels, and its weight falls
+off with their distance. Two shards at a time, all pairs can be computed and one is
+drawn by its weight, so that no chain over indices has to converge.
 """
 
 from typing import Final
@@ -40,7 +40,9 @@ def _product(
     # Of the nearest pair the weight is one: not all may underflow.
     total = np.cumsum(np.exp(-0.5 * (distance - np.min(distance))))
     # A grid with one random offset has less noise than independent numbers.
-    chosen = np.searchsorted(total, (np.arange(count) + rng.random()) / count * total[-1])
+    chosen = np.searchsorted(
+        total, (np.arange(count) + rng.random()) / count * total[-1]
+    )
     i, j = np.divmod(rng.permutation(np.minimum(chosen, total.size - 1)), len(y))
     inverse_x, inverse_y = np.linalg.inv(of_x), np.linalg.inv(of_y)
     covariance = np.linalg.inv(inverse_x + inverse_y)

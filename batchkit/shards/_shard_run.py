@@ -1,6 +1,6 @@
 """What the shards have found together, and whether to believe it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
 import jax
@@ -59,6 +59,7 @@ class ShardRun:
         rng_key: Any = None,
         combine: str = "consensus",
         failed: dict[int, str] | None = None,
+        refine: Callable[[PyTree, tuple[int, ...]], Any] | None = None,
     ) -> None:
         """**Arguments:**
 
@@ -70,6 +71,9 @@ class ShardRun:
             [`combine_shards`][batchkit.combine_shards]; `"consensus"` by default.
         - `failed`: of shards that are not to be used, by their index, the reason; none
             by default.
+        - `refine`: a function from the combined draws and the indices of their shards
+            to the draws where they belong, and by how many standard deviations each
+            number was moved, or None if it could not be; none by default.
 
         **Raises:**
 
@@ -83,8 +87,10 @@ class ShardRun:
         good = jax.tree.map(lambda x: x[kept], self.shard_samples)
         combined = combine_shards(good, combine, rng_key)
         out = {kept[place]: reason for place, reason in combined.left_out.items()}
-        self.samples = combined.samples
         self.used = tuple(kept[place] for place in combined.used)
+        self.samples, self.shift = combined.samples, None
+        if refine is not None:
+            self.samples, self.shift = refine(self.samples, self.used)
         self.left_out = dict(sorted({**failed, **out}.items()))
         self._convergence = Convergence(self.samples)
         self.warnings = diagnose_shards(
@@ -96,6 +102,8 @@ class ShardRun:
             self.used,
             self.left_out,
             combine,
+            self.shift,
+            refine is not None,
         )
 
     @property
@@ -146,12 +154,20 @@ class ShardRun:
             first,
             f"{used} of {total} shards are combined by {self.combine!r}; {again} ran "
             f"more than once. R-hat of the combined draws is at most {rhat:.3f}, "
-            f"their bulk ESS at least {ess:,.0f}.",
+            f"their bulk ESS at least {ess:,.0f}.{self._moved()}",
             *(f"- {warning}" for warning in self.warnings),
             "",
             table(_OF_SHARD, [_row(x) for x in self.stats]),
         ]
         return "\n".join(lines)
+
+    def _moved(self) -> str:
+        if self.shift is None:
+            return ""
+        far = np.max(np.abs(self.shift))
+        return (
+            f" The gradient of all data has moved them by up to {far:.2f} deviations."
+        )
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())

@@ -91,6 +91,8 @@ def _spread(leaf: Any, table: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.device_put(leaf, sharding)
     array = as_array(leaf)
     shape = (len(table), *array.shape[1:])
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: array[table[index[0]]][:, *index[1:]]
-    )
+
+    def share(index: Any) -> np.ndarray:
+        return array[table[index[0]]][:, *index[1:]]
+
+    return jax.make_array_from_callback(shape, sharding, share)

@@ -2,8 +2,8 @@
 
 The gradient is taken from outside of `jax.shard_map`, where JAX knows that all devices
 have the same parameters: it adds up what the devices have to say, and counts each once.
-(Inside, the gradient of a `psum` is the sum over devices of equal numbers: as many times
-too large as there are devices.) Tests hold it against the gradient without shards.
+(Inside, the gradient of a `psum` is the sum over devices of equal numbers: as many
+times too large as there are devices.) Tests hold it to the gradient of one device.
 
 `check_vma=True` would refuse likelihoods with a loop inside, whose sum begins with a
 zero that is the same on all devices and then varies.

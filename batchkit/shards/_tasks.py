@@ -1,4 +1,4 @@
-"""The chains of shards as three programs: look at the starts, warm up, sample.
+"""The chains of shards as programs: look at the starts, warm up, sample.
 
 Every pair of a shard and a chain is one task of the batcher. The density of a task is
 that of its shard: `logprior / shards + loglikelihood of its rows`, so that the product
@@ -6,8 +6,8 @@ over shards is the posterior.
 
 Where the batcher spreads tasks over devices, each task is given its own rows, and a
 device holds those of its tasks alone. Elsewhere there is one copy of the data, and a
-task looks its rows up inside of the density: lanes of `Continuous` then carry the number
-of a shard from one pause to the next, and not its rows.
+task looks its rows up inside of the density: lanes of `Continuous` then carry the
+number of a shard from one pause to the next, and not its rows.
 
     chain      = fold_in(fold_in(rng_key, try), index of the task)
     warm-up    = fold_in(chain, 1)
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers import AbstractBatcher, Sharded
+from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._programs import ChainState, Draw, Program, told_by
 from ..chains._sampler import Sampler, sampler_of_api
 from ._rows import sum_over_rows, table_of_parts, take
@@ -103,6 +103,7 @@ class ShardChains:
         self._start = Program(batcher(self._start_one, axes))
         self._warm = Program(batcher(self._warm_one, axes))
         self._sample = Program(batcher(self._sample_one, (*axes, 0)))
+        self._gradient = Program(batcher(self._gradient_one, axes))
 
     def tasks(self, positions: PyTree, targets: list[float]) -> Task:
         """All tasks.
@@ -136,6 +137,16 @@ class ShardChains:
         chains = self._warm(key, tasks, rows)
         draws = self._sample(key, tasks, rows, chains)
         return jax.tree.map(np.asarray, (chains.tuned, draws))
+
+    def mean_gradients(self, positions: PyTree) -> list[Any]:
+        """The gradients of the log-densities of shards, as means over positions.
+
+        A list of arrays of shape `(shards, ...)`, in the order of the leaves.
+        """
+        count = len(self._which)
+        nowhere = np.zeros((count, 1), np.float32)
+        tasks = self.tasks(nowhere, [0.0] * count)
+        return jax.tree.leaves(self._gradient(positions, tasks, self._rows_of(tasks)))
 
     @property
     def seconds(self) -> tuple[float, float, float]:
@@ -180,6 +191,18 @@ class ShardChains:
 
     def _start_one(self, key: Any, task: Task, rows: PyTree) -> Any:
         return jax.value_and_grad(self._logdensity_of(task, rows))(task.position)
+
+    def _gradient_one(self, positions: PyTree, task: Task, rows: PyTree) -> PyTree:
+        slope = jax.grad(expensive(self._logdensity_of(task, rows)))
+
+        def add(total: PyTree, position: PyTree) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, slope(position)), None
+
+        # One after the other: all at once would hold the rows as often.
+        zero = jax.tree.map(lambda x: jnp.zeros_like(x[0]), positions)
+        total, _ = jax.lax.scan(add, zero, positions)
+        count = jax.tree.leaves(positions)[0].shape[0]
+        return jax.tree.map(lambda x: x / count, total)
 
     def _warm_one(self, key: Any, task: Task, rows: PyTree) -> ChainState:
         warm = self._sampler_of(task, rows).warm

@@ -1,9 +1,9 @@
 """Which shards run again, and what is known after each try.
 
 A round runs all shards that have no draws to be trusted yet, and tries left. After it
-all that is known is in one `Known`: a header of plain values, which JSON can hold, and a
-pytree of arrays. What a round needs is in there, with the key of the run and the data,
-so a run can stop between two rounds and go on later.
+all that is known is in one `Known`: a header of plain values, which JSON can hold, and
+a pytree of arrays. What a round needs is in there, with the key of the run and the
+data, so a run can stop between two rounds and go on later.
 """
 
 from typing import Any, Final, NamedTuple, final
@@ -14,8 +14,8 @@ import numpy as np
 from ..chains._programs import Draw
 
 
-# A rate of divergent transitions above it is to be noted, to be warned of, and such that
-# nothing can be relied on.
+# A rate of divergent transitions above it is to be noted, to be warned of, and such
+# that nothing can be relied on.
 DIVERGENCE_NOTE: Final = 0.05
 DIVERGENCE_WARNING: Final = 0.10
 DIVERGENCE_UNRELIABLE: Final = 0.30

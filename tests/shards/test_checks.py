@@ -13,8 +13,8 @@ from batchkit.shards import (
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
     ShardTry,
+    _modes,
 )
-from batchkit.shards import _modes
 
 
 SHARDS, CHAINS, DRAWS, DIM = 5, 4, 500, 2
@@ -218,3 +218,19 @@ def test_what_is_printed() -> None:
     assert "4 chains of 500" in text
     assert "doubtful" in text
     assert run()._repr_html_().startswith("<table>")
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.2, []), (0.8, ["shift"])])
+def test_draws_that_were_moved(shift: float, expected: list[str]) -> None:
+    def refine(samples: Any, used: Any) -> Any:
+        assert used == (0, 1, 2, 3, 4)
+        return {"a": samples["a"] + 1.0}, np.array([0.1, -shift])
+
+    found = run(refine=refine)
+    assert [warning.name for warning in found.warnings] == expected
+    assert f"moved them by up to {shift:.2f} deviations" in found.report()
+    np.testing.assert_allclose(found.samples["a"], run().samples["a"] + 1.0)
+
+
+def test_draws_that_could_not_be_moved() -> None:
+    assert names(refine=lambda samples, used: (samples, None)) == ["not refined"]

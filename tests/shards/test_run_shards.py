@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.shards import _refine
 from batchkit.shards._split import order_of_rows
 from batchkit.shards._tasks import Model, ShardChains, Shards
 
@@ -170,6 +171,7 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
         "data": data,
         "initial": np.full(CHAINS, 0.5, np.float32),
         "plan": bk.SamplingPlan(100, 100),
+        "refine": False,
     }
     COUNTS.clear()
     found = run(**given, on_failure="drop")
@@ -211,7 +213,9 @@ def test_starts() -> None:
     for words in ("shard 0", "chain 2", "-inf", "the prior is", "a[1] = 7"):
         assert words in str(error)
     starts["a"][2, 1] = np.nan
-    error = start_error(loglikelihood_fn=likelihood, logprior_fn=limited, initial=starts)
+    error = start_error(
+        loglikelihood_fn=likelihood, logprior_fn=limited, initial=starts
+    )
     assert error.parameters == ("a[1]",)
 
 
@@ -306,7 +310,67 @@ def test_refused(case: Any) -> None:
 
 def test_refused_before_tracing() -> None:
     fun, traces = counted(loglikelihood)
-    for name in ("num_shards", "tries", "combine", "starts", "strata", "plan", "settings"):
+    for name in (
+        "num_shards",
+        "tries",
+        "combine",
+        "starts",
+        "strata",
+        "plan",
+        "settings",
+    ):
         given = {"loglikelihood_fn": fun, **REFUSED[name][0]}
         assert_refuses(lambda given=given: run(**given), *REFUSED[name][1:])
     assert traces == []
+
+
+def poisson(params: Any, rows: Any) -> Any:
+    rate = rows["x"] @ params["b"]
+    return jnp.sum(rows["n"] * rate - jnp.exp(rate))
+
+
+def test_draws_are_moved_to_where_all_data_say() -> None:
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(640), rng.normal(size=(640, 2))])
+    data = {"x": x, "n": rng.poisson(np.exp(x @ [-0.5, 0.8, -0.3]))}
+    prior = lambda params: -0.5 * jnp.sum(params["b"] ** 2)
+    given: Any = {
+        "logprior_fn": prior,
+        "loglikelihood_fn": poisson,
+        "data": data,
+        "initial": {"b": np.zeros((CHAINS, 3), np.float32)},
+        "num_shards": 16,
+    }
+    # The exact posterior on a grid of draws: importance weights of a Gaussian.
+    logdensity = lambda b: prior({"b": b}) + poisson({"b": b}, data)
+    mode = np.zeros(3)
+    for _ in range(20):
+        slope, curved = jax.grad(logdensity)(mode), jax.hessian(logdensity)(mode)
+        mode = mode - np.linalg.solve(curved, slope)
+    covariance = 1.3 * np.linalg.inv(-np.asarray(jax.hessian(logdensity)(mode)))
+    points = rng.multivariate_normal(mode, covariance, 20_000)
+    away = points - mode
+    log_q = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+    log_w = np.asarray(jax.vmap(logdensity)(points)) - log_q
+    weights = np.exp(log_w - np.max(log_w))
+    weights /= np.sum(weights)
+    mean = weights @ points
+    width = np.sqrt(weights @ (points - mean) ** 2)
+    apart, moved = run(**given, refine=False), run(**given, batcher=bk.Chunked(7))
+    off, left = (
+        np.max(np.abs(np.mean(r.samples["b"], (0, 1)) - mean) / width)
+        for r in (apart, moved)
+    )
+    assert off > 0.3
+    assert left < 0.1
+    assert apart.shift is None
+    assert moved.shift is not None
+    assert np.max(np.abs(moved.shift)) > 0.3
+
+
+def test_gradients_that_are_not_finite() -> None:
+    # Draws of shards are positive; their weighted means need not be.
+    samples = np.random.default_rng(0).normal(size=(2, 50, 3))
+    same, shift = _refine.refined(samples, lambda x: [x * jnp.nan])
+    assert shift is None
+    np.testing.assert_array_equal(same, samples)

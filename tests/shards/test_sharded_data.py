@@ -60,9 +60,7 @@ def test_values_and_gradients(devices: int, count: int) -> None:
     sharded = bk.sharded_logdensity(
         logprior, loglikelihood, bk.ShardedData(data, mesh(devices))
     )
-    pair, expected = (
-        jax.jit(jax.value_and_grad(f))(AT) for f in (sharded, whole)
-    )
+    pair, expected = (jax.jit(jax.value_and_grad(f))(AT) for f in (sharded, whole))
     np.testing.assert_allclose(pair[0], expected[0], rtol=1e-5)
     for name in AT:
         scale = float(np.max(np.abs(expected[1][name])))
@@ -242,8 +240,9 @@ def test_arguments() -> None:
         ((logprior, None, data), ("loglikelihood_fn=None",)),
         ((logprior, loglikelihood, np.ones(3)), ("ndarray", "ShardedData(data, mesh)")),
     ):
-        make: Any = bk.sharded_logdensity
-        assert_refuses(lambda args=args: make(*args), TypeError, words)
+        some: Any = args
+        make = lambda some=some: bk.sharded_logdensity(*some)
+        assert_refuses(make, TypeError, words)
     bad: Any = (3, ("rows",))
     assert_refuses(lambda: bk.ShardedData(np.ones(3), bad[0]), TypeError, ("mesh=3",))
     assert_refuses(

@@ -75,6 +75,7 @@ def go(monkeypatch: pytest.MonkeyPatch) -> Any:
             "num_shards": 4,
             "initial": np.zeros(CHAINS, np.float32),
             "plan": bk.SamplingPlan(10, SAMPLES),
+            "refine": False,
             **given,
         }
         rows = np.arange(10.0)
