@@ -1,10 +1,10 @@
 """What an effective sample costs: all data at once, on devices, and by shards.
 
-Each way samples the same posterior, of counts in statsmodels' `randhie` (20,190 rows) or
-of answers in `fair` (6,366), with NUTS and four chains. Told are the seconds of a
-program that is compiled already, for warm-up and draws, over the smallest bulk effective
-sample size; what compiling took; and how far the worst mean lies from that of all data,
-in standard deviations. Seconds of shards include all tries.
+Each way samples the same posterior, of counts in statsmodels' `randhie` (20,190 rows)
+or of answers in `fair` (6,366), with NUTS and four chains. Told are the seconds of
+warm-up and draws, tries that failed included, the smallest bulk effective sample size,
+the one over the other, the seconds of compiling, and how far the worst mean lies from
+that of all data, in standard deviations.
 """
 
 import argparse

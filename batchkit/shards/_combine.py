@@ -77,8 +77,8 @@ def combine_shards(
       density has just the mean and the covariance of its draws (West 1993, Journal of
       the Royal Statistical Society B 55, 409-422). It sees skewness, and modes wider
       than a kernel; finer shapes are smoothed, the more the more parameters there are:
-      it is for up to about five. A draw is a weighted mean of actual draws, plus noise of
-      the width of the product of two kernels.
+      it is for up to about five. A draw is a weighted mean of actual draws, plus noise
+      of the width of the product of two kernels.
 
     Shards of which some parameter has a variance of zero or NaN are left out.
 
