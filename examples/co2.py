@@ -9,9 +9,11 @@ The weekly record of Mauna Loa, 1958 to 2001, under two Gaussian processes:
 Nested sampling integrates the likelihood of each over its prior, and the ratio of the
 two integrals is the Bayes factor. Every likelihood factors a dense covariance matrix,
 so memory decides how many can be computed side by side: `bk.Auto` is told a budget and
-chooses the layout of `init` and of `step`.
+chooses the layout of `init` and of `step`. `bk.run_nested` does the rest. With
+`--checkpoint` a run that was killed goes on where it was.
 
     python examples/co2.py                               # two minutes on two CPU cores
+    python examples/co2.py --checkpoint .                # may be killed at any time
     python examples/co2.py --resolution weekly --memory  # what would be allocated
 
 The models are in `co2_model.py` (GPML there and here: Rasmussen and Williams 2006,
@@ -19,13 +21,13 @@ Gaussian Processes for Machine Learning), the figure is in `co2_figure.py`.
 """
 
 import argparse
+import logging
 import math
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 
 if __name__ == "__main__":
@@ -37,7 +39,6 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from blackjax.ns.utils import finalise, log_weights
 from co2_model import (
     BINS_PER_YEAR,
     FLEXIBLE,
@@ -54,9 +55,9 @@ from co2_model import (
     log_prior,
 )
 from jax.scipy.linalg import solve_triangular
-from jax.scipy.special import logsumexp
 
 import batchkit as bk
+from batchkit.run import Summary
 
 
 class Settings(NamedTuple):
@@ -68,21 +69,12 @@ class Settings(NamedTuple):
     budget: str = "1 GiB"
     chunk: int | None = None  # instead of a budget: at most so many at a time
     seed: int = 0
+    checkpoint: Path | None = None  # a folder
 
     @property
     def batcher(self) -> bk.AbstractBatcher:
         """What lays out the live points."""
         return bk.Auto(self.budget) if self.chunk is None else bk.Chunked(self.chunk)
-
-
-class Run(NamedTuple):
-    """A finished run: every point that died, and its weight in simulated volumes."""
-
-    model: Model
-    positions: Parameters
-    log_weights: jax.Array
-    evaluations: int
-    seconds: float
 
 
 def build(
@@ -103,100 +95,49 @@ def build(
     )
 
 
-def sample(model: Model, record: Record, settings: Settings) -> Run:
+def sample(
+    model: Model, record: Record, settings: Settings, progress: bool = False
+) -> bk.NestedRun:
     """Runs until the live points hold less than a thousandth of the evidence."""
-    start = printed = time.perf_counter()
-    algorithm = build(model, record, settings.batcher, settings)
-    step = jax.jit(algorithm.step)
-    key, prior_key, volume_key = jax.random.split(jax.random.key(settings.seed), 3)
-    positions = draw_prior(model, prior_key, settings.n_live)
-    state = jax.jit(algorithm.init)(positions)
-    dead, evaluations, remaining = [], settings.n_live, 1.0
-    while remaining > 1e-3:
-        key, step_key = jax.random.split(key)
-        state, info = step(step_key, state)
-        dead.append(info)
-        # A slice looks at both ends of its bracket, at each end it moves on to, and at
-        # each point it proposes.
-        slices = info.update_info
-        evaluations += int(jnp.sum(2 + slices.num_expansions + slices.num_shrink))
-        # Good enough to know when to stop, but no result: see `log_evidence`.
-        rough = state.integrator
-        total = jnp.logaddexp(rough.logZ, rough.logZ_live)
-        remaining = float(jnp.exp(rough.logZ_live - total))
-        now = time.perf_counter()
-        if remaining <= 1e-3 or now - printed > 5:
-            printed = now
-            print(
-                f"  {model.name}: iteration {len(dead)}, live points hold "
-                f"{remaining:.2g} of the evidence, {evaluations:,} likelihoods, "
-                f"{now - start:.0f} s",
-                flush=True,
-            )
-    points = finalise(state, dead, update_info=False)
-    # Every column is one possible history of the prior volume (Skilling 2006).
-    weights = log_weights(volume_key, points, shape=200)
-    seconds = time.perf_counter() - start
-    ended = cast(Parameters, points.particles.position)
-    return Run(model, ended, weights, evaluations, seconds)
-
-
-def log_evidence(run: Run) -> tuple[float, float]:
-    """The log-evidence and its error: mean and spread over the simulated volumes.
-
-    blackjax's running integrator has no error and is biased where likelihoods tie.
-    """
-    each = logsumexp(run.log_weights, axis=0)
-    return float(jnp.mean(each)), float(jnp.std(each))
-
-
-def posterior_weights(run: Run) -> np.ndarray:
-    """The weight of every dead point in the posterior; they sum to one."""
-    return np.asarray(jax.nn.softmax(logsumexp(run.log_weights, axis=1)))
-
-
-def report(run: Run) -> None:
-    """Prints the evidence and the posterior in physical units."""
-    weights = posterior_weights(run)
-    value, error = log_evidence(run)
-    effective = 1 / np.sum(weights**2)
-    print(
-        f"\n{run.model.name}: log-evidence {value:.2f} +/- {error:.2f}, effective "
-        f"sample size {effective:.0f}, {run.evaluations:,} likelihoods, "
-        f"{run.seconds:.0f} s"
+    key, prior_key = jax.random.split(jax.random.key(settings.seed))
+    folder = settings.checkpoint
+    return bk.run_nested(
+        build(model, record, settings.batcher, settings),
+        key,
+        draw_prior(model, prior_key, settings.n_live),
+        checkpoint=None if folder is None else folder / f"co2_{model.name}.h5",
+        progress=progress,
     )
-    header = ("mean", "std", "5 %", "50 %", "95 %")
-    print(f"  {'parameter':25}" + "".join(f"{name:>9}" for name in header))
-    for name, prior in run.model.priors.items():
-        x = np.exp(np.asarray(run.positions[name]))
-        mean = weights @ x
-        order = np.argsort(x)
-        quantiles = np.interp((0.05, 0.5, 0.95), np.cumsum(weights[order]), x[order])
-        row = (mean, np.sqrt(weights @ (x - mean) ** 2), *quantiles)
-        label = f"{name} ({prior.unit})" if prior.unit else name
-        print(f"  {label:25}" + "".join(f"{number:9.3g}" for number in row))
 
 
-def compare(first: Run, second: Run) -> None:
+def report(model: Model, run: bk.NestedRun) -> None:
+    """Prints the run, and the posterior in physical units."""
+    units = {name: prior.unit for name, prior in model.priors.items()}
+    physical = {
+        f"{name} ({units[name]})" if units[name] else name: np.exp(x)
+        for name, x in run.dead.positions.items()
+    }
+    print(f"\n{model.name}\n\n{run}\n\n{Summary(physical, run.weights)}")
+
+
+def compare(first: bk.NestedRun, second: bk.NestedRun, names: Sequence[str]) -> None:
     """Prints the Bayes factor of `second` against `first`."""
-    (low, low_error), (high, high_error) = log_evidence(first), log_evidence(second)
-    factor, error = high - low, math.hypot(low_error, high_error)
+    factor = second.log_evidence - first.log_evidence
+    error = math.hypot(first.log_evidence_err, second.log_evidence_err)
     print(
-        f"\nlog Bayes factor, {second.model.name} against {first.model.name}: "
-        f"{factor:.1f} +/- {error:.1f} (odds of 10^{factor / math.log(10):.0f} to 1)"
+        f"\nlog Bayes factor, {names[1]} against {names[0]}: {factor:.1f} +/- "
+        f"{error:.1f} (odds of 10^{factor / math.log(10):.0f} to 1)"
     )
 
 
 def forecast(
-    run: Run, record: Record, years: np.ndarray, draws: int = 64
+    model: Model, run: bk.NestedRun, record: Record, years: np.ndarray, draws: int = 64
 ) -> tuple[np.ndarray, np.ndarray]:
     """The posterior predictive in ppm, mean and standard deviation, noise included.
 
     Each draw's prediction is that of GPML, equations 2.25 and 2.26.
     """
-    weights = posterior_weights(run)
-    chosen = np.random.default_rng(0).choice(len(weights), draws, p=weights)
-    positions = {name: value[chosen] for name, value in run.positions.items()}
+    positions = run.posterior(jax.random.key(0), draws)
     known = Lags.between(record.years, record.years)
     cross = Lags.between(record.years, years)
     values = jnp.asarray(record.ppm - record.ppm.mean())
@@ -205,9 +146,9 @@ def forecast(
     @bk.Sequential()
     def predict(position: Parameters) -> tuple[jax.Array, jax.Array]:
         p = jax.tree.map(jnp.exp, position)
-        matrix = covariance(run.model, p, known)
+        matrix = covariance(model, p, known)
         factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-        white = solve_triangular(factor, run.model.kernel(p, cross), lower=True)
+        white = solve_triangular(factor, model.kernel(p, cross), lower=True)
         mean = solve_triangular(factor, values, lower=True) @ white
         return mean, matrix[0, 0] - jnp.sum(white**2, axis=0)
 
@@ -216,23 +157,25 @@ def forecast(
     return means.mean(axis=0) + record.ppm.mean(), deviation
 
 
-def draw(record: Record, runs: Sequence[Run], output: Path) -> None:
+def draw(
+    record: Record, runs: Sequence[tuple[Model, bk.NestedRun]], output: Path
+) -> None:
     """Saves the figure: the forecasts, what each fit leaves over, and the reason."""
     import co2_figure  # Needs matplotlib, which nothing else here does.
 
     known = len(record.years)
     years = np.arange(record.years[0], record.years[-1] + 12, 1 / 12)
     fits = []
-    for run in runs:
+    for model, run in runs:
         both = np.concatenate([record.years, years])
-        mean, deviation = forecast(run, record, both)
+        mean, deviation = forecast(model, run, record, both)
         fit = co2_figure.Fit(
-            run.model.name,
-            log_evidence(run),
+            model.name,
+            (run.log_evidence, run.log_evidence_err),
             (mean[known:], deviation[known:]),
             record.ppm - mean[:known],
-            np.exp(np.asarray(run.positions["trend length"])),
-            posterior_weights(run),
+            np.exp(run.dead.positions["trend length"]),
+            run.weights,
         )
         fits.append(fit)
     co2_figure.draw(*record, years, fits, TREND_AND_NOISE["trend length"][:2], output)
@@ -286,13 +229,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jax.config.update("jax_enable_x64", True)
     parser = argparse.ArgumentParser(description="The evidence of two models of CO2.")
     parser.add_argument("--resolution", choices=BINS_PER_YEAR, default="quarterly")
+    kinds = {"budget": (str, "BYTES"), "checkpoint": (Path, "FOLDER")}
     for name, value in Settings()._asdict().items():
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=str if name == "budget" else int,
-            default=value,
-            metavar="BYTES" if name == "budget" else "N",
-        )
+        kind, metavar = kinds.get(name, (int, "N"))
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, default=value, metavar=metavar)
     parser.add_argument("--output", type=Path, default=Path("co2.png"), help="figure")
     parser.add_argument("--memory", action="store_true", help="compile only")
     options = vars(parser.parse_args(arguments))
@@ -302,10 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if only_memory:
         memory(record, settings)
         return
-    runs = [sample(model, record, settings) for model in (RIGID, FLEXIBLE)]
-    for run in runs:
-        report(run)
-    compare(*runs)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    models = RIGID, FLEXIBLE
+    runs = [(model, sample(model, record, settings, True)) for model in models]
+    for model, run in runs:
+        report(model, run)
+    compare(runs[0][1], runs[1][1], [model.name for model in models])
     draw(record, runs, output)
     print(f"figure: {output}")
 

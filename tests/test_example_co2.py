@@ -92,7 +92,7 @@ def test_run(
     record = _head(co2, 12)
     settings = co2.Settings(n_live=48, num_delete=12, num_inner_steps=10, chunk=5)
     run = co2.sample(co2.RIGID, record, settings)
-    value, error = co2.log_evidence(run)
+    value, error = run.log_evidence, run.log_evidence_err
     assert 0 < error < 1
     # The evidence is the prior's mean of the likelihood; twelve points constrain the
     # model so little that draws from the prior suffice.
@@ -101,14 +101,14 @@ def test_run(
     expected = float(np.log(np.mean(np.exp(each))))
     assert abs(value - expected) < 4 * error
 
-    co2.report(run)
-    co2.compare(run, run)
+    co2.report(co2.RIGID, run)
+    co2.compare(run, run, ["rigid", "rigid"])
     printed = capsys.readouterr().out
     assert "trend length (yr)" in printed
     assert "log Bayes factor, rigid against rigid: 0.0" in printed
 
     pytest.importorskip("matplotlib")
-    co2.draw(record, [run, run], tmp_path / "co2.png")
+    co2.draw(record, [(co2.RIGID, run)] * 2, tmp_path / "co2.png")
     assert (tmp_path / "co2.png").stat().st_size > 10_000
 
 

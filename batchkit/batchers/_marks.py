@@ -22,6 +22,9 @@ import numpy as np
 MARKED: Final = "batchkit.expensive:"
 SUPPOSED: Final = "batchkit.function:"
 
+# Where a marked function has the one that was marked.
+_WITHOUT: Final = "__batchkit_without_mark__"
+
 # Bound while a task is traced for a batcher that looks for marks. JAX looks up what it
 # has traced before by the axes that are bound, so no trace without marks is reused.
 _TASK_AXIS: Final = "batchkit.task"
@@ -114,7 +117,15 @@ def mark(fun: Callable[_P, _T], kind: str, name: str) -> Callable[_P, _T]:
             return fun(*args, **kwargs)
         return _call(calls, fun, kind + name, args, kwargs)
 
+    setattr(marked, _WITHOUT, fun)
     return marked
+
+
+def without_mark(fun: Any) -> Any:
+    """What a mark was put on; anything else as it is."""
+    while hasattr(fun, _WITHOUT):
+        fun = getattr(fun, _WITHOUT)
+    return fun
 
 
 def in_task() -> bool:

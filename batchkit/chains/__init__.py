@@ -2,6 +2,7 @@
 
 from ._chain_run import ChainRun as ChainRun, ChainSeconds as ChainSeconds
 from ._convergence import Convergence as Convergence
+from ._progress import ChainProgress as ChainProgress
 from ._run_chains import run_chains as run_chains
 from ._starts import StartError as StartError
 from ._summary import ChainSummary as ChainSummary

@@ -111,20 +111,12 @@ def check_batcher(batcher: object) -> None:
         )
 
 
-def check_key(rng_key: Any) -> None:
-    """Raises if it is not one key."""
-    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and dtype != jnp.uint32:
+def check_fresh(fresh: object) -> None:
+    """Raises if it is no bool."""
+    if not isinstance(fresh, bool):
         raise TypeError(
-            f"run_chains(rng_key={rng_key!r}): rng_key must be a key of JAX, such as "
-            "jax.random.key(0)."
-        )
-    assert shape is not None
-    if len(shape) != (0 if typed else 1):
-        raise ValueError(
-            f"run_chains(rng_key=...): rng_key must be one key; got an array of shape "
-            f"{shape}. The keys of the chains are made from it."
+            f"run_chains(fresh={fresh!r}): fresh must be True or False; got "
+            f"{type(fresh).__name__}."
         )
 
 
@@ -165,8 +157,8 @@ def starts_from(positions: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, positions)
 
 
-def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> None:
-    """Raises if the log-density has no gradient, or is no scalar."""
+def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> Any:
+    """The dtype of a log-density; raises if it has no gradient, or is no scalar."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -184,6 +176,7 @@ def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> No
             f"number, a scalar, for one position; got {got}. Sum over data and "
             "dimensions, as in `jnp.sum(...)`."
         )
+    return dtype
 
 
 def _name(path: Any) -> str:

@@ -1,6 +1,6 @@
 """What can be wrong with chains, how one sees it, and what to do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import jax
@@ -16,6 +16,10 @@ from ._summary import named_numbers
 HIGHEST_RHAT: Final = 1.01
 LOWEST_ESS: Final = 100  # for each chain
 FEWEST_CHAINS: Final = 4
+
+_MOVE: Final = (
+    "Use a smaller step size, or start where the log-density is finite all around."
+)
 
 
 def diagnose_chains(
@@ -84,14 +88,22 @@ def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagno
     rhat = dict(named_numbers(convergence.rhat))
     sizes = dict(named_numbers(convergence.ess_bulk))
     stuck = [x for x in rhat if np.isnan(rhat[x]) and not np.isnan(sizes[x])]
-    if stuck:
+    still = _still(samples)
+    if still:
+        yield Diagnostic(
+            "unmoved",
+            float(len(still)),
+            0.0,
+            f"chains {_some(still)} of {chains} are in one place in all {draws:,} "
+            f"draws: every proposal was rejected. {_MOVE}",
+        )
+    elif stuck:
         yield Diagnostic(
             "unmoved",
             float(len(stuck)),
             0.0,
-            f"all draws of {_some(stuck)} are equal. No chain has moved there: every "
-            "proposal was rejected, or the log-density is minus infinity around the "
-            "starts. Use a smaller step size, or start elsewhere.",
+            f"all draws of {_some(stuck)} are equal, in all chains: nothing moves "
+            f"there. {_MOVE}",
         )
     high = {x: value for x, value in rhat.items() if value > HIGHEST_RHAT}
     if high:
@@ -173,6 +185,13 @@ def _few_chains(samples: PyTree) -> Iterator[Diagnostic]:
     )
 
 
-def _some(names: list[str]) -> str:
-    few = ", ".join(names[:5])
+def _still(samples: PyTree) -> list[int]:
+    """The chains of which no number has ever moved."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(samples)]
+    same = [np.all((x == x[:, :1]).reshape(len(x), -1), axis=1) for x in leaves]
+    return np.flatnonzero(np.all(same, axis=0)).tolist()
+
+
+def _some(names: Sequence[Any]) -> str:
+    few = ", ".join(map(str, names[:5]))
     return f"{few} and {len(names) - 5} more" if len(names) > 5 else few

@@ -26,18 +26,18 @@ starts over; it finds the same again.
     transition = fold_in(fold_in(chain, 2), number of the transition)
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ._sampler import Sampler, Tuned, shapes_of
+from ..run._program import Program
+from ._blocks import blocks_for
+from ._sampler import Sampler, Tuned
 
 
 _INIT: Final = 0
@@ -74,55 +74,6 @@ class ChainState(NamedTuple):
 
 
 @final
-class Program:
-    """A function that is compiled when it is first called, with the seconds of both.
-
-    Arrays on several devices that the function closes over are operands. As constants,
-    which JAX would make of them, the whole would be on each of the devices.
-    """
-
-    def __init__(self, fun: Callable[..., Any]) -> None:
-        self._fun = fun
-        self._compiled: Any = None
-        self._spread: list[Any] = []
-        self._out_tree: Any = None
-        self.compile_seconds = 0.0
-        self.seconds = 0.0
-
-    def __call__(self, *args: Any) -> Any:
-        if self._compiled is None:
-            start = time.perf_counter()
-            self._compiled = self._compile(args)
-            self.compile_seconds += time.perf_counter() - start
-        start = time.perf_counter()
-        # Arguments may come from anywhere; the program says where it wants them.
-        operands = self._spread, jax.tree.leaves(args)
-        operands = jax.device_put(operands, self._compiled.input_shardings[0])
-        out = jax.block_until_ready(self._compiled(*operands))
-        self.seconds += time.perf_counter() - start
-        return jax.tree.unflatten(self._out_tree, out)
-
-    def _compile(self, args: tuple[Any, ...]) -> Any:
-        shapes = shapes_of(args)
-        closed, out = jax.make_jaxpr(self._fun, return_shape=True)(*shapes)
-        self._out_tree = jax.tree.structure(out)
-        self._spread = [x for x in closed.consts if _is_spread(x)]
-
-        def run(spread: list[Any], leaves: list[Any]) -> list[Any]:
-            given = iter(spread)
-            consts = [next(given) if _is_spread(x) else x for x in closed.consts]
-            whole = jex.core.ClosedJaxpr(closed.jaxpr, consts)
-            return jex.core.jaxpr_as_fun(whole)(*leaves)
-
-        spread = [
-            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for x in self._spread
-        ]
-        jitted = jax.jit(run, keep_unused=True)
-        return jitted.lower(spread, jax.tree.leaves(shapes)).compile()
-
-
-@final
 class Chains:
     """The programs for chains of one sampler."""
 
@@ -133,7 +84,7 @@ class Chains:
         positions: PyTree,
         batcher: AbstractBatcher,
         thin: int,
-        block: int,
+        block: int | None = None,
     ) -> None:
         """**Arguments:**
 
@@ -142,21 +93,63 @@ class Chains:
         - `positions`: where chains start, arrays of shape `(chains, ...)`.
         - `batcher`: how chains are laid out.
         - `thin`: the number of transitions for each draw.
-        - `block`: the most draws that `advance` makes in one call.
+        - `block`: the most draws that `advance` makes in one call; by default as many
+            as suit the batcher and fit in memory.
         """
-        self.block = block
         self._sampler = sampler
         self._key = rng_key
         self._positions = positions
         self._thin = thin
         self._index = jnp.arange(len(jax.tree.leaves(positions)[0]), dtype=jnp.uint32)
-        self._draw = self._shapes_of_a_draw()
+        self._chain, self._draw = shapes_of_one(sampler, rng_key, positions, thin)
+        self.blocks = blocks_for(batcher, self.draw_shapes, block)
         own, same = 0, None
         self._start = Program(batcher(self._start_one, (same, own, own)))
         self._warm = Program(batcher(self._warm_one, (same, own, own)))
         self._advance = Program(
             batcher(self._advance_one, (same, own, own, same, same))
         )
+
+    @property
+    def num_chains(self) -> int:
+        """How many chains there are."""
+        return len(self._index)
+
+    @property
+    def tuned_shapes(self) -> Tuned | None:
+        """The shapes of what the warm-up finds for one chain."""
+        return self._chain.tuned
+
+    @property
+    def draw_shapes(self) -> Draw:
+        """The shapes of one draw of all chains."""
+        return self._of_all(self._draw)
+
+    @property
+    def chain_shapes(self) -> ChainState:
+        """The shapes of what `warm` and `advance` return for all chains."""
+        return self._of_all(self._chain)
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether the warm-up does anything."""
+        return self._sampler.warm is not None
+
+    def compile_start(self) -> Any:
+        """Compiles `start` before it is called, and returns the executable."""
+        return self._start.compile(self._key, self._index, self._positions)
+
+    def compile_warm(self) -> Any:
+        """Compiles `warm` before it is called, if it does anything."""
+        return self._warm.compile(self._key, self._index, self._positions)
+
+    def trace_advance(self) -> None:
+        """Traces `advance`, so that it is known how chains are laid out."""
+        self._advance.trace(*self._shapes_to_advance())
+
+    def compile_advance(self) -> Any:
+        """Compiles `advance` before it is called, and returns the executable."""
+        return self._advance.compile(*self._shapes_to_advance())
 
     def start(self) -> Any:
         """The states at the starts of all chains."""
@@ -175,7 +168,7 @@ class Chains:
 
         - `chains`: what the call before returned.
         - `first`: how many draws there are already.
-        - `count`: how many to make, at most `block`.
+        - `count`: how many to make, at most `blocks.most`.
 
         **Returns:**
 
@@ -201,6 +194,16 @@ class Chains:
         """How long draws took."""
         return self._advance.seconds
 
+    def _of_all(self, shapes: PyTree) -> Any:
+        def of_all(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.num_chains, *x.shape), x.dtype)
+
+        return jax.tree.map(of_all, shapes)
+
+    def _shapes_to_advance(self) -> tuple[Any, ...]:
+        number = jax.ShapeDtypeStruct((), jnp.uint32)
+        return self._key, self._index, self.chain_shapes, number, number
+
     def _start_one(self, rng_key: Any, index: Any, position: PyTree) -> Any:
         return self._sampler.init(_key(rng_key, index, _INIT), position)
 
@@ -215,7 +218,7 @@ class Chains:
         step = self._sampler.bind(chain.tuned)
 
         def draw(state: Any, number: Any) -> tuple[Any, Draw]:
-            return self._draw_one(step, key, state, number)
+            return draw_one(step, key, state, number, self._thin)
 
         def pass_over(state: Any, number: Any) -> tuple[Any, Draw]:
             return state, jax.tree.map(
@@ -225,64 +228,74 @@ class Chains:
         def turn(state: Any, place: Any) -> tuple[Any, Draw]:
             return jax.lax.cond(place < count, draw, pass_over, state, first + place)
 
-        places = jnp.arange(self.block, dtype=jnp.uint32)
+        places = jnp.arange(self.blocks.places, dtype=jnp.uint32)
         state, draws = jax.lax.scan(turn, chain.states, places)
         return ChainState(state, chain.tuned), draws
 
-    def _draw_one(
-        self, step: Callable[..., Any], key: Any, state: Any, number: Any
-    ) -> tuple[Any, Draw]:
-        def transition(state: Any, turn: Any) -> tuple[Any, Any]:
-            at = jnp.uint32(number) * self._thin + turn
-            state, info = step(jax.random.fold_in(key, at), state)
-            return state, told_by(info)
 
-        if self._thin == 1:
-            state, told = transition(state, jnp.uint32(0))
+def draw_one(
+    step: Callable[..., Any], key: Any, state: Any, number: Any, thin: int
+) -> tuple[Any, Draw]:
+    """One draw of one chain.
+
+    **Arguments:**
+
+    - `step`: a transition, from a key and a state to a state and an info.
+    - `key`: that of all transitions of the chain.
+    - `state`: where the chain is.
+    - `number`: how many draws there are already.
+    - `thin`: the number of transitions.
+    """
+
+    def transition(state: Any, turn: Any) -> tuple[Any, Any]:
+        at = jnp.uint32(number) * thin + turn
+        state, info = step(jax.random.fold_in(key, at), state)
+        return state, _told_by(info)
+
+    if thin == 1:
+        state, told = transition(state, jnp.uint32(0))
+    else:
+        turns = jnp.arange(thin, dtype=jnp.uint32)
+        state, told = jax.lax.scan(transition, state, turns)
+        told = _together(told)
+    logdensity = getattr(state, "logdensity", None)
+    return state, Draw(state.position, logdensity, *told)
+
+
+def shapes_of_one(
+    sampler: Sampler, rng_key: Any, positions: PyTree, thin: int
+) -> tuple[ChainState, Draw]:
+    """The shapes of one chain and one draw; it also says early what cannot work."""
+
+    def whole(rng_key: Any, position: PyTree) -> tuple[ChainState, Draw]:
+        key = _key(rng_key, jnp.uint32(0), _WARM)
+        if sampler.warm is None:
+            chain = ChainState(sampler.init(key, position), None)
         else:
-            turns = jnp.arange(self._thin, dtype=jnp.uint32)
-            state, told = jax.lax.scan(transition, state, turns)
-            told = _together(told)
-        logdensity = getattr(state, "logdensity", None)
-        return state, Draw(state.position, logdensity, *told)
+            chain = ChainState(*sampler.warm(key, position))
+        _check_state(chain.states)
+        step = sampler.bind(chain.tuned)
+        return chain, draw_one(step, key, chain.states, jnp.uint32(0), thin)[1]
 
-    def _shapes_of_a_draw(self) -> Draw:
-        """What one draw looks like; it also says early what cannot work."""
-
-        def whole(rng_key: Any, position: PyTree) -> Draw:
-            key = _key(rng_key, jnp.uint32(0), _WARM)
-            if self._sampler.warm is None:
-                chain = ChainState(self._start_one(rng_key, 0, position), None)
-            else:
-                chain = ChainState(*self._sampler.warm(key, position))
-            _check_state(chain.states)
-            step = self._sampler.bind(chain.tuned)
-            return self._draw_one(step, key, chain.states, jnp.uint32(0))[1]
-
-        row = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._positions
-        )
-        return jax.eval_shape(whole, self._key, row)
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    return jax.eval_shape(whole, rng_key, row)
 
 
 def _check_state(state: Any) -> None:
     if not hasattr(state, "position"):
+        kind = "array" if isinstance(state, jax.Array) else type(state).__name__
         raise TypeError(
-            f"run_chains: the states of the algorithm, {type(state).__name__}, have no "
+            f"run_chains: the states of the algorithm, of type {kind}, have no "
             "field `position`, so there is nothing to draw. Pass an algorithm that "
             "moves a position, such as those of blackjax's MCMC samplers."
         )
-
-
-def _is_spread(x: Any) -> bool:
-    return isinstance(x, jax.Array) and len(x.sharding.device_set) > 1
 
 
 def _key(rng_key: Any, index: Any, what: int) -> Any:
     return jax.random.fold_in(jax.random.fold_in(rng_key, index), what)
 
 
-def told_by(info: Any) -> tuple[Any, Any, Any, Any]:
+def _told_by(info: Any) -> tuple[Any, Any, Any, Any]:
     """Of what a transition tells the scalars that a `Draw` keeps."""
 
     def scalar(name: str, dtype: Any) -> Any:

@@ -1,29 +1,34 @@
 """`run_chains`: Markov chains laid out by a batcher."""
 
+import logging
+import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final, overload
 
-import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
+from ..run._checkpoint import Checkpoint
+from ..run._keys import check_key
+from ..run._progress import check_progress
+from ..run._saving import Saver, checkpoint_from
 from ._arguments import (
     check_acceptance,
     check_batcher,
     check_count,
-    check_key,
-    check_logdensity,
+    check_fresh,
     given,
     refuse_warmup,
     starts_from,
 )
 from ._chain_run import ChainRun
+from ._loop import ChainLoop, Made
+from ._plan import about, identity_of, plan_of_algorithm, plan_of_api, say_what_is_run
 from ._programs import Chains
-from ._sampler import sampler_of_algorithm, sampler_of_api
-from ._starts import check_positions, check_states
+from ._starts import check_positions
 
+
+_log: Final = logging.getLogger("batchkit")
 
 _VMAP: Final = Vmap()
 _WARMUP: Final = 1000
@@ -42,6 +47,9 @@ def run_chains(
     num_samples: int = 1000,
     batcher: AbstractBatcher = _VMAP,
     thin: int = 1,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    fresh: bool = False,
+    progress: bool | Callable[[Any], object] = True,
     target_acceptance: float = _ACCEPTANCE,
     block: int | None = None,
     **settings: Any,
@@ -58,6 +66,9 @@ def run_chains(
     num_samples: int = 1000,
     batcher: AbstractBatcher = _VMAP,
     thin: int = 1,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    fresh: bool = False,
+    progress: bool | Callable[[Any], object] = True,
     block: int | None = None,
 ) -> ChainRun: ...
 
@@ -70,6 +81,9 @@ def run_chains(
     num_samples: int = 1000,
     batcher: AbstractBatcher = _VMAP,
     thin: int = 1,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    fresh: bool = False,
+    progress: bool | Callable[[Any], object] = True,
     target_acceptance: float | None = None,
     block: int | None = None,
     **settings: Any,
@@ -166,45 +180,45 @@ def run_chains(
     call = given(sampler, args, settings)
     warmup = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
     asked = {name: value for name, value in warmup.items() if value is not None}
-    is_algorithm = call.logdensity_fn is None
-    if is_algorithm:
+    if call.logdensity_fn is None:
         refuse_warmup({**asked, **call.settings})
     check_count("num_samples", num_samples)
     check_count("thin", thin)
-    longest = num_samples if block is None else check_count("block", block)
+    if block is not None:
+        check_count("block", block)
     check_batcher(batcher)
-    check_key(call.rng_key)
+    check_fresh(fresh)
+    check_progress(progress, "run_chains")
+    check_key(call.rng_key, "run_chains")
+    place = checkpoint_from(checkpoint, "run_chains")
     starts = starts_from(call.positions)
     check_positions(starts)
-    if is_algorithm:
-        chain = sampler_of_algorithm(sampler)
+    if call.logdensity_fn is None:
+        plan = plan_of_algorithm(sampler, thin)
     else:
-        chain = sampler_of_api(
+        plan = plan_of_api(
             sampler,
             call.logdensity_fn,
+            starts,
             check_count("num_warmup", asked.get("num_warmup", _WARMUP)),
             check_acceptance(asked.get("target_acceptance", _ACCEPTANCE)),
+            thin,
             call.settings,
         )
-        check_logdensity(call.logdensity_fn, starts)
-    longest = min(longest, num_samples)
-    chains = Chains(chain, call.rng_key, starts, batcher, thin, longest)
-    return _run(chains, num_samples, chain.max_tree_depth)
+    chains = Chains(plan.sampler, call.rng_key, starts, batcher, thin, block)
+    layout = say_what_is_run(plan, chains, starts, num_samples)
+    identity = {}
+    if place is not None:
+        identity = identity_of(plan, call.rng_key, starts, chains.tuned_shapes)
+    with Saver(place, "run of chains", identity, layout=layout, fresh=fresh) as saver:
+        told = about(plan, starts)
+        made = ChainLoop(chains, num_samples, saver, progress, told).run()
+    return _result(made, plan.sampler.max_tree_depth)
 
 
-def _run(chains: Chains, num_samples: int, max_tree_depth: int | None) -> ChainRun:
-    states = chains.start()
-    check_states(states)
-    state = chains.warm(states)
-    draws: Any = None
-    for first in range(0, num_samples, chains.block):
-        count = min(chains.block, num_samples - first)
-        state, made = chains.advance(state, first, count)
-        if draws is None:
-            draws = jax.tree.map(partial(_room_for, num_samples), made)
-        jax.tree.map(partial(_put, first), draws, made)
-    tuned = None if state.tuned is None else jax.tree.map(np.asarray, state.tuned)
-    return ChainRun(
+def _result(made: Made, max_tree_depth: int | None) -> ChainRun:
+    draws, tuned = made.draws, made.tuned
+    run = ChainRun(
         draws.position,
         logdensity=draws.logdensity,
         diverging=draws.diverging,
@@ -214,19 +228,8 @@ def _run(chains: Chains, num_samples: int, max_tree_depth: int | None) -> ChainR
         step_size=None if tuned is None else tuned.step_size,
         inverse_mass_matrix=None if tuned is None else tuned.inverse_mass_matrix,
         max_tree_depth=max_tree_depth,
-        seconds=(
-            chains.compile_seconds,
-            chains.warmup_seconds,
-            chains.sampling_seconds,
-        ),
+        seconds=made.seconds,
     )
-
-
-def _room_for(num_samples: int, made: np.ndarray) -> np.ndarray:
-    """Room for all draws, where some of them are."""
-    chains, _, *shape = made.shape
-    return np.empty((chains, num_samples, *shape), made.dtype)
-
-
-def _put(first: int, draws: np.ndarray, made: np.ndarray) -> None:
-    draws[:, first : first + made.shape[1]] = made
+    for warning in run.warnings:
+        _log.warning("run_chains: %s", warning)
+    return run

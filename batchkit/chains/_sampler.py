@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
 import blackjax
-import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -208,8 +207,3 @@ def _positional(function: Any) -> list[inspect.Parameter]:
 
 def _required(function: Any) -> list[str]:
     return [x.name for x in _positional(function) if x.default is x.empty]
-
-
-def shapes_of(tree: PyTree) -> PyTree:
-    """The shapes and dtypes of a pytree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

@@ -4,9 +4,21 @@ from ._chains_moved import ChainCounts as ChainCounts, chain_counts as chain_cou
 from ._dead import DeadPoints as DeadPoints, finalise as finalise
 from ._diagnostics import diagnose as diagnose
 from ._evaluations import evaluations_of as evaluations_of
+from ._guard import InvalidLikelihoodError as InvalidLikelihoodError
 from ._insertion import (
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
 from ._merge import merge as merge
 from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
+from ._progress import NestedProgress as NestedProgress
+from ._run_nested import run_nested as run_nested
+from ._status import Count as Count, NestedStatus as NestedStatus
+from ._stop import (
+    AbstractStop as AbstractStop,
+    EffectiveSize as EffectiveSize,
+    Evaluations as Evaluations,
+    NumSteps as NumSteps,
+    RemainingEvidence as RemainingEvidence,
+    WallTime as WallTime,
+)

@@ -167,7 +167,17 @@ def finalise(state: Any, infos: Any) -> DeadPoints:
     # `blackjax.ns.utils.finalise` does the first part on the device, where putting
     # together the arrays of thousands of steps is compiled anew for each number of
     # them. It neither sorts nor leaves out.
-    parts = [_rows(x.particles) for x in (*infos, state)]
+    return dead_points([_rows(x.particles) for x in (*infos, state)])
+
+
+def dead_points(parts: Sequence[tuple[Any, ...]]) -> DeadPoints:
+    """Puts points together, as blackjax marks their births.
+
+    **Arguments:**
+
+    - `parts`: of each part the positions and, of shape `(n,)`, their log-densities,
+        log-likelihoods and births.
+    """
     positions, logprior, loglikelihood, birth = jax.tree.map(
         lambda *leaves: np.concatenate(leaves), *parts
     )

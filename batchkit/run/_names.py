@@ -1,6 +1,6 @@
 """The names of parameters, from the pytree of their positions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,13 @@ def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
         for index in np.ndindex(array.shape[1:]):
             place = f"[{', '.join(map(str, index))}]" if index else ""
             yield name + place, array[(slice(None), *index)]
+
+
+def few(words: Sequence[str], most: int = 5) -> str:
+    """Words with commas, and how many there are beyond the first few."""
+    hidden = len(words) - most
+    text = ", ".join(words[:most])
+    return f"{text} and {hidden} more" if hidden > 0 else text
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -23,8 +23,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Sharded, expensive
-from ..chains._programs import ChainState, Draw, Program, told_by
+from ..chains._programs import ChainState, Draw, draw_one
 from ..chains._sampler import Sampler, sampler_of_api
+from ..run._program import Program
 from ._rows import sum_over_rows, table_of_parts, take
 
 
@@ -216,9 +217,7 @@ class ShardChains:
         step = self._sampler_of(task, rows).bind(chain.tuned)
 
         def draw(state: Any, number: Any) -> tuple[Any, Draw]:
-            state, info = step(jax.random.fold_in(key, number), state)
-            logdensity = getattr(state, "logdensity", None)
-            return state, Draw(state.position, logdensity, *told_by(info))
+            return draw_one(step, key, state, number, 1)
 
         numbers = jnp.arange(self._model.num_samples, dtype=jnp.uint32)
         return jax.lax.scan(draw, chain.states, numbers)[1]

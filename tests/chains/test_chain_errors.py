@@ -20,7 +20,7 @@ STARTS = jnp.zeros((4, 2))
 
 
 def logdensity(x: Any) -> jax.Array:
-    return -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(x))
+    return -0.5 * jnp.sum(jnp.array([jnp.sum(y**2) for y in jax.tree.leaves(x)]))
 
 
 class Nothing(NamedTuple):

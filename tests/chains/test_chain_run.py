@@ -90,8 +90,19 @@ def test_chains_that_never_moved() -> None:
     draws = GOOD.copy()
     draws[..., 1] = 2.5
     (warning,) = bk.ChainRun(draws).warnings
-    assert warning.name == "unmoved"
+    assert (warning.name, warning.value) == ("unmoved", 1)
     assert "x[1]" in warning.message
+    draws = GOOD.copy()
+    draws[[0, 2]] = draws[[0, 2], :1]
+    warning, *rest = bk.ChainRun(draws).warnings
+    assert (warning.name, warning.value) == ("unmoved", 2)
+    assert "chains 0, 2 of 4" in warning.message
+    assert {x.name for x in rest} == {"R-hat", "bulk ESS", "tail ESS"}
+    # All of them, each at a place of its own or all at the same.
+    for start in (GOOD[:, :1], GOOD[:1, :1]):
+        stuck = np.broadcast_to(start, GOOD.shape)
+        assert names(stuck).count("unmoved") == 1
+        assert "chains 0, 1, 2, 3 of 4" in bk.ChainRun(stuck).warnings[0].message
 
 
 def test_the_most_serious_comes_first() -> None:

@@ -17,7 +17,7 @@ from ..helpers import assert_same, counted, mesh
 
 KEY = jax.random.key(7)
 CHAINS = 5
-WARMUP = 30
+WARMUP = 200
 COVARIANCE = jnp.array([[1.0, 0.6], [0.6, 2.0]])
 PRECISION = jnp.linalg.inv(COVARIANCE)
 STARTS = {
@@ -33,23 +33,29 @@ def logdensity(position: dict[str, jax.Array]) -> jax.Array:
     return -0.5 * (x @ PRECISION @ x + (y - 1) ** 2)
 
 
-def nuts(batcher: bk.AbstractBatcher, num_samples: int) -> bk.ChainRun:
-    return bk.run_chains(
-        blackjax.nuts,
-        logdensity,
-        KEY,
-        STARTS,
-        num_warmup=WARMUP,
-        num_samples=num_samples,
-        batcher=batcher,
-        target_acceptance=0.9,
-        **NUTS,
-    )
+def wide(tree: Any) -> Any:
+    """In float64: there chains follow each other for long, whatever the layout."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
+
+
+def nuts(batcher: bk.AbstractBatcher) -> bk.ChainRun:
+    with jax.enable_x64(True):
+        return bk.run_chains(
+            blackjax.nuts,
+            logdensity,
+            KEY,
+            wide(STARTS),
+            num_warmup=WARMUP,
+            num_samples=500,
+            batcher=batcher,
+            target_acceptance=0.9,
+            **NUTS,
+        )
 
 
 @pytest.fixture(scope="module")
 def run() -> bk.ChainRun:
-    return nuts(bk.Vmap(), 500)
+    return nuts(bk.Vmap())
 
 
 def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
@@ -71,7 +77,9 @@ def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
         tuned = parameters["step_size"], parameters["inverse_mass_matrix"]
         return tuned, states, infos
 
-    tuned, states, infos = jax.jit(jax.vmap(chain))(jnp.arange(CHAINS), STARTS)
+    with jax.enable_x64(True):
+        index = jnp.arange(CHAINS, dtype=jnp.uint32)
+        tuned, states, infos = jax.jit(jax.vmap(chain))(index, wide(STARTS))
     for mine, theirs in (
         (run.samples, states.position),
         (run.logdensity, states.logdensity),
@@ -82,22 +90,31 @@ def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     ):
         jax.tree.map(np.testing.assert_array_equal, mine, theirs)
     # It is computed from the trajectory and enters no draw.
-    np.testing.assert_allclose(run.acceptance_rate, infos.acceptance_rate, rtol=1e-6)
+    assert run.acceptance_rate is not None
+    np.testing.assert_allclose(run.acceptance_rate, infos.acceptance_rate, rtol=1e-12)
     assert run.divergences is not None
     np.testing.assert_array_equal(run.divergences, np.sum(infos.is_divergent, axis=1))
 
 
 def test_moments(run: bk.ChainRun) -> None:
-    exact = {"x[0]": (0, 1), "x[1]": (0, 2), "y": (1, 1)}
-    summary = run.summary()
-    for name, (mean, variance) in exact.items():
-        row = summary[name]
-        error = (variance / row["bulk ESS"]) ** 0.5
-        assert abs(row["mean"] - mean) < 4 * error
-        assert abs(row["std"] ** 2 - variance) < 4 * variance * 2**0.5 * error
-    x = run.samples["x"].reshape(-1, 2)
-    assert abs(np.mean(x[:, 0] * x[:, 1]) - 0.6) < 0.2
-    assert max(row["R-hat"] for row in summary.values.values()) < 1.02
+    x, y = run.samples["x"], run.samples["y"]
+    products = x[..., 0] * x[..., 1]
+    # Each moment is the mean of something, whose draws are worth a number of their own:
+    # squares of a chain that forgets its sign at once are still alike.
+    for found, mean, variance in (
+        (x[..., 0], 0.0, 1.0),
+        (x[..., 1], 0.0, 2.0),
+        (y, 1.0, 1.0),
+        (x[..., 0] ** 2, 1.0, 2.0),
+        (x[..., 1] ** 2, 2.0, 8.0),
+        ((y - 1) ** 2, 1.0, 2.0),
+        (products, 0.6, 1 * 2 + 0.6**2),
+    ):
+        size = float(blackjax.ess(found))
+        assert size > 500
+        assert abs(np.mean(found) - mean) < 4 * (variance / size) ** 0.5
+    assert max(row["R-hat"] for row in run.summary().values.values()) < 1.01
+    assert run.warnings == ()
 
 
 def test_what_is_told(run: bk.ChainRun) -> None:
@@ -114,31 +131,35 @@ def test_what_is_told(run: bk.ChainRun) -> None:
     assert run.seconds.compile > run.seconds.sampling
 
 
-def test_lanes_that_never_wait(run: bk.ChainRun) -> None:
-    # Chains amplify rounding, so only the first draws are to be compared.
-    found = nuts(bk.Continuous(2), 10)
-    begin = jax.tree.map(lambda x: x[:, :10], run.samples)
-    jax.tree.map(close, found.samples, begin)
-    close(found.step_size, run.step_size)
-    for name in ("num_integration_steps", "tree_depth", "diverging"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(run, name)[:, :10])
-
-
 def close(found: Any, expected: Any) -> None:
-    np.testing.assert_allclose(found, expected, rtol=5e-3, atol=5e-3)
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def assert_same_chains(found: bk.ChainRun, expected: bk.ChainRun) -> None:
+    jax.tree.map(close, found.samples, expected.samples)
+    for name in ("logdensity", "step_size", "inverse_mass_matrix", "acceptance_rate"):
+        close(getattr(found, name), getattr(expected, name))
+    for name in ("num_integration_steps", "tree_depth", "diverging"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_lanes_that_never_wait(run: bk.ChainRun) -> None:
+    assert_same_chains(nuts(bk.Continuous(2)), run)
 
 
 def hmc(batcher: bk.AbstractBatcher) -> bk.ChainRun:
-    return bk.run_chains(
-        blackjax.hmc,
-        logdensity,
-        rng_key=KEY,
-        positions=STARTS,
-        num_warmup=20,
-        num_samples=10,
-        batcher=batcher,
-        **HMC,
-    )
+    with jax.enable_x64(True):
+        return bk.run_chains(
+            blackjax.hmc,
+            logdensity,
+            rng_key=KEY,
+            positions=wide(STARTS),
+            num_warmup=50,
+            num_samples=100,
+            batcher=batcher,
+            **HMC,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +173,7 @@ def hmc_run() -> bk.ChainRun:
         bk.Chunked(3),
         bk.Sequential(),
         bk.Sharded(mesh(2), inner=bk.Chunked(2)),
+        bk.Sharded(mesh(2), inner=bk.Continuous(2)),
     ],
     ids=str,
 )
@@ -159,14 +181,8 @@ def test_layouts(batcher: bk.AbstractBatcher, hmc_run: bk.ChainRun) -> None:
     found = hmc(batcher)
     assert found.inverse_mass_matrix is not None
     assert found.inverse_mass_matrix.shape == (CHAINS, 3, 3)
-    jax.tree.map(close, found.samples, hmc_run.samples)
-    close(found.step_size, hmc_run.step_size)
-    close(found.acceptance, hmc_run.acceptance)
-    np.testing.assert_array_equal(found.diverging, hmc_run.diverging)
-    np.testing.assert_array_equal(
-        found.num_integration_steps, hmc_run.num_integration_steps
-    )
-    assert hmc_run.tree_depth is None
+    assert found.tree_depth is None
+    assert_same_chains(found, hmc_run)
 
 
 def leapfrog(fun: Any = logdensity) -> Any:

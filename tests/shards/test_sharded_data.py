@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.chains._programs import Program
+from batchkit.run._program import Program
 from batchkit.shards._rows import starts_of_parts, sum_over_rows, table_of_parts
 
 from ..helpers import assert_refuses, mesh

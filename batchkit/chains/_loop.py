@@ -1,0 +1,237 @@
+"""The loop on the host: a warm-up, and blocks of draws with looks at the clock."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..batchers._bytes import in_words
+from ..reports._memory import memory_of
+from ..run._progress import Reporter
+from ..run._saving import Saver
+from ..run._store import Saved
+from ..run._trees import named_arrays, to_host, tree_of
+from ._programs import Chains, ChainState, Draw
+from ._progress import ChainProgress
+from ._starts import check_states
+
+
+_log: Final = logging.getLogger("batchkit")
+
+
+@final
+class Made(NamedTuple):
+    """What chains have made, on the host.
+
+    - `draws`: arrays of shape `(chains, draws, ...)`.
+    - `tuned`: what the warm-up has found; None where there was none.
+    - `seconds`: how long it took to compile, to warm up and to sample.
+    """
+
+    draws: Draw
+    tuned: Any
+    seconds: tuple[float, float, float]
+
+
+@final
+class ChainLoop:
+    """Chains, from their starts or their checkpoint to the last draw."""
+
+    def __init__(
+        self,
+        chains: Chains,
+        num_samples: int,
+        saver: Saver,
+        progress: bool | Callable[[Any], object],
+        about: Mapping[str, Any],
+    ) -> None:
+        """**Arguments:**
+
+        - `chains`: the programs.
+        - `num_samples`: how many draws to make.
+        - `saver`: what saves them.
+        - `progress`: how to tell of it, see `Reporter`.
+        - `about`: what else the file shall tell of the run, something JSON has.
+        """
+        self._chains = chains
+        self._num_samples = num_samples
+        self._saver = saver
+        self._hurried = saver.is_on or bool(progress)
+        self._reporter = Reporter(progress, "chains", " draws")
+        self._about = dict(about)
+        self._draws = _room(chains.draw_shapes, num_samples)
+        # So many draws there are, and after so many the chains go on.
+        self._done = 0
+        self._at = 0
+        self._before = (0.0, 0.0, 0.0)
+        self._made_here = 0
+        # Over all draws so far.
+        self._diverged = 0
+        self._accepted = 0.0
+
+    def run(self) -> Made:
+        """Makes what is missing."""
+        saved = self._saver.resume()
+        with self._reporter:
+            state = self._begin() if saved is None else self._resume(saved)
+            if self._done < self._num_samples:
+                self._sample(state)
+        tuned = None if state.tuned is None else to_host(state.tuned)
+        return Made(self._first(self._num_samples), tuned, self._seconds)
+
+    def _begin(self) -> ChainState:
+        chains = self._chains
+        self._compiled(chains.compile_start, "starts")
+        with self._reporter.waiting("starts"):
+            states = chains.start()
+        check_states(states)
+        if chains.has_warmup:
+            self._compiled(chains.compile_warm, "warm-up")
+            self._show("warm-up")
+        with self._reporter.waiting("warm-up"):
+            state = chains.warm(states)
+        self._save(state)
+        return state
+
+    def _resume(self, saved: Saved) -> ChainState:
+        header, arrays = saved.header, saved.arrays
+        state = tree_of("state", arrays, self._chains.chain_shapes)
+        state = jax.tree.map(
+            lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state
+        )
+        parts = {
+            name: tree_of(f"draws/{name}", arrays, shapes)
+            for name, shapes in self._chains.draw_shapes._asdict().items()
+        }
+        kept = jax.tree.map(lambda x: x[:, : self._num_samples], Draw(**parts))
+        self._put(0, kept)
+        self._done, self._at = header["draws"], header["at"]
+        self._count(jax.tree.map(lambda x: x[:, : self._at], kept))
+        self._before = tuple(header["seconds"])
+        _log.info(
+            "run_chains: going on with %s, saved %s after %d draws of each chain",
+            saved.path,
+            header["saved"],
+            self._done,
+        )
+        return state
+
+    def _sample(self, state: ChainState) -> None:
+        chains, saver = self._chains, self._saver
+        blocks = chains.blocks
+        if saver.interrupted:
+            saver.leave()
+        self._compiled(chains.compile_advance, "draws")
+        self._show("sampling")
+        limit = blocks.first(self._hurried)
+        while self._done < self._num_samples:
+            count = blocks.count(self._at, limit, self._num_samples)
+            start = time.perf_counter()
+            after, made = chains.advance(state, self._at, count)
+            if self._hurried:
+                limit = blocks.next(count, time.perf_counter() - start)
+            self._put(self._at, made)
+            self._count(made)
+            self._done = self._at + count
+            self._made_here += count
+            if blocks.is_whole(self._at, count):
+                state, self._at = after, self._done
+            self._show("sampling")
+            if saver.interrupted:
+                self._save(state)
+                saver.leave()
+            elif saver.due() or self._done == self._num_samples:
+                self._save(state)
+
+    def _compiled(self, compile: Callable[[], Any], what: str) -> None:
+        start = time.perf_counter()
+        with self._reporter.waiting(f"compiling {what}"):
+            compiled = compile()
+        try:
+            needed = in_words(memory_of(compiled).total)
+        except NotImplementedError:
+            needed = "an unknown number of bytes"
+        seconds = time.perf_counter() - start
+        _log.info(
+            "run_chains: compiled %s in %.1f s; a device needs %s",
+            what,
+            seconds,
+            needed,
+        )
+
+    def _save(self, state: ChainState) -> None:
+        if not self._saver.is_on:
+            return
+        header = {
+            "draws": self._done,
+            "at": self._at,
+            "seconds": list(self._seconds),
+            **self._about,
+        }
+        arrays = named_arrays("state", state)
+        for name, part in self._first(self._done)._asdict().items():
+            arrays |= named_arrays(f"draws/{name}", part)
+        self._saver.save(header, arrays)
+
+    def _first(self, count: int) -> Draw:
+        return jax.tree.map(lambda x: x[:, :count], self._draws)
+
+    def _put(self, first: int, made: Draw) -> None:
+        def put(draws: np.ndarray, made: np.ndarray) -> None:
+            draws[:, first : first + made.shape[1]] = made
+
+        jax.tree.map(put, self._draws, made)
+
+    def _count(self, made: Draw) -> None:
+        if made.diverging is not None:
+            self._diverged += int(np.sum(made.diverging))
+        if made.acceptance is not None:
+            self._accepted += float(np.sum(made.acceptance))
+
+    @property
+    def _seconds(self) -> tuple[float, float, float]:
+        chains = self._chains
+        compile, warmup, sampling = self._before
+        return (
+            compile + chains.compile_seconds,
+            warmup + chains.warmup_seconds,
+            sampling + chains.sampling_seconds,
+        )
+
+    def _show(self, phase: str) -> None:
+        chains, done = self._chains, self._done
+        left = math.nan
+        if self._made_here:
+            speed = self._made_here / chains.sampling_seconds
+            left = (self._num_samples - done) / speed
+        made = chains.num_chains * done
+        record = ChainProgress(
+            phase=phase,
+            num_chains=chains.num_chains,
+            draws=done,
+            num_samples=self._num_samples,
+            divergences=None if self._draws.diverging is None else self._diverged,
+            acceptance=None
+            if self._draws.acceptance is None
+            else self._accepted / made
+            if made
+            else math.nan,
+            seconds=sum(self._seconds[1:]),
+            seconds_left=left,
+        )
+        self._reporter.show(record, done, self._num_samples)
+
+
+def _room(shapes: Draw, count: int) -> Draw:
+    """Room for draws, of which one in all chains has these shapes."""
+
+    def room(x: Any) -> np.ndarray:
+        chains, *shape = x.shape
+        return np.empty((chains, count, *shape), x.dtype)
+
+    return jax.tree.map(room, shapes)

@@ -1,0 +1,166 @@
+"""What is about to be run: in words, before it compiles, and as a fingerprint.
+
+Only the same chains go on with a checkpoint. The log-density is known by what it
+computes and by its data. The sampler is known by what a transition computes for a
+log-density of ours; the settings that are values also each by its name, for the sake of
+the message if one differs. Of an algorithm there is only the transition as a whole.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from ..batchers._watching import Reached, leave, start
+from ..reports._reached import records_of
+from ..run._fingerprint import of_arrays, of_function, of_words
+from ..run._names import parameter_names
+from ._arguments import check_logdensity
+from ._programs import Chains
+from ._sampler import Sampler, Tuned, sampler_of_algorithm, sampler_of_api
+
+
+_log: Final = logging.getLogger("batchkit")
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """What one chain does, and what it is known by.
+
+    **Arguments:**
+
+    - `sampler`: what one chain does.
+    - `stand_in`: the same for a log-density of ours; None for an algorithm.
+    - `settings`: what was given by name, or is so by default.
+    """
+
+    sampler: Sampler
+    stand_in: Sampler | None
+    settings: Mapping[str, Any]
+
+
+def plan_of_algorithm(algorithm: Any, thin: int) -> Plan:
+    """The plan for chains that sample at once."""
+    return Plan(sampler_of_algorithm(algorithm), None, {"thin": thin})
+
+
+def plan_of_api(
+    api: Any,
+    logdensity_fn: Callable[[PyTree], Any],
+    positions: PyTree,
+    num_warmup: int,
+    target_acceptance: float,
+    thin: int,
+    settings: Mapping[str, Any],
+) -> Plan:
+    """The plan for chains that warm up.
+
+    **Raises:**
+
+    `TypeError` if it cannot be, see `sampler_of_api` and `check_logdensity`.
+    """
+
+    def sampler_for(logdensity: Callable[[PyTree], Any]) -> Sampler:
+        return sampler_of_api(api, logdensity, num_warmup, target_acceptance, settings)
+
+    sampler = sampler_for(logdensity_fn)
+    dtype = check_logdensity(logdensity_fn, positions)
+    ours = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
+    return Plan(sampler, sampler_for(_plain(dtype)), {**ours, "thin": thin, **settings})
+
+
+def say_what_is_run(
+    plan: Plan, chains: Chains, positions: PyTree, num_samples: int
+) -> list[str]:
+    """Logs it in one line, and returns how the chains are laid out, in words."""
+    token = start(root := Reached(None))
+    try:
+        chains.trace_advance()
+    finally:
+        leave(token)
+    layout = [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
+    if chains.blocks.is_fixed:
+        layout.append(f"blocks of {chains.blocks.most} draws")
+    dtypes = {str(x.dtype) for x in jax.tree.leaves(positions)}
+    told = ", ".join(f"{name}={_word(x)}" for name, x in plan.settings.items())
+    _log.info(
+        "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
+        chains.num_chains,
+        len(parameter_names(positions)),
+        ", ".join(sorted(dtypes)),
+        num_samples,
+        told,
+        "; ".join(layout),
+    )
+    return layout
+
+
+def about(plan: Plan, positions: PyTree) -> dict[str, Any]:
+    """What a file tells its readers of a run, besides the draws."""
+    return {
+        "settings": {name: _word(x) for name, x in plan.settings.items()},
+        "parameters": list(parameter_names(positions)),
+        "arrays": "of shape (chains, draws, ...)",
+    }
+
+
+def identity_of(
+    plan: Plan, rng_key: Any, positions: PyTree, tuned: Tuned | None
+) -> dict[str, str]:
+    """What the run is known by, see `batchkit.run._saving`.
+
+    **Arguments:**
+
+    - `plan`: what one chain does.
+    - `rng_key`: the key of the run.
+    - `positions`: where chains start.
+    - `tuned`: the shapes of what the warm-up finds for one chain.
+    """
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    if plan.stand_in is None or plan.sampler.logdensity_fn is None:
+        transition = _transition(plan.sampler)
+        known = {"algorithm": of_function(transition, rng_key, row, tuned)}
+    else:
+        transition = _transition(plan.stand_in)
+        known = {
+            "log-density": of_function(plan.sampler.logdensity_fn, row),
+            "sampler": of_function(transition, rng_key, row, tuned),
+        }
+    for name, value in plan.settings.items():
+        if value is None or isinstance(value, str):
+            known[name] = of_words(value)
+        elif not callable(value):
+            known[name] = of_arrays(value)
+    return {**known, "positions": of_arrays(positions), "key": of_arrays(rng_key)}
+
+
+def _plain(dtype: Any) -> Callable[[PyTree], Any]:
+    """A log-density of ours, with results of one type."""
+
+    def logdensity(position: PyTree) -> Any:
+        leaves = jax.tree.leaves(position)
+        squares = [jnp.sum(jnp.square(x)).astype(dtype) for x in leaves]
+        return -jnp.sum(jnp.stack(squares))
+
+    return logdensity
+
+
+def _transition(sampler: Sampler) -> Callable[..., Any]:
+    def transition(rng_key: Any, position: PyTree, tuned: Tuned | None) -> Any:
+        return sampler.bind(tuned)(rng_key, sampler.init(rng_key, position))
+
+    return transition
+
+
+def _word(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return f"an array of shape {jnp.shape(value)}"

@@ -1,0 +1,197 @@
+"""The arguments of `run_nested`, refused before the likelihood is compiled."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..run._names import columns, few
+from ._guard import InvalidLikelihoodError, is_invalid
+from ._stop import AbstractStop
+
+
+def check_algorithm(algorithm: Any) -> None:
+    """Raises unless it has the two functions of a `SamplingAlgorithm`."""
+    if callable(algorithm) and not hasattr(algorithm, "step"):
+        raise TypeError(
+            f"run_nested(algorithm={algorithm!r}): algorithm must have been built; "
+            "this is an API or a function. Call it first: "
+            "`blackjax.nss(logprior_fn, loglikelihood_fn, num_inner_steps)`."
+        )
+    if not all(callable(getattr(algorithm, name, None)) for name in ("init", "step")):
+        raise TypeError(
+            f"run_nested(algorithm={algorithm!r}): algorithm must be a nested sampler "
+            "with `init` and `step`, such as blackjax.nss(...); got "
+            f"{type(algorithm).__name__}."
+        )
+
+
+def check_options(stop: Any, on_invalid: Any, fresh: Any) -> None:
+    """Raises for what is no rule, no choice, no bool."""
+    if not isinstance(stop, AbstractStop):
+        raise TypeError(
+            f"run_nested(stop={stop!r}): stop must be a rule such as "
+            f"bk.RemainingEvidence(1e-3); got {type(stop).__name__}."
+        )
+    if on_invalid not in ("raise", "reject"):
+        raise ValueError(
+            f"run_nested(on_invalid={on_invalid!r}): on_invalid must be 'raise' or "
+            "'reject': what to do where a likelihood is NaN or plus infinity."
+        )
+    if not isinstance(fresh, bool):
+        raise TypeError(
+            f"run_nested(fresh={fresh!r}): fresh must be True or False; got "
+            f"{type(fresh).__name__}."
+        )
+
+
+def live_points(positions: PyTree) -> PyTree:
+    """The positions as arrays of JAX with a common leading axis, or an error."""
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    if not leaves:
+        raise ValueError(
+            f"run_nested(positions={positions!r}): there is no array in positions. "
+            "Pass a pytree of arrays of shape (live points, ...), draws from the prior."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        name = f"positions{jax.tree_util.keystr(path)}"
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"run_nested(positions=...): {name} must be an array of floating-point "
+                f"numbers; got {dtype or type(leaf).__name__}."
+            )
+        if leaf.ndim == 0:
+            raise ValueError(
+                f"run_nested(positions=...): {name} is a scalar, without an axis for "
+                "the live points. Give it the shape (live points, ...)."
+            )
+        sizes[name] = leaf.shape[0]
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            "run_nested(positions=...): every array must have one row for each live "
+            f"point, but {told}. Stack the draws along axis 0."
+        )
+    if min(sizes.values()) < 2:
+        raise ValueError(
+            f"run_nested(positions=...): there are {min(sizes.values())} live points, "
+            "and at least 2 are needed. Some hundreds are usual."
+        )
+    return jax.tree.map(jnp.asarray, positions)
+
+
+def check_positions(positions: PyTree) -> None:
+    """Raises if a number in a position is not finite."""
+    bad = {
+        name: np.flatnonzero(~np.isfinite(column))
+        for name, column in columns(positions)
+    }
+    names = [name for name, rows in bad.items() if rows.size]
+    if names:
+        rows = np.unique(np.concatenate([bad[name] for name in names]))
+        raise ValueError(
+            f"run_nested(positions=...): {few(names)} is not finite in {len(rows)} of "
+            f"{len(jax.tree.leaves(positions)[0])} live points, rows "
+            f"{few(list(map(str, rows)))}. Draw every live point from the prior."
+        )
+
+
+def check_functions(functions: Mapping[str, Callable], positions: PyTree) -> None:
+    """Raises if the prior or the likelihood does not return one real number.
+
+    Then looks whether the prior is finite at each of the live points.
+    """
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    for name, function in functions.items():
+        out = jax.eval_shape(function, row)
+        dtype, shape = getattr(out, "dtype", None), getattr(out, "shape", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or shape != ():
+            got = type(out).__name__ if dtype is None else f"{dtype} of shape {shape}"
+            raise TypeError(
+                f"run_nested(algorithm=...): its {name} must return one real number, a "
+                f"scalar, for one position; got {got}. Sum over data and dimensions, "
+                "as in `jnp.sum(...)`."
+            )
+    if "logprior_fn" in functions:
+        check_prior(jax.jit(jax.vmap(functions["logprior_fn"]))(positions), positions)
+
+
+def check_prior(logprior: Any, positions: PyTree) -> None:
+    """Raises if a live point has a prior that is zero or no number."""
+    logprior = np.asarray(logprior)
+    bad = np.flatnonzero(~np.isfinite(logprior))
+    if bad.size:
+        raise ValueError(
+            f"run_nested(positions=...): {bad.size} of {logprior.size} live points are "
+            f"not in the prior: its log-density is {logprior[bad[0]]:g} at row "
+            f"{bad[0]}{_where(positions, int(bad[0]))}. Draw every live point from the "
+            "prior that `logprior_fn` describes."
+        )
+
+
+def check_counts(positions: PyTree, num_delete: int) -> None:
+    """Raises if there are too few live points to replace some by others."""
+    rows = np.stack([column for _, column in columns(positions)], axis=1)
+    count, dim = rows.shape
+    if num_delete >= count:
+        raise ValueError(
+            f"run_nested(positions=...): there are {count} live points, and the "
+            f"algorithm replaces {num_delete} at once; some must stay, from which new "
+            "ones begin. Use more live points, or a `num_delete` of at most half of "
+            "them."
+        )
+    distinct = len(np.unique(rows, axis=0))
+    needed = max(num_delete, dim) + 1
+    if distinct < needed:
+        raise ValueError(
+            f"run_nested(positions=...): {distinct} of {count} live points are "
+            f"distinct, and at least {needed} are needed, more than {dim} dimensions "
+            f"and than the {num_delete} that are replaced at once. Draw each live "
+            "point from the prior, with a key of its own."
+        )
+
+
+def check_first(particles: Any) -> None:
+    """Raises if the likelihood of a live point is no number, or of all is zero."""
+    loglikelihood = np.asarray(particles.loglikelihood)
+    refuse_invalid(particles, "of the live points given")
+    if np.all(np.isneginf(loglikelihood)):
+        raise ValueError(
+            "run_nested(positions=...): the log-likelihood is minus infinity at all "
+            f"{loglikelihood.size} live points, so there is nothing to begin with. Use "
+            "more live points, or a prior that is closer to the likelihood."
+        )
+
+
+def refuse_invalid(particles: Any, which: str, advice: str = "") -> None:
+    """Raises `InvalidLikelihoodError` if a likelihood is no number.
+
+    **Arguments:**
+
+    - `particles`: those of a state of blackjax.
+    - `which`: what they are, in words.
+    - `advice`: what else can be done.
+    """
+    loglikelihood = np.asarray(particles.loglikelihood)
+    bad = np.flatnonzero(np.asarray(is_invalid(loglikelihood)))
+    if not bad.size:
+        return
+    positions = jax.tree.map(lambda x: np.asarray(x)[bad], particles.position)
+    raise InvalidLikelihoodError(
+        f"run_nested: the log-likelihood of {bad.size} of {loglikelihood.size} {which} "
+        f"is NaN or plus infinity, the first{_where(positions, 0)}. The exception has "
+        "all of them as `.positions`. Make the likelihood return minus infinity where "
+        f"it cannot be computed, or use on_invalid='reject', which does that.{advice}",
+        positions,
+    )
+
+
+def _where(positions: PyTree, row: int) -> str:
+    """One position in words."""
+    told = [f"{name} = {column[row]:.6g}" for name, column in columns(positions)]
+    return f" at {few(told)}"

@@ -1,0 +1,230 @@
+"""Nested sampling as two programs: the first state, and a block of steps.
+
+A block is a `while_loop` of steps, each followed by the rule to stop, so nothing waits
+for the host in between. How many steps it may make is an operand, as are the key, the
+numbers of the rule and the clock: a block of any length is the same program and cutting
+a run into blocks changes no bit. What dies in a block is written to buffers of a fixed
+number of steps, which go to the host when it ends.
+
+The key of step `n` is `fold_in(key of the run, n)`, so all that a run needs to go on is
+its state, its status and its key.
+"""
+
+import inspect
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int, PyTree
+
+from ..batchers._digest import digest
+from ..run._program import Program, shapes_of
+from ._chains_moved import ChainCounts, chain_counts
+from ._evaluations import evaluations_of
+from ._guard import is_invalid
+from ._status import NestedStatus
+from ._stop import AbstractStop
+
+
+# The key of `init`, which no step has.
+_INIT: Final = 2**32 - 1
+# What the buffers of a block may take, in bytes, and in steps.
+_BUFFER: Final = 2**26
+_MOST_STEPS: Final = 1024
+
+
+@final
+class Dying(NamedTuple):
+    """What is kept of points that die; arrays of any leading shape."""
+
+    positions: PyTree
+    loglikelihood: Any
+    loglikelihood_birth: Any
+    logprior: Any
+
+    @staticmethod
+    def of(particles: Any) -> "Dying":
+        """From the particles of blackjax."""
+        return Dying(
+            particles.position,
+            particles.loglikelihood,
+            particles.loglikelihood_birth,
+            particles.logdensity,
+        )
+
+
+@final
+class RunState(NamedTuple):
+    """All that a run carries from one block to the next."""
+
+    sampler: Any
+    status: NestedStatus
+    chains: ChainCounts
+    invalid: Bool[Array, ""]
+
+
+@final
+class Block(NamedTuple):
+    """What a block has made: `made` steps, the first rows of `dead`."""
+
+    state: RunState
+    dead: Dying
+    made: Int[Array, ""]
+    ended: Bool[Array, ""]
+
+
+@final
+class Shapes(NamedTuple):
+    """The shapes of what a run saves; rows of `dead` are points."""
+
+    state: RunState
+    dead: Dying
+
+
+@final
+class NestedPrograms:
+    """The two programs of an algorithm for live points of some shape."""
+
+    def __init__(self, algorithm: Any, rng_key: Any, positions: PyTree) -> None:
+        """**Arguments:**
+
+        - `algorithm`: a nested sampler of blackjax, or one like it.
+        - `rng_key`: the key of the run.
+        - `positions`: the first live points, arrays of shape `(live, ...)`.
+        """
+        # Jitted, it is traced once for its shapes and for the block.
+        self._step = jax.jit(algorithm.step)
+        takes_key = _takes_key(algorithm.init)
+        key = jax.random.fold_in(rng_key, _INIT)
+
+        @jax.jit
+        def bare(positions: PyTree) -> Any:
+            return algorithm.init(positions, *((key,) if takes_key else ()))
+
+        def init(positions: PyTree) -> RunState:
+            return self._first(bare(positions))
+
+        self.init = Program(init)
+        self.block = Program(self._block)
+        first = jax.eval_shape(bare, shapes_of(positions))
+        self._key_shape = shapes_of(rng_key)
+        self._state, self._info = jax.eval_shape(self._step, self._key_shape, first)
+        self.num_live = first.particles.loglikelihood.shape[0]
+        self.num_delete = self._info.particles.loglikelihood.shape[0]
+        self.counts_evaluations = _counts(evaluations_of, self._info)
+        self.counts_chains = _counts(chain_counts, self._info)
+        dead = Dying.of(self._info.particles)
+        self.capacity = max(1, min(_MOST_STEPS, _BUFFER // _bytes(dead)))
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shapes of what is saved."""
+        dead = Dying.of(self._info.particles)
+        return Shapes(jax.eval_shape(self._first, self._state), dead)
+
+    def digest(self) -> str:
+        """What the step computes, for an algorithm of which no parts are known."""
+        jaxpr = jax.make_jaxpr(self._step)(self._key_shape, self._state)
+        return digest(jaxpr, values=True)
+
+    @property
+    def num_inner_steps(self) -> int | None:
+        """How long the chain is that makes a new point; None if it does not tell."""
+        accepted = getattr(self._info.update_info, "is_accepted", None)
+        shape = getattr(accepted, "shape", ())
+        return shape[1] if len(shape) == 2 else None
+
+    def _first(self, sampler: Any) -> RunState:
+        # `step` may return other dtypes than `init`, or leave out that they are weak.
+        sampler = jax.tree.map(
+            lambda x, like: jnp.asarray(x, like.dtype), sampler, self._state
+        )
+        live = sampler.particles.loglikelihood
+        return RunState(
+            sampler,
+            NestedStatus.first(live, self.num_delete),
+            ChainCounts(*(jnp.zeros((), jnp.int32) for _ in ChainCounts._fields)),
+            jnp.any(is_invalid(live)),
+        )
+
+    def _block(
+        self,
+        state: RunState,
+        rng_key: Any,
+        limit: Any,
+        seconds: Any,
+        rule: AbstractStop,
+    ) -> Block:
+        status = state.status._replace(seconds=jnp.asarray(seconds, jnp.float32))
+        state = state._replace(status=status)
+
+        def ended(state: RunState) -> Any:
+            return rule.met(state.status) | state.status.exhausted | state.invalid
+
+        def goes_on(carry: tuple[RunState, Dying, Any]) -> Any:
+            return (carry[2] < limit) & ~ended(carry[0])
+
+        def turn(carry: tuple[RunState, Dying, Any]) -> tuple[RunState, Dying, Any]:
+            state, dead, made = carry
+            key = jax.random.fold_in(rng_key, state.status.step)
+            sampler, info = self._step(key, state.sampler)
+            dying = Dying.of(info.particles)
+            dead = jax.tree.map(lambda all, new: all.at[made].set(new), dead, dying)
+            live = sampler.particles.loglikelihood
+            evaluations = evaluations_of(info.update_info)
+            counts = chain_counts(info.update_info)
+            new = RunState(
+                sampler,
+                state.status.after(
+                    jnp.sort(dying.loglikelihood),
+                    live,
+                    0 if evaluations is None else evaluations,
+                ),
+                _added(state.chains, counts),
+                jnp.any(is_invalid(live)),
+            )
+            return new, dead, made + 1
+
+        room = jax.tree.map(
+            lambda x: jnp.zeros((self.capacity, *x.shape), x.dtype),
+            Dying.of(self._info.particles),
+        )
+        carry = state, room, jnp.zeros((), jnp.int32)
+        state, dead, made = jax.lax.while_loop(goes_on, turn, carry)
+        return Block(state, dead, made, ended(state))
+
+
+def _added(sums: ChainCounts, counts: ChainCounts | None) -> ChainCounts:
+    if counts is None:
+        return sums
+    return ChainCounts(
+        *(a + jnp.asarray(b, a.dtype) for a, b in zip(sums, counts, strict=True))
+    )
+
+
+def _counts(count: Any, info: Any) -> bool:
+    """Whether something is counted for an algorithm that returns such infos."""
+    found: list[bool] = []
+
+    def probe(update_info: Any) -> tuple[()]:
+        found.append(count(update_info) is not None)
+        return ()
+
+    jax.eval_shape(probe, info.update_info)
+    return found[0]
+
+
+def _takes_key(init: Any) -> bool:
+    try:
+        parameters = inspect.signature(init).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    return sum(x.kind in kinds for x in parameters) > 1
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) or 1

@@ -1,0 +1,124 @@
+"""What a nested sampling run tells while it goes on."""
+
+import math
+from typing import NamedTuple, final
+
+from ..run._progress import in_time
+from ._status import NestedStatus
+from ._stop import AbstractStop, AllOf, AnyOf, RemainingEvidence
+
+
+@final
+class NestedProgress(NamedTuple):
+    """How far a nested sampling run is: what `progress=callable` is called with.
+
+    ```python
+    from batchkit.nested import NestedProgress
+
+    progress = NestedProgress(
+        step=12,
+        log_evidence=-11.51,
+        log_evidence_err=0.08,
+        remaining=0.02,
+        goal=1e-3,
+        efficiency=0.13,
+        evaluations=40_000,
+        evaluations_per_second=5e4,
+        seconds=61.0,
+        seconds_left=12.0,
+    )
+    print(progress)
+    ```
+
+    - `step`: how many steps have been made.
+    - `log_evidence`: the running estimate, dead and live points together.
+    - `log_evidence_err`: its error, `sqrt(information / live points)` (Skilling 2006,
+        Bayesian Analysis 1(4), 833-859).
+    - `remaining`: the share of the evidence that the live points hold.
+    - `goal`: the share at which the run ends; None if it ends otherwise.
+    - `efficiency`: new points for each likelihood; NaN if those are not counted.
+    - `evaluations`: how many likelihoods have been evaluated.
+    - `evaluations_per_second`: how many in a second, since the run was started or
+        resumed.
+    - `seconds`: how long the run has taken, without compiling.
+    - `seconds_left`: an estimate, NaN if there is none. It is too low before the bulk
+        of the posterior is reached, which cannot be known.
+    """
+
+    step: int
+    log_evidence: float
+    log_evidence_err: float
+    remaining: float
+    goal: float | None
+    efficiency: float
+    evaluations: int
+    evaluations_per_second: float
+    seconds: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        goal = "" if self.goal is None else f" of {self.goal:.0e}"
+        parts = [
+            f"log-evidence {self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
+            f"remaining {self.remaining:.1e}{goal}",
+        ]
+        if not math.isnan(self.efficiency):
+            parts.append(f"efficiency {self.efficiency:.1%}")
+            parts.append(f"{self.evaluations_per_second:,.0f} likelihoods/s")
+        if not math.isnan(self.seconds_left):
+            parts.append(f"{in_time(self.seconds_left)} left")
+        return ", ".join(parts)
+
+
+def progress_of(
+    status: NestedStatus,
+    num_live: int,
+    num_delete: int,
+    goal: float | None,
+    since: tuple[int, float],
+    steps_per_second: float,
+) -> NestedProgress:
+    """What to tell of a status.
+
+    **Arguments:**
+
+    - `status`: where the run stands, with values.
+    - `num_live`, `num_delete`: the numbers of points.
+    - `goal`: the remaining share at which it ends, if that is how it ends.
+    - `since`: the evaluations and the seconds when the run was started or resumed.
+    - `steps_per_second`: how fast it goes at present.
+    """
+    evaluations, seconds = int(status.evaluations), float(status.seconds)
+    replaced = int(status.step) * num_delete
+    counted = evaluations > num_live or replaced == 0
+    elapsed = seconds - since[1]
+    remaining = float(status.remaining)
+    left = math.nan
+    if goal is not None and steps_per_second > 0 and remaining > 0:
+        # The live evidence shrinks with the volume, by `num_delete / num_live` a step.
+        nats = max(math.log(remaining / goal), 0.0)
+        left = nats * num_live / num_delete / steps_per_second
+    return NestedProgress(
+        step=int(status.step),
+        log_evidence=float(status.log_evidence),
+        log_evidence_err=math.sqrt(float(status.information) / num_live),
+        remaining=remaining,
+        goal=goal,
+        efficiency=replaced / evaluations if counted else math.nan,
+        evaluations=evaluations,
+        evaluations_per_second=(
+            (evaluations - since[0]) / elapsed if elapsed > 0 else math.nan
+        ),
+        seconds=seconds,
+        seconds_left=left,
+    )
+
+
+def goal_of(rule: AbstractStop) -> float | None:
+    """The share of the evidence at which a rule, or a part of it, is met."""
+    if isinstance(rule, RemainingEvidence):
+        return float(rule.fraction)
+    if isinstance(rule, AnyOf | AllOf):
+        first = goal_of(rule.first)
+        return goal_of(rule.second) if first is None else first
+    return None

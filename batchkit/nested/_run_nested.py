@@ -1,0 +1,136 @@
+"""`run_nested`: from live points to a result, in blocks that may be killed."""
+
+import os
+from collections.abc import Callable
+from typing import Any, Final
+
+from jaxtyping import Array, Key, PyTree, UInt32
+
+from ..run._checkpoint import Checkpoint
+from ..run._keys import check_key
+from ..run._progress import check_progress
+from ..run._saving import Saver, checkpoint_from
+from ._arguments import (
+    check_algorithm,
+    check_counts,
+    check_functions,
+    check_options,
+    check_positions,
+    live_points,
+)
+from ._guard import Rejected, rejecting, revealing, users_functions
+from ._loop import Loop
+from ._nested_run import NestedRun
+from ._plan import identity_of, layout_of, say_what_is_run
+from ._programs import NestedPrograms
+from ._stop import AbstractStop, RemainingEvidence
+
+
+_STOP: Final = RemainingEvidence()
+
+
+def run_nested(
+    algorithm: Any,
+    rng_key: Key[Array, ""] | UInt32[Array, " words"],
+    positions: PyTree,
+    *,
+    stop: AbstractStop = _STOP,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    on_invalid: str = "raise",
+    fresh: bool = False,
+    progress: bool | Callable[[Any], object] = True,
+) -> NestedRun:
+    """Runs a nested sampler from live points to evidence and posterior.
+
+    The loop runs on the device, and the rule to stop is looked at after every step. The
+    key of step `n` is `fold_in(rng_key, n)`, `init` is always jitted, and neither the
+    clock nor checkpoints change a bit: killed at any moment and called again with the
+    same arguments, a run with a checkpoint ends with the bits of one that was never
+    killed.
+
+    ```python
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    def logprior(x):  # uniform between -5 and 5
+        return jnp.where(jnp.all(jnp.abs(x) < 5), -2 * jnp.log(10.0), -jnp.inf)
+
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Continuous(8))
+    algorithm = nss(
+        logprior_fn=logprior,
+        loglikelihood_fn=lambda x: -0.5 * jnp.sum(x**2) - jnp.log(2 * jnp.pi),
+        num_inner_steps=5,
+        num_delete=20,
+    )
+    key, prior_key = jax.random.split(jax.random.key(0))
+    positions = jax.random.uniform(prior_key, (100, 2), minval=-5.0, maxval=5.0)
+    run = bk.run_nested(algorithm, key, positions, progress=False)
+    exact = -2 * jnp.log(10.0)
+    assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
+    ```
+
+    **Arguments:**
+
+    - `algorithm`: a nested sampler such as `blackjax.nss(...)`, rebuilt or not;
+        anything with `init` and `step` whose states and infos are those of
+        `blackjax.ns`.
+    - `rng_key`: a key of JAX.
+    - `positions`: the first live points, draws from the prior: a pytree of arrays of
+        shape `(live points, ...)`. The names of a dict appear in all that is told.
+    - `stop`: when to end; by default `RemainingEvidence(1e-3)`. Rules combine with `|`
+        and `&`. A run also ends when no likelihood is above those of its live points.
+    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
+        from where it goes on if the file exists. A finished run returns at once, unless
+        `stop` is stricter now. By default it is not saved.
+    - `on_invalid`: what to do where a likelihood is NaN or plus infinity and the prior
+        is not zero. `"raise"`, the default, ends the run with the positions on the
+        exception. `"reject"` takes such likelihoods for minus infinity and counts them,
+        which adds a warning to the run; callbacks keep its programs out of JAX's
+        compilation cache.
+    - `fresh`: whether to start over where there is a file; False by default. The old
+        one is kept as the previous generation, until the second save.
+    - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
+        of `batchkit` elsewhere; True by default. A function is called about twice a
+        second with a `batchkit.nested.NestedProgress` instead.
+
+    **Returns:**
+
+    The result.
+
+    **Raises:**
+
+    `TypeError` and `ValueError` for arguments that cannot be right: positions that are
+    not finite, not in the prior, or too few; functions that return no scalar.
+    `batchkit.InvalidLikelihoodError` if a likelihood is NaN or plus infinity.
+    `batchkit.CheckpointError` if the file is of another run, is damaged, or cannot be
+    written. `KeyboardInterrupt` after Ctrl-C, once the run is saved.
+    """
+    check_algorithm(algorithm)
+    check_options(stop, on_invalid, fresh)
+    check_progress(progress, "run_nested")
+    check_key(rng_key, "run_nested")
+    place = checkpoint_from(checkpoint, "run_nested")
+    live = live_points(positions)
+    check_positions(live)
+    functions = users_functions(algorithm)
+    check_functions(functions, live)
+
+    rejected = Rejected()
+    if on_invalid == "reject":
+        guarded = rejecting(algorithm, rejected)
+    else:
+        guarded = revealing(algorithm)
+    with layout_of() as layout:
+        programs = NestedPrograms(guarded, rng_key, live)
+    check_counts(live, programs.num_delete)
+    settings = say_what_is_run(algorithm, functions, live, programs, layout)
+    identity = {}
+    if place is not None:
+        identity = identity_of(functions, programs, settings, rng_key, live)
+    with Saver(
+        place, "nested run", identity, layout=layout.words, fresh=fresh
+    ) as saver:
+        loop = Loop(programs, rng_key, stop, saver, progress, rejected, settings)
+        return loop.run(live)

@@ -1,0 +1,207 @@
+"""Where a nested sampling run stands: what rules to stop, and people, look at.
+
+All of it is computed after every step, on the device, by a running sum over the points
+that have died. It is what a run is steered by; its result comes from all points at the
+end, see `_volumes.py`.
+
+When one of `n_i` live points dies, the volume shrinks on average by
+`log(X_(i-1) / X_i) = 1 / n_i`, and the evidence grows by `L_i (X_(i-1) - X_i)`. The
+live points hold `mean(L) X` (Skilling 2006, Bayesian Analysis 1(4), 833-859).
+"""
+
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float, Int
+
+
+_LOW_BITS: Final = 30
+_LOW: Final = 2**_LOW_BITS - 1
+
+
+@final
+class Count(NamedTuple):
+    """A number that may outgrow 32 bits, exact on every device.
+
+    ```python
+    from batchkit.nested import Count
+
+    count = Count.of(5_000_000_000)
+    assert int(count.add(7)) == 5_000_000_007
+    assert count.at_least(5_000_000_000)
+    ```
+
+    - `high`: the number without its lowest 30 bits.
+    - `low`: its lowest 30 bits.
+    """
+
+    high: Int[Array, ""]
+    low: Int[Array, ""]
+
+    @staticmethod
+    def of(number: int) -> "Count":
+        """The count of a number."""
+        high, low = divmod(number, _LOW + 1)
+        return Count(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
+
+    def add(self, number: Any) -> "Count":
+        """This and a number below 2^30."""
+        low = self.low + jnp.asarray(number, jnp.int32)
+        return Count(self.high + (low >> _LOW_BITS), low & _LOW)
+
+    def at_least(self, number: int) -> Any:
+        """Whether it has reached a number."""
+        other = Count.of(number)
+        equal = (self.high == other.high) & (self.low >= other.low)
+        return (self.high > other.high) | equal
+
+    def __int__(self) -> int:
+        return (int(self.high) << _LOW_BITS) + int(self.low)
+
+
+@final
+class NestedStatus(NamedTuple):
+    """Where a nested sampling run stands after a step.
+
+    ```python
+    import jax.numpy as jnp
+    from batchkit.nested import NestedStatus
+
+    # 100 live points of one likelihood, before the first step.
+    status = NestedStatus.first(jnp.zeros(100))
+    assert status.remaining == 1.0
+    assert status.log_evidence == 0.0
+    ```
+
+    - `step`: how many steps have been made.
+    - `evaluations`: how many likelihoods have been evaluated, those of the first live
+        points among them.
+    - `seconds`: how long the run has taken, up to a second ago.
+    - `log_volume`: the logarithm of the share of the prior that is left.
+    - `log_evidence_dead`: the logarithm of the evidence of the points that have died.
+    - `log_evidence_live`: that of the live points.
+    - `mean_dead`, `mean_live`: the means of the log-likelihood over both, by weight.
+    - `log_squares_dead`, `log_squares_live`: the logarithms of the sums of squares of
+        the weights of both.
+    - `exhausted`: whether no more points can be replaced, because there is no
+        likelihood above theirs.
+    """
+
+    step: Int[Array, ""]
+    evaluations: Count
+    seconds: Float[Array, ""]
+    log_volume: Float[Array, ""]
+    log_evidence_dead: Float[Array, ""]
+    log_evidence_live: Float[Array, ""]
+    mean_dead: Float[Array, ""]
+    mean_live: Float[Array, ""]
+    log_squares_dead: Float[Array, ""]
+    log_squares_live: Float[Array, ""]
+    exhausted: Any
+
+    @staticmethod
+    def first(live: Float[Array, " live"], num_delete: int = 1) -> "NestedStatus":
+        """The status of live points before the first step.
+
+        **Arguments:**
+
+        - `live`: the log-likelihoods of the live points.
+        - `num_delete`: how many of them a step replaces; 1 by default.
+        """
+        zero = jnp.zeros((), live.dtype)
+        status = NestedStatus(
+            step=jnp.zeros((), jnp.int32),
+            evaluations=Count.of(0).add(live.shape[0]),
+            seconds=jnp.zeros((), jnp.float32),
+            log_volume=zero,
+            log_evidence_dead=zero - jnp.inf,
+            log_evidence_live=zero,
+            mean_dead=zero,
+            mean_live=zero,
+            log_squares_dead=zero - jnp.inf,
+            log_squares_live=zero,
+            exhausted=jnp.zeros((), bool),
+        )
+        return status._of_live(live, num_delete)
+
+    def after(
+        self,
+        dead: Float[Array, " dead"],
+        live: Float[Array, " live"],
+        evaluations: Any,
+    ) -> "NestedStatus":
+        """The status after a step.
+
+        **Arguments:**
+
+        - `dead`: the log-likelihoods of the points that died in it, ascending.
+        - `live`: those of the points that are alive now.
+        - `evaluations`: how many likelihoods were evaluated in it.
+        """
+        shrinkage = 1.0 / (live.shape[0] - jnp.arange(dead.shape[0], dtype=live.dtype))
+        after = self.log_volume - jnp.cumsum(shrinkage)
+        # X_(i-1) - X_i, from the volume before it.
+        log_weights = dead + after + jnp.log(jnp.expm1(shrinkage))
+        log_z = jnp.logaddexp(self.log_evidence_dead, logsumexp(log_weights))
+        share = _exp(self.log_evidence_dead - log_z)
+        mean = share * self.mean_dead + jnp.sum(_times(_exp(log_weights - log_z), dead))
+        status = self._replace(
+            step=self.step + 1,
+            evaluations=self.evaluations.add(evaluations),
+            log_volume=after[-1],
+            log_evidence_dead=log_z,
+            mean_dead=jnp.where(jnp.isneginf(log_z), 0.0, mean),
+            log_squares_dead=jnp.logaddexp(
+                self.log_squares_dead, logsumexp(2 * log_weights)
+            ),
+        )
+        return status._of_live(live, dead.shape[0])
+
+    def _of_live(self, live: Float[Array, " live"], replaced: int) -> "NestedStatus":
+        log_n = jnp.log(jnp.asarray(live.shape[0], live.dtype))
+        total, squares = logsumexp(live), logsumexp(2 * live)
+        lowest = jax.lax.top_k(-live, replaced)[0]
+        return self._replace(
+            log_evidence_live=total + self.log_volume - log_n,
+            mean_live=jnp.sum(_times(_exp(live - total), live)),
+            log_squares_live=squares + 2 * (self.log_volume - log_n),
+            exhausted=-lowest[-1] >= jnp.max(live),
+        )
+
+    @property
+    def log_evidence(self) -> Any:
+        """The logarithm of the evidence, of dead and live points together."""
+        return jnp.logaddexp(self.log_evidence_dead, self.log_evidence_live)
+
+    @property
+    def remaining(self) -> Any:
+        """The share of the evidence that the live points hold, from 0 to 1."""
+        share = jnp.exp(self.log_evidence_live - self.log_evidence)
+        return jnp.where(jnp.isneginf(self.log_evidence), 1.0, share)
+
+    @property
+    def information(self) -> Any:
+        """By how much the posterior is narrower than the prior, in nats."""
+        live = self.remaining
+        mean = live * self.mean_live + (1 - live) * self.mean_dead
+        known = ~jnp.isneginf(self.log_evidence)
+        return jnp.where(known, jnp.maximum(mean - self.log_evidence, 0.0), 0.0)
+
+    @property
+    def ess(self) -> Any:
+        """The effective sample size of all points, dead and alive."""
+        squares = jnp.logaddexp(self.log_squares_dead, self.log_squares_live)
+        size = jnp.exp(2 * self.log_evidence - squares)
+        return jnp.where(jnp.isneginf(self.log_evidence), 0.0, size)
+
+
+def _exp(x: Any) -> Any:
+    """The exponential, where minus infinity less itself is a weight of zero."""
+    return jnp.where(jnp.isnan(x), 0.0, jnp.exp(x))
+
+
+def _times(weight: Any, x: Any) -> Any:
+    """A weight times a log-likelihood: zero if the likelihood is."""
+    return jnp.where(jnp.isneginf(x), 0.0, weight * x)

@@ -1,0 +1,352 @@
+"""When a nested sampling run has gone on for long enough.
+
+A rule is asked after every step, inside the compiled loop, so it is written in JAX.
+What it compares with are leaves of its pytree: a stricter rule does not compile anew.
+"""
+
+import abc
+import math
+from typing import Any, ClassVar, final
+
+import equinox as eqx
+
+from ._status import NestedStatus
+
+
+class AbstractStop(eqx.Module):
+    """A rule that ends a nested sampling run.
+
+    Rules combine: `a | b` ends a run when one of them is met, `a & b` when both are. A
+    rule of your own has these two methods, and a class variable `is_convergence`:
+    whether a run that it ends has found what it looked for.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    class SmallVolume(bk.AbstractStop):
+        log_volume: float
+        is_convergence = False
+
+        def met(self, status):
+            return status.log_volume < self.log_volume
+
+        def reason(self, status):
+            return f"the log-volume is {status.log_volume:.1f}"
+
+    rule = SmallVolume(-20.0) | bk.RemainingEvidence(1e-3)
+    assert isinstance(rule, bk.AbstractStop)
+    ```
+    """
+
+    is_convergence: ClassVar[bool]
+
+    @abc.abstractmethod
+    def met(self, status: NestedStatus) -> Any:
+        """Whether the run should end.
+
+        **Arguments:**
+
+        - `status`: where it stands, a `batchkit.nested.NestedStatus` of scalars; under
+            `jax.jit`.
+
+        **Returns:**
+
+        A boolean scalar.
+        """
+
+    @abc.abstractmethod
+    def reason(self, status: NestedStatus) -> str:
+        """Why the run has ended, in words.
+
+        **Arguments:**
+
+        - `status`: where it stands, with values.
+
+        **Returns:**
+
+        A text without a full stop.
+        """
+
+    def __or__(self, other: "AbstractStop") -> "AbstractStop":
+        return AnyOf(self, _checked(other))
+
+    def __and__(self, other: "AbstractStop") -> "AbstractStop":
+        return AllOf(self, _checked(other))
+
+
+def rules_met(rule: AbstractStop, status: NestedStatus) -> tuple[AbstractStop, ...]:
+    """The single rules that end a run here, or none if it does not end."""
+    if not rule.met(status):
+        return ()
+    if isinstance(rule, AnyOf | AllOf):
+        return rules_met(rule.first, status) + rules_met(rule.second, status)
+    return (rule,)
+
+
+@final
+class AnyOf(AbstractStop):
+    """Met when one of two rules is, as `a | b` makes it."""
+
+    first: AbstractStop
+    second: AbstractStop
+    is_convergence = False
+
+    def met(self, status: NestedStatus) -> Any:
+        return self.first.met(status) | self.second.met(status)
+
+    def reason(self, status: NestedStatus) -> str:
+        return _joined(self, status)
+
+
+@final
+class AllOf(AbstractStop):
+    """Met when both of two rules are, as `a & b` makes it."""
+
+    first: AbstractStop
+    second: AbstractStop
+    is_convergence = False
+
+    def met(self, status: NestedStatus) -> Any:
+        return self.first.met(status) & self.second.met(status)
+
+    def reason(self, status: NestedStatus) -> str:
+        return _joined(self, status)
+
+
+@final
+class RemainingEvidence(AbstractStop):
+    """Ends a run when the live points hold little of the evidence.
+
+    The live points hold `mean(L) X`, and what is compared is their share of the
+    evidence of all points (Skilling 2006, Bayesian Analysis 1(4), 833-859). A narrow
+    peak that no live point has found yet is not seen by this or any other rule.
+
+    ```python
+    import batchkit as bk
+
+    assert bk.RemainingEvidence().fraction == 1e-3
+    ```
+    """
+
+    fraction: int | float
+    is_convergence = True
+
+    def __init__(self, fraction: int | float = 1e-3) -> None:
+        """**Arguments:**
+
+        - `fraction`: the share of the evidence, between 0 and 1; 0.001 by default.
+
+        **Raises:**
+
+        `TypeError` if it is no number, `ValueError` if it is not between 0 and 1.
+        """
+        self.fraction = fraction
+
+    def __check_init__(self) -> None:
+        value = _number(self.fraction, "RemainingEvidence", "fraction", "such as 1e-3")
+        if not 0 < value < 1:
+            raise ValueError(
+                f"RemainingEvidence(fraction={value}): fraction must be between 0 and "
+                "1, the share of the evidence that may be left, such as 1e-3."
+            )
+
+    def met(self, status: NestedStatus) -> Any:
+        return status.remaining < self.fraction
+
+    def reason(self, status: NestedStatus) -> str:
+        return (
+            f"the live points hold {float(status.remaining):.1e} of the evidence, less "
+            f"than {self.fraction:g}"
+        )
+
+
+@final
+class EffectiveSize(AbstractStop):
+    """Ends a run when its points are worth so many independent draws.
+
+    The effective sample size is Kish's, `(sum w)^2 / sum w^2` over all points, once the
+    dead ones hold half of the evidence. It grows with the number of live points, and
+    not much after the bulk of the posterior has been passed, so combine it:
+    `EffectiveSize(5000) | RemainingEvidence(1e-4)`.
+
+    ```python
+    import batchkit as bk
+
+    rule = bk.EffectiveSize(5000) | bk.RemainingEvidence(1e-4)
+    ```
+    """
+
+    size: int | float
+    is_convergence = True
+
+    def __init__(self, size: int | float) -> None:
+        """**Arguments:**
+
+        - `size`: the number of draws, above 0.
+
+        **Raises:**
+
+        `TypeError` if it is no number, `ValueError` if it is not above 0.
+        """
+        self.size = size
+
+    def __check_init__(self) -> None:
+        _positive(self.size, "EffectiveSize", "size", "a number of draws such as 5000")
+
+    def met(self, status: NestedStatus) -> Any:
+        # Before that it is the live points' alone, which have not found the bulk yet.
+        return (status.ess >= self.size) & (status.remaining < 0.5)
+
+    def reason(self, status: NestedStatus) -> str:
+        return f"the effective sample size is {float(status.ess):,.0f}"
+
+
+@final
+class NumSteps(AbstractStop):
+    """Ends a run after a number of steps.
+
+    ```python
+    import batchkit as bk
+
+    rule = bk.RemainingEvidence() | bk.NumSteps(10_000)
+    ```
+    """
+
+    steps: int
+    is_convergence = False
+
+    def __init__(self, steps: int) -> None:
+        """**Arguments:**
+
+        - `steps`: how many, at least 1. Those before a run was resumed count.
+
+        **Raises:**
+
+        `TypeError` if it is no int, `ValueError` if it is below 1.
+        """
+        self.steps = steps
+
+    def __check_init__(self) -> None:
+        _whole(self.steps, "NumSteps", "steps")
+
+    def met(self, status: NestedStatus) -> Any:
+        return status.step >= self.steps
+
+    def reason(self, status: NestedStatus) -> str:
+        return f"{int(status.step):,} steps were made"
+
+
+@final
+class Evaluations(AbstractStop):
+    """Ends a run after a number of likelihoods.
+
+    ```python
+    import batchkit as bk
+
+    rule = bk.RemainingEvidence() | bk.Evaluations(10**7)
+    ```
+    """
+
+    evaluations: int = eqx.field(static=True)
+    is_convergence = False
+
+    def __init__(self, evaluations: int) -> None:
+        """**Arguments:**
+
+        - `evaluations`: how many, at least 1. A step is not cut short, so there will be
+            a few more.
+
+        **Raises:**
+
+        `TypeError` if it is no int, `ValueError` if it is below 1.
+        """
+        self.evaluations = evaluations
+
+    def __check_init__(self) -> None:
+        _whole(self.evaluations, "Evaluations", "evaluations")
+
+    def met(self, status: NestedStatus) -> Any:
+        return status.evaluations.at_least(self.evaluations)
+
+    def reason(self, status: NestedStatus) -> str:
+        return f"{int(status.evaluations):,} likelihoods were evaluated"
+
+
+@final
+class WallTime(AbstractStop):
+    """Ends a run after so many seconds.
+
+    The clock is looked at about once a second, and a step is not cut short. So this is
+    the one rule after which two runs differ. The seconds before a run was resumed
+    count, those to compile do not.
+
+    ```python
+    import batchkit as bk
+
+    rule = bk.RemainingEvidence() | bk.WallTime(3600)
+    ```
+    """
+
+    seconds: int | float
+    is_convergence = False
+
+    def __init__(self, seconds: int | float) -> None:
+        """**Arguments:**
+
+        - `seconds`: how many, above 0.
+
+        **Raises:**
+
+        `TypeError` if it is no number, `ValueError` if it is not above 0.
+        """
+        self.seconds = seconds
+
+    def __check_init__(self) -> None:
+        _positive(self.seconds, "WallTime", "seconds", "such as 3600")
+
+    def met(self, status: NestedStatus) -> Any:
+        return status.seconds >= self.seconds
+
+    def reason(self, status: NestedStatus) -> str:
+        return f"{float(status.seconds):,.0f} seconds have passed"
+
+
+def _joined(rule: AbstractStop, status: NestedStatus) -> str:
+    return ", and ".join(x.reason(status) for x in rules_met(rule, status))
+
+
+def _checked(other: Any) -> AbstractStop:
+    if isinstance(other, AbstractStop):
+        return other
+    raise TypeError(
+        f"a rule to stop combines with another rule, such as bk.NumSteps(1000); got "
+        f"{other!r} of type {type(other).__name__}."
+    )
+
+
+def _number(value: Any, rule: str, name: str, such: str) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(
+            f"{rule}({name}={value!r}): {name} must be a number, {such}; got "
+            f"{type(value).__name__}."
+        )
+    return value
+
+
+def _positive(value: Any, rule: str, name: str, such: str) -> None:
+    number = _number(value, rule, name, such)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{rule}({name}={number}): {name} must be above 0 and finite, {such}."
+        )
+
+
+def _whole(value: Any, rule: str, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{rule}({name}={value!r}): {name} must be an int, at least 1; got "
+            f"{type(value).__name__}."
+        )
+    if value < 1:
+        raise ValueError(f"{rule}({name}={value}): {name} must be at least 1.")

@@ -1,0 +1,29 @@
+"""The key of a run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def check_key(rng_key: Any, caller: str) -> None:
+    """Raises if it is not one key of JAX.
+
+    **Arguments:**
+
+    - `rng_key`: what was given for it.
+    - `caller`: the function that it was given to.
+    """
+    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != jnp.uint32:
+        raise TypeError(
+            f"{caller}(rng_key={rng_key!r}): rng_key must be a key of JAX, such as "
+            "jax.random.key(0)."
+        )
+    assert shape is not None
+    if len(shape) != (0 if typed else 1):
+        raise ValueError(
+            f"{caller}(rng_key=...): rng_key must be one key; got an array of shape "
+            f"{shape}. The keys that are needed are made from it."
+        )

@@ -1,0 +1,130 @@
+"""Telling how far a run is: a bar, lines in the log, or a function of the user's."""
+
+import contextlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, final
+
+from tqdm.auto import tqdm
+
+
+_log: Final = logging.getLogger("batchkit")
+
+# Seconds between two lines in the log.
+LOG_EVERY: Final = 30.0
+# Seconds between two looks at a bar while nothing is to be told.
+_TICK: Final = 1.0
+
+
+def check_progress(value: Any, caller: str) -> None:
+    """Raises `TypeError` unless it is a bool or something to call."""
+    if not isinstance(value, bool) and not callable(value):
+        raise TypeError(
+            f"{caller}(progress={value!r}): progress must be True, False, or a "
+            f"function that is called with the state of the run; got "
+            f"{type(value).__name__}."
+        )
+
+
+@final
+class Reporter:
+    """Shows what it is told, in the way that the place allows.
+
+    In a terminal and in a notebook this is a bar; elsewhere a line in the log of
+    `batchkit` now and then.
+    """
+
+    def __init__(
+        self, progress: bool | Callable[[Any], object], title: str, unit: str
+    ) -> None:
+        """**Arguments:**
+
+        - `progress`: whether to show anything, or a function to call instead.
+        - `title`: what is going on.
+        - `unit`: what is counted, with a space before it.
+        """
+        self._function = progress if callable(progress) else None
+        self._shows = bool(progress)
+        self._title = title
+        self._unit = unit
+        self._bar: Any = None
+        # `waiting` refreshes the bar from a thread of its own.
+        self._lock = threading.Lock()
+        self._logged = time.monotonic()
+
+    def __enter__(self) -> "Reporter":
+        if self._shows and self._function is None and _has_screen():
+            self._bar = tqdm(desc=self._title, unit=self._unit, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def show(self, record: Any, done: int, total: int | None = None) -> None:
+        """Shows how far the run is.
+
+        **Arguments:**
+
+        - `record`: all that can be told; its `str` is shown, and it is what a function
+            of the user's gets.
+        - `done`: how much is done, in units.
+        - `total`: how much there is to do; None if nobody knows.
+        """
+        if self._function is not None:
+            self._function(record)
+        elif self._bar is not None:
+            with self._lock:
+                self._bar.total = total
+                self._bar.set_postfix_str(str(record), refresh=False)
+                self._bar.update(done - self._bar.n)
+        elif self._shows and time.monotonic() - self._logged >= LOG_EVERY:
+            self._logged = time.monotonic()
+            of = "" if total is None else f" of {total:,}"
+            _log.info("%s: %s%s%s; %s", self._title, done, of, self._unit, record)
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Tells what is being waited for, and for how long, while the body runs."""
+        if not self._shows or self._function is not None:
+            yield
+            return
+        stop = threading.Event()
+        ticker = threading.Thread(target=self._tick, args=(what, stop), daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            ticker.join()
+
+    def _tick(self, what: str, stop: threading.Event) -> None:
+        start = time.monotonic()
+        while True:
+            seconds = time.monotonic() - start
+            if self._bar is not None:
+                with self._lock:
+                    self._bar.set_postfix_str(f"{what}, {seconds:.0f} s")
+            elif seconds >= LOG_EVERY:
+                _log.info("%s: %s, %.0f s", self._title, what, seconds)
+            if stop.wait(_TICK if self._bar is not None else LOG_EVERY):
+                return
+
+
+def in_time(seconds: int | float) -> str:
+    """Seconds as hours, minutes and seconds: 1:02:03."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _has_screen() -> bool:
+    """Whether somebody looks at what is printed: a terminal, or a notebook."""
+    return "ipykernel" in sys.modules or bool(
+        sys.stderr is not None and sys.stderr.isatty()
+    )

@@ -1,0 +1,193 @@
+"""Saving a run while it goes on, and finding it again.
+
+A run is known by what it was started with, the parts of its *identity*: the problem,
+the key, where it begins, the settings. A file is resumed only if all of them agree.
+Whatever else the file holds belongs to the kind of run that wrote it.
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Final, final
+
+from ._checkpoint import Checkpoint, CheckpointError, seconds_until_next
+from ._environment import versions
+from ._signals import Interruptible
+from ._store import Saved, Store
+
+
+_log: Final = logging.getLogger("batchkit")
+
+
+def checkpoint_from(value: Any, caller: str) -> Checkpoint | None:
+    """What `checkpoint=` means: None, a path, or a `Checkpoint`.
+
+    **Raises:**
+
+    `TypeError` if it is something else.
+    """
+    if value is None or isinstance(value, Checkpoint):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return Checkpoint(value)
+    raise TypeError(
+        f"{caller}(checkpoint={value!r}): checkpoint must be a path such as 'run.h5', "
+        f"a Checkpoint, or None; got {type(value).__name__}."
+    )
+
+
+@final
+class Saver:
+    """The checkpoints of one run, and the signals that ask it to stop.
+
+    Enter it before anything expensive: it takes the lock. Without a checkpoint it does
+    nothing, and signals do what they always do.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        kind: str,
+        identity: Mapping[str, str],
+        *,
+        layout: Any = None,
+        fresh: bool = False,
+    ) -> None:
+        """**Arguments:**
+
+        - `checkpoint`: where and how often, or None.
+        - `kind`: what kind of run it is, in words, such as "nested run".
+        - `identity`: what the run was started with, a digest for each part by its name
+            in words.
+        - `layout`: how the run is laid out, something that JSON has. It may differ from
+            one part of a run to the next.
+        - `fresh`: whether to start over if there is a file.
+        """
+        self._checkpoint = checkpoint
+        self._kind = kind
+        self._identity = dict(identity)
+        self._layout = layout
+        self._fresh = fresh
+        self._store = None if checkpoint is None else Store(checkpoint.path)
+        self._signals = Interruptible()
+        self._cost = 0.0
+        self._last = time.perf_counter()
+        self.seconds = 0.0
+        self.count = 0
+
+    def __enter__(self) -> "Saver":
+        if self._store is not None:
+            self._store.__enter__()
+            self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._store is not None:
+            self._signals.__exit__(kind, error, trace)
+            self._store.__exit__(kind, error, trace)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM asked the run to save itself and leave."""
+        return self._signals.requested is not None
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the run is saved."""
+        return self._store is not None
+
+    def resume(self) -> Saved | None:
+        """What was saved of this very run; None if there is nothing to go on from.
+
+        **Raises:**
+
+        `CheckpointError` if the file is of another run, or cannot be used.
+        """
+        if self._store is None or self._fresh:
+            return None
+        saved = self._store.read()
+        if saved is None:
+            return None
+        self._check(saved)
+        if saved.header.get("layout") != self._layout:
+            _log.info(
+                "%s was laid out otherwise: %s. What follows agrees with a run on one "
+                "layout to rounding, not to the bit.",
+                saved.path,
+                saved.header.get("layout"),
+            )
+        return saved
+
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        if self._checkpoint is None:
+            return False
+        wait = seconds_until_next(self._checkpoint.every, self._cost)
+        return time.perf_counter() - self._last >= wait
+
+    def save(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        """Saves the run, if it is saved at all.
+
+        **Arguments:**
+
+        - `header`: what JSON has of it.
+        - `arrays`: arrays by name.
+        """
+        if self._store is None:
+            return
+        start = time.perf_counter()
+        full = {
+            "kind": self._kind,
+            "identity": self._identity,
+            "layout": self._layout,
+            "versions": versions(),
+            "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **header,
+        }
+        self._store.write(full, arrays)
+        self._last = time.perf_counter()
+        self._cost = self._last - start
+        self.seconds += self._cost
+        self.count += 1
+
+    def leave(self) -> None:
+        """Does what the signal asked for, once the run is saved."""
+        requested = self._signals.requested
+        assert requested is not None
+        assert self._store is not None
+        _log.warning("%s: saved to %s.", requested.name, self._store.path)
+        self._signals.__exit__(None, None, None)
+        if requested == signal.SIGINT:
+            raise KeyboardInterrupt
+        # The handler that was there before acts now, with the file already in order.
+        self._store.__exit__(None, None, None)
+        self._store = None
+        signal.raise_signal(requested)
+
+    def _check(self, saved: Saved) -> None:
+        kind = saved.header.get("kind")
+        if kind != self._kind:
+            raise CheckpointError(
+                f"{saved.path!r} holds a {kind}, and this is a {self._kind}.",
+                "Choose another path, or start over with `fresh=True`.",
+            )
+        before = saved.header.get("identity", {})
+        names = [*self._identity, *(x for x in before if x not in self._identity)]
+        changed = [x for x in names if before.get(x) != self._identity.get(x)]
+        if changed:
+            what = ", ".join(changed)
+            verb = "differs" if len(changed) == 1 else "differ"
+            raise CheckpointError(
+                f"{saved.path!r} holds another run: its {what} {verb} from what was "
+                "given here.",
+                "To go on with it give what it was started with; to replace it use "
+                "`fresh=True`; to keep it choose another path.",
+            )

@@ -1,0 +1,166 @@
+"""Real processes that are killed, interrupted, and gone on with."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.run._file import read_file
+
+
+ROOT = Path(__file__).parents[2]
+
+
+class Place(NamedTuple):
+    position: Any
+
+
+class Still:
+    """An algorithm that compiles fast."""
+
+    def init(self, position: Any) -> Any:
+        return Place(position)
+
+    def step(self, key: Any, state: Any) -> Any:
+        return state, None
+
+
+def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    module = "tests.chains.interrupted"
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", module, folder, json.dumps(options)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def to_end(folder: Path, **options: Any) -> str:
+    process = start(folder, **options)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def until(process: subprocess.Popen[str], draws: int) -> int:
+    """Reads what it says until there are so many draws, or its warm-up for none."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        phase, *rest = line.split()
+        if phase in ("warm-up", "sampling") and int(rest[-1]) >= draws:
+            return int(rest[-1])
+    raise AssertionError(process.communicate()[1])
+
+
+def kill(process: subprocess.Popen[str]) -> str:
+    process.kill()
+    return process.communicate()[0]
+
+
+def found(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "found.npz") as file:
+        return dict(file)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = found(one), found(other)
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts, in one block."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    to_end(folder, seconds=1e6)
+    return folder
+
+
+def test_killed_and_gone_on_with(whole: Path) -> None:
+    folder = whole.parent / "killed"
+    for draws in (0, 1, 25):
+        process = start(folder, slow=0.05)
+        until(process, draws)
+        kill(process)
+    errors = to_end(folder)
+    assert "going on with" in errors
+    assert_same(whole, folder)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(whole: Path) -> None:
+    """At any time after it is told to start, in the write and out of it."""
+    folder = whole.parent / "random"
+    rng = random.Random(0)
+    last = -1
+    for turn in range(24):
+        # Slowed down, such that it is not over too soon; this changes no bit.
+        process = start(folder, slow=1.0)
+        assert process.stdout is not None
+        process.stdout.readline()
+        if turn % 2:
+            until(process, last + 1)
+        time.sleep(rng.uniform(0, 0.5 if turn % 2 else 6.0))
+        assert "end" not in kill(process).split()
+        if (folder / "run.h5").exists():
+            draws = read_file(folder / "run.h5")[0]["draws"]
+            assert draws >= last
+            last = draws
+    assert last > 0
+    to_end(folder)
+    assert_same(whole, folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, (-signal.SIGINT, 1, 130)), (signal.SIGTERM, (-signal.SIGTERM,))],
+)
+def test_interrupted(whole: Path, number: int, status: tuple[int, ...]) -> None:
+    folder = whole.parent / f"interrupted {number}"
+    # Nothing but the end of the warm-up and the signal make it save.
+    process = start(folder, slow=0.05, every=1e6)
+    draws = until(process, 3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in status, errors
+    assert "saved to" in errors
+    assert read_file(folder / "run.h5")[0]["draws"] >= draws
+    to_end(folder)
+    assert_same(whole, folder)
+
+
+def test_interrupted_in_the_warmup(whole: Path) -> None:
+    folder = whole.parent / "warm-up"
+    process = start(folder, slow=0.5)
+    until(process, 0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "saved to" in errors
+    assert read_file(folder / "run.h5")[0]["draws"] == 0
+    to_end(folder)
+    assert_same(whole, folder)
+
+
+def test_two_runs_cannot_share_a_file(whole: Path) -> None:
+    folder = whole.parent / "shared"
+    process = start(folder, slow=0.1)
+    until(process, 1)
+    with pytest.raises(bk.CheckpointError, match=f"in use by process {process.pid}"):
+        bk.run_chains(
+            Still(),
+            np.array([0, 0], np.uint32),
+            np.zeros((4, 1)),
+            checkpoint=folder / "run.h5",
+            progress=False,
+        )
+    kill(process)

@@ -1,0 +1,288 @@
+"""Chains that go on from a checkpoint, and files that are not theirs."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.chains import _blocks
+from batchkit.run._file import read_file
+from batchkit.run._saving import Saver
+
+from ..helpers import assert_refuses, assert_same, mesh
+
+
+KEY = jax.random.key(3)
+CHAINS = 13
+STARTS = {
+    "x": jax.random.normal(jax.random.key(1), (CHAINS, 7)),
+    "y": jnp.zeros((CHAINS,)),
+}
+MATRIX = jax.random.normal(jax.random.key(2), (7, 7)) / 3
+
+
+class Killed(Exception):
+    pass
+
+
+def logdensity(position: dict[str, jax.Array]) -> jax.Array:
+    x, y = position["x"], position["y"]
+    return -0.5 * (x @ x + jax.nn.logsumexp(MATRIX @ x) ** 2 + (y - 1) ** 2)
+
+
+def chains(**changed: Any) -> bk.ChainRun:
+    given: dict[str, Any] = {
+        "logdensity_fn": logdensity,
+        "rng_key": KEY,
+        "positions": STARTS,
+        "num_warmup": 20,
+        "num_samples": 6,
+        "num_integration_steps": 2,
+        "progress": False,
+        **changed,
+    }
+    return bk.run_chains(blackjax.hmc, **given)
+
+
+def killed_at(draws: int) -> Any:
+    """Ends a run as soon as there are so many draws, wherever it stands."""
+
+    def tell(progress: Any) -> None:
+        if progress.draws >= draws:
+            raise Killed
+
+    return tell
+
+
+def parts(run: bk.ChainRun) -> Any:
+    return [
+        run.samples,
+        run.logdensity,
+        run.diverging,
+        run.acceptance_rate,
+        run.num_integration_steps,
+        run.step_size,
+        run.inverse_mass_matrix,
+    ]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "run.h5"
+    chains(checkpoint=path)
+    return path
+
+
+def test_a_finished_run_returns_at_once(saved: Path) -> None:
+    told: list[Any] = []
+    before = saved.read_bytes()
+    again = chains(checkpoint=str(saved), progress=told.append)
+    assert not told
+    assert saved.read_bytes() == before
+    assert_same(parts(again), parts(chains()), ulps=0)
+    assert again.seconds.sampling > 0
+    assert again.seconds.compile > 0
+
+
+def test_more_draws_and_fewer(saved: Path) -> None:
+    whole = chains(num_samples=11)
+    assert_same(parts(chains(num_samples=11, checkpoint=saved)), parts(whole), ulps=0)
+    assert read_file(saved)[0]["draws"] == 11
+    few = chains(num_samples=4, checkpoint=saved)
+    begin = jax.tree.map(lambda x: x[:, :4], whole.samples)
+    assert_same(few.samples, begin, ulps=0)
+    assert read_file(saved)[0]["draws"] == 11
+
+
+# What a lane computes may depend in the last bit on which one it is. It does here: five
+# rows of seven numbers in float64, which XLA multiplies in groups.
+@pytest.mark.parametrize(
+    "batcher",
+    [
+        bk.Vmap(),
+        bk.Chunked(5),
+        bk.Sharded(mesh(2), inner=bk.Continuous(3)),
+        bk.Continuous(5),
+    ],
+    ids=repr,
+)
+def test_bits_do_not_depend_on_where_it_was_killed(
+    batcher: bk.AbstractBatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(num_samples: int, **options: Any) -> bk.ChainRun:
+        fun = bk.expensive(logdensity)
+        algorithm = blackjax.dynamic_hmc(fun, 0.2, jnp.ones(8))
+        starts = jax.tree.map(lambda x: np.asarray(x, np.float64), STARTS)
+        with jax.enable_x64(True):
+            return bk.run_chains(
+                algorithm,
+                KEY,
+                starts,
+                num_samples=num_samples,
+                batcher=batcher,
+                block=8,
+                **{"progress": False, **options},
+            )
+
+    whole = sample(26)
+    # Every save is followed by a block at least, and blocks are short.
+    monkeypatch.setattr(_blocks, "_SECONDS", 0.0)
+    place = bk.Checkpoint(tmp_path / "run.h5", every=1e-9)
+    with pytest.raises(Killed):
+        sample(26, checkpoint=place, progress=killed_at(11))
+    sample(19, checkpoint=place)
+    last = sample(26, checkpoint=place)
+    assert_same(last.samples, whole.samples, ulps=0)
+    assert_same(last.acceptance_rate, whole.acceptance_rate, ulps=0)
+
+
+def test_another_batcher_goes_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = chains(num_samples=9)
+    with caplog.at_level(logging.INFO, "batchkit"):
+        found = chains(num_samples=9, batcher=bk.Continuous(4), checkpoint=saved)
+    assert "to rounding, not to the bit" in caplog.text
+    begin = jax.tree.map(lambda x: x[:, :6], found.samples)
+    assert_same(begin, chains().samples, ulps=0)
+    for a, b in zip(parts(found), parts(whole), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, 1e-3, 1e-3), a, b)
+    with caplog.at_level(logging.INFO, "batchkit"):
+        assert chains(num_samples=10, checkpoint=saved).num_samples == 10
+    assert "Continuous(4): 13 tasks, 4 lanes kept busy" in caplog.text
+
+
+def other(position: dict[str, jax.Array]) -> jax.Array:
+    return logdensity(position) * 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"logdensity_fn": other}, "log-density differs"),
+        ({"rng_key": jax.random.key(4)}, "key differs"),
+        ({"positions": {**STARTS, "y": jnp.ones(CHAINS)}}, "positions differs"),
+        ({"num_warmup": 21}, "num_warmup differs"),
+        ({"target_acceptance": 0.9}, "target_acceptance differs"),
+        ({"thin": 2}, "thin differs"),
+        ({"num_integration_steps": 3}, "sampler, num_integration_steps differ"),
+        ({"divergence_threshold": 10.0}, "sampler, divergence_threshold differ"),
+        ({"is_mass_matrix_diagonal": True}, "is_mass_matrix_diagonal differs"),
+        ({"integrator": blackjax.mcmc.integrators.mclachlan}, "sampler differs"),
+    ],
+)
+def test_another_run_is_refused(saved: Path, changed: Any, what: str) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(bk.CheckpointError, match=f"its {what} from what was given"):
+        chains(checkpoint=saved, **changed)
+    assert saved.read_bytes() == before
+
+
+def test_data_is_part_of_the_log_density(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+
+    def with_data(data: Any) -> Any:
+        def fun(position: Any) -> Any:
+            return -jnp.sum((position["x"] - data) ** 2) - position["y"] ** 2
+
+        return chains(logdensity_fn=fun, checkpoint=path)
+
+    with_data(np.zeros(7))
+    with_data(np.zeros(7))  # another array with the same numbers
+    with pytest.raises(bk.CheckpointError, match="log-density differs"):
+        with_data(np.ones(7))
+
+
+def test_fresh_starts_over(saved: Path) -> None:
+    chains(rng_key=jax.random.key(4), num_samples=5, checkpoint=saved, fresh=True)
+    assert read_file(saved)[0]["draws"] == 5
+
+
+def test_a_file_of_another_kind(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    with Saver(bk.Checkpoint(path), "nested run", {}) as saver:
+        saver.save({}, {})
+    with pytest.raises(bk.CheckpointError, match="a nested run, and this is a run of"):
+        chains(checkpoint=path)
+
+
+def test_damaged_files(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[len(data) // 2] ^= 1
+    saved.write_bytes(data)
+    # The generation before it is sound, and goes on to the same end.
+    assert_same(parts(chains(checkpoint=saved)), parts(chains()), ulps=0)
+    for path in (saved, Path(f"{saved}.previous")):
+        path.write_bytes(data)
+    with pytest.raises(bk.CheckpointError, match="damaged"):
+        chains(checkpoint=saved)
+    assert chains(checkpoint=saved, fresh=True).num_samples == 6
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(bk.CheckpointError, match="nowhere"):
+        chains(checkpoint=tmp_path / "nowhere" / "run.h5")
+    assert not os.listdir(tmp_path)
+
+
+def test_what_others_read_in_the_file(saved: Path) -> None:
+    header, arrays = read_file(saved)
+    assert header["settings"] == {
+        "num_warmup": 20,
+        "target_acceptance": 0.8,
+        "thin": 1,
+        "num_integration_steps": 2,
+    }
+    assert header["parameters"] == [*(f"x[{i}]" for i in range(7)), "y"]
+    assert header["layout"] == ["Vmap(): 13 tasks, all at once"]
+    assert arrays["draws/position/0"].shape == (CHAINS, 6, 7)
+    assert arrays["draws/logdensity/0"].shape == (CHAINS, 6)
+
+
+class Place(NamedTuple):
+    position: jax.Array
+    key: jax.Array
+    count: jax.Array
+
+
+class Walk(NamedTuple):
+    """An algorithm of one's own, whose state holds a key and half-precision numbers."""
+
+    scale: float = 1.0
+
+    def init(self, position: jax.Array, rng_key: jax.Array) -> Place:
+        return Place(position, rng_key, jnp.zeros((), jnp.bfloat16))
+
+    def step(self, key: jax.Array, place: Place) -> tuple[Place, None]:
+        noise = jax.random.normal(place.key, place.position.shape, jnp.bfloat16)
+        moved = place.position / 2 + self.scale * noise
+        return Place(moved, jax.random.fold_in(key, 1), place.count + 1), None
+
+
+def test_states_of_any_algorithm(tmp_path: Path) -> None:
+    starts = jnp.zeros((4, 2), jnp.bfloat16)
+    given = {"checkpoint": tmp_path / "run.h5", "progress": False}
+    bk.run_chains(Walk(), KEY, starts, num_samples=5, **given)
+    found = bk.run_chains(Walk(), KEY, starts, num_samples=9, **given)
+    whole = bk.run_chains(Walk(), KEY, starts, num_samples=9, progress=False)
+    assert_same(found.samples, whole.samples, ulps=0)
+    assert found.samples.dtype == jnp.bfloat16
+    with pytest.raises(bk.CheckpointError, match="its algorithm differs"):
+        bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **given)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"checkpoint": 3}, ("checkpoint=3", "a path", "int")),
+        ({"fresh": 1}, ("fresh=1", "True or False", "int")),
+        ({"progress": "yes"}, ("progress='yes'", "a function")),
+    ],
+)
+def test_refused(changed: Any, words: tuple[str, ...]) -> None:
+    assert_refuses(lambda: chains(**changed), TypeError, words)

@@ -1,0 +1,101 @@
+"""What `run_nested` refuses, before it compiles the likelihood."""
+
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import pytest
+
+import batchkit as bk
+
+from ..helpers import assert_refuses
+from .problems import gaussian
+
+
+PROBLEM = gaussian(2)
+GOOD = PROBLEM.positions(100)
+KEY = jax.random.key(0)
+
+
+def attempt(**changed: Any) -> Any:
+    def start() -> Any:
+        given = {"algorithm": PROBLEM.algorithm(20), "rng_key": KEY, "positions": GOOD}
+        return bk.run_nested(**{**given, "progress": False, **changed})
+
+    return start
+
+
+CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
+    "an API": ({"algorithm": blackjax.nss}, TypeError, ("have been built", "nss")),
+    "no algorithm": ({"algorithm": 3}, TypeError, ("algorithm=3", "`step`")),
+    "no key": ({"rng_key": 0}, TypeError, ("rng_key=0", "jax.random.key(0)")),
+    "keys": ({"rng_key": jax.random.split(KEY)}, ValueError, ("one key", "(2,)")),
+    "no rule": ({"stop": 1e-3}, TypeError, ("stop=0.001", "RemainingEvidence")),
+    "no choice": ({"on_invalid": "skip"}, ValueError, ("'skip'", "'reject'")),
+    "fresh": ({"fresh": 1}, TypeError, ("fresh=1", "True or False")),
+    "progress": ({"progress": 3}, TypeError, ("progress=3",)),
+    "checkpoint": ({"checkpoint": 3}, TypeError, ("checkpoint=3", "'run.h5'")),
+    "no array": ({"positions": {}}, ValueError, ("no array",)),
+    "ints": ({"positions": jnp.arange(9)}, TypeError, ("int32", "floating")),
+    "a list": ({"positions": [1.0, 2.0]}, TypeError, ("positions[0]", "float")),
+    "scalar": ({"positions": jnp.array(1.0)}, ValueError, ("scalar", "axis")),
+    "lengths": (
+        {"positions": {"a": jnp.ones(9), "b": jnp.ones(8)}},
+        ValueError,
+        ("['a'] has 9", "['b'] has 8"),
+    ),
+    "zero": ({"positions": GOOD[:0]}, ValueError, ("0 live points", "at least 2")),
+    "few": ({"positions": GOOD[:20]}, ValueError, ("20 live", "replaces 20")),
+    "same": ({"positions": GOOD[:1].repeat(100, 0)}, ValueError, ("1 of 100", "21")),
+    "nan": (
+        {"positions": GOOD.at[3, 1].set(jnp.nan)},
+        ValueError,
+        ("x[1] is not finite in 1 of 100", "rows 3"),
+    ),
+    "outside": (
+        {"positions": GOOD.at[7].set(6.0)},
+        ValueError,
+        ("1 of 100 live points are not in the prior", "-inf at row 7", "x[0] = 6"),
+    ),
+    "vector": (
+        {"algorithm": PROBLEM._replace(loglikelihood=lambda x: x).algorithm(20)},
+        TypeError,
+        ("loglikelihood_fn", "float32 of shape (2,)", "jnp.sum"),
+    ),
+    "tuple": (
+        {
+            "algorithm": PROBLEM._replace(loglikelihood=lambda x: (x[0], 1)).algorithm(
+                20
+            )
+        },
+        TypeError,
+        ("loglikelihood_fn", "tuple"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused(name: str) -> None:
+    changed, error, words = CASES[name]
+    assert_refuses(attempt(**changed), error, words)
+
+
+def test_refused_before_the_likelihood_is_compiled() -> None:
+    calls: list[Any] = []
+
+    def loglikelihood(x: Any) -> Any:
+        jax.debug.callback(calls.append, x)
+        return PROBLEM.loglikelihood(x)
+
+    algorithm = PROBLEM._replace(loglikelihood=loglikelihood).algorithm(20)
+    with pytest.raises(ValueError, match="not in the prior"):
+        attempt(algorithm=algorithm, positions=GOOD.at[7].set(6.0))()
+    assert not calls
+
+
+def test_a_likelihood_of_zero_everywhere() -> None:
+    nowhere = PROBLEM._replace(loglikelihood=lambda x: -jnp.inf + 0 * x[0])
+    # Zero times a number is a number, so this is minus infinity and legal.
+    with pytest.raises(ValueError, match="minus infinity at all 100"):
+        nowhere.run()

@@ -1,0 +1,259 @@
+"""Runs that are killed, interrupted, damaged, and gone on with."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.run._file import read_file
+
+from .problems import gaussian
+
+
+PROBLEM = gaussian(2)
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.nested.interrupted",
+            folder,
+            json.dumps(options),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def found(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "found.npz") as file:
+        return dict(file)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    a, b = found(one), found(other)
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)
+
+
+def to_end(folder: Path, **options: Any) -> str:
+    process = start(folder, **options)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return errors
+
+
+def until_step(process: subprocess.Popen[str], step: int) -> int:
+    """Reads what it says until a step has been made; returns the step."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        word, *rest = line.split()
+        if word == "step" and int(rest[0]) >= step:
+            return int(rest[0])
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    to_end(folder)
+    return folder
+
+
+def test_killed_and_gone_on_with(whole: Path) -> None:
+    folder = whole.parent / "killed"
+    for step in (1, 30):
+        process = start(folder)
+        until_step(process, step)
+        process.kill()
+        process.communicate()
+    errors = to_end(folder)
+    assert "going on with" in errors
+    assert_same(whole, folder)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times(whole: Path) -> None:
+    """At any time after it is told to start, in the write and out of it."""
+    folder = whole.parent / "random"
+    rng = random.Random(0)
+    kills, writing, last = 0, 0, -1
+    while kills < 24:
+        # Slowed down, such that it is not over too soon; this changes no bit.
+        process = start(folder, slow=0.05)
+        assert process.stdout is not None
+        process.stdout.readline()
+        if kills % 2:
+            until_step(process, last + 1)
+        time.sleep(rng.uniform(0, 1.0 if kills % 2 else 6.0))
+        process.kill()
+        said = process.communicate()[0]
+        assert "end" not in said.split()
+        kills += 1
+        writing += (folder / "run.h5.tmp").exists()
+        if (folder / "run.h5").exists():
+            step = read_file(folder / "run.h5")[0]["step"]
+            assert step >= last
+            last = step
+    assert last > 0
+    to_end(folder)
+    assert_same(whole, folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, (-signal.SIGINT, 1, 130)), (signal.SIGTERM, (-signal.SIGTERM,))],
+)
+def test_interrupted(whole: Path, number: int, status: tuple[int, ...]) -> None:
+    folder = whole.parent / f"interrupted {number}"
+    # Nothing but the signal makes it save.
+    process = start(folder, slow=0.05, every=1e6)
+    step = until_step(process, 3)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in status, errors
+    assert "saved to" in errors
+    assert read_file(folder / "run.h5")[0]["step"] >= step
+    to_end(folder)
+    assert_same(whole, folder)
+
+
+def test_another_layout_goes_on(whole: Path) -> None:
+    folder = whole.parent / "layouts"
+    process = start(folder)
+    until_step(process, 10)
+    process.kill()
+    process.communicate()
+    errors = to_end(folder, batcher="Chunked", arguments=[7])
+    assert "to rounding, not to the bit" in errors
+    a, b = found(whole), found(folder)
+    np.testing.assert_array_equal(a["counts"], b["counts"])
+    np.testing.assert_allclose(a["positions"], b["positions"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "run.h5"
+    PROBLEM.run(stop=bk.NumSteps(3), checkpoint=path)
+    return path
+
+
+def test_a_finished_run_returns_at_once(saved: Path) -> None:
+    told: list[Any] = []
+    before = saved.read_bytes()
+    run = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved, progress=told.append)
+    assert run.num_steps == 3
+    assert not told
+    assert saved.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"seed": 1}, "first live points, key differ"),
+        ({"num_live": 120}, "settings, first live points differ"),
+        ({"num_delete": 30}, "settings differs"),
+        ({"num_inner_steps": 6}, "settings differs"),
+    ],
+)
+def test_another_run_is_refused(saved: Path, changed: Any, what: str) -> None:
+    with pytest.raises(bk.CheckpointError, match=what):
+        PROBLEM.run(checkpoint=saved, **changed)
+
+
+@pytest.mark.parametrize(
+    ("field", "function", "what"),
+    [
+        ("loglikelihood", lambda x: -jnp.sum(x**2), "likelihood differs"),
+        ("low", -5.5, "prior differs"),
+    ],
+)
+def test_another_problem_is_refused(
+    saved: Path, field: str, function: Any, what: str
+) -> None:
+    other = PROBLEM._replace(**{field: function})
+    live = PROBLEM.positions(100)
+    with pytest.raises(bk.CheckpointError, match=what):
+        bk.run_nested(
+            other.algorithm(20),
+            jax.random.key(0),
+            live,
+            checkpoint=saved,
+            progress=False,
+        )
+
+
+def test_data_is_part_of_the_problem(tmp_path: Path) -> None:
+    def with_data(data: Any) -> Any:
+        problem = PROBLEM._replace(loglikelihood=lambda x: -jnp.sum((x - data) ** 2))
+        return problem.run(stop=bk.NumSteps(1), checkpoint=tmp_path / "run.h5")
+
+    with_data(np.array([0.0, 1.0]))
+    with_data(np.array([0.0, 1.0]))  # another array with the same numbers
+    with pytest.raises(bk.CheckpointError, match="likelihood differs"):
+        with_data(np.array([0.0, 1.5]))
+
+
+def test_fresh_starts_over(saved: Path) -> None:
+    run = PROBLEM.run(
+        seed=1, stop=bk.NumSteps(2), checkpoint=saved, fresh=True, progress=False
+    )
+    assert run.num_steps == 2
+    assert read_file(saved)[0]["step"] == 2
+
+
+def test_damaged_files(saved: Path) -> None:
+    data = bytearray(saved.read_bytes())
+    data[len(data) // 2] ^= 1
+    saved.write_bytes(data)
+    # The generation before it is sound, and goes on to the same end.
+    again = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+    whole = PROBLEM.run(stop=bk.NumSteps(3))
+    np.testing.assert_array_equal(again.dead.positions, whole.dead.positions)
+    for path in (saved, Path(f"{saved}.previous")):
+        path.write_bytes(data)
+    with pytest.raises(bk.CheckpointError, match="damaged"):
+        PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+
+
+def test_two_runs_cannot_share_a_file(whole: Path) -> None:
+    folder = whole.parent / "shared"
+    process = start(folder, slow=0.05)
+    until_step(process, 3)
+    with pytest.raises(bk.CheckpointError, match=str(process.pid)):
+        PROBLEM.run(checkpoint=folder / "run.h5")
+    process.kill()
+    process.communicate()
+
+
+def test_bytes_of_a_dead_point(saved: Path) -> None:
+    """Two numbers of its position, likelihood, birth and prior, in float32."""
+    arrays = read_file(saved)[1]
+    dead = [x for name, x in arrays.items() if name.startswith("dead/")]
+    assert sum(np.asarray(x).nbytes for x in dead) == 3 * 20 * (2 + 3) * 4
+
+
+def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(bk.CheckpointError, match="nowhere"):
+        PROBLEM.run(checkpoint=tmp_path / "nowhere" / "run.h5")
+    assert not os.listdir(tmp_path)

@@ -1,0 +1,248 @@
+"""`run_nested` against a loop by hand, upstream's integrator, and known evidences."""
+
+import logging
+import math
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.nested import NestedProgress, NestedStatus, finalise
+from batchkit.nested._loop import Loop
+
+from .problems import (
+    Known,
+    bottom,
+    eggbox,
+    gaussian,
+    half,
+    rosenbrock,
+    shells,
+    spike_and_slab,
+)
+
+
+PROBLEM = gaussian(2)
+
+
+@pytest.fixture(scope="module")
+def run() -> bk.NestedRun:
+    return PROBLEM.run()
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> tuple[Any, Any, list[Any]]:
+    """The steps of upstream, one after the other, and the states after each."""
+    algorithm = PROBLEM.algorithm(20)
+    step = jax.jit(algorithm.step)
+    key = jax.random.key(0)
+    state = jax.jit(algorithm.init)(PROBLEM.positions(100))
+    states, infos = [state], []
+    for number in range(50):
+        state, info = step(jax.random.fold_in(key, number), state)
+        states.append(state)
+        infos.append(info)
+    return step, states, infos
+
+
+def test_bits_of_a_loop_by_hand(run: bk.NestedRun, by_hand: Any) -> None:
+    _, states, infos = by_hand
+    steps = run.num_steps
+    dead = finalise(states[steps], infos[:steps])
+    np.testing.assert_array_equal(run.dead.positions, dead.positions)
+    np.testing.assert_array_equal(run.dead.loglikelihood, dead.loglikelihood)
+    np.testing.assert_array_equal(
+        run.dead.loglikelihood_birth, dead.loglikelihood_birth
+    )
+    np.testing.assert_array_equal(run.dead.logprior, dead.logprior)
+
+
+def test_ends_with_the_first_step_that_meets_the_rule(
+    run: bk.NestedRun, by_hand: Any
+) -> None:
+    shares = [
+        float(jnp.exp(x.logZ_live - jnp.logaddexp(x.logZ, x.logZ_live)))
+        for x in (state.integrator for state in by_hand[1])
+    ]
+    assert run.num_steps == next(i for i, x in enumerate(shares) if x < 1e-3)
+    assert run.converged
+    assert "1e-03" in run.stop_reason or "0.001" in run.stop_reason
+
+
+def test_status_is_that_of_the_integrator(by_hand: Any) -> None:
+    """On points without ties both compute the same sums."""
+    _, states, infos = by_hand
+    status = NestedStatus.first(states[0].particles.loglikelihood, 20)
+    for state, info in zip(states[1:], infos, strict=True):
+        status = status.after(
+            jnp.sort(info.particles.loglikelihood), state.particles.loglikelihood, 7
+        )
+        theirs = state.integrator
+        close: Any = {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(status.log_volume, theirs.logX, **close)
+        np.testing.assert_allclose(status.log_evidence_dead, theirs.logZ, **close)
+        np.testing.assert_allclose(status.log_evidence_live, theirs.logZ_live, **close)
+    assert int(status.evaluations) == 100 + 7 * len(infos)
+
+
+def test_running_estimates_come_close_to_the_result(run: bk.NestedRun) -> None:
+    seen: list[NestedProgress] = []
+    PROBLEM.run(progress=seen.append)
+    last = seen[-1]
+    assert last.step == run.num_steps
+    assert last.evaluations == run.num_evaluations
+    assert abs(last.log_evidence - run.log_evidence) < 0.1
+    assert last.log_evidence_err == pytest.approx(run.log_evidence_err, rel=0.2)
+    assert last.goal == 1e-3 > last.remaining
+    assert last.efficiency == run.num_steps * 20 / last.evaluations
+    assert "log-evidence" in str(last)
+
+
+def test_evaluations_are_all_that_are_made() -> None:
+    made = []
+
+    def count(x: Any) -> Any:
+        jax.debug.callback(lambda _: made.append(1), x[0])
+        return PROBLEM.loglikelihood(x)
+
+    counted = PROBLEM._replace(loglikelihood=count)
+    run = counted.run(num_live=10, num_delete=1, stop=bk.NumSteps(3))
+    jax.effects_barrier()
+    # One lane at a time makes none in vain, but for the tracing of nothing.
+    assert run.num_evaluations == len(made)
+
+
+@pytest.mark.parametrize("seconds", [1e-9, 1e9])
+def test_length_of_blocks_changes_no_bit(
+    run: bk.NestedRun, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    blocks = 0
+    keep = Loop._keep
+
+    def counted(self: Loop, block: Any) -> None:
+        nonlocal blocks
+        blocks += 1
+        keep(self, block)
+
+    monkeypatch.setattr(Loop, "_keep", counted)
+    monkeypatch.setattr("batchkit.nested._loop._BLOCK_SECONDS", seconds)
+    other = PROBLEM.run()
+    assert blocks == run.num_steps if seconds < 1 else blocks < run.num_steps / 2
+    np.testing.assert_array_equal(run.dead.positions, other.dead.positions)
+    assert run.log_evidence == other.log_evidence
+
+
+def test_each_program_is_traced_once_and_compiled_once() -> None:
+    traces = []
+
+    def loglikelihood(x: Any) -> Any:
+        traces.append(1)
+        return PROBLEM.loglikelihood(x)
+
+    problem = PROBLEM._replace(loglikelihood=loglikelihood)
+    counts = []
+    for steps in (1, 2, 30):
+        traces.clear()
+        assert problem.run(stop=bk.NumSteps(steps)).num_steps == steps
+        counts.append(len(traces))
+    # The first run also asks what the likelihood returns, which JAX remembers.
+    assert counts[0] - 1 == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize(
+    "batcher", [bk.Chunked(7), bk.Sequential(), bk.Continuous(4), bk.Sharded()], ids=str
+)
+def test_layouts_agree(run: bk.NestedRun, batcher: bk.AbstractBatcher) -> None:
+    other = PROBLEM.run(batcher=batcher, stop=bk.NumSteps(5))
+    dead = PROBLEM.run(stop=bk.NumSteps(5)).dead
+    np.testing.assert_allclose(other.dead.positions, dead.positions, rtol=1e-3)
+
+
+def test_names_and_layout_are_told_before_anything_compiles(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "batchkit")
+    PROBLEM.run(batcher=bk.Chunked(7), stop=bk.NumSteps(1))
+    first = caplog.messages[0]
+    for part in ("100 live points of 2", "20 replaced", "Chunked(7)", "num_delete=20"):
+        assert part in first
+    assert "7 likelihoods at once" in first
+    assert "compiled" not in first
+
+
+def test_positions_may_be_any_pytree() -> None:
+    positions = {
+        "mass": jnp.linspace(0.1, 0.9, 60),
+        "shear": (jax.random.uniform(jax.random.key(3), (60, 2)),),
+    }
+    algorithm = blackjax.nss(
+        logprior_fn=lambda p: jnp.where(
+            (p["mass"] > 0)
+            & (p["mass"] < 1)
+            & jnp.all(jnp.abs(p["shear"][0] - 0.5) < 0.5),
+            0.0,
+            -jnp.inf,
+        ),
+        loglikelihood_fn=lambda p: -p["mass"] - jnp.sum(p["shear"][0]),
+        num_inner_steps=6,
+        num_delete=10,
+    )
+    run = bk.run_nested(algorithm, jax.random.key(0), positions, progress=False)
+    assert set(run.summary().values) == {"mass", "shear[0][0]", "shear[0][1]"}
+    exact = 3 * math.log(1 - math.exp(-1))
+    assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
+
+
+def test_nsswig() -> None:
+    algorithm = PROBLEM.algorithm(20, api=blackjax.nsswig)
+    run = bk.run_nested(
+        algorithm, jax.random.key(0), PROBLEM.positions(100), progress=False
+    )
+    assert abs(run.log_evidence - PROBLEM.log_evidence) < 3 * run.log_evidence_err
+
+
+EVIDENCES: dict[str, tuple[Known, int, int]] = {
+    "gaussian 5": (gaussian(5), 500, 50),
+    "gaussian 10": (gaussian(10), 500, 50),
+    "gaussian 20": (gaussian(20), 500, 50),
+    "correlated 5": (gaussian(5, 0.9), 500, 50),
+    "correlated 10": (gaussian(10, 0.9), 500, 50),
+    "correlated 20": (gaussian(20, 0.9), 500, 50),
+    "eggbox": (eggbox(), 1000, 50),
+    "shells 2": (shells(2), 500, 50),
+    "shells 5": (shells(5), 500, 50),
+    "shells 10": (shells(10), 1000, 50),
+    "rosenbrock": (rosenbrock(), 500, 50),
+    "half": (half(), 500, 50),
+    "bottom": (bottom(), 500, 50),
+    "spike and slab": (spike_and_slab(), 500, 50),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EVIDENCES)
+def test_known_evidences(name: str) -> None:
+    problem, num_live, num_delete = EVIDENCES[name]
+    with jax.enable_x64(True):
+        run = problem.run(num_live, num_delete)
+        assert abs(run.log_evidence - problem.log_evidence) < 3 * run.log_evidence_err
+        assert run.converged
+
+
+@pytest.mark.slow
+def test_errors_are_those_of_the_scatter() -> None:
+    """Over 20 seeds, the deviations in units of their errors have a spread of one."""
+    deviations = []
+    problem = gaussian(5)
+    for seed in range(20):
+        run = problem.run(200, 20, seed)
+        deviations.append(
+            (run.log_evidence - problem.log_evidence) / run.log_evidence_err
+        )
+    # Of 20 normal numbers: mean 0 +/- 0.22, standard deviation 1 +/- 0.16.
+    assert abs(np.mean(deviations)) < 4 * 0.22
+    assert 0.5 < np.std(deviations, ddof=1) < 1.6

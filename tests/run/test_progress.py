@@ -1,0 +1,106 @@
+"""Telling how far a run is: bars, lines in the log, functions."""
+
+import io
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import pytest
+
+from batchkit.run import _progress
+from batchkit.run._progress import Reporter, check_progress, in_time
+
+from ..helpers import assert_refuses
+
+
+class Screen(io.StringIO):
+    """A terminal that remembers what it shows."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    monkeypatch.setattr(_progress, "_TICK", 0.01)
+    return Screen()
+
+
+@contextmanager
+def shown_on(screen: Screen, progress: Any) -> Iterator[Reporter]:
+    with redirect_stderr(screen), Reporter(progress, "a run", " steps") as reporter:
+        yield reporter
+
+
+def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
+    with shown_on(screen, True) as reporter:
+        reporter.show("half of it", 5, 10)
+        time.sleep(0.15)  # a bar does not redraw at once
+        reporter.show("all of it", 10, 10)
+    shown = screen.getvalue()
+    assert "a run" in shown
+    assert "all of it" in shown
+    assert "10/10" in shown
+
+
+def test_waiting_is_shown_while_it_lasts(screen: Screen) -> None:
+    with shown_on(screen, True) as reporter, reporter.waiting("compiling"):
+        time.sleep(0.1)
+    assert "compiling, 0 s" in screen.getvalue()
+
+
+def test_lines_in_the_log_where_there_is_none(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "batchkit")
+    with Reporter(True, "a run", " steps") as reporter:
+        reporter.show("too early", 1)
+        monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
+        reporter.show("now", 5, 10)
+        monkeypatch.setattr(_progress, "LOG_EVERY", 30.0)
+        reporter.show("too early again", 6)
+    assert caplog.messages == ["a run: 5 of 10 steps; now"]
+
+
+def test_long_waits_are_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "batchkit")
+    monkeypatch.setattr(_progress, "LOG_EVERY", 0.02)
+    with Reporter(True, "a run", "") as reporter, reporter.waiting("compiling"):
+        time.sleep(0.2)
+    assert any("a run: compiling" in x for x in caplog.messages)
+
+
+def test_nothing_where_nothing_is_wanted(
+    screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "batchkit")
+    monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
+    with shown_on(screen, False) as reporter, reporter.waiting("compiling"):
+        reporter.show("half of it", 5)
+    assert not screen.getvalue()
+    assert not caplog.messages
+
+
+def test_a_function_gets_the_record_itself(screen: Screen) -> None:
+    told: list[Any] = []
+    with shown_on(screen, told.append) as reporter, reporter.waiting("compiling"):
+        reporter.show({"step": 5}, 5)
+    assert told == [{"step": 5}]
+    assert not screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3723, "1:02:03")]
+)
+def test_in_time(seconds: float, text: str) -> None:
+    assert in_time(seconds) == text
+
+
+def test_what_is_no_choice() -> None:
+    assert_refuses(lambda: check_progress(3, "run"), TypeError, ("run(progress=3)",))
+    for value in (True, False, print):
+        check_progress(value, "run")
