@@ -63,6 +63,17 @@ from .run import (
     CheckpointError as CheckpointError,
     Diagnostic as Diagnostic,
 )
+from .shards import (
+    CombinedShards as CombinedShards,
+    SamplingPlan as SamplingPlan,
+    SamplingStats as SamplingStats,
+    ShardedData as ShardedData,
+    ShardFailure as ShardFailure,
+    ShardRun as ShardRun,
+    combine_shards as combine_shards,
+    run_shards as run_shards,
+    sharded_logdensity as sharded_logdensity,
+)
 
 
 __all__ = [
@@ -79,6 +90,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Chunked",
+    "CombinedShards",
     "Continuous",
     "DeadPoints",
     "Diagnostic",
@@ -93,15 +105,21 @@ __all__ = [
     "NumSteps",
     "ReachedSite",
     "RemainingEvidence",
+    "SamplingPlan",
+    "SamplingStats",
     "Selection",
     "Sequential",
+    "ShardFailure",
+    "ShardRun",
     "Sharded",
+    "ShardedData",
     "Site",
     "Sites",
     "StartError",
     "UnreachableSiteError",
     "Vmap",
     "WallTime",
+    "combine_shards",
     "expensive",
     "explain",
     "filter_batch",
@@ -114,5 +132,7 @@ __all__ = [
     "rebuild_sampler",
     "run_chains",
     "run_nested",
+    "run_shards",
+    "sharded_logdensity",
     "sites",
 ]

@@ -30,6 +30,7 @@ FOLDERS = (
     "run",
     "nested",
     "chains",
+    "shards",
     "plots",
 )
 IN_FOLDERS = {name: module for name, module in MODULES.items() if name != "batchkit"}

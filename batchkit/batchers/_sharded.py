@@ -114,12 +114,12 @@ class Sharded(AbstractBatcher):
                 "itself says over which mesh axis tasks are spread. Leave it out; to "
                 "constrain shardings inside the function use it with `Vmap()`."
             )
-        if _devices_are_taken():
+        if devices_are_taken():
             return self.inner.batch(call)
         mesh = self.mesh
         if mesh is None:
             context = jax.sharding.get_abstract_mesh()
-            mesh = _all_devices() if context.empty else context
+            mesh = all_devices() if context.empty else context
         axes = self._axes(mesh)
         shards = math.prod(mesh.shape[axis] for axis in axes)
         if shards == 1 or call.size == 0:
@@ -127,7 +127,7 @@ class Sharded(AbstractBatcher):
         share = -(-call.size // shards)
         task = _trace_for_a_device(call, self, share)
         if self.mesh is not None:
-            mesh = _with_plain_axes(self.mesh, [*task.rows, *task.closure])
+            mesh = with_plain_axes(self.mesh, [*task.rows, *task.closure])
         note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
@@ -149,14 +149,14 @@ class Sharded(AbstractBatcher):
             check_vma=False,
         )
         uneven = share * shards != task.size
-        rows = _put(task.rows, mesh, whole) if uneven else task.rows
+        rows = put_on(task.rows, mesh, whole) if uneven else task.rows
         rows = [pad_rows(x, share * shards) for x in rows]
         outs = sharded(
-            _put(task.closure, mesh, whole),
-            _put(rows, mesh, spread),
+            put_on(task.closure, mesh, whole),
+            put_on(rows, mesh, spread),
         )
         if uneven:
-            outs = _put(outs, mesh, whole)
+            outs = put_on(outs, mesh, whole)
         return task.finish(
             [
                 out if axis is None else cut_rows(out, task.size)
@@ -177,7 +177,7 @@ class Sharded(AbstractBatcher):
         return axes
 
 
-def _with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
+def with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
     """The mesh with automatic axes, unless the program works with explicit ones.
 
     Explicit axes, which `jax.make_mesh` gives by default, are a part of the types of
@@ -190,11 +190,11 @@ def _with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def _all_devices() -> Mesh:
+def all_devices() -> Mesh:
     return Mesh(np.array(jax.devices()), ("tasks",))
 
 
-def _devices_are_taken() -> bool:
+def devices_are_taken() -> bool:
     """Whether this is part of something that runs on one device of several."""
     try:
         jax.lax.axis_size(_DEVICE_AXIS)
@@ -217,7 +217,7 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
 
 
-def _put(
+def put_on(
     arrays: list[Any], mesh: Mesh | AbstractMesh, spec: PartitionSpec
 ) -> list[Any]:
     """Moves arrays onto the mesh, since they may be committed elsewhere."""

@@ -82,7 +82,7 @@ def sampler_of_api(
     api: Any,
     logdensity_fn: Callable[[PyTree], Any],
     num_warmup: int,
-    target_acceptance: float,
+    target_acceptance: Any,
     settings: Mapping[str, Any],
 ) -> Sampler:
     """The chain of an API that Stan's warm-up tunes.
@@ -92,7 +92,8 @@ def sampler_of_api(
     - `api`: such as `blackjax.nuts`.
     - `logdensity_fn`: from one position to a scalar.
     - `num_warmup`: the number of transitions of the warm-up.
-    - `target_acceptance`: the acceptance rate that the step size is tuned for.
+    - `target_acceptance`: the acceptance rate that the step size is tuned for; a
+        float, or a scalar of a program.
     - `settings`: what the user gave by name, for the warm-up, for `build_kernel` and
         for the kernel.
 

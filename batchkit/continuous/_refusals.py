@@ -7,6 +7,7 @@ import jax
 
 from ..batchers._jaxprs import inner_jaxprs
 from ..batchers._refusals import draws_by_batch
+from ..batchers._sharded import devices_are_taken
 from ._equations import communicates, is_literal
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
@@ -15,8 +16,10 @@ from ._running import run
 
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
     """Raises if a task has effects anywhere but in the expensive function."""
-    for eqn, is_expensive in _innermost(jaxpr, pauses, False):
-        if communicates(eqn):
+    # Lanes of one program over all devices come to a `shard_map` together.
+    alone = not devices_are_taken()
+    for eqn, is_expensive, is_spread in _innermost(jaxpr, pauses, False, False):
+        if communicates(eqn) and not (is_spread and alone):
             raise ValueError(
                 f"The function uses the collective {eqn.primitive.name!r}, but under "
                 f"{batcher} lanes go their own ways, on every device in another order, "
@@ -82,12 +85,14 @@ def _drawn_by(instruction: Instruction) -> str | None:
 
 
 def _innermost(
-    jaxpr: Any, pauses: AbstractPauses, is_expensive: bool
-) -> Iterator[tuple[Any, bool]]:
+    jaxpr: Any, pauses: AbstractPauses, is_expensive: bool, is_spread: bool
+) -> Iterator[tuple[Any, bool, bool]]:
+    """Each equation, whether it is in the expensive function, and in a `shard_map`."""
     for eqn in jaxpr.eqns:
         inside = is_expensive or pauses.at(eqn)
+        spread = is_spread or eqn.primitive.name == "shard_map"
         inner = list(inner_jaxprs(eqn))
         if not inner:
-            yield eqn, inside
+            yield eqn, inside, spread
         for each in inner:
-            yield from _innermost(each, pauses, inside)
+            yield from _innermost(each, pauses, inside, spread)

@@ -1,0 +1,205 @@
+"""What the shards have found together, and whether to believe it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..chains import ChainSummary, Convergence
+from ..chains._summary import named_numbers
+from ..rebuild._table import html_table, table
+from ..run._names import parameter_names
+from ._checks import FATAL, diagnose_shards
+from ._combine import combine_shards
+from ._stats import SamplingStats
+
+
+_HEAD: Final = ("shards", "")
+_OF_SHARD: Final = (
+    "shard",
+    "rows",
+    "tries",
+    "divergences",
+    "R-hat",
+    "ESS",
+    "step size",
+    "target",
+)
+
+
+@final
+class ShardRun:
+    """The result of chains on shards: the combined draws, and whether to believe them.
+
+    ```python
+    import jax
+    import numpy as np
+    import batchkit as bk
+
+    draws = np.random.default_rng(0).normal(size=(3, 4, 500, 2))
+    plan = bk.SamplingPlan(100, 500)
+    run = bk.ShardRun(
+        {"x": draws},
+        [bk.SamplingStats(s, 10, plan, (), rhat=1.0, ess=2000.0) for s in range(3)],
+        jax.random.key(0),
+    )
+    assert run.samples["x"].shape == (4, 500, 2)
+    assert abs(np.std(run.samples["x"]) - 3**-0.5) < 0.05
+    print(run.report())
+    print(run.summary())
+    ```
+    """
+
+    def __init__(
+        self,
+        shard_samples: PyTree,
+        stats: Sequence[SamplingStats],
+        rng_key: Any = None,
+        combine: str = "consensus",
+        failed: dict[int, str] | None = None,
+        refine: Callable[[PyTree, tuple[int, ...]], Any] | None = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `shard_samples`: the draws of each shard, a pytree of arrays of shape
+            `(shards, chains, draws, ...)`.
+        - `stats`: how the chains of each shard went.
+        - `rng_key`: a key of JAX, for combinations that draw; None by default.
+        - `combine`: how draws are combined, as in
+            [`combine_shards`][batchkit.combine_shards]; `"consensus"` by default.
+        - `failed`: of shards that are not to be used, by their index, the reason; none
+            by default.
+        - `refine`: a function from the combined draws and the indices of their shards
+            to the draws where they belong, and by how many standard deviations each
+            number was moved, or None if it could not be; none by default.
+
+        **Raises:**
+
+        `ValueError` as `combine_shards` does.
+        """
+        failed = failed or {}
+        self.shard_samples = jax.tree.map(np.asarray, shard_samples)
+        self.stats = tuple(stats)
+        self.combine = combine
+        kept = [s for s in range(len(self.stats)) if s not in failed]
+        good = jax.tree.map(lambda x: x[kept], self.shard_samples)
+        combined = combine_shards(good, combine, rng_key)
+        out = {kept[place]: reason for place, reason in combined.left_out.items()}
+        self.used = tuple(kept[place] for place in combined.used)
+        self.samples, self.shift = combined.samples, None
+        if refine is not None:
+            self.samples, self.shift = refine(self.samples, self.used)
+        self.left_out = dict(sorted({**failed, **out}.items()))
+        self._convergence = Convergence(self.samples)
+        self.warnings = diagnose_shards(
+            self.samples,
+            self._convergence,
+            _flat(jax.tree.map(lambda x: x[list(self.used)], self.shard_samples)),
+            parameter_names(jax.tree.map(lambda x: x[0], self.samples)),
+            self.stats,
+            self.used,
+            self.left_out,
+            combine,
+            self.shift,
+            refine is not None,
+        )
+
+    @property
+    def rhat(self) -> PyTree:
+        """Split R-hat of the combined draws, of each number of a position."""
+        return self._convergence.rhat
+
+    @property
+    def ess_bulk(self) -> PyTree:
+        """The bulk effective sample size of the combined draws.
+
+        It counts the noise of the draws, not the bias of combining them.
+        """
+        return self._convergence.ess_bulk
+
+    @property
+    def ess_tail(self) -> PyTree:
+        """The tail effective sample size of the combined draws."""
+        return self._convergence.ess_tail
+
+    @property
+    def success_rate(self) -> float:
+        """The part of all shards that are in the result."""
+        return len(self.used) / len(self.stats)
+
+    @property
+    def verdict(self) -> str:
+        """`"reliable"`, `"doubtful"` if something was found, or `"unreliable"`."""
+        names = {warning.name for warning in self.warnings}
+        return "unreliable" if names & FATAL else "doubtful" if names else "reliable"
+
+    def summary(self) -> ChainSummary:
+        """A table of the parameters: mean, deviation, quantiles, and convergence."""
+        return ChainSummary(self.samples, self._convergence)
+
+    def report(self) -> str:
+        """Whether to believe the result, why, and what to do, in words."""
+        total, used = len(self.stats), len(self.used)
+        first = {
+            "reliable": "Reliable: nothing was found that speaks against it.",
+            "doubtful": "Doubtful: look at what was found before you use it.",
+            "unreliable": "Unreliable: do not use this result.",
+        }[self.verdict]
+        again = sum(len(x.tries) > 1 for x in self.stats)
+        rhat = np.max([value for _, value in named_numbers(self.rhat)])
+        ess = np.min([value for _, value in named_numbers(self.ess_bulk)])
+        lines = [
+            first,
+            f"{used} of {total} shards are combined by {self.combine!r}; {again} ran "
+            f"more than once. R-hat of the combined draws is at most {rhat:.3f}, "
+            f"their bulk ESS at least {ess:,.0f}.{self._moved()}",
+            *(f"- {warning}" for warning in self.warnings),
+            "",
+            table(_OF_SHARD, [_row(x) for x in self.stats]),
+        ]
+        return "\n".join(lines)
+
+    def _moved(self) -> str:
+        if self.shift is None:
+            return ""
+        far = np.max(np.abs(self.shift))
+        return (
+            f" The gradient of all data has moved them by up to {far:.2f} deviations."
+        )
+
+    def __repr__(self) -> str:
+        return table(_HEAD, self._rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(_HEAD, self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        chains, draws = jax.tree.leaves(self.samples)[0].shape[:2]
+        return [
+            ("verdict", self.verdict),
+            ("shards", f"{len(self.used)} of {len(self.stats)}, {self.combine}"),
+            ("draws", f"{chains:,} chains of {draws:,}"),
+            *(("warning", str(warning)) for warning in self.warnings),
+        ]
+
+
+def _flat(samples: PyTree) -> np.ndarray:
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(samples)]
+    return np.concatenate([x.reshape(*x.shape[:3], -1) for x in leaves], axis=3)
+
+
+def _row(stats: SamplingStats) -> tuple[str, ...]:
+    last = stats.tries[-1] if stats.tries else None
+    diverged = stats.divergences
+    return (
+        str(stats.shard),
+        f"{stats.num_rows:,}",
+        f"{len(stats.tries)}{'' if last is None or last.accepted else ', failed'}",
+        "not told" if diverged is None else f"{stats.divergence_rate:.1%}",
+        f"{stats.rhat:.3f}",
+        f"{stats.ess:,.0f}",
+        "" if stats.step_size is None else f"{stats.step_size.median:.3g}",
+        "" if last is None else f"{last.target_acceptance:.2f}",
+    )

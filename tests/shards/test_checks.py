@@ -1,0 +1,236 @@
+"""When a combination is to be believed, on draws made by hand."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.chains import ChainSeconds
+from batchkit.shards import (
+    DIVERGENCE_NOTE,
+    DIVERGENCE_UNRELIABLE,
+    DIVERGENCE_WARNING,
+    ShardTry,
+    _modes,
+)
+
+
+SHARDS, CHAINS, DRAWS, DIM = 5, 4, 500, 2
+PLAN = bk.SamplingPlan(100, DRAWS)
+RNG = np.random.default_rng(0)
+
+
+def is_bimodal(x: np.ndarray, ess: float) -> bool:
+    return _modes.is_bimodal(x, float(ess))
+
+
+def draws() -> np.ndarray:
+    """Shards of one model: their means are as far apart as they are wide."""
+    shape = SHARDS, CHAINS, DRAWS, DIM
+    means = np.random.default_rng(2).normal(size=(SHARDS, 1, 1, DIM))
+    return means + np.random.default_rng(1).normal(size=shape)
+
+
+def stats(rates: Any = (0.0,), **others: Any) -> list[bk.SamplingStats]:
+    made = []
+    for shard in range(SHARDS):
+        told = [
+            ShardTry(i, 0.8, r, True, True, "", ChainSeconds(1.0, 1.0, 1.0))
+            for i, r in enumerate(rates if shard == 1 else (0.0,))
+        ]
+        usual = {"rhat": 1.0, "ess": 1500.0, **(others if shard == 1 else {})}
+        made.append(bk.SamplingStats(shard, 100, PLAN, tuple(told), **usual))
+    return made
+
+
+def run(x: np.ndarray | None = None, **given: Any) -> bk.ShardRun:
+    x = draws() if x is None else x
+    given = {"stats": stats(), "rng_key": jax.random.key(0), **given}
+    return bk.ShardRun({"a": x}, **given)
+
+
+def names(*args: Any, **given: Any) -> list[str]:
+    return [warning.name for warning in run(*args, **given).warnings]
+
+
+def test_nothing_to_complain_about() -> None:
+    found = run()
+    assert found.warnings == ()
+    assert found.verdict == "reliable"
+    assert found.report().startswith("Reliable:")
+    assert found.success_rate == 1.0
+    assert found.samples["a"].shape == (CHAINS, DRAWS, DIM)
+    assert found.shard_samples["a"].shape == (SHARDS, CHAINS, DRAWS, DIM)
+    assert found.rhat["a"].shape == found.ess_bulk["a"].shape == (DIM,)
+    assert found.ess_tail["a"].shape == (DIM,)
+    assert abs(found.summary()["a[0]"]["std"] - SHARDS**-0.5) < 0.05
+
+
+def test_shards_that_disagree() -> None:
+    x = draws()
+    x[3, ..., 1] += 6.0
+    found = run(x)
+    assert found.warnings[0].name == "shards disagree"
+    assert found.verdict == "unreliable"
+    assert "a[1]" in found.warnings[0].message
+    assert "a[0]" not in found.warnings[0].message
+    assert "number 3" in found.warnings[0].message
+    assert found.report().startswith("Unreliable: do not use")
+
+
+def test_how_often_shards_that_agree_are_said_not_to() -> None:
+    rng = np.random.default_rng(5)
+    count = 0
+    for _ in range(60):
+        means = rng.normal(size=(8, 1, 1, 3))
+        x = means + rng.normal(size=(8, 2, 150, 3))
+        told = [bk.SamplingStats(s, 9, PLAN, ()) for s in range(8)]
+        found = bk.ShardRun(x, told).warnings
+        count += any(warning.name == "shards disagree" for warning in found)
+    assert count <= 3
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"),
+    [
+        (DIVERGENCE_NOTE, []),
+        (0.051, ["divergences: note"]),
+        (DIVERGENCE_WARNING, ["divergences: note"]),
+        (0.101, ["divergences: warning"]),
+        (DIVERGENCE_UNRELIABLE, ["divergences: warning"]),
+        (0.301, ["divergences: unreliable"]),
+    ],
+)
+def test_divergences(rate: float, expected: list[str]) -> None:
+    assert (DIVERGENCE_NOTE, DIVERGENCE_WARNING, DIVERGENCE_UNRELIABLE) == (
+        0.05,
+        0.10,
+        0.30,
+    )
+    found = run(stats=stats((rate,)))
+    assert [warning.name for warning in found.warnings] == expected
+    assert found.verdict == (
+        "unreliable" if rate > 0.3 else "doubtful" if expected else "reliable"
+    )
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({"rhat": 1.2}, ["R-hat of shards"]),
+        ({"rhat": np.nan}, ["R-hat of shards"]),
+        ({"ess": 50.0}, ["ESS of shards"]),
+        ({"ess": np.nan}, ["ESS of shards"]),
+    ],
+)
+def test_shards_that_have_not_converged(others: Any, expected: list[str]) -> None:
+    found = run(stats=stats(**others))
+    assert [warning.name for warning in found.warnings] == expected
+    assert "shard 1" in found.warnings[0].message
+
+
+def test_shards_that_ran_again() -> None:
+    found = run(stats=stats((0.2, 0.0)))
+    (warning,) = found.warnings
+    assert warning.name == "tries"
+    assert "80% of the shards succeeded at once" in warning.message
+    assert "1 ran more than once" in found.report()
+
+
+def test_shards_that_are_left_out() -> None:
+    x = draws()
+    x[0] = 1.0
+    x[4, 0, 0] = np.nan
+    found = run(x, failed={2: "3 tries failed"})
+    assert found.used == (1, 3)
+    assert list(found.left_out) == [0, 2, 4]
+    assert found.success_rate == 0.4
+    assert found.warnings[0].name == "shards left out"
+    for words in ("shard 0", "zero", "shard 2: 3 tries failed", "shard 4", "NaN"):
+        assert words in found.report()
+    assert found.verdict == "doubtful"
+
+
+def test_modes() -> None:
+    x = draws()
+    signs = np.random.default_rng(0).random((CHAINS, DRAWS)) < 0.5
+    x[2, ..., 0] += np.where(signs, -4, 4)
+    found = run(x)
+    assert "modes" in [warning.name for warning in found.warnings]
+    (message,) = [w.message for w in found.warnings if w.name == "modes"]
+    assert "a[0]" in message
+    assert "a[1]" not in message
+    assert "shard 2" in message
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: RNG.normal(size=n),
+        lambda n: RNG.normal(size=n) * 1e-8,
+        lambda n: RNG.standard_t(2, n),
+        lambda n: RNG.standard_cauchy(n),
+        lambda n: RNG.exponential(size=n),
+        lambda n: np.exp(1.5 * RNG.normal(size=n)),
+        lambda n: RNG.random(n) - 0.5,
+        lambda n: RNG.normal(size=n).round(1),
+    ],
+)
+def test_one_mode(make: Any) -> None:
+    assert not any(is_bimodal(make(n), n) for n in (100, 1000, 4000) for _ in range(20))
+
+
+def test_one_mode_of_slow_chains() -> None:
+    noise = RNG.normal(size=(20, 2000))
+    for x in noise:
+        for i in range(1, len(x)):
+            x[i] += 0.9 * x[i - 1]
+        assert not is_bimodal(x, 2000 / 19)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_two_modes(scale: float) -> None:
+    for share in (0.5, 0.15):
+        x = RNG.normal(size=2000) + np.where(RNG.random(2000) < share, 3, -3)
+        assert is_bimodal(scale * x, 2000)
+        assert is_bimodal(scale * (x + 100), 2000)
+
+
+def test_modes_that_cannot_be_told() -> None:
+    x = RNG.normal(size=2000) + np.where(RNG.random(2000) < 0.5, 3, -3)
+    assert not is_bimodal(x, 20)
+    assert not is_bimodal(x, np.nan)
+    assert not is_bimodal(np.zeros(100), 100)
+    assert not is_bimodal(np.full(100, np.nan), 100)
+
+
+def test_kernel_densities_of_many_parameters() -> None:
+    x = np.random.default_rng(0).normal(size=(SHARDS, CHAINS, DRAWS, 6))
+    assert "kernel densities" in names(x, combine="kde")
+    assert names(x) == []
+
+
+def test_what_is_printed() -> None:
+    text = repr(run(stats=stats((0.2,))))
+    assert "5 of 5, consensus" in text
+    assert "4 chains of 500" in text
+    assert "doubtful" in text
+    assert run()._repr_html_().startswith("<table>")
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.2, []), (0.8, ["shift"])])
+def test_draws_that_were_moved(shift: float, expected: list[str]) -> None:
+    def refine(samples: Any, used: Any) -> Any:
+        assert used == (0, 1, 2, 3, 4)
+        return {"a": samples["a"] + 1.0}, np.array([0.1, -shift])
+
+    found = run(refine=refine)
+    assert [warning.name for warning in found.warnings] == expected
+    assert f"moved them by up to {shift:.2f} deviations" in found.report()
+    np.testing.assert_allclose(found.samples["a"], run().samples["a"] + 1.0)
+
+
+def test_draws_that_could_not_be_moved() -> None:
+    assert names(refine=lambda samples, used: (samples, None)) == ["not refined"]

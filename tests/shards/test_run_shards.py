@@ -1,0 +1,376 @@
+"""`run_shards` with real chains: exact posteriors, layouts, starts, failures."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.shards import _refine
+from batchkit.shards._split import order_of_rows
+from batchkit.shards._tasks import Model, ShardChains, Shards
+
+from ..helpers import assert_refuses, counted, mesh, unchecked
+
+
+KEY = jax.random.key(5)
+ROWS, SHARDS, CHAINS = 203, 4, 4
+DATA = {
+    "x": np.random.default_rng(0).normal(size=(ROWS, 2)),
+    "y": np.random.default_rng(1).normal(size=ROWS),
+}
+STARTS = 0.1 * np.random.default_rng(2).normal(size=(CHAINS, 2)).astype(np.float32)
+HMC: dict[str, Any] = {"algorithm": blackjax.hmc, "num_integration_steps": 2}
+
+
+def logprior(params: Any) -> Any:
+    return -0.5 * 3.0 * jnp.sum(params**2)
+
+
+def loglikelihood(params: Any, rows: Any) -> Any:
+    return -0.5 * jnp.sum((rows["y"] - rows["x"] @ params) ** 2)
+
+
+def run(**given: Any) -> bk.ShardRun:
+    arguments: Any = {
+        "logprior_fn": logprior,
+        "loglikelihood_fn": loglikelihood,
+        "data": DATA,
+        "rng_key": KEY,
+        "num_shards": SHARDS,
+        "initial": STARTS,
+        "plan": bk.SamplingPlan(100, 300),
+        **HMC,
+        **given,
+    }
+    return bk.run_shards(**arguments)
+
+
+@pytest.fixture(scope="module")
+def plain() -> bk.ShardRun:
+    return run()
+
+
+def posterior() -> tuple[np.ndarray, np.ndarray]:
+    """The exact one, of a linear model with a normal prior."""
+    precision = DATA["x"].T @ DATA["x"] + 3.0 * np.eye(2)
+    covariance = np.linalg.inv(precision)
+    return covariance @ DATA["x"].T @ DATA["y"], covariance
+
+
+def test_the_exact_posterior(plain: bk.ShardRun) -> None:
+    mean, covariance = posterior()
+    width = np.sqrt(np.diag(covariance))
+    x = plain.samples.reshape(-1, 2)
+    np.testing.assert_allclose((np.mean(x, 0) - mean) / width, 0, atol=0.12)
+    np.testing.assert_allclose(np.std(x, 0) / width, 1, atol=0.1)
+    assert [x.num_rows for x in plain.stats] == [51, 51, 51, 50]
+    assert plain.used == (0, 1, 2, 3)
+    assert all(x.accepted and len(x.tries) == 1 for x in plain.stats)
+    assert min(plain.stats[0].seconds) > 0
+    assert plain.stats[0].seconds == plain.stats[3].seconds
+    assert plain.stats[0].tree_depth is None
+
+
+def test_each_shard_has_its_rows_and_its_part_of_the_prior(plain: bk.ShardRun) -> None:
+    sizes = [x.num_rows for x in plain.stats]
+    for shard, draws in enumerate(plain.shard_samples):
+        x = draws.reshape(-1, 2)
+        # About as wide as from that many rows of the data.
+        expected = np.sqrt(1 / (sizes[shard] + 3.0 / SHARDS))
+        assert np.all(np.abs(np.std(x, 0) / expected - 1) < 0.4)
+    wide = run(logprior_fn=lambda p: -0.5 * 1e4 * jnp.sum(p**2))
+    expected = np.sqrt(1 / (1e4 / SHARDS + 50))
+    for draws in wide.shard_samples:
+        found = np.std(draws.reshape(-1, 2), 0)
+        np.testing.assert_allclose(found / expected, 1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "batcher",
+    [bk.Chunked(5), bk.Continuous(3), bk.Sharded(mesh(2), inner=bk.Chunked(3))],
+    ids=str,
+)
+def test_layouts(batcher: bk.AbstractBatcher) -> None:
+    given: Any = {"plan": bk.SamplingPlan(20, 3), "max_tries": 1}
+    with jax.enable_x64(True):  # chains amplify rounding
+        given["initial"] = STARTS.astype(np.float64)
+        found, expected = (run(batcher=b, **given) for b in (batcher, bk.Vmap()))
+    np.testing.assert_allclose(found.shard_samples, expected.shard_samples, rtol=1e-6)
+
+
+def test_a_device_holds_its_share_of_rows() -> None:
+    count = 4096
+    data = {"x": np.ones((count, 2)), "y": np.ones(count)}
+    shards = Shards(data, np.arange(count), SHARDS)
+    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, {})
+    which = list(range(SHARDS))
+    chains = ShardChains(model, shards, which, bk.Sharded(mesh(4)))
+    tasks = chains.tasks(np.zeros((SHARDS, 1, 2), np.float32), [0.8] * SHARDS)
+    chains.start(KEY, tasks)
+    stats = chains._start._compiled.memory_analysis()
+    assert stats.argument_size_in_bytes < 1.1 * count * 3 * 4 / 4
+
+
+def test_the_same_again(plain: bk.ShardRun) -> None:
+    again = run()
+    np.testing.assert_array_equal(again.samples, plain.samples)
+
+
+def test_a_plan_by_default() -> None:
+    found = run(plan=None, num_chains=2, initial=STARTS[:2])
+    plan = bk.SamplingPlan.from_shard(51, 2, num_chains=2)
+    assert found.stats[0].plan == plan
+    assert found.samples.shape == (2, plan.num_samples, 2)
+
+
+def test_nuts_from_draws_of_the_prior() -> None:
+    found = bk.run_shards(
+        logprior,
+        loglikelihood,
+        DATA,
+        KEY,
+        num_shards=2,
+        prior_sample_fn=lambda key: jax.random.normal(key, (2,)),
+        plan=bk.SamplingPlan(50, 100),
+        max_num_doublings=4,
+    )
+    assert found.stats[0].tree_depth is not None
+    mean, covariance = posterior()
+    away = np.mean(found.samples, (0, 1)) - mean
+    assert np.all(np.abs(away) < 0.3 * np.sqrt(np.diag(covariance)))
+
+
+def wild(params: Any, rows: Any) -> Any:
+    """A row above 1 puts up a wall at zero, where there is most probability."""
+    jax.debug.callback(count, rows[:1])
+    walled = jnp.where(params < 0, -jnp.inf, -30.0 * params)
+    usual = -0.5 * jnp.sum((rows - params) ** 2)
+    return jnp.where(jnp.any(rows > 1), walled, usual)
+
+
+# How often the likelihood of the shard with the wall was asked for, and the others'.
+COUNTS: Counter[bool] = Counter()
+
+
+def count(row: Any) -> None:
+    COUNTS[bool(row[0] > 1)] += 1
+
+
+def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
+    # Every shard has one row.
+    data = np.array([1.5, 0.1, -0.1, 0.2], np.float32)
+    given: Any = {
+        "logprior_fn": lambda p: -0.5 * p**2,
+        "loglikelihood_fn": wild,
+        "data": data,
+        "initial": np.full(CHAINS, 0.5, np.float32),
+        "plan": bk.SamplingPlan(100, 100),
+        "refine": False,
+    }
+    COUNTS.clear()
+    found = run(**given, on_failure="drop")
+    jax.effects_barrier()
+    (bad,) = [x.shard for x in found.stats if len(x.tries) > 1]
+    tries = found.stats[bad].tries
+    assert len(tries) == 3
+    targets = [x.target_acceptance for x in tries]
+    np.testing.assert_allclose(targets, [0.8, 0.85, 0.9])
+    assert all(x.divergence_rate > 0.1 for x in tries)
+    assert list(found.left_out) == [bad]
+    # Each chain of the others is evaluated once a step; those of the bad one three
+    # times as often.
+    ratio = COUNTS[True] / (COUNTS[False] / (SHARDS - 1))
+    assert 2.5 < ratio < 3.5
+    with unchecked(), pytest.raises(bk.ShardFailure, match=f"shard {bad}: 1 tries"):
+        run(**given, max_tries=1)
+
+
+def start_error(**given: Any) -> bk.StartError:
+    with unchecked(), pytest.raises(bk.StartError) as info:
+        run(**given)
+    return info.value
+
+
+def test_starts() -> None:
+    def limited(params: Any) -> Any:
+        return jnp.where(jnp.all(jnp.abs(params["a"]) < 1), 0.0, -jnp.inf)
+
+    def likelihood(params: Any, rows: Any) -> Any:
+        return loglikelihood(params["a"], rows) + 0 * params["b"]
+
+    starts = {"a": STARTS.copy(), "b": np.zeros(CHAINS, np.float32)}
+    starts["a"][2, 1] = 7.0
+    error = start_error(
+        logprior_fn=limited, loglikelihood_fn=likelihood, initial=starts
+    )
+    assert error.chains == (2,)
+    for words in ("shard 0", "chain 2", "-inf", "the prior is", "a[1] = 7"):
+        assert words in str(error)
+    starts["a"][2, 1] = np.nan
+    error = start_error(
+        loglikelihood_fn=likelihood, logprior_fn=limited, initial=starts
+    )
+    assert error.parameters == ("a[1]",)
+
+
+def test_a_row_that_is_not_finite_where_a_shard_starts() -> None:
+    data = {**DATA, "y": DATA["y"].copy()}
+    data["y"][17] = np.inf
+    error = start_error(data=data)
+    order = order_of_rows_of(SHARDS)
+    shard = int(np.flatnonzero(order == 17)[0]) // 51
+    assert f"in shard {shard}," in str(error)
+    assert "the likelihood is" in str(error)
+
+
+def order_of_rows_of(count: int) -> np.ndarray:
+    from batchkit.shards._run_shards import _SPLIT
+    from batchkit.shards._split import generator
+
+    return order_of_rows(ROWS, count, None, generator(jax.random.fold_in(KEY, _SPLIT)))
+
+
+@pytest.mark.parametrize("shards", [1, 3, 4, 16])
+def test_splitting(shards: int) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["a", "b", "c"], ROWS, p=[0.7, 0.25, 0.05])
+    for strata in (None, labels):
+        order = order_of_rows(ROWS, shards, strata, rng)
+        np.testing.assert_array_equal(np.sort(order), np.arange(ROWS))
+        parts = np.array_split(order, shards)  # the longer ones first, as here
+        if strata is not None:
+            for label in "abc":
+                counts = [np.sum(labels[part] == label) for part in parts]
+                assert max(counts) - min(counts) <= 1
+    rows = Shards({"i": np.arange(ROWS)}, order, shards)
+    assert sum(map(rows.size, range(shards))) == ROWS
+    assert rows.rows([shards - 1])["i"].shape == (1, -(-ROWS // shards))
+
+
+def test_strata() -> None:
+    labels = np.arange(ROWS) % 3
+    found = run(strata=labels, plan=bk.SamplingPlan(20, 30), max_tries=1)
+    assert [x.num_rows for x in found.stats] == [51, 51, 51, 50]
+
+
+def test_a_trace_is_closed_in_any_case(tmp_path: Path) -> None:
+    bad: Any = np.full((CHAINS, 2), np.nan, np.float32)
+    start_error(initial=bad, profile=tmp_path / "first")
+    jax.profiler.start_trace(str(tmp_path / "second"))  # it refuses if one is open
+    jax.profiler.stop_trace()
+    assert list((tmp_path / "first").rglob("*.xplane.pb"))
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
+    "num_shards": ({"num_shards": 0}, ValueError, ("num_shards=0", "at least 1")),
+    "many shards": ({"num_shards": 204}, ValueError, ("only 203 rows",)),
+    "data": ({"data": {}}, ValueError, ("run_shards(data=", "no array")),
+    "functions": ({"logprior_fn": 3}, TypeError, ("logprior_fn=3",)),
+    "algorithm": ({"algorithm": jax.vmap}, TypeError, ("algorithm=", "blackjax.nuts")),
+    "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
+    "key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
+    "keys": ({"rng_key": jax.random.split(KEY)}, TypeError, ("one key",)),
+    "target": ({"target_acceptance": 1}, ValueError, ("between 0 and 1",)),
+    "tries": ({"max_tries": 0}, ValueError, ("max_tries=0",)),
+    "on_failure": ({"on_failure": "skip"}, ValueError, ("'skip'", "'drop'")),
+    "combine": ({"combine": "mean"}, ValueError, ("'mean'", "'robust'")),
+    "strata": ({"strata": np.ones(3)}, ValueError, ("203 rows", "(3,)")),
+    "plan": ({"plan": 100}, TypeError, ("plan=100", "SamplingPlan.from_shard")),
+    "chains": ({"num_chains": 3}, ValueError, ("num_chains=3", "has 4 chains")),
+    "no start": ({"initial": None}, TypeError, ("neither", "prior_sample_fn")),
+    "two starts": ({"prior_sample_fn": jnp.ones}, TypeError, ("both",)),
+    "starts": ({"initial": STARTS[:3]}, ValueError, ("(3, 2)", "4 chains")),
+    "one start": ({"initial": 0.0}, ValueError, ("the shape ()", "axis 0")),
+    "integers": ({"initial": np.ones((4, 2), int)}, TypeError, ("int64", "gradients")),
+    "a mean": (
+        {"loglikelihood_fn": lambda p, rows: -jnp.mean((rows["y"] - p[0]) ** 2)},
+        ValueError,
+        ("is not the sum", "no mean"),
+    ),
+    "by rows": (
+        {"loglikelihood_fn": lambda p, rows: rows["y"] * p[0]},
+        TypeError,
+        ("of shape (2,)", "jnp.sum"),
+    ),
+    "settings": ({"num_steps": 3}, TypeError, ("num_steps=3",)),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused(case: Any) -> None:
+    given, error, words = case
+    assert_refuses(lambda: run(**given), error, words)
+
+
+def test_refused_before_tracing() -> None:
+    fun, traces = counted(loglikelihood)
+    for name in (
+        "num_shards",
+        "tries",
+        "combine",
+        "starts",
+        "strata",
+        "plan",
+        "settings",
+    ):
+        given = {"loglikelihood_fn": fun, **REFUSED[name][0]}
+        assert_refuses(lambda given=given: run(**given), *REFUSED[name][1:])
+    assert traces == []
+
+
+def poisson(params: Any, rows: Any) -> Any:
+    rate = rows["x"] @ params["b"]
+    return jnp.sum(rows["n"] * rate - jnp.exp(rate))
+
+
+def test_draws_are_moved_to_where_all_data_say() -> None:
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(640), rng.normal(size=(640, 2))])
+    data = {"x": x, "n": rng.poisson(np.exp(x @ [-0.5, 0.8, -0.3]))}
+    prior = lambda params: -0.5 * jnp.sum(params["b"] ** 2)
+    given: Any = {
+        "logprior_fn": prior,
+        "loglikelihood_fn": poisson,
+        "data": data,
+        "initial": {"b": np.zeros((CHAINS, 3), np.float32)},
+        "num_shards": 16,
+    }
+    # The exact posterior on a grid of draws: importance weights of a Gaussian.
+    logdensity = lambda b: prior({"b": b}) + poisson({"b": b}, data)
+    mode = np.zeros(3)
+    for _ in range(20):
+        slope, curved = jax.grad(logdensity)(mode), jax.hessian(logdensity)(mode)
+        mode = mode - np.linalg.solve(curved, slope)
+    covariance = 1.3 * np.linalg.inv(-np.asarray(jax.hessian(logdensity)(mode)))
+    points = rng.multivariate_normal(mode, covariance, 20_000)
+    away = points - mode
+    log_q = -0.5 * np.einsum("ni,ij,nj->n", away, np.linalg.inv(covariance), away)
+    log_w = np.asarray(jax.vmap(logdensity)(points)) - log_q
+    weights = np.exp(log_w - np.max(log_w))
+    weights /= np.sum(weights)
+    mean = weights @ points
+    width = np.sqrt(weights @ (points - mean) ** 2)
+    apart, moved = run(**given, refine=False), run(**given, batcher=bk.Chunked(7))
+    off, left = (
+        np.max(np.abs(np.mean(r.samples["b"], (0, 1)) - mean) / width)
+        for r in (apart, moved)
+    )
+    assert off > 0.3
+    assert left < 0.1
+    assert apart.shift is None
+    assert moved.shift is not None
+    assert np.max(np.abs(moved.shift)) > 0.3
+
+
+def test_gradients_that_are_not_finite() -> None:
+    # Draws of shards are positive; their weighted means need not be.
+    samples = np.random.default_rng(0).normal(size=(2, 50, 3))
+    same, shift = _refine.refined(samples, lambda x: [x * jnp.nan])
+    assert shift is None
+    np.testing.assert_array_equal(same, samples)
