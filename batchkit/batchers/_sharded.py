@@ -12,15 +12,18 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
+from ._around import is_whole_around
 from ._call import Call, part_of_call
 from ._meshes import type_mesh, without_mesh
 from ._padding import cut_rows, pad_rows
+from ._processes import check_agreement, spans_all
 from ._task import Task
 from ._vmap import Vmap
 from ._watching import note_cut
@@ -128,6 +131,8 @@ class Sharded(AbstractBatcher):
         task = _trace_for_a_device(call, self, share)
         if self.mesh is not None:
             mesh = _with_plain_axes(self.mesh, [*task.rows, *task.closure])
+        if spans_all(mesh):
+            _check_agreement(task, mesh)
         note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
@@ -148,14 +153,16 @@ class Sharded(AbstractBatcher):
             out_specs=[whole if axis is None else spread for axis in out_axes],
             check_vma=False,
         )
-        uneven = share * shards != task.size
-        rows = _put(task.rows, mesh, whole) if uneven else task.rows
-        rows = [pad_rows(x, share * shards) for x in rows]
+        rows, is_whole = task.rows, is_whole_around() or share * shards != task.size
+        if is_whole:
+            # Also behind the copying: each device then does it for itself.
+            rows = _put(rows, mesh, whole)
+            rows = _put([pad_rows(x, share * shards) for x in rows], mesh, whole)
         outs = sharded(
             _put(task.closure, mesh, whole),
             _put(rows, mesh, spread),
         )
-        if uneven:
+        if is_whole:
             outs = _put(outs, mesh, whole)
         return task.finish(
             [
@@ -215,6 +222,23 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
         jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
     (task,) = tasks
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
+
+
+def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:
+    """Raises if processes are about to map over arrays of other shapes."""
+    rows = ", ".join(f"{x.dtype}{list(x.shape)}" for x in task.rows)
+    closure = ", ".join(f"{x.dtype}{list(jnp.shape(x))}" for x in task.closure)
+    check_agreement(
+        f"has {task.size} tasks ({rows or 'no arrays'}) that close over "
+        f"{closure or 'no arrays'}, on {dict(mesh.shape)}",
+        lambda told: ValueError(
+            f"Sharded: the processes disagree about the shapes: {told}. Give every "
+            "process the same arrays, those of all tasks; or make one global array of "
+            "the parts that they have, with "
+            "`jax.make_array_from_process_local_data`."
+        ),
+        "Sharded",
+    )
 
 
 def _put(

@@ -100,7 +100,7 @@ def read_file(
     damaged, or has a newer format.
     """
     path = os.fspath(path)
-    return _decode(path, sound_bytes(path))
+    return decode(path, sound_bytes(path))
 
 
 def sound_bytes(path: str) -> bytes:
@@ -179,9 +179,10 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
     return data
 
 
-def _decode(
+def decode(
     path: str, data: bytes
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
+    """The header and the arrays in the bytes of a sound checkpoint; see `read_file`."""
     arrays: dict[str, np.ndarray | jax.Array] = {}
 
     def load(name: str, item: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any, final
 import jax
 from jaxtyping import PyTree
 
+from ._processes import put, several, spans_processes
+
 
 @final
 class Program:
@@ -23,6 +25,11 @@ class Program:
     def is_compiled(self) -> bool:
         """Whether the next call only runs."""
         return self._compiled is not None
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether it is compiled, for devices of several processes."""
+        return self._compiled is not None and spans_processes(self._compiled)
 
     def trace(self, *args: Any) -> Any:
         """Traces it for arguments, or their shapes, and returns the shapes it gives."""
@@ -45,7 +52,10 @@ class Program:
         compiled = self.compile(*args)
         start = time.perf_counter()
         # Arguments may come from anywhere; the program says where it wants them.
-        args = jax.device_put(args, compiled.input_shardings[0])
+        if several():
+            args = jax.tree.map(put, args, compiled.input_shardings[0])
+        else:
+            args = jax.device_put(args, compiled.input_shardings[0])
         # Waiting here lets Ctrl-C through, which reading a value does not.
         out = jax.block_until_ready(compiled(*args))
         self.seconds += time.perf_counter() - start
