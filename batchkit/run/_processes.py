@@ -159,13 +159,14 @@ def on_host(tree: PyTree) -> PyTree:
 
 def put(x: Any, sharding: Any) -> Any:
     """An array where a program wants it; every process gives the same one."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(on_host(x), sharding)
     if _is_elsewhere(x):
+        if x.sharding.is_equivalent_to(sharding, x.ndim):
+            return x
+        x = on_host(x)
+    if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
+    x = jnp.asarray(x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        # A key has an axis or more behind those that it shows.
-        assert isinstance(sharding, NamedSharding)
         data = put(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     # `jax.device_put` would compare the values in all processes first.
