@@ -226,11 +226,13 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
 
 def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:
     """Raises if processes are about to map over arrays of other shapes."""
-    rows = ", ".join(f"{x.dtype}{list(x.shape)}" for x in task.rows)
-    closure = ", ".join(f"{x.dtype}{list(jnp.shape(x))}" for x in task.closure)
+    rows, closure, outs = (
+        ", ".join(f"{x.dtype}{list(jnp.shape(x))}" for x in arrays) or "nothing"
+        for arrays in (task.rows, task.closure, task.jaxpr.out_avals)
+    )
     check_agreement(
-        f"has {task.size} tasks ({rows or 'no arrays'}) that close over "
-        f"{closure or 'no arrays'}, on {dict(mesh.shape)}",
+        f"has {task.size} tasks ({rows}), that each return {outs} and close over "
+        f"{closure}, on {dict(mesh.shape)}",
         lambda told: ValueError(
             f"Sharded: the processes disagree about the shapes: {told}. Give every "
             "process the same arrays, those of all tasks; or make one global array of "

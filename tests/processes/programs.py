@@ -82,9 +82,10 @@ def disagreeing(folder: Path, what: str) -> dict[str, Any]:
         elif what == "dtypes":
             jax.jit(bk.Sharded()(jnp.sin))(np.ones(4, (np.float32, np.float64)[i]))
         elif what == "closures":
-            bk.Sharded()(lambda x: x + np.ones(2 + i).sum() * jnp.ones(2 + i))(
-                np.ones(4)
-            )
+            w = jnp.ones(2 + i)
+            bk.Sharded()(lambda x: x + w.sum())(np.ones(4))
+        elif what == "outputs":
+            bk.Sharded()(lambda x: x + jnp.ones(2 + i))(np.ones(4))
         else:
             changed: dict[str, Any] = {}
             if i == 1:
@@ -195,8 +196,8 @@ class _Walk(NamedTuple):
 def _walk(problem: Known, num_delete: int, batcher: Any) -> _Walk:
     def points(x: Any, birth: Any) -> _Particles:
         prior, likelihood = problem.logprior, problem.loglikelihood
-        both = batcher(lambda x: (prior(x), likelihood(x)))(x)
-        return _Particles(x, *both, birth)
+        densities = batcher(lambda x: (prior(x), likelihood(x)))(x)
+        return _Particles(x, densities[0], densities[1], birth)
 
     def init(positions: Any) -> _State:
         return _State(points(positions, jnp.full(len(positions), -jnp.inf)))

@@ -78,7 +78,8 @@ def test_sharded(runs: Callable[..., Any], way: tuple[int, int]) -> None:
     ("what", "words"),
     [
         ("dtypes", r"process 0 has 4 tasks \(float32\[4\]\).*process 1 .*float64\[4\]"),
-        ("closures", r"float64\[2\].*process 1 has 4 tasks.*float64\[3\]"),
+        ("closures", r"over float64\[2\].*process 1 has 4 tasks.*over float64\[3\]"),
+        ("outputs", r"return float64\[2\].*process 1 .*return float64\[3\]"),
         ("seed", "2 processes .* do not agree on its key, first live points"),
         ("stop", "do not agree on its stop"),
     ],
