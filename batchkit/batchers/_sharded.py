@@ -43,6 +43,9 @@ class Sharded(AbstractBatcher):
     another `Sharded`, or any `jax.shard_map`, it acts as its `inner` batcher, because
     the devices are taken already. `spmd_axis_name` is refused: the mesh says it all.
 
+    With several processes (`jax.distributed`) all of them call it, with the same arrays
+    or with global ones; `ValueError` if they disagree about shapes.
+
     Under `jax.jit`, arguments must not be committed to a single device of a larger
     mesh: that is JAX's rule for every sharded program.
 
