@@ -12,8 +12,8 @@ device.
 
 Then the collectives of one step of `run_nested`, read off the compiled program, and
 their bytes beside the formula: with `p` new points (`num_delete`, rounded up to a
-multiple of the devices), `d` dimensions, `s` inner steps, and floats and integers of `b`
-and `i` bytes,
+multiple of the devices), `d` dimensions, `s` inner steps, and floats and integers of
+`b` and `i` bytes,
 
     p ((d + 2) b + s (2 i + 1))
 

@@ -71,7 +71,7 @@ def gathered(data: bytes) -> list[bytes]:
     ]
 
 
-def numbers_of_all(*numbers: float) -> np.ndarray:
+def numbers_of_all(*numbers: int | float) -> np.ndarray:
     """As many numbers of every process, one row for each, exactly."""
     row = np.array(numbers, np.float64)
     if not several():

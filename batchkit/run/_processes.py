@@ -47,12 +47,14 @@ def speaker(log: logging.Logger) -> logging.Logger:
     return log if is_first() else _SILENT
 
 
-def first_says(*numbers: float) -> tuple[float, ...]:
+def first_says(*numbers: int | float) -> tuple[float, ...]:
     """The numbers of the first process, exactly."""
     return tuple(map(float, numbers_of_all(*numbers)[0]))
 
 
-def first_and_largest(first: tuple[float, ...], any_: float) -> tuple[float, ...]:
+def first_and_largest(
+    first: tuple[int | float, ...], any_: int | float
+) -> tuple[float, ...]:
     """Some numbers of the first process, and the largest one of all processes."""
     rows = numbers_of_all(*first, any_)
     return (*map(float, rows[0, :-1]), float(rows[:, -1].max()))

@@ -113,7 +113,7 @@ class Saver:
         if self._store is not None:
             self._store.__exit__(kind, error, trace)
 
-    def look(self, *numbers: float) -> tuple[float, ...]:
+    def look(self, *numbers: int | float) -> tuple[int | float, ...]:
         """Lets several processes agree on what follows, at a place where all come by.
 
         What is due is decided by the clock of the first process; a signal counts in
