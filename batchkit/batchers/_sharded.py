@@ -12,15 +12,18 @@ from typing import Any, final
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
+from ._around import is_whole_around
 from ._call import Call, part_of_call
 from ._meshes import type_mesh, without_mesh
 from ._padding import cut_rows, pad_rows
+from ._processes import check_agreement, spans_all
 from ._task import Task
 from ._vmap import Vmap
 from ._watching import note_cut
@@ -39,6 +42,9 @@ class Sharded(AbstractBatcher):
     divide is filled up by repeating real tasks, whose results are dropped. Inside
     another `Sharded`, or any `jax.shard_map`, it acts as its `inner` batcher, because
     the devices are taken already. `spmd_axis_name` is refused: the mesh says it all.
+
+    With several processes (`jax.distributed`) all of them call it, with the same arrays
+    or with global ones; `ValueError` if they disagree about shapes.
 
     Under `jax.jit`, arguments must not be committed to a single device of a larger
     mesh: that is JAX's rule for every sharded program.
@@ -128,6 +134,8 @@ class Sharded(AbstractBatcher):
         task = _trace_for_a_device(call, self, share)
         if self.mesh is not None:
             mesh = with_plain_axes(self.mesh, [*task.rows, *task.closure])
+        if spans_all(mesh):
+            _check_agreement(task, mesh)
         note_cut(task.size, 1, shards, share, "chunk")
         spread, whole = PartitionSpec(axes), PartitionSpec()
 
@@ -148,14 +156,16 @@ class Sharded(AbstractBatcher):
             out_specs=[whole if axis is None else spread for axis in out_axes],
             check_vma=False,
         )
-        uneven = share * shards != task.size
-        rows = put_on(task.rows, mesh, whole) if uneven else task.rows
-        rows = [pad_rows(x, share * shards) for x in rows]
+        rows, is_whole = task.rows, is_whole_around() or share * shards != task.size
+        if is_whole:
+            # Also behind the copying: each device then does it for itself.
+            rows = put_on(rows, mesh, whole)
+            rows = put_on([pad_rows(x, share * shards) for x in rows], mesh, whole)
         outs = sharded(
             put_on(task.closure, mesh, whole),
             put_on(rows, mesh, spread),
         )
-        if uneven:
+        if is_whole:
             outs = put_on(outs, mesh, whole)
         return task.finish(
             [
@@ -215,6 +225,25 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
         jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
     (task,) = tasks
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
+
+
+def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:
+    """Raises if processes are about to map over arrays of other shapes."""
+    rows, closure, outs = (
+        ", ".join(f"{x.dtype}{list(jnp.shape(x))}" for x in arrays) or "nothing"
+        for arrays in (task.rows, task.closure, task.jaxpr.out_avals)
+    )
+    check_agreement(
+        f"has {task.size} tasks ({rows}), that each return {outs} and close over "
+        f"{closure}, on {dict(mesh.shape)}",
+        lambda told: ValueError(
+            f"Sharded: the processes disagree about the shapes: {told}. Give every "
+            "process the same arrays, those of all tasks; or make one global array of "
+            "the parts that they have, with "
+            "`jax.make_array_from_process_local_data`."
+        ),
+        "Sharded",
+    )
 
 
 def put_on(

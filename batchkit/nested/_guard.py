@@ -18,6 +18,7 @@ callback counts. It calls back for those alone, from within the likelihood, wher
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any, Final, final
 
@@ -79,6 +80,7 @@ class Rejected:
 
     def __init__(self, count: int = 0) -> None:
         self._count = count
+        self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
@@ -87,8 +89,10 @@ class Rejected:
         return self._count
 
     def add(self, invalid: Any) -> None:
-        """Called from compiled programs."""
-        self._count += int(np.sum(invalid))
+        """Called from compiled programs, by the threads of several devices at once."""
+        more = int(np.count_nonzero(np.asarray(invalid)))
+        with self._lock:
+            self._count += more
 
 
 def is_invalid(loglikelihood: Any) -> Bool[Array, "..."]:

@@ -14,6 +14,15 @@ from ..batchers._bytes import in_words
 from ..reports._memory import memory_of
 from ..run._diagnostic import Diagnostic
 from ..run._names import parameter_names
+from ..run._processes import (
+    explaining_loss,
+    first_says,
+    is_first,
+    raised_by_first,
+    several,
+    speaker,
+    summed,
+)
 from ..run._progress import Reporter
 from ..run._saving import Saver
 from ..run._store import Saved
@@ -56,7 +65,8 @@ class Loop:
         self._key = rng_key
         self._rule = rule
         self._saver = saver
-        self._reporter = Reporter(progress, "nested sampling", " steps")
+        shown = progress if is_first() else False
+        self._reporter = Reporter(shown, "nested sampling", " steps")
         self._rejected = rejected
         self._settings = dict(settings)
         self._dead: list[Dying] = []
@@ -64,6 +74,7 @@ class Loop:
         self._run_before = 0.0
         self._speed = 0.0  # steps a second, of late
         self._elapsed = 0.0  # seconds of the last block
+        self._clock = 0.0  # seconds of the run, the same in all processes
 
     def run(self, positions: PyTree) -> NestedRun:
         """Runs it.
@@ -72,18 +83,26 @@ class Loop:
 
         - `positions`: the first live points.
         """
+        path = self._saver.path
+        advice = "Start all of them again" + (
+            f": the run goes on from {path!r}." if path else "."
+        )
+        with explaining_loss("run_nested", advice):
+            return self._run(positions)
+
+    def _run(self, positions: PyTree) -> NestedRun:
         saved = self._saver.resume()
         with self._reporter:
             state = self._begin(positions) if saved is None else self._resume(saved)
             since = int(state.status.evaluations), self._seconds
-            limit = 1
+            limit = self._agree(1)
             while not self._has_ended(state):
                 block = self._advance(state, limit)
                 state = block.state
                 self._keep(block)
                 self._refuse_invalid(state)
                 limit = self._next_limit(int(block.made))
-                self._show(state, since)
+                limit = self._agree(limit, lambda state=state: self._show(state, since))
                 if self._saver.interrupted:
                     self._save(state)
                     self._saver.leave()
@@ -102,12 +121,29 @@ class Loop:
             + self._programs.block.seconds
         )
 
+    def _agree(self, limit: int, show: Callable[[], None] | None = None) -> int:
+        """Shows how far it is, and lets all processes go on with the same."""
+        error: Exception | None = None
+        if is_first() and show is not None:
+            try:
+                show()
+            except Exception as raised:
+                if not several():
+                    raise
+                error = raised
+        numbers = self._saver.look(limit, self._seconds, error is not None)
+        if numbers[2]:
+            raised_by_first(error)
+        self._clock = numbers[1]
+        return int(numbers[0])
+
     def _begin(self, positions: PyTree) -> RunState:
         self._compiled(self._programs.init, "first live points", positions)
         with self._reporter.waiting("likelihoods of the first live points"):
             state = self._programs.init(positions)
-        check_first(state.sampler.particles)
-        check_prior(state.sampler.particles.logdensity, positions)
+        particles = to_host(state.sampler.particles)
+        check_first(particles)
+        check_prior(particles.logdensity, positions)
         self._save(state)
         return state
 
@@ -121,8 +157,9 @@ class Loop:
         dead = tree_of("dead", arrays, like.dead)
         self._dead = [dead]
         self._compile_before, self._run_before = header["seconds"]
-        self._rejected.add(header["rejected"])
-        _log.info(
+        if is_first():
+            self._rejected.add(header["rejected"])
+        speaker(_log).info(
             "run_nested: going on with %s, saved %s after step %d",
             saved.path,
             header["saved"],
@@ -135,7 +172,7 @@ class Loop:
             state,
             self._key,
             jnp.asarray(limit, jnp.int32),
-            jnp.asarray(self._seconds, jnp.float32),
+            jnp.asarray(self._clock, jnp.float32),
             self._rule,
         )
         if not self._programs.block.is_compiled:
@@ -152,7 +189,7 @@ class Loop:
             bytes_needed = in_words(memory_of(compiled).total)
         except NotImplementedError:
             bytes_needed = "an unknown number of bytes"
-        _log.info(
+        speaker(_log).info(
             "run_nested: compiled %s in %.1f s; a device needs %s",
             what,
             program.compile_seconds,
@@ -170,7 +207,7 @@ class Loop:
         self._dead.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
 
     def _has_ended(self, state: RunState) -> bool:
-        status = state.status._replace(seconds=np.float32(self._seconds))
+        status = state.status._replace(seconds=np.float32(self._clock))
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def _refuse_invalid(self, state: RunState) -> None:
@@ -183,9 +220,8 @@ class Loop:
                 "start over (`fresh=True`), with on_invalid='reject' it can go on."
             )
         step = int(state.status.step)
-        refuse_invalid(
-            state.sampler.particles, f"live points after step {step}", advice
-        )
+        particles = to_host(state.sampler.particles)
+        refuse_invalid(particles, f"live points after step {step}", advice)
 
     def _show(self, state: RunState, since: tuple[int, float]) -> None:
         status = to_host(state.status)._replace(seconds=self._seconds)
@@ -208,7 +244,7 @@ class Loop:
         header = {
             "step": int(state.status.step),
             "seconds": [self._compile_seconds, self._seconds],
-            "rejected": self._rejected.count,
+            "rejected": self._count_rejected(),
             "settings": self._settings,
             "parameters": list(parameter_names(positions)),
             "rule": repr(self._rule),
@@ -219,6 +255,16 @@ class Loop:
             **named_arrays("dead", dead),
         }
         self._saver.save(header, arrays)
+
+    def _count_rejected(self) -> int:
+        """How many likelihoods were no numbers, on all devices."""
+        count = self._rejected.count
+        if not several():
+            return count
+        # A program for the devices of one process runs in each of them, as a whole.
+        programs = self._programs.init, self._programs.block
+        spread = any(program.spans_processes for program in programs)
+        return summed(count) if spread else int(first_says(count)[0])
 
     @property
     def _compile_seconds(self) -> float:
@@ -239,14 +285,14 @@ class Loop:
         programs = self._programs
         live = Dying.of(to_host(state.sampler.particles))
         dead = dead_points([_part(x) for x in (self._all_dead(), live)])
-        status = to_host(state.status)._replace(seconds=np.float32(self._seconds))
+        status = to_host(state.status)._replace(seconds=np.float32(self._clock))
         met = rules_met(self._rule, status)
         reasons = [rule.reason(status) for rule in met]
         if status.exhausted:
             reasons.append("no likelihood is above those of the live points")
         warnings = self._warnings(state, dead)
         for warning in warnings:
-            _log.warning("run_nested: %s", warning)
+            speaker(_log).warning("run_nested: %s", warning)
         return NestedRun(
             dead,
             num_steps=int(status.step),
@@ -272,7 +318,7 @@ class Loop:
             num_delete=programs.num_delete,
             chains=counts if programs.counts_chains else None,
         )
-        count = self._rejected.count
+        count = self._count_rejected()
         if count == 0:
             return found
         return (

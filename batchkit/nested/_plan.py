@@ -7,6 +7,7 @@ from typing import Any, Final, final
 
 import jax
 import jax.extend as jex
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..batchers._bytes import in_words
@@ -14,6 +15,7 @@ from ..reports._reached import ReachedSite, records_of
 from ..reports._watch import watching
 from ..run._fingerprint import of_arrays, of_function, of_words
 from ..run._names import parameter_names
+from ..run._processes import check_same, several, speaker
 from ._guard import settings_of
 from ._programs import NestedPrograms
 
@@ -59,7 +61,7 @@ def say_what_is_run(
     settings = settings_of(algorithm)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(positions)}
     told = ", ".join(f"{name}={value}" for name, value in settings.items())
-    _log.info(
+    speaker(_log).info(
         "run_nested: %d live points of %d numbers (%s), %d replaced in a step; %s; "
         "%s; %s",
         programs.num_live,
@@ -73,6 +75,24 @@ def say_what_is_run(
     return settings
 
 
+def check_processes(
+    functions: Mapping[str, Callable[..., Any]],
+    rng_key: Any,
+    positions: PyTree,
+    options: Mapping[str, Any],
+) -> None:
+    """Raises in all processes unless they were asked for the same run."""
+    if several():
+        parts = {
+            **{name: str(value) for name, value in options.items()},
+            "precision": str(jnp.zeros(()).dtype),
+            "key": of_arrays(rng_key),
+            "first live points": of_arrays(positions),
+            **_digests(functions, positions),
+        }
+        check_same(parts, "run_nested")
+
+
 def identity_of(
     functions: Mapping[str, Callable[..., Any]],
     programs: NestedPrograms,
@@ -81,11 +101,7 @@ def identity_of(
     positions: PyTree,
 ) -> dict[str, str]:
     """What the run is known by, see `batchkit.run._saving`."""
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    words = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
-    known = {
-        words[name]: of_function(function, row) for name, function in functions.items()
-    }
+    known = _digests(functions, positions)
     if "likelihood" not in known:
         # Of an algorithm that shows no likelihood the whole step tells, layout and all.
         known["algorithm"] = programs.digest()
@@ -94,6 +110,16 @@ def identity_of(
         "settings": of_words(dict(settings), programs.num_live, programs.num_delete),
         "first live points": of_arrays(positions),
         "key": of_arrays(rng_key),
+    }
+
+
+def _digests(
+    functions: Mapping[str, Callable[..., Any]], positions: PyTree
+) -> dict[str, str]:
+    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    words = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
+    return {
+        words[name]: of_function(function, row) for name, function in functions.items()
     }
 
 

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ..batchers._around import whole
 from ..batchers._digest import digest
 from ..run._program import Program, shapes_of
 from ._chains_moved import ChainCounts, chain_counts
@@ -92,14 +93,22 @@ class NestedPrograms:
         - `rng_key`: the key of the run.
         - `positions`: the first live points, arrays of shape `(live, ...)`.
         """
-        # Jitted, it is traced once for its shapes and for the block.
-        self._step = jax.jit(algorithm.step)
+
+        @jax.jit  # so that it is traced once, for its shapes and for the block
+        def step(key: Any, state: Any) -> Any:
+            # A step sorts its points: every device has the state, and only what makes
+            # new points is spread.
+            with whole():
+                return algorithm.step(key, state)
+
+        self._step = step
         takes_key = _takes_key(algorithm.init)
         key = jax.random.fold_in(rng_key, _INIT)
 
         @jax.jit
         def bare(positions: PyTree) -> Any:
-            return algorithm.init(positions, *((key,) if takes_key else ()))
+            with whole():
+                return algorithm.init(positions, *((key,) if takes_key else ()))
 
         def init(positions: PyTree) -> RunState:
             return self._first(bare(positions))

@@ -8,6 +8,7 @@ from jaxtyping import Array, Key, PyTree, UInt32
 
 from ..run._checkpoint import Checkpoint
 from ..run._keys import check_key
+from ..run._processes import on_host
 from ..run._progress import check_progress
 from ..run._saving import Saver, checkpoint_from
 from ._arguments import (
@@ -21,7 +22,7 @@ from ._arguments import (
 from ._guard import Rejected, rejecting, revealing, users_functions
 from ._loop import Loop
 from ._nested_run import NestedRun
-from ._plan import identity_of, layout_of, say_what_is_run
+from ._plan import check_processes, identity_of, layout_of, say_what_is_run
 from ._programs import NestedPrograms
 from ._stop import AbstractStop, RemainingEvidence
 
@@ -46,7 +47,9 @@ def run_nested(
     key of step `n` is `fold_in(rng_key, n)`, `init` is always jitted, and neither the
     clock nor checkpoints change a bit: killed at any moment and called again with the
     same arguments, a run with a checkpoint ends with the bits of one that was never
-    killed.
+    killed. Several processes (`jax.distributed`) call it together with the same
+    arguments, and each gets the whole result; the first one has the checkpoint, shows
+    progress and logs.
 
     ```python
     import blackjax
@@ -112,10 +115,14 @@ def run_nested(
     check_progress(progress, "run_nested")
     check_key(rng_key, "run_nested")
     place = checkpoint_from(checkpoint, "run_nested")
+    rng_key, positions = on_host((rng_key, positions))
     live = live_points(positions)
     check_positions(live)
     functions = users_functions(algorithm)
     check_functions(functions, live)
+    options = {"stop": stop, "on_invalid": on_invalid, "fresh": fresh}
+    is_saved = {"checkpoint": place is not None}
+    check_processes(functions, rng_key, live, {**options, **is_saved})
 
     rejected = Rejected()
     if on_invalid == "reject":

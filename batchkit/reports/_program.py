@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from ..batchers._processes import alone
+
 
 def trace(
     fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -14,7 +16,8 @@ def trace(
     What is no array, such as a number of Python or a function, stays as it is.
     """
     if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
-        return fun.trace(*args, **kwargs)
+        with alone():
+            return fun.trace(*args, **kwargs)
     leaves, treedef = jax.tree.flatten((args, kwargs))
     arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
 
@@ -23,7 +26,8 @@ def trace(
         args, kwargs = jax.tree.unflatten(treedef, full)
         return fun(*args, **kwargs)
 
-    return jax.jit(on_arrays).trace(arrays)
+    with alone():
+        return jax.jit(on_arrays).trace(arrays)
 
 
 def trace_afresh(

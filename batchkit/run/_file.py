@@ -105,7 +105,7 @@ def read_file(
     damaged, or has a newer format.
     """
     path = os.fspath(path)
-    return _decode(path, sound_bytes(path, otherwise), otherwise)
+    return decode(path, sound_bytes(path, otherwise), otherwise)
 
 
 def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
@@ -187,9 +187,10 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
     return data
 
 
-def _decode(
-    path: str, data: bytes, otherwise: str
+def decode(
+    path: str, data: bytes, otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
+    """The header and the arrays in the bytes of a sound checkpoint; see `read_file`."""
     arrays: dict[str, np.ndarray | jax.Array] = {}
 
     def load(name: str, item: Any) -> None:

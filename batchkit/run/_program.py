@@ -8,6 +8,8 @@ import jax
 import jax.extend as jex
 from jaxtyping import PyTree
 
+from ._processes import put, several, spans_processes
+
 
 @final
 class Program:
@@ -30,6 +32,11 @@ class Program:
     def is_compiled(self) -> bool:
         """Whether the next call only runs."""
         return self._compiled is not None
+
+    @property
+    def spans_processes(self) -> bool:
+        """Whether it is compiled, for devices of several processes."""
+        return self._compiled is not None and spans_processes(self._compiled)
 
     def trace(self, *args: Any) -> Any:
         """Traces it for arguments, or their shapes, and returns the shapes it gives."""
@@ -70,7 +77,11 @@ class Program:
         start = time.perf_counter()
         # Arguments may come from anywhere; the program says where it wants them.
         operands = self._spread, jax.tree.leaves(args)
-        operands = jax.device_put(operands, compiled.input_shardings[0])
+        shardings = compiled.input_shardings[0]
+        if several():
+            operands = jax.tree.map(put, operands, shardings)
+        else:
+            operands = jax.device_put(operands, shardings)
         # Waiting here lets Ctrl-C through, which reading a value does not.
         out = jax.block_until_ready(compiled(*operands))
         self.seconds += time.perf_counter() - start

@@ -3,8 +3,11 @@
 A run is known by what it was started with, the parts of its *identity*: the problem,
 the key, where it begins, the settings. A file is resumed only if all of them agree.
 Whatever else the file holds belongs to the kind of run that wrote it.
+
+Of several processes the first one has the file, and the others need not see its folder.
 """
 
+import json
 import logging
 import os
 import signal
@@ -15,6 +18,15 @@ from typing import Any, Final, final
 
 from ._checkpoint import Checkpoint, CheckpointError, seconds_until_next
 from ._environment import versions
+from ._file import decode, encode
+from ._processes import (
+    bytes_from_first,
+    first_and_largest,
+    in_first,
+    is_first,
+    several,
+    speaker,
+)
 from ._signals import Interruptible
 from ._store import Saved, Store
 
@@ -71,16 +83,22 @@ class Saver:
         self._identity = dict(identity)
         self._layout = layout
         self._fresh = fresh
-        self._store = None if checkpoint is None else Store(checkpoint.path)
+        self._store: Store | None = None
+        if checkpoint is not None and is_first():
+            self._store = Store(checkpoint.path)
         self._signals = Interruptible()
+        self._has_left = False
+        # What several processes found when they looked.
+        self._is_due = False
+        self._requested = 0
         self._cost = 0.0
         self._last = time.perf_counter()
         self.seconds = 0.0
         self.count = 0
 
     def __enter__(self) -> "Saver":
-        if self._store is not None:
-            self._store.__enter__()
+        if self._checkpoint is not None:
+            in_first(self._enter_store)
             self._signals.__enter__()
         return self
 
@@ -90,19 +108,49 @@ class Saver:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._store is not None:
+        if self.is_on:
             self._signals.__exit__(kind, error, trace)
+        if self._store is not None:
             self._store.__exit__(kind, error, trace)
+
+    def look(self, *numbers: int | float) -> tuple[int | float, ...]:
+        """Lets several processes agree on what follows, at a place where all come by.
+
+        What is due is decided by the clock of the first process; a signal counts in
+        whichever it arrives. One process has nothing to agree on.
+
+        **Arguments:**
+
+        - `numbers`: what else the first process decides.
+
+        **Returns:**
+
+        The numbers of the first process.
+        """
+        if not several():
+            return numbers
+        requested = self._signals.requested or 0
+        first = (*numbers, self._is_due_now())
+        *agreed, due, largest = first_and_largest(first, requested)
+        self._is_due, self._requested = bool(due), int(largest)
+        return tuple(agreed)
 
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C or SIGTERM asked the run to save itself and leave."""
+        if several():
+            return self._requested > 0
         return self._signals.requested is not None
+
+    @property
+    def path(self) -> str | None:
+        """Where the run is saved."""
+        return None if self._checkpoint is None else self._checkpoint.path
 
     @property
     def is_on(self) -> bool:
         """Whether the run is saved."""
-        return self._store is not None
+        return self._checkpoint is not None and not self._has_left
 
     def resume(self) -> Saved | None:
         """What was saved of this very run; None if there is nothing to go on from.
@@ -111,14 +159,14 @@ class Saver:
 
         `CheckpointError` if the file is of another run, or cannot be used.
         """
-        if self._store is None or self._fresh:
+        if not self.is_on or self._fresh:
             return None
-        saved = self._store.read()
+        saved = self._read()
         if saved is None:
             return None
         self._check(saved)
         if saved.header.get("layout") != self._layout:
-            _log.info(
+            speaker(_log).info(
                 "%s was laid out otherwise: %s. What follows agrees with a run on one "
                 "layout to rounding, not to the bit.",
                 saved.path,
@@ -128,6 +176,9 @@ class Saver:
 
     def due(self) -> bool:
         """Whether it is time to save."""
+        return self._is_due if several() else self._is_due_now()
+
+    def _is_due_now(self) -> bool:
         if self._checkpoint is None:
             return False
         wait = seconds_until_next(self._checkpoint.every, self._cost)
@@ -141,9 +192,17 @@ class Saver:
         - `header`: what JSON has of it.
         - `arrays`: arrays by name.
         """
-        if self._store is None:
+        if not self.is_on:
             return
         start = time.perf_counter()
+        in_first(lambda: self._write(header, arrays))
+        self._last = time.perf_counter()
+        self._cost = self._last - start
+        self.seconds += self._cost
+        self.count += 1
+
+    def _write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        assert self._store is not None
         full = {
             "kind": self._kind,
             "identity": self._identity,
@@ -153,24 +212,48 @@ class Saver:
             **header,
         }
         self._store.write(full, arrays)
-        self._last = time.perf_counter()
-        self._cost = self._last - start
-        self.seconds += self._cost
-        self.count += 1
 
     def leave(self) -> None:
         """Does what the signal asked for, once the run is saved."""
-        requested = self._signals.requested
-        assert requested is not None
-        assert self._store is not None
-        _log.warning("%s: saved to %s.", requested.name, self._store.path)
+        assert self._checkpoint is not None
+        requested = signal.Signals(self._requested or self._signals.requested or 0)
+        path = os.path.realpath(self._checkpoint.path)
+        speaker(_log).warning("%s: saved to %s.", requested.name, path)
         self._signals.__exit__(None, None, None)
         if requested == signal.SIGINT:
             raise KeyboardInterrupt
         # The handler that was there before acts now, with the file already in order.
-        self._store.__exit__(None, None, None)
-        self._store = None
+        self._has_left = True
+        if self._store is not None:
+            self._store.__exit__(None, None, None)
+            self._store = None
         signal.raise_signal(requested)
+
+    def _enter_store(self) -> None:
+        assert self._store is not None
+        self._store.__enter__()
+
+    def _read(self) -> Saved | None:
+        """What the first process reads, in all of them."""
+        if not several():
+            assert self._store is not None
+            return self._store.read()
+        mine: list[Saved | None] = []
+
+        def as_bytes() -> bytes:
+            assert self._store is not None
+            mine.append(self._store.read())
+            if mine[0] is None:
+                return b""
+            where = json.dumps([mine[0].path, mine[0].passed_over]).encode()
+            return where + b"\n" + encode(mine[0].header, mine[0].arrays)
+
+        data = bytes_from_first(as_bytes)
+        if mine or not data:
+            return mine[0] if mine else None
+        where, _, data = data.partition(b"\n")
+        path, passed_over = json.loads(where)
+        return Saved(*decode(path, data), path, passed_over)
 
     def _check(self, saved: Saved) -> None:
         kind = saved.header.get("kind")

@@ -8,9 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ._processes import on_host, several
+
 
 def to_host(tree: PyTree) -> PyTree:
-    """A pytree of arrays as arrays of NumPy; keys stay keys."""
+    """A pytree of arrays as arrays of NumPy; keys stay keys.
+
+    Of arrays that are spread over several processes, each of them gets the whole; all
+    have to ask for it.
+    """
+    if several():
+        tree = on_host(tree)
     return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), tree)
 
 

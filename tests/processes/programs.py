@@ -1,0 +1,248 @@
+"""What the processes of a test run, each of them the same."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+import batchkit as bk
+from batchkit.run._trees import to_host
+
+from ..helpers import collectives, unchecked
+from ..nested.problems import Known, gaussian
+from .together import say
+
+
+def quick(folder: Path) -> dict[str, Any]:
+    """A little of everything, with a sampler that compiles in no time."""
+    said = disagreeing(folder, "sizes")["said"]
+    some = jax.jit(bk.Sharded()(lambda x: jnp.sin(x) * jnp.arange(2)))(np.ones(5))
+    done = run(folder, batcher="Sharded, Chunked", sampler="walk")
+    return {**_named(some), **done, "said": said}
+
+
+def shares(folder: Path) -> dict[str, Any]:
+    """`Sharded` over all devices, for inputs that lie in many ways."""
+    del folder
+    mesh = Mesh(np.array(jax.devices()), ("tasks",))
+    whole, spread = NamedSharding(mesh, P()), NamedSharding(mesh, P("tasks"))
+    inners = {
+        "vmap": bk.Vmap(),
+        "chunked": bk.Chunked(2),
+        "sequential": bk.Sequential(),
+        "continuous": bk.Continuous(2),
+        "auto": bk.Auto("1 MB"),
+    }
+    w = jnp.arange(3.0)
+
+    def task(x: Any) -> Any:
+        y = jax.lax.while_loop(lambda y: y < 100, lambda y: 1.5 * y + 1, x[0])
+        return {"y": y, "sum": jnp.sum(x * w), "n": jnp.int32(7) + x.astype(int)[0]}
+
+    out: dict[str, Any] = {}
+    for n in (1, 2, 5, 8):
+        x = np.arange(1.0, 1 + 3 * n).reshape(n, 3)
+        inputs = {"host": x, "local": jnp.asarray(x)}
+        inputs["whole"] = _global(x, whole)
+        if n % len(jax.devices()) == 0:
+            inputs["spread"] = _global(x, spread)
+        for where, array in inputs.items():
+            out[f"{n} {where}"] = jax.jit(bk.Sharded()(task))(array)
+        out[f"{n} not jitted"] = bk.Sharded()(task)(x)
+        out[f"{n} mesh"] = jax.jit(bk.Sharded(mesh, "tasks")(task))(x)
+    for name, inner in inners.items():
+        out[f"inner {name}"] = jax.jit(bk.Sharded(inner=inner)(task))(x)
+    own = Mesh(np.array(jax.local_devices()), ("tasks",))
+    out["own devices"] = jax.jit(bk.Sharded(own)(task))(x)
+    out["set_mesh"] = jax.jit(bk.Sharded()(task))(x)
+    if jax.process_index() == 0:  # looking needs no company
+        assert bk.memory(bk.Sharded()(lambda x: x + 3), x).total > 0
+        bk.explain(bk.Sharded()(lambda x: x + 4), x)
+    if len(jax.devices()) > 1:
+        y = _global(np.ones((8, 3)), spread)
+        assert collectives(bk.Sharded()(task), y) == ([], [])
+        _, inside = collectives(bk.Sharded(inner=bk.Chunked(1))(task), np.ones((5, 3)))
+        assert inside == []
+    return _named(out)
+
+
+def disagreeing(folder: Path, what: str) -> dict[str, Any]:
+    """Processes that do not give the same arguments."""
+    i, said = jax.process_index(), ""
+    try:
+        if what == "sizes":
+            jax.jit(bk.Sharded()(jnp.cos))(np.ones(4 * (i + 1)))
+        elif what == "dtypes":
+            jax.jit(bk.Sharded()(jnp.sin))(np.ones(4, (np.float32, np.float64)[i]))
+        elif what == "closures":
+            w = jnp.ones(2 + i)
+            bk.Sharded()(lambda x: x + w.sum())(np.ones(4))
+        elif what == "outputs":
+            bk.Sharded()(lambda x: x + jnp.ones(2 + i))(np.ones(4))
+        else:
+            changed: dict[str, Any] = {}
+            if i == 1:
+                changed = {"seed": {"seed": 1}, "stop": {"stop": bk.NumSteps(5)}}[what]
+            gaussian(2).run(num_live=20, num_delete=4, **changed)
+    except ValueError as error:
+        said = str(error)
+    del folder
+    return {"said": np.array(said)}
+
+
+def step(folder: Path, batcher: str, num_delete: int) -> dict[str, Any]:
+    """`init` and some steps of nested slices."""
+    del folder
+    algorithm = gaussian(2).algorithm(num_delete, _batcher(batcher), 3)
+    state = jax.jit(algorithm.init)(gaussian(2).positions(24))
+    one_step = jax.jit(algorithm.step)
+    infos = []
+    out = {"first": to_host(state)}
+    for i in range(2):
+        state, info = one_step(jax.random.key(i), state)
+        infos.append(to_host(info))
+    return _named({**out, "state": to_host(state), "infos": infos})
+
+
+def run(
+    folder: Path,
+    batcher: str = "Sharded",
+    slow: float = 0.0,
+    every: float = 1e-3,
+    num_live: int = 48,
+    num_delete: int = 8,
+    fraction: float = 0.05,
+    steps: int | None = None,
+    invalid: bool = False,
+    fails_at: int | None = None,
+    saved: bool = True,
+    sampler: str = "nss",
+) -> dict[str, Any]:
+    """A whole run, with a checkpoint after every block of steps."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+
+    def tell(progress: Any) -> None:
+        say("step", progress.step)
+        time.sleep(slow)
+        if fails_at is not None and progress.step >= fails_at:
+            raise LookupError("the user's function fails")
+
+    from batchkit.nested import _loop
+
+    _loop._BLOCK_SECONDS = 0.0
+    problem = gaussian(2)
+    if invalid:
+        whole = problem.loglikelihood
+        problem = problem._replace(
+            loglikelihood=lambda x: jnp.where(x[0] > 1.0, jnp.nan, whole(x))
+        )
+    options: dict[str, Any] = {"on_invalid": "reject"} if invalid else {}
+    if saved:
+        options["checkpoint"] = bk.Checkpoint(folder / "run.h5", every=every)
+    if sampler == "nss":
+        algorithm = problem.algorithm(num_delete, _batcher(batcher), 3)
+    else:
+        algorithm = _walk(problem, num_delete, _batcher(batcher))
+    with unchecked():
+        result = bk.run_nested(
+            algorithm,
+            jax.random.key(0),
+            problem.positions(num_live),
+            progress=tell,
+            stop=bk.NumSteps(steps) if steps else bk.RemainingEvidence(fraction),
+            **options,
+        )
+    rejected = [x.value for x in result.warnings if x.name == "invalid likelihoods"]
+    return {
+        "positions": result.dead.positions,
+        "loglikelihood": result.dead.loglikelihood,
+        "birth": result.dead.loglikelihood_birth,
+        "evidence": np.array([result.log_evidence, result.log_evidence_err]),
+        "counts": np.array([result.num_steps, result.num_evaluations or 0]),
+        "rejected": np.array(rejected),
+    }
+
+
+class _Particles(NamedTuple):
+    position: Any
+    logdensity: Any
+    loglikelihood: Any
+    loglikelihood_birth: Any
+
+
+class _State(NamedTuple):
+    particles: _Particles
+
+
+class _Info(NamedTuple):
+    particles: _Particles
+    update_info: Any
+
+
+class _Walk(NamedTuple):
+    """A nested sampler whose new points walk, and stop at the contour."""
+
+    init: Any
+    step: Any
+
+
+def _walk(problem: Known, num_delete: int, batcher: Any) -> _Walk:
+    def points(x: Any, birth: Any) -> _Particles:
+        prior, likelihood = problem.logprior, problem.loglikelihood
+        densities = batcher(lambda x: (prior(x), likelihood(x)))(x)
+        return _Particles(x, densities[0], densities[1], birth)
+
+    def init(positions: Any) -> _State:
+        return _State(points(positions, jnp.full(len(positions), -jnp.inf)))
+
+    def step(key: Any, state: _State) -> tuple[_State, _Info]:
+        live = state.particles
+        order = jnp.argsort(live.loglikelihood)
+        gone, left = order[:num_delete], order[num_delete:]
+        contour = live.loglikelihood[gone[-1]]
+        key, choice = jax.random.split(key)
+        begin = live.position[jax.random.choice(choice, left, (num_delete,))]
+
+        def walk(key: Any, x: Any) -> Any:
+            def turn(i: Any, x: Any) -> Any:
+                y = x + jax.random.normal(jax.random.fold_in(key, i), x.shape)
+                inside = problem.logprior(y) > -jnp.inf
+                return jnp.where(inside & (problem.loglikelihood(y) > contour), y, x)
+
+            return jax.lax.fori_loop(0, 5, turn, x)
+
+        new = batcher(walk)(jax.random.split(key, num_delete), begin)
+        born = points(new, jnp.full(num_delete, contour))
+        after = jax.tree.map(lambda all, x: all.at[gone].set(x), live, born)
+        dead = jax.tree.map(lambda x: x[gone], live)
+        return _State(after), _Info(dead, None)
+
+    return _Walk(init, step)
+
+
+def _batcher(name: str) -> Any:
+    known: dict[str, Callable[[], Any]] = {
+        "Vmap": bk.Vmap,
+        "Sharded": bk.Sharded,
+        "Sharded, Chunked": lambda: bk.Sharded(inner=bk.Chunked(2)),
+        "Sharded, Continuous": lambda: bk.Sharded(inner=bk.Continuous(2)),
+        "Sharded, then Vmap": lambda: bk.ByPhase(init=bk.Sharded(), step=bk.Vmap()),
+        "Vmap, then Sharded": lambda: bk.ByPhase(init=bk.Vmap(), step=bk.Sharded()),
+    }
+    return known[name]()
+
+
+def _global(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _named(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(to_host(tree))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
