@@ -11,7 +11,7 @@ def randhie() -> dict[str, np.ndarray]:
     """Visits to a doctor in the RAND health insurance experiment: 20,190 rows."""
     from statsmodels.datasets import randhie
 
-    table = randhie.load_pandas()
+    table: Any = randhie.load_pandas()
     return _standardised(table.exog.to_numpy(float), table.endog.to_numpy(float))
 
 
@@ -19,7 +19,7 @@ def fair() -> dict[str, np.ndarray]:
     """Affairs, as told in a survey of 1974: 6,366 rows; any at all, or none."""
     from statsmodels.datasets import fair
 
-    table = fair.load_pandas()
+    table: Any = fair.load_pandas()
     return _standardised(
         table.exog.to_numpy(float), (table.endog.to_numpy(float) > 0).astype(float)
     )
