@@ -1,0 +1,49 @@
+"""What devices tell each other in a step, read off the compiled program."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import batchkit as bk
+from batchkit.nested._programs import NestedPrograms
+
+from ..helpers import mesh
+from .problems import gaussian
+
+
+COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(")
+ARRAY = re.compile(r"\b(pred|[fsu]\d+)\[([\d,]*)\]")
+
+
+def told(num_delete: int, inner: Any) -> list[tuple[str, str]]:
+    """The collectives of a block of steps, with their results."""
+    dim, steps = 2, 3
+    algorithm = gaussian(dim).algorithm(
+        num_delete, bk.Sharded(mesh(4), inner=inner), steps
+    )
+    positions = jnp.zeros((2 * num_delete, dim), jnp.float32)
+    key = jax.random.key(0)
+    programs = NestedPrograms(algorithm, key, positions)
+    args = programs.shapes.state, key, jnp.int32(1), jnp.float32(0)
+    text = programs.block.compile(*args, bk.NumSteps(1)).as_text()
+    return [(kind, result) for result, kind in COLLECTIVE.findall(text)]
+
+
+@pytest.mark.parametrize(
+    ("num_delete", "inner"), [(8, bk.Vmap()), (6, bk.Chunked(1))], ids=str
+)
+def test_only_new_points_are_told(num_delete: int, inner: bk.AbstractBatcher) -> None:
+    found = told(num_delete, inner)
+    assert {kind for kind, _ in found} == {"all-gather"}
+    filled, dim, steps = 8, 2, 3
+    expected = {
+        f"f32[{filled},{dim}]": 1,  # positions
+        f"f32[{filled}]": 2,  # likelihoods and priors
+        f"s32[{filled},{steps}]": 2,  # of slices, how long they took
+        f"pred[{filled},{steps}]": 1,  # and whether they found a point
+    }
+    shapes = [f"{a}[{b}]" for _, x in found for a, b in ARRAY.findall(x)]
+    assert {x: shapes.count(x) for x in shapes} == expected
