@@ -20,7 +20,7 @@ import numpy as np
 from _measure import interleaved, print_machine, print_ratios
 
 import batchkit as bk
-from batchkit.chains._programs import Chains, ChainState
+from batchkit.chains._programs import Chains, ChainState, all_alike
 from batchkit.chains._sampler import sampler_of_api
 
 
@@ -72,8 +72,9 @@ def main() -> None:
     print_machine()
     for logdensity in (funnel, gaussian):
         sampler = sampler_of_api(blackjax.nuts, logdensity, 200, 0.8, {})
+        chains = all_alike(sampler, len(STARTS))
         programs = {
-            name: Chains(sampler, KEY, STARTS, batcher, 1, block)
+            name: Chains(chains, KEY, STARTS, batcher, 1, block)
             for name, (batcher, block) in LAYOUTS.items()
         }
         first = programs["Vmap()"]

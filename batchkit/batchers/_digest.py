@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from ._processes import digest_of_parts
+
 
 _ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
 
@@ -109,6 +111,9 @@ class _Writer:
             return
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            self.hash.update(digest_of_parts(x))
+            return
         self.hash.update(np.ascontiguousarray(np.asarray(x)).tobytes())
 
     def _code(self, code: CodeType) -> None:

@@ -111,15 +111,6 @@ def check_batcher(batcher: object) -> None:
         )
 
 
-def check_fresh(fresh: object) -> None:
-    """Raises if it is no bool."""
-    if not isinstance(fresh, bool):
-        raise TypeError(
-            f"run_chains(fresh={fresh!r}): fresh must be True or False; got "
-            f"{type(fresh).__name__}."
-        )
-
-
 def starts_from(positions: PyTree) -> PyTree:
     """The starts as arrays of JAX with a common leading axis, or an error."""
     leaves = jax.tree_util.tree_leaves_with_path(positions)

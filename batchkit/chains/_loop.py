@@ -12,6 +12,7 @@ import numpy as np
 
 from ..batchers._bytes import in_words
 from ..reports._memory import memory_of
+from ..run._processes import explaining_loss, speaker
 from ..run._progress import Reporter
 from ..run._saving import Saver
 from ..run._store import Saved
@@ -47,7 +48,11 @@ class ChainLoop:
         chains: Chains,
         num_samples: int,
         saver: Saver,
-        progress: bool | Callable[[Any], object],
+        reporter: Reporter,
+        *,
+        caller: str = "run_chains",
+        check_states: Callable[[Any], None] = check_states,
+        record: Callable[[ChainProgress, Any], Any] = lambda progress, _: progress,
         about: Mapping[str, Any],
     ) -> None:
         """**Arguments:**
@@ -55,14 +60,20 @@ class ChainLoop:
         - `chains`: the programs.
         - `num_samples`: how many draws to make.
         - `saver`: what saves them.
-        - `progress`: how to tell of it, see `Reporter`.
+        - `reporter`: what tells of it.
+        - `caller`: the function that the user called.
+        - `check_states`: raises if chains cannot start with these states.
+        - `record`: what is told, from what chains tell, and how often each of them
+            diverged, or None.
         - `about`: what else the file shall tell of the run, something JSON has.
         """
         self._chains = chains
         self._num_samples = num_samples
         self._saver = saver
-        self._hurried = saver.is_on or bool(progress)
-        self._reporter = Reporter(progress, "chains", " draws")
+        self._reporter = reporter
+        self._caller = caller
+        self._check_states = check_states
+        self._record = record
         self._about = dict(about)
         self._draws = _room(chains.draw_shapes, num_samples)
         # So many draws there are, and after so many the chains go on.
@@ -71,13 +82,17 @@ class ChainLoop:
         self._before = (0.0, 0.0, 0.0)
         self._made_here = 0
         # Over all draws so far.
-        self._diverged = 0
+        self._diverged = np.zeros(chains.num_chains, np.int64)
         self._accepted = 0.0
 
-    def run(self) -> Made:
-        """Makes what is missing."""
-        saved = self._saver.resume()
-        with self._reporter:
+    def run(self, saved: Saved | None) -> Made:
+        """Makes what is missing.
+
+        **Arguments:**
+
+        - `saved`: what there is of these chains already, or None.
+        """
+        with explaining_loss(self._caller, self._saver.path):
             state = self._begin() if saved is None else self._resume(saved)
             if self._done < self._num_samples:
                 self._sample(state)
@@ -89,10 +104,10 @@ class ChainLoop:
         self._compiled(chains.compile_start, "starts")
         with self._reporter.waiting("starts"):
             states = chains.start()
-        check_states(states)
+        self._check_states(to_host(states))
         if chains.has_warmup:
             self._compiled(chains.compile_warm, "warm-up")
-            self._show("warm-up")
+            self._saver.look(show=lambda: self._show("warm-up"))
         with self._reporter.waiting("warm-up"):
             state = chains.warm(states)
         self._save(state)
@@ -113,8 +128,9 @@ class ChainLoop:
         self._done, self._at = header["draws"], header["at"]
         self._count(jax.tree.map(lambda x: x[:, : self._at], kept))
         self._before = tuple(header["seconds"])
-        _log.info(
-            "run_chains: going on with %s, saved %s after %d draws of each chain",
+        speaker(_log).info(
+            "%s: going on with %s, saved %s after %d draws of each chain",
+            self._caller,
             saved.path,
             header["saved"],
             self._done,
@@ -122,18 +138,17 @@ class ChainLoop:
         return state
 
     def _sample(self, state: ChainState) -> None:
-        chains, saver = self._chains, self._saver
-        blocks = chains.blocks
+        chains, saver, blocks = self._chains, self._saver, self._chains.blocks
+        hurried = saver.is_on or self._reporter.shows
+        limit = self._agree(blocks.first(hurried))
         if saver.interrupted:
             saver.leave()
         self._compiled(chains.compile_advance, "draws")
-        self._show("sampling")
-        limit = blocks.first(self._hurried)
         while self._done < self._num_samples:
             count = blocks.count(self._at, limit, self._num_samples)
             start = time.perf_counter()
             after, made = chains.advance(state, self._at, count)
-            if self._hurried:
+            if hurried:
                 limit = blocks.next(count, time.perf_counter() - start)
             self._put(self._at, made)
             self._count(made)
@@ -141,12 +156,17 @@ class ChainLoop:
             self._made_here += count
             if blocks.is_whole(self._at, count):
                 state, self._at = after, self._done
-            self._show("sampling")
+            limit = self._agree(limit)
             if saver.interrupted:
                 self._save(state)
                 saver.leave()
             elif saver.due() or self._done == self._num_samples:
                 self._save(state)
+
+    def _agree(self, limit: int) -> int:
+        """Shows how far it is, and lets all processes go on with the same."""
+        (agreed,) = self._saver.look(limit, show=lambda: self._show("sampling"))
+        return int(agreed)
 
     def _compiled(self, compile: Callable[[], Any], what: str) -> None:
         start = time.perf_counter()
@@ -157,8 +177,9 @@ class ChainLoop:
         except NotImplementedError:
             needed = "an unknown number of bytes"
         seconds = time.perf_counter() - start
-        _log.info(
-            "run_chains: compiled %s in %.1f s; a device needs %s",
+        speaker(_log).info(
+            "%s: compiled %s in %.1f s; a device needs %s",
+            self._caller,
             what,
             seconds,
             needed,
@@ -189,7 +210,7 @@ class ChainLoop:
 
     def _count(self, made: Draw) -> None:
         if made.diverging is not None:
-            self._diverged += int(np.sum(made.diverging))
+            self._diverged += np.sum(made.diverging, axis=1)
         if made.acceptance is not None:
             self._accepted += float(np.sum(made.acceptance))
 
@@ -210,12 +231,13 @@ class ChainLoop:
             speed = self._made_here / chains.sampling_seconds
             left = (self._num_samples - done) / speed
         made = chains.num_chains * done
+        untold = self._draws.diverging is None
         record = ChainProgress(
             phase=phase,
             num_chains=chains.num_chains,
             draws=done,
             num_samples=self._num_samples,
-            divergences=None if self._draws.diverging is None else self._diverged,
+            divergences=None if untold else int(np.sum(self._diverged)),
             acceptance=None
             if self._draws.acceptance is None
             else self._accepted / made
@@ -224,7 +246,8 @@ class ChainLoop:
             seconds=sum(self._seconds[1:]),
             seconds_left=left,
         )
-        self._reporter.show(record, done, self._num_samples)
+        told = self._record(record, None if untold else self._diverged)
+        self._reporter.show(told, done, self._num_samples)
 
 
 def _room(shapes: Draw, count: int) -> Draw:

@@ -19,6 +19,7 @@ from ..batchers._watching import Reached, leave, start
 from ..reports._reached import records_of
 from ..run._fingerprint import of_arrays, of_function, of_words
 from ..run._names import parameter_names
+from ..run._processes import speaker
 from ._arguments import check_logdensity
 from ._programs import Chains
 from ._sampler import Sampler, Tuned, sampler_of_algorithm, sampler_of_api
@@ -71,24 +72,19 @@ def plan_of_api(
     sampler = sampler_for(logdensity_fn)
     dtype = check_logdensity(logdensity_fn, positions)
     ours = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
-    return Plan(sampler, sampler_for(_plain(dtype)), {**ours, "thin": thin, **settings})
+    return Plan(
+        sampler, sampler_for(stand_in_for(dtype)), {**ours, "thin": thin, **settings}
+    )
 
 
 def say_what_is_run(
     plan: Plan, chains: Chains, positions: PyTree, num_samples: int
 ) -> list[str]:
     """Logs it in one line, and returns how the chains are laid out, in words."""
-    token = start(root := Reached(None))
-    try:
-        chains.trace_advance()
-    finally:
-        leave(token)
-    layout = [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
-    if chains.blocks.is_fixed:
-        layout.append(f"blocks of {chains.blocks.most} draws")
+    layout = layout_of(chains)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(positions)}
     told = ", ".join(f"{name}={_word(x)}" for name, x in plan.settings.items())
-    _log.info(
+    speaker(_log).info(
         "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
         chains.num_chains,
         len(parameter_names(positions)),
@@ -100,10 +96,23 @@ def say_what_is_run(
     return layout
 
 
-def about(plan: Plan, positions: PyTree) -> dict[str, Any]:
+def layout_of(chains: Chains) -> list[str]:
+    """How chains are laid out, in words; it traces them."""
+    token = start(root := Reached(None))
+    try:
+        chains.trace_advance()
+    finally:
+        leave(token)
+    layout = [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
+    if chains.blocks.is_fixed:
+        layout.append(f"blocks of {chains.blocks.most} draws")
+    return layout
+
+
+def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:
     """What a file tells its readers of a run, besides the draws."""
     return {
-        "settings": {name: _word(x) for name, x in plan.settings.items()},
+        "settings": {name: _word(x) for name, x in settings.items()},
         "parameters": list(parameter_names(positions)),
         "arrays": "of shape (chains, draws, ...)",
     }
@@ -122,15 +131,15 @@ def identity_of(
     - `tuned`: the shapes of what the warm-up finds for one chain.
     """
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    if plan.stand_in is None or plan.sampler.logdensity_fn is None:
+    known: dict[str, str] = {}
+    if plan.stand_in is None:
         transition = _transition(plan.sampler)
-        known = {"algorithm": of_function(transition, rng_key, row, tuned)}
+        known["algorithm"] = of_function(transition, rng_key, row, tuned)
     else:
         transition = _transition(plan.stand_in)
-        known = {
-            "log-density": of_function(plan.sampler.logdensity_fn, row),
-            "sampler": of_function(transition, rng_key, row, tuned),
-        }
+        if plan.sampler.logdensity_fn is not None:
+            known["log-density"] = of_function(plan.sampler.logdensity_fn, row)
+        known["sampler"] = of_function(transition, rng_key, row, tuned)
     for name, value in plan.settings.items():
         if value is None or isinstance(value, str):
             known[name] = of_words(value)
@@ -139,7 +148,7 @@ def identity_of(
     return {**known, "positions": of_arrays(positions), "key": of_arrays(rng_key)}
 
 
-def _plain(dtype: Any) -> Callable[[PyTree], Any]:
+def stand_in_for(dtype: Any) -> Callable[[PyTree], Any]:
     """A log-density of ours, with results of one type."""
 
     def logdensity(position: PyTree) -> Any:

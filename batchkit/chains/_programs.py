@@ -1,8 +1,9 @@
 """Chains as three programs: start, warm up, advance.
 
-Each chain is one task of the batcher, in each of the three. `start` makes the states,
-which are looked at before anything else is compiled. `warm` is a whole warm-up.
-`advance` makes some draws, and is called until there are enough.
+Each chain is one task of the batcher, in each of the three. Chains may sample densities
+of their own (`Samplers`). `start` makes the states, which are looked at before anything
+else is compiled. `warm` is a whole warm-up. `advance` makes some draws, and is called
+until there are enough.
 
 How many draws `advance` makes is an operand, and so is the number of the first. Inside
 is a `scan` over as many places as a block may hold, and a `cond` that passes over the
@@ -30,13 +31,15 @@ starts over; it finds the same again.
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ..run._program import Program
+from ..run._program import Program, shapes_of
+from ..run._trees import to_host
 from ._blocks import blocks_for
 from ._sampler import Sampler, Tuned
 
@@ -75,12 +78,50 @@ class ChainState(NamedTuple):
 
 
 @final
+class Samplers(NamedTuple):
+    """What each of several chains does.
+
+    - `of`: from the chain's own part of `own`, and `shared`, its `Sampler`.
+    - `index`: numbers of shape `(chains,)`, which tell keys of chains apart.
+    - `own`: arrays of shape `(chains, ...)`.
+    - `shared`: arrays of any shape.
+    - `has_warmup`: whether they warm up.
+    """
+
+    of: Callable[[PyTree, PyTree], Sampler]
+    index: Any
+    has_warmup: bool
+    own: PyTree = None
+    shared: PyTree = None
+
+
+def all_alike(sampler: Sampler, count: int) -> Samplers:
+    """Chains of one sampler.
+
+    Arrays of a log-density that is a pytree are operands of the programs. As constants,
+    which JAX makes of what a function closes over, they would be on every device as a
+    whole.
+    """
+    index = np.arange(count, dtype=np.uint32)
+    has_warmup = sampler.warm is not None
+    again = sampler.with_logdensity
+    if again is None:
+        return Samplers(lambda own, shared: sampler, index, has_warmup)
+    arrays, rest = eqx.partition(sampler.logdensity_fn, eqx.is_array)
+
+    def of(own: PyTree, shared: PyTree) -> Sampler:
+        return again(eqx.combine(shared, rest))
+
+    return Samplers(of, index, has_warmup, shared=arrays)
+
+
+@final
 class Chains:
-    """The programs for chains of one sampler."""
+    """The programs for some chains."""
 
     def __init__(
         self,
-        sampler: Sampler,
+        samplers: Samplers,
         rng_key: Any,
         positions: PyTree,
         batcher: AbstractBatcher,
@@ -89,7 +130,7 @@ class Chains:
     ) -> None:
         """**Arguments:**
 
-        - `sampler`: what one chain does.
+        - `samplers`: what each of them does.
         - `rng_key`: the key of the run.
         - `positions`: where chains start, arrays of shape `(chains, ...)`.
         - `batcher`: how chains are laid out.
@@ -97,24 +138,20 @@ class Chains:
         - `block`: the most draws that `advance` makes in one call; by default as many
             as suit the batcher and fit in memory.
         """
-        self._sampler = sampler
-        self._key = rng_key
+        self._sampler_of = samplers.of
+        self._known = rng_key, samplers.index, samplers.own, samplers.shared
+        *alike, shared = shapes_of(self._known)
+        self._shapes = *alike, jax.tree.map(_where_it_lies, shared, samplers.shared)
         self._positions = positions
         self._thin = thin
-        self._index = jnp.arange(len(jax.tree.leaves(positions)[0]), dtype=jnp.uint32)
-        self._chain, self._draw = shapes_of_one(sampler, rng_key, positions, thin)
+        self.num_chains = len(samplers.index)
+        self.has_warmup = samplers.has_warmup
+        self._chain, self._draw = shapes_of_one(samplers, rng_key, positions, thin)
         self.blocks = blocks_for(batcher, self.draw_shapes, block)
-        own, same = 0, None
-        self._start = Program(batcher(self._start_one, (same, own, own)))
-        self._warm = Program(batcher(self._warm_one, (same, own, own)))
-        self._advance = Program(
-            batcher(self._advance_one, (same, own, own, same, same))
-        )
-
-    @property
-    def num_chains(self) -> int:
-        """How many chains there are."""
-        return len(self._index)
+        known = None, 0, 0, None
+        self._start = Program(batcher(self._start_one, (*known, 0)))
+        self._warm = Program(batcher(self._warm_one, (*known, 0)))
+        self._advance = Program(batcher(self._advance_one, (*known, 0, None, None)))
 
     @property
     def tuned_shapes(self) -> Tuned | None:
@@ -131,36 +168,31 @@ class Chains:
         """The shapes of what `warm` and `advance` return for all chains."""
         return self._of_all(self._chain)
 
-    @property
-    def has_warmup(self) -> bool:
-        """Whether the warm-up does anything."""
-        return self._sampler.warm is not None
-
     def compile_start(self) -> Any:
         """Compiles `start` before it is called, and returns the executable."""
-        return self._start.compile(self._key, self._index, self._positions)
+        return self._start.compile(*self._shapes, self._positions)
 
     def compile_warm(self) -> Any:
         """Compiles `warm` before it is called, if it does anything."""
-        return self._warm.compile(self._key, self._index, self._positions)
+        return self._warm.compile(*self._shapes, self._positions)
 
     def trace_advance(self) -> None:
         """Traces `advance`, so that it is known how chains are laid out."""
-        self._advance.trace(*self._shapes_to_advance())
+        self._advance.trace(*self._shapes, *self._shapes_to_advance())
 
     def compile_advance(self) -> Any:
         """Compiles `advance` before it is called, and returns the executable."""
-        return self._advance.compile(*self._shapes_to_advance())
+        return self._advance.compile(*self._shapes, *self._shapes_to_advance())
 
     def start(self) -> Any:
         """The states at the starts of all chains."""
-        return self._start(self._key, self._index, self._positions)
+        return self._call(self._start, self._positions)
 
     def warm(self, states: Any) -> ChainState:
         """The chains after their warm-up, or as they started where there is none."""
-        if self._sampler.warm is None:
+        if not self.has_warmup:
             return ChainState(states, None)
-        return ChainState(*self._warm(self._key, self._index, self._positions))
+        return ChainState(*self._call(self._warm, self._positions))
 
     def advance(self, chains: ChainState, first: int, count: int) -> Any:
         """Makes draws.
@@ -176,8 +208,15 @@ class Chains:
         The chains, and a `Draw` of arrays of shape `(chains, count, ...)` on the host.
         """
         numbers = np.uint32(first), np.uint32(count)
-        chains, draws = self._advance(self._key, self._index, chains, *numbers)
-        return chains, jax.tree.map(lambda x: np.asarray(x)[:, :count], draws)
+        chains, draws = self._call(self._advance, chains, *numbers)
+        return chains, jax.tree.map(lambda x: x[:, :count], to_host(draws))
+
+    def _call(self, program: Program, *args: Any) -> Any:
+        program.compile(*self._shapes, *args)
+        # What is the same in every call moves to the devices once.
+        placed = program.placed(*self._known, *args)
+        self._known = placed[: len(self._known)]
+        return program(*placed)
 
     @property
     def compile_seconds(self) -> float:
@@ -203,20 +242,33 @@ class Chains:
 
     def _shapes_to_advance(self) -> tuple[Any, ...]:
         number = jax.ShapeDtypeStruct((), jnp.uint32)
-        return self._key, self._index, self.chain_shapes, number, number
+        return self.chain_shapes, number, number
 
-    def _start_one(self, rng_key: Any, index: Any, position: PyTree) -> Any:
-        return self._sampler.init(_key(rng_key, index, _INIT), position)
+    def _start_one(
+        self, rng_key: Any, index: Any, own: Any, shared: Any, position: PyTree
+    ) -> Any:
+        init = self._sampler_of(own, shared).init
+        return init(_key(rng_key, index, _INIT), position)
 
-    def _warm_one(self, rng_key: Any, index: Any, position: PyTree) -> Any:
-        assert self._sampler.warm is not None
-        return self._sampler.warm(_key(rng_key, index, _WARM), position)
+    def _warm_one(
+        self, rng_key: Any, index: Any, own: Any, shared: Any, position: PyTree
+    ) -> Any:
+        warm = self._sampler_of(own, shared).warm
+        assert warm is not None
+        return warm(_key(rng_key, index, _WARM), position)
 
     def _advance_one(
-        self, rng_key: Any, index: Any, chain: ChainState, first: Any, count: Any
+        self,
+        rng_key: Any,
+        index: Any,
+        own: Any,
+        shared: Any,
+        chain: ChainState,
+        first: Any,
+        count: Any,
     ) -> Any:
         key = _key(rng_key, index, _SAMPLE)
-        step = self._sampler.bind(chain.tuned)
+        step = self._sampler_of(own, shared).bind(chain.tuned)
 
         def draw(state: Any, number: Any) -> tuple[Any, Draw]:
             return draw_one(step, key, state, number, self._thin)
@@ -264,11 +316,14 @@ def draw_one(
 
 
 def shapes_of_one(
-    sampler: Sampler, rng_key: Any, positions: PyTree, thin: int
+    samplers: Samplers, rng_key: Any, positions: PyTree, thin: int
 ) -> tuple[ChainState, Draw]:
     """The shapes of one chain and one draw; it also says early what cannot work."""
 
-    def whole(rng_key: Any, position: PyTree) -> tuple[ChainState, Draw]:
+    def whole(
+        rng_key: Any, own: PyTree, shared: PyTree, position: PyTree
+    ) -> tuple[ChainState, Draw]:
+        sampler = samplers.of(own, shared)
         key = _key(rng_key, jnp.uint32(0), _WARM)
         if sampler.warm is None:
             chain = ChainState(sampler.init(key, position), None)
@@ -278,8 +333,19 @@ def shapes_of_one(
         step = sampler.bind(chain.tuned)
         return chain, draw_one(step, key, chain.states, jnp.uint32(0), thin)[1]
 
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    return jax.eval_shape(whole, rng_key, row)
+    own, position = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
+        shapes_of((samplers.own, positions)),
+    )
+    shared = shapes_of(samplers.shared)
+    return jax.eval_shape(whole, rng_key, own, shared, position)
+
+
+def _where_it_lies(shape: jax.ShapeDtypeStruct, x: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array, with its place if that is several devices."""
+    if isinstance(x, jax.Array) and len(x.sharding.device_set) > 1:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    return shape
 
 
 def _check_state(state: Any) -> None:

@@ -5,18 +5,19 @@ import os
 from collections.abc import Callable
 from typing import Any, Final, overload
 
+import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..run._checkpoint import Checkpoint
 from ..run._keys import check_key
-from ..run._progress import check_progress
-from ..run._saving import Saver, checkpoint_from
+from ..run._processes import check_same, on_host, several, speaker, words
+from ..run._progress import Reporter, check_progress
+from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     check_acceptance,
     check_batcher,
     check_count,
-    check_fresh,
     given,
     refuse_warmup,
     starts_from,
@@ -24,7 +25,7 @@ from ._arguments import (
 from ._chain_run import ChainRun
 from ._loop import ChainLoop, Made
 from ._plan import about, identity_of, plan_of_algorithm, plan_of_api, say_what_is_run
-from ._programs import Chains
+from ._programs import Chains, all_alike
 from ._starts import check_positions
 
 
@@ -105,7 +106,9 @@ def run_chains(
 
     With a checkpoint, a run that is killed at any moment and called again with the same
     arguments ends with the bits of one that was never killed. It is saved after the
-    warm-up and between blocks of draws; a warm-up that is killed starts over.
+    warm-up and between blocks of draws; a warm-up that is killed starts over. Several
+    processes (`jax.distributed`) call it together with the same arguments, and each
+    gets the whole result; the first one has the checkpoint, shows progress and logs.
 
     ```python
     import blackjax
@@ -208,11 +211,12 @@ def run_chains(
     if block is not None:
         check_count("block", block)
     check_batcher(batcher)
-    check_fresh(fresh)
+    check_fresh(fresh, "run_chains")
     check_progress(progress, "run_chains")
     check_key(call.rng_key, "run_chains")
     place = checkpoint_from(checkpoint, "run_chains")
-    starts = starts_from(call.positions)
+    rng_key, positions = on_host((call.rng_key, call.positions))
+    starts = starts_from(positions)
     check_positions(starts)
     if call.logdensity_fn is None:
         plan = plan_of_algorithm(sampler, thin)
@@ -226,14 +230,22 @@ def run_chains(
             thin,
             call.settings,
         )
-    chains = Chains(plan.sampler, call.rng_key, starts, batcher, thin, block)
-    layout = say_what_is_run(plan, chains, starts, num_samples)
+    samplers = all_alike(plan.sampler, len(jax.tree.leaves(starts)[0]))
+    chains = Chains(samplers, rng_key, starts, batcher, thin, block)
     identity = {}
-    if place is not None:
-        identity = identity_of(plan, call.rng_key, starts, chains.tuned_shapes)
-    with Saver(place, "run of chains", identity, layout=layout, fresh=fresh) as saver:
-        told = about(plan, starts)
-        made = ChainLoop(chains, num_samples, saver, progress, told).run()
+    if place is not None or several():
+        identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)
+    options = {"batcher": batcher, "num_samples": num_samples, "block": block}
+    saving = {"checkpoint": place is not None, "fresh": fresh}
+    check_same({**identity, **words({**options, **saving})}, "run_chains")
+    layout = say_what_is_run(plan, chains, starts, num_samples)
+    with (
+        Saver(place, "run of chains", identity, layout=layout, fresh=fresh) as saver,
+        Reporter(progress, "chains", " draws") as reporter,
+    ):
+        told = about(plan.settings, starts)
+        loop = ChainLoop(chains, num_samples, saver, reporter, about=told)
+        made = loop.run(saver.resume())
     return _result(made, plan.sampler.max_tree_depth)
 
 
@@ -252,5 +264,5 @@ def _result(made: Made, max_tree_depth: int | None) -> ChainRun:
         seconds=made.seconds,
     )
     for warning in run.warnings:
-        _log.warning("run_chains: %s", warning)
+        speaker(_log).warning("run_chains: %s", warning)
     return run

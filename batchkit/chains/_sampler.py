@@ -47,6 +47,8 @@ class Sampler:
     bind: Callable[[Tuned | None], Callable[[Any, Any], tuple[Any, Any]]]  # a step
     logdensity_fn: Callable[[PyTree], Any] | None = None
     max_tree_depth: int | None = None
+    # The same chain with another log-density.
+    with_logdensity: "Callable[[Callable[[PyTree], Any]], Sampler] | None" = None
 
 
 @final
@@ -134,7 +136,13 @@ def sampler_of_api(
 
     depth = inspect.signature(kernel).parameters.get("max_num_doublings")
     most = None if depth is None else settings.get("max_num_doublings", depth.default)
-    return Sampler(init, warm, bind, logdensity_fn, most)
+
+    def again(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
+        return sampler_of_api(
+            api, logdensity_fn, num_warmup, target_acceptance, settings
+        )
+
+    return Sampler(init, warm, bind, logdensity_fn, most, again)
 
 
 def _kernel_of(api: Any, building: Iterable[str], settings: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..run._names import columns, few
+from ..run._saving import check_fresh
 from ._guard import InvalidLikelihoodError, is_invalid
 from ._stop import AbstractStop
 
@@ -41,11 +42,7 @@ def check_options(stop: Any, on_invalid: Any, fresh: Any) -> None:
             f"run_nested(on_invalid={on_invalid!r}): on_invalid must be 'raise' or "
             "'reject': what to do where a likelihood is NaN or plus infinity."
         )
-    if not isinstance(fresh, bool):
-        raise TypeError(
-            f"run_nested(fresh={fresh!r}): fresh must be True or False; got "
-            f"{type(fresh).__name__}."
-        )
+    check_fresh(fresh, "run_nested")
 
 
 def live_points(positions: PyTree) -> PyTree:

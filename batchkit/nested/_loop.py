@@ -18,7 +18,6 @@ from ..run._processes import (
     explaining_loss,
     first_says,
     is_first,
-    raised_by_first,
     several,
     speaker,
     summed,
@@ -65,8 +64,7 @@ class Loop:
         self._key = rng_key
         self._rule = rule
         self._saver = saver
-        shown = progress if is_first() else False
-        self._reporter = Reporter(shown, "nested sampling", " steps")
+        self._reporter = Reporter(progress, "nested sampling", " steps")
         self._rejected = rejected
         self._settings = dict(settings)
         self._dead: list[Dying] = []
@@ -83,11 +81,7 @@ class Loop:
 
         - `positions`: the first live points.
         """
-        path = self._saver.path
-        advice = "Start all of them again" + (
-            f": the run goes on from {path!r}." if path else "."
-        )
-        with explaining_loss("run_nested", advice):
+        with explaining_loss("run_nested", self._saver.path):
             return self._run(positions)
 
     def _run(self, positions: PyTree) -> NestedRun:
@@ -123,17 +117,7 @@ class Loop:
 
     def _agree(self, limit: int, show: Callable[[], None] | None = None) -> int:
         """Shows how far it is, and lets all processes go on with the same."""
-        error: Exception | None = None
-        if is_first() and show is not None:
-            try:
-                show()
-            except Exception as raised:
-                if not several():
-                    raise
-                error = raised
-        numbers = self._saver.look(limit, self._seconds, error is not None)
-        if numbers[2]:
-            raised_by_first(error)
+        numbers = self._saver.look(limit, self._seconds, show=show)
         self._clock = numbers[1]
         return int(numbers[0])
 

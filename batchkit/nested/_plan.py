@@ -7,7 +7,6 @@ from typing import Any, Final, final
 
 import jax
 import jax.extend as jex
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..batchers._bytes import in_words
@@ -15,7 +14,7 @@ from ..reports._reached import ReachedSite, records_of
 from ..reports._watch import watching
 from ..run._fingerprint import of_arrays, of_function, of_words
 from ..run._names import parameter_names
-from ..run._processes import check_same, several, speaker
+from ..run._processes import check_same, several, speaker, words
 from ._guard import settings_of
 from ._programs import NestedPrograms
 
@@ -84,8 +83,7 @@ def check_processes(
     """Raises in all processes unless they were asked for the same run."""
     if several():
         parts = {
-            **{name: str(value) for name, value in options.items()},
-            "precision": str(jnp.zeros(()).dtype),
+            **words(options),
             "key": of_arrays(rng_key),
             "first live points": of_arrays(positions),
             **_digests(functions, positions),

@@ -95,6 +95,14 @@ def check_same(parts: Mapping[str, str], caller: str) -> None:
         )
 
 
+def words(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options for `check_same`, with the precision that JAX is set to."""
+    return {
+        **{name: str(value) for name, value in options.items()},
+        "precision": str(jnp.zeros(()).dtype),
+    }
+
+
 def in_first(make: Callable[[], Any]) -> Any:
     """Runs a function in the first process, and tells the others what it returns.
 
@@ -183,15 +191,22 @@ def spans_processes(compiled: Any) -> bool:
 
 
 @contextlib.contextmanager
-def explaining_loss(caller: str, remedy: str) -> Iterator[None]:
-    """Adds what to do to an error of JAX's that the loss of a process may be behind."""
+def explaining_loss(caller: str, path: str | None) -> Iterator[None]:
+    """Adds what to do to an error of JAX's that the loss of a process may be behind.
+
+    **Arguments:**
+
+    - `caller`: the function that the user called.
+    - `path`: where the run is saved, or None.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if several():
+            goes_on = "" if path is None else f": the run goes on from {path!r}"
             error.add_note(
                 f"{caller}: if another of the {jax.process_count()} processes has "
-                f"ended, this is why. {remedy}"
+                f"ended, this is why. Start all of them again{goes_on}."
             )
         raise
 

@@ -10,6 +10,8 @@ from typing import Any, Final, final
 
 from tqdm.auto import tqdm
 
+from ._processes import is_first
+
 
 _log: Final = logging.getLogger("batchkit")
 
@@ -34,7 +36,7 @@ class Reporter:
     """Shows what it is told, in the way that the place allows.
 
     In a terminal and in a notebook this is a bar; elsewhere a line in the log of
-    `batchkit` now and then.
+    `batchkit` now and then. Of several processes only the first one shows anything.
     """
 
     def __init__(
@@ -46,8 +48,8 @@ class Reporter:
         - `title`: what is going on.
         - `unit`: what is counted, with a space before it.
         """
-        self._function = progress if callable(progress) else None
-        self._shows = bool(progress)
+        self.shows = bool(progress) and is_first()
+        self._function = progress if callable(progress) and self.shows else None
         self._title = title
         self._unit = unit
         self._bar: Any = None
@@ -56,7 +58,7 @@ class Reporter:
         self._logged = time.monotonic()
 
     def __enter__(self) -> "Reporter":
-        if self._shows and self._function is None and _has_screen():
+        if self.shows and self._function is None and _has_screen():
             self._bar = tqdm(desc=self._title, unit=self._unit, dynamic_ncols=True)
         return self
 
@@ -82,7 +84,7 @@ class Reporter:
                 self._bar.total = total
                 self._bar.set_postfix_str(str(record), refresh=False)
                 self._bar.update(done - self._bar.n)
-        elif self._shows and time.monotonic() - self._logged >= LOG_EVERY:
+        elif self.shows and time.monotonic() - self._logged >= LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
             _log.info("%s: %s%s%s; %s", self._title, done, of, self._unit, record)
@@ -90,7 +92,7 @@ class Reporter:
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Tells what is being waited for, and for how long, while the body runs."""
-        if not self._shows or self._function is not None:
+        if not self.shows or self._function is not None:
             yield
             return
         stop = threading.Event()

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, final
 
@@ -24,6 +24,7 @@ from ._processes import (
     first_and_largest,
     in_first,
     is_first,
+    raised_by_first,
     several,
     speaker,
 )
@@ -49,6 +50,15 @@ def checkpoint_from(value: Any, caller: str) -> Checkpoint | None:
         f"{caller}(checkpoint={value!r}): checkpoint must be a path such as 'run.h5', "
         f"a Checkpoint, or None; got {type(value).__name__}."
     )
+
+
+def check_fresh(value: object, caller: str) -> None:
+    """Raises `TypeError` unless it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(
+            f"{caller}(fresh={value!r}): fresh must be True or False; got "
+            f"{type(value).__name__}."
+        )
 
 
 @final
@@ -91,6 +101,7 @@ class Saver:
         # What several processes found when they looked.
         self._is_due = False
         self._requested = 0
+        self._kept: tuple[Mapping[str, Any], Mapping[str, Any]] = {}, {}
         self._cost = 0.0
         self._last = time.perf_counter()
         self.seconds = 0.0
@@ -113,7 +124,9 @@ class Saver:
         if self._store is not None:
             self._store.__exit__(kind, error, trace)
 
-    def look(self, *numbers: int | float) -> tuple[int | float, ...]:
+    def look(
+        self, *numbers: int | float, show: Callable[[], None] | None = None
+    ) -> tuple[int | float, ...]:
         """Lets several processes agree on what follows, at a place where all come by.
 
         What is due is decided by the clock of the first process; a signal counts in
@@ -122,16 +135,27 @@ class Saver:
         **Arguments:**
 
         - `numbers`: what else the first process decides.
+        - `show`: what it does before, in sight of the user. If it raises, all raise.
 
         **Returns:**
 
         The numbers of the first process.
         """
+        error: Exception | None = None
+        if show is not None and is_first():
+            try:
+                show()
+            except Exception as raised:
+                if not several():
+                    raise
+                error = raised
         if not several():
             return numbers
         requested = self._signals.requested or 0
-        first = (*numbers, self._is_due_now())
-        *agreed, due, largest = first_and_largest(first, requested)
+        first = (*numbers, error is not None, self._is_due_now())
+        *agreed, failed, due, largest = first_and_largest(first, requested)
+        if failed:
+            raised_by_first(error)
         self._is_due, self._requested = bool(due), int(largest)
         return tuple(agreed)
 
@@ -184,6 +208,10 @@ class Saver:
         wait = seconds_until_next(self._checkpoint.every, self._cost)
         return time.perf_counter() - self._last >= wait
 
+    def keep(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        """Says what every save from now on holds besides, in the same way as `save`."""
+        self._kept = dict(header), dict(arrays)
+
     def save(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         """Saves the run, if it is saved at all.
 
@@ -195,6 +223,7 @@ class Saver:
         if not self.is_on:
             return
         start = time.perf_counter()
+        header, arrays = {**self._kept[0], **header}, {**self._kept[1], **arrays}
         in_first(lambda: self._write(header, arrays))
         self._last = time.perf_counter()
         self._cost = self._last - start

@@ -6,6 +6,7 @@ from ._combine import (
 )
 from ._failure import ShardFailure as ShardFailure
 from ._plan import SamplingPlan as SamplingPlan
+from ._progress import ShardProgress as ShardProgress
 from ._run_shards import run_shards as run_shards
 from ._shard_run import ShardRun as ShardRun
 from ._sharded_data import ShardedData as ShardedData

@@ -27,7 +27,7 @@ _STEPS: Final = 4
 
 
 def refined(
-    samples: PyTree, mean_gradients: Callable[[PyTree], list[Any]]
+    samples: PyTree, mean_gradients: Callable[[PyTree], PyTree]
 ) -> tuple[PyTree, Float[np.ndarray, " dim"] | None]:
     """The draws where they belong, and how far that is.
 
@@ -62,7 +62,7 @@ def refined(
         return jax.tree.unflatten(treedef, made)
 
     for _ in range(_STEPS):
-        slopes = mean_gradients(as_positions(some + shift))
+        slopes = jax.tree.leaves(mean_gradients(as_positions(some + shift)))
         summed = [np.sum(np.asarray(y, np.float64), 0).ravel() for y in slopes]
         shift = shift + covariance @ np.concatenate(summed)
         if not np.all(np.isfinite(shift)):
@@ -72,10 +72,10 @@ def refined(
     return moved, shift / np.sqrt(np.diag(covariance))
 
 
-def refine_with(make: Any) -> Any:
-    """What refines draws of some shards: `make` gives their programs."""
+def refine_with(make: Callable[[tuple[int, ...]], Any]) -> Any:
+    """What refines draws of some shards: `make` gives their `mean_gradients`."""
 
     def refine(samples: PyTree, used: tuple[int, ...]) -> Any:
-        return refined(samples, make(list(used)).mean_gradients)
+        return refined(samples, make(used))
 
     return refine

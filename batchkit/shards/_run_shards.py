@@ -1,6 +1,7 @@
 """`run_shards`: one posterior from shards of the data, each with chains of its own."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
-from ..chains._sampler import sampler_of_api
+from ..run._checkpoint import Checkpoint
+from ..run._processes import check_same, on_host, several, words
+from ..run._progress import Reporter, check_progress
+from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     chains_of,
     check_count,
@@ -22,22 +26,17 @@ from ._arguments import (
 )
 from ._combine import way_to_combine
 from ._failure import ShardFailure
+from ._identity import about, identity_of
 from ._plan import SamplingPlan
 from ._refine import refine_with
+from ._rounds import Rounds
 from ._rows import check_functions, count_rows
 from ._shard_run import ShardRun
 from ._split import generator, order_of_rows
-from ._starts import check_additive, check_starts
+from ._starts import check_additive
 from ._stats import stats_of
-from ._tasks import Model, ShardChains, Shards
-from ._tries import (
-    Known,
-    after_round,
-    failed,
-    nothing_known,
-    target_of,
-    to_run,
-)
+from ._tasks import Model, Shards
+from ._tries import Known, failed
 
 
 _VMAP: Final = Vmap()
@@ -66,6 +65,10 @@ def run_shards(
     max_tries: int = 3,
     on_failure: str = "raise",
     refine: bool = True,
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    fresh: bool = False,
+    progress: bool | Callable[[Any], object] = True,
+    block: int | None = None,
     profile: str | Path | None = None,
     **settings: Any,
 ) -> ShardRun:
@@ -80,6 +83,9 @@ def run_shards(
     A shard whose draws are not finite, or of whose transitions more than 5 % diverged
     (10 % after the first try), runs again, without the others, with other random
     numbers; after divergences its acceptance rate is tuned for 0.05 more, up to 0.95.
+    Several processes (`jax.distributed`) call it together with the same arguments, and
+    each gets the whole result; the first one has the checkpoint, shows progress and
+    logs.
 
     ```python
     import jax
@@ -138,6 +144,18 @@ def run_shards(
         of the posterior; True by default. It corrects the mean, which combining alone
         puts a good part of a standard deviation off, more with more shards, and takes
         some hundred gradients.
+    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
+        from where it goes on if the file exists: with the shards that succeeded, and in
+        the middle of the chains of those that were running. A finished run combines its
+        draws again, with `combine`, `refine` and `on_failure` as they are now; with a
+        larger `max_tries`, shards that failed run again. By default it is not saved.
+    - `fresh`: whether to start over where there is a file; False by default. The old
+        one is kept as the previous generation, until the second save.
+    - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
+        of `batchkit` elsewhere; True by default. A function is called after every block
+        of draws with a `batchkit.shards.ShardProgress` instead.
+    - `block`: the most draws of a chain that are made at a time, as in
+        [`run_chains`][batchkit.run_chains].
     - `profile`: a directory for a trace of `jax.profiler`; none by default.
     - `**settings`: what else the warm-up and the sampler take, as in
         [`run_chains`][batchkit.run_chains].
@@ -152,7 +170,9 @@ def run_shards(
     Before anything is compiled: `TypeError` or `ValueError` for arguments that cannot
     be right. Before the warm-up: `StartError` if a log-density is not finite where a
     chain starts. `ShardFailure` if no try of a shard succeeds, unless shards may be
-    dropped, and if all fail.
+    dropped, and if all fail. `CheckpointError` if the file is of another run, is
+    damaged, or cannot be written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint
+    once the run is saved.
     """
     check_functions(
         "run_shards", logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn
@@ -164,6 +184,12 @@ def run_shards(
     check_count("max_tries", max_tries)
     way_to_combine(combine)
     chains = chains_of(num_chains, plan)
+    if block is not None:
+        check_count("block", block)
+    check_fresh(fresh, "run_shards")
+    check_progress(progress, "run_shards")
+    place = checkpoint_from(checkpoint, "run_shards")
+    rng_key, data, initial = on_host((rng_key, data, initial))
     fold = jax.random.fold_in
     starts = starts_of(initial, prior_sample_fn, fold(rng_key, _STARTS), count, chains)
     order = order_of_rows(rows, count, strata, generator(fold(rng_key, _SPLIT)))
@@ -180,25 +206,31 @@ def run_shards(
         settings,
     )
     _check_algorithm(model)
-    trace = contextlib.nullcontext() if profile is None else _trace(profile)
-    with trace:
-        known = nothing_known(count)
-        while which := to_run(known, max_tries):
-            known = _round(
-                known, which, model, shards, batcher, starts, rng_key, target_acceptance
-            )
-        make = refine_with(lambda which: ShardChains(model, shards, which, batcher))
+    some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
+    check_additive(loglikelihood_fn, jax.tree.map(lambda x: x[0, 0], starts), some)
+    rounds = Rounds(model, shards, batcher, starts, rng_key, target_acceptance, block)
+    identity = {}
+    if place is not None or several():
+        identity = identity_of(rounds, order)
+    options = {"batcher": batcher, "block": block, "max_tries": max_tries}
+    saving = {"checkpoint": place is not None, "fresh": fresh}
+    check_same({**identity, **words({**options, **saving})}, "run_shards")
+    layout = [f"{batcher!r}, {len(jax.devices())} devices"]
+    with (
+        contextlib.nullcontext() if profile is None else _trace(profile),
+        Saver(place, "run of shards", identity, layout=layout, fresh=fresh) as saver,
+        Reporter(progress, "shards", " draws") as reporter,
+    ):
+        known = rounds.run(max_tries, saver, reporter, about(rounds))
         key = fold(rng_key, _COMBINE)
-        move = make if refine else None
+        move = refine_with(rounds.mean_gradients) if refine else None
         return _result(known, shards, plan, key, combine, on_failure, move)
 
 
 def _check_algorithm(model: Model) -> None:
     """Raises for settings that nobody takes, before anything is traced."""
     try:
-        sampler_of_api(
-            model.algorithm, model.logprior_fn, model.num_warmup, 0.8, model.settings
-        )
+        model.sampler(model.logprior_fn, 0.8)
     except TypeError as error:
         error.add_note("The chains of `run_shards` are those of `run_chains`.")
         raise
@@ -206,40 +238,6 @@ def _check_algorithm(model: Model) -> None:
 
 def _trace(directory: str | Path) -> Any:
     return jax.profiler.trace(str(directory))
-
-
-def _round(
-    known: Known,
-    which: list[int],
-    model: Model,
-    shards: Shards,
-    batcher: AbstractBatcher,
-    starts: PyTree,
-    rng_key: Any,
-    asked: float,
-) -> Known:
-    """Runs some shards, and says what is known then.
-
-    All of them have been tried equally often: who succeeds does not run again.
-    """
-    tries = known.header["shards"]
-    (number,) = {len(tries[shard]) for shard in which}
-    targets = [target_of(tries[shard], asked) for shard in which]
-    chains = ShardChains(model, shards, which, batcher)
-    tasks = chains.tasks(jax.tree.map(lambda x: x[which], starts), targets)
-    key = jax.random.fold_in(rng_key, number)
-    if number == 0:
-        position = jax.tree.map(lambda x: x[0], tasks.position)
-        some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
-        check_additive(model.loglikelihood_fn, position, some)
-        check_starts(
-            chains.start(key, tasks),
-            tasks.position,
-            len(tasks.index) // len(which),
-            model.logprior_fn,
-        )
-    made = chains.run(key, tasks)
-    return after_round(known, which, made, targets, chains.seconds)
 
 
 def _result(

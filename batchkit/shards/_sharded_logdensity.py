@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ..batchers._sharded import devices_are_taken, put_on
@@ -71,7 +72,9 @@ def sharded_logdensity(
     **Returns:**
 
     A function from parameters to a scalar, as samplers expect it. It can be jitted,
-    differentiated any number of times, and mapped.
+    differentiated any number of times, and mapped. It is a `jax.tree_util.Partial`,
+    hence a pytree with the data in it: to a function that you jit yourself, give it as
+    an argument.
 
     **Raises:**
 
@@ -91,10 +94,10 @@ def sharded_logdensity(
             "`ShardedData(data, mesh)`."
         )
 
-    def logdensity(params: PyTree) -> Float[Array, ""]:
+    def logdensity(data: ShardedData, params: PyTree) -> Float[Array, ""]:
         return logprior_fn(params) + _of_devices(loglikelihood_fn, params, data)
 
-    return logdensity
+    return Partial(logdensity, data)
 
 
 def _of_devices(

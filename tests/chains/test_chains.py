@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains._programs import Chains
+from batchkit.chains._programs import Chains, all_alike
 from batchkit.chains._sampler import sampler_of_algorithm
 
 from ..helpers import assert_same, counted, mesh
@@ -199,7 +199,8 @@ def plain() -> bk.ChainRun:
 def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None:
     fun, traces = counted(logdensity)
     sampler = sampler_of_algorithm(leapfrog(fun))
-    chains = Chains(sampler, KEY, STARTS, bk.Vmap(), thin=1, block=24)
+    samplers = all_alike(sampler, CHAINS)
+    chains = Chains(samplers, KEY, STARTS, bk.Vmap(), thin=1, block=24)
     state = chains.warm(chains.start())
     made: list[Any] = []
     first, before = 0, 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +169,102 @@ def run(
         "counts": np.array([result.num_steps, result.num_evaluations or 0]),
         "rejected": np.array(rejected),
     }
+
+
+def chains(
+    folder: Path,
+    batcher: str = "Sharded",
+    slow: float = 0.0,
+    every: float = 1e-3,
+    exact: bool = False,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Chains, with a checkpoint after every block of draws."""
+    rows = np.random.default_rng(0).normal(size=(41, 2))
+    likelihood = lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2)
+    prior = lambda x: -0.5 * jnp.sum(x**2)
+    if exact:
+        mesh = Mesh(np.array(jax.devices()), ("rows",))
+        data = bk.ShardedData(rows, mesh)
+        logdensity = bk.sharded_logdensity(prior, likelihood, data)
+    else:
+        logdensity = lambda x: prior(x) + likelihood(x, rows)
+    with unchecked():
+        result = bk.run_chains(
+            blackjax.hmc,
+            logdensity,
+            jax.random.key(0),
+            np.random.default_rng(1).normal(size=(5, 2)),
+            num_warmup=10,
+            num_samples=40,
+            num_integration_steps=2,
+            block=4,
+            batcher=_batcher(batcher),
+            **_telling(folder, slow, every, saved),
+        )
+    return {
+        "samples": result.samples,
+        "logdensity": np.asarray(result.logdensity),
+        "step size": np.asarray(result.step_size),
+        "divergences": np.asarray(result.diverging),
+    }
+
+
+def shards(
+    folder: Path,
+    batcher: str = "Sharded",
+    slow: float = 0.0,
+    every: float = 1e-3,
+    saved: bool = True,
+) -> dict[str, Any]:
+    """Shards, of which some run again, with a checkpoint after every block."""
+    from batchkit.shards import _tries
+
+    # Every shard of which a transition diverges runs again.
+    _tries.DIVERGENCE_NOTE = 0.0
+    with unchecked():
+        result = bk.run_shards(
+            lambda x: -0.5 * jnp.sum(x**2),
+            lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2),
+            np.random.default_rng(0).normal(size=(41, 2)),
+            jax.random.key(0),
+            num_shards=3,
+            initial=np.random.default_rng(1).normal(size=(2, 2)),
+            algorithm=blackjax.hmc,
+            num_integration_steps=2,
+            divergence_threshold=0.3,
+            plan=bk.SamplingPlan(10, 40, num_chains=2),
+            on_failure="drop",
+            block=4,
+            batcher=_batcher(batcher),
+            **_telling(folder, slow, every, saved),
+        )
+    return {
+        "shards": result.shard_samples,
+        "samples": result.samples,
+        "tries": np.array([len(x.tries) for x in result.stats]),
+        "used": np.array(result.used),
+        "divergences": np.array([x.divergences for x in result.stats]),
+    }
+
+
+def _telling(folder: Path, slow: float, every: float, saved: bool) -> dict[str, Any]:
+    """Options of a run that tells how far it is, slowly, and is saved."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    from batchkit.chains import _blocks
+
+    _blocks._SECONDS = 1e9
+    count = iter(range(1, 10**6))
+
+    def tell(progress: Any) -> None:
+        if progress.draws > 0:
+            say("step", next(count))
+            time.sleep(slow)
+
+    if not saved:
+        return {"progress": tell}
+    place = bk.Checkpoint(folder / "run.h5", every=every)
+    return {"progress": tell, "checkpoint": place}
 
 
 class _Particles(NamedTuple):

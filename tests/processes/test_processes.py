@@ -177,6 +177,55 @@ def test_a_signal_counts_in_any_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("chains", {}),
+        ("chains", {"batcher": "Sharded, Chunked"}),
+        ("chains", {"batcher": "Vmap"}),
+        ("chains", {"batcher": "Vmap", "exact": True}),
+        ("shards", {}),
+        ("shards", {"batcher": "Sharded, Chunked"}),
+        ("shards", {"batcher": "Vmap"}),
+    ],
+)
+def test_chains_and_shards(
+    runs: Callable[..., Any], way: tuple[int, int], name: str, options: dict[str, Any]
+) -> None:
+    folder, expected = runs(name)
+    if name == "shards":
+        assert max(expected["tries"]) > 1
+    place = folder / f"{name} {way} {options}"
+    for each in found(name, place, *way, **options):
+        assert_same(each, expected, 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chains", "shards"])
+@pytest.mark.parametrize("victim", [0, -1])
+def test_killed_chains(runs: Callable[..., Any], name: str, victim: int) -> None:
+    folder, expected = runs(name)
+    place = folder / f"{name} killed {victim}"
+    with Together(name, place, 2, 2, slow=0.3) as started:
+        started.wait_for_step(4)
+        started.processes[victim].kill()
+        ended = started.end(limit=6 * HEARTBEAT)
+    assert all(x.status != 0 for x in ended), ended
+    assert read_file(place / "run.h5")[0]["draws"] < 40
+    for other in [(2, 2), (1, 4)]:
+        copy = folder / f"{name} gone on {victim} {other}"
+        copy.mkdir()
+        (copy / "run.h5").write_bytes((place / "run.h5").read_bytes())
+        with Together(name, copy, *other) as again:
+            for each in again.found():
+                assert_same(each, expected, 1e-9)
+            first, *others = again.end()
+            assert "going on with" in first.errors
+            assert all("going on with" not in x.errors for x in others)
+
+
+@pytest.mark.slow
 def test_only_the_first_process_speaks(runs: Callable[..., Any]) -> None:
     folder, _ = runs("run")
     with Together("run", folder / "speaks", 2, 2) as started:

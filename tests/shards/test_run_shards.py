@@ -13,7 +13,7 @@ import pytest
 import batchkit as bk
 from batchkit.shards import _refine
 from batchkit.shards._split import order_of_rows
-from batchkit.shards._tasks import Model, ShardChains, Shards
+from batchkit.shards._tasks import Model, Shards, ShardTasks
 
 from ..helpers import assert_refuses, counted, mesh, unchecked
 
@@ -108,12 +108,12 @@ def test_a_device_holds_its_share_of_rows() -> None:
     count = 4096
     data = {"x": np.ones((count, 2)), "y": np.ones(count)}
     shards = Shards(data, np.arange(count), SHARDS)
-    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, {})
+    settings = {"num_integration_steps": 2}
+    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, settings)
     which = list(range(SHARDS))
-    chains = ShardChains(model, shards, which, bk.Sharded(mesh(4)))
-    tasks = chains.tasks(np.zeros((SHARDS, 1, 2), np.float32), [0.8] * SHARDS)
-    chains.start(KEY, tasks)
-    stats = chains._start._compiled.memory_analysis()
+    tasks = ShardTasks(model, shards, which, 1, bk.Sharded(mesh(4)))
+    chains = tasks.chains(KEY, np.zeros((SHARDS, 1, 2), np.float32), None)
+    stats = chains.compile_start().memory_analysis()
     assert stats.argument_size_in_bytes < 1.1 * count * 3 * 4 / 4
 
 

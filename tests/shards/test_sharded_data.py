@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.run._program import Program
+from batchkit.chains._programs import Chains, all_alike
+from batchkit.chains._sampler import sampler_of_api
 from batchkit.shards._rows import starts_of_parts, sum_over_rows, table_of_parts
 
 from ..helpers import assert_refuses, mesh
@@ -165,12 +166,21 @@ def test_a_device_holds_its_share() -> None:
     data = bk.ShardedData(rows(40_003), mesh(4))
     assert {x.data.shape for x in data.rows["x"].addressable_shards} == {(10_001, 3)}
     sharded = bk.sharded_logdensity(logprior, loglikelihood, data)
-    program = Program(jax.vmap(jax.grad(sharded)))
-    many = jax.tree.map(lambda x: x[None], AT)
-    close(program(many), jax.vmap(jax.grad(sharded))(many))
-    stats = program._compiled.memory_analysis()
-    share = 10_001 * (3 + 1) * 4
-    assert share <= stats.argument_size_in_bytes < share + 1000
+    settings = {"num_integration_steps": 2}
+    sampler = sampler_of_api(blackjax.hmc, sharded, 10, 0.8, settings)
+    starts = jax.tree.map(lambda x: jnp.stack([x, -x]), AT)
+    key = jax.random.key(0)
+    for batcher in (bk.Vmap(), bk.Continuous(2)):
+        chains = Chains(all_alike(sampler, 2), key, starts, batcher, 1, 4)
+        programs = (
+            chains.compile_start(),
+            chains.compile_warm(),
+            chains.compile_advance(),
+        )
+        share = 10_001 * (3 + 1) * 4
+        for program in programs:
+            stats = program.memory_analysis()
+            assert share <= stats.argument_size_in_bytes < share + 1000
 
 
 @pytest.mark.parametrize("batcher", [bk.Vmap(), bk.Continuous(2)], ids=str)

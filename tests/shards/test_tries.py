@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.chains._loop import Made
 from batchkit.chains._programs import Draw
 from batchkit.chains._sampler import Tuned
-from batchkit.shards import _run_shards as module
+from batchkit.shards import _rounds as module
 from batchkit.shards._tries import target_of
 
 from ..helpers import unchecked
@@ -23,29 +24,42 @@ CHAINS, SAMPLES = 4, 100
 class Rounds:
     """Stands in for the chains of shards: what they find is told beforehand."""
 
+    num_chains = 0
+    tuned_shapes = draw_shapes = None
+
     def __init__(self, told: dict[tuple[int, int], Any]) -> None:
         self.told = told  # by shard and try: a rate of divergences, or NaN
         self.ran: list[list[int]] = []
         self.targets: list[list[float]] = []
         self.keys: list[Any] = []
+        self.known: list[Any] = []
 
-    def __call__(self, model: Any, shards: Any, which: list[int], batcher: Any) -> Any:
+    def tasks(
+        self,
+        model: Any,
+        shards: Any,
+        which: list[int],
+        chains: int,
+        batcher: Any,
+        targets: list[float],
+    ) -> Any:
         self.which = which
-        self.real = Real(model, shards, which, batcher)
-        self.seconds = (0.5, 1.0, 2.0 + len(self.ran))
+        self.targets.append(targets)
         return self
 
-    def tasks(self, positions: Any, targets: list[float]) -> Any:
-        self.targets.append(targets)
-        return self.real.tasks(positions, targets)
+    def chains(self, key: Any, positions: Any, block: Any) -> Any:
+        self.keys.append(jax.random.key_data(key))
+        return self
 
-    def start(self, key: Any, tasks: Any) -> Any:
-        return np.zeros(len(tasks.index)), tasks.position
+    def loop(
+        self, chains: Any, count: int, saver: Any, *args: Any, **named: Any
+    ) -> Any:
+        self.known.append(saver._kept)
+        return self
 
-    def run(self, key: Any, tasks: Any) -> Any:
+    def run(self, saved: Any) -> Made:
         number = len(self.ran)
         self.ran.append(self.which)
-        self.keys.append(jax.random.key_data(key))
         shape = len(self.which), CHAINS, SAMPLES
         rng = np.random.default_rng(number)
         x, diverging = rng.normal(size=shape), np.zeros(shape, np.int32)
@@ -60,17 +74,16 @@ class Rounds:
         ones = np.ones_like(x)
         draws = Draw(x, ones, diverging, 0.8 * ones, ones, 3 * ones)
         tuned = Tuned(np.full(len(x), 0.5), np.ones((len(x), 1)))
-        return tuned, draws
-
-
-Real = module.ShardChains
+        return Made(draws, tuned, (0.5, 1.0, 2.0 + number))
 
 
 @pytest.fixture
 def go(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(told: dict[tuple[int, int], Any], **given: Any) -> Any:
         rounds = Rounds(told)
-        monkeypatch.setattr(module, "ShardChains", rounds)
+        monkeypatch.setattr(module, "ShardTasks", rounds.tasks)
+        monkeypatch.setattr(module, "ChainLoop", rounds.loop)
+        monkeypatch.setattr(module, "layout_of", lambda chains: [])
         arguments: Any = {
             "num_shards": 4,
             "initial": np.zeros(CHAINS, np.float32),

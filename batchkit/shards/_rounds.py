@@ -1,0 +1,211 @@
+"""A round: the shards without draws to be trusted run, all that there are together.
+
+The chains of a round are saved as those of `run_chains` are, with all that was known
+before the round beside them. So a run that was killed goes on in the middle of a round,
+and one that has ended has its last round to return to.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..batchers import AbstractBatcher
+from ..chains._loop import ChainLoop
+from ..chains._plan import layout_of
+from ..chains._progress import ChainProgress
+from ..run._checkpoint import CheckpointError
+from ..run._processes import speaker
+from ..run._progress import Reporter
+from ..run._saving import Saver
+from ..run._store import Saved
+from ..run._trees import named_arrays, tree_of
+from ._progress import ShardProgress
+from ._starts import check_starts
+from ._tasks import Model, Shards, ShardTasks
+from ._tries import Known, after_round, nothing_known, target_of, to_run
+
+
+_log: Final = logging.getLogger("batchkit")
+
+
+@final
+@dataclass(frozen=True)
+class Rounds:
+    """What all rounds have in common.
+
+    **Arguments:**
+
+    - `model`: what is sampled, and how.
+    - `shards`: the rows of all shards.
+    - `batcher`: how chains are laid out.
+    - `starts`: where they start, arrays of shape `(shards, chains, ...)`.
+    - `rng_key`: the key of the run.
+    - `target`: the acceptance rate to tune for in the first round.
+    - `block`: the most draws that are made in one call, or None.
+    """
+
+    model: Model
+    shards: Shards
+    batcher: AbstractBatcher
+    starts: PyTree
+    rng_key: Any
+    target: float
+    block: int | None
+
+    @property
+    def num_chains(self) -> int:
+        """How many chains each shard has."""
+        return jax.tree.leaves(self.starts)[0].shape[1]
+
+    @property
+    def flat_starts(self) -> PyTree:
+        """Where all chains of all shards start, arrays of shape `(tasks, ...)`."""
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.starts)
+
+    def run(
+        self,
+        max_tries: int,
+        saver: Saver,
+        reporter: Reporter,
+        about: Mapping[str, Any],
+    ) -> Known:
+        """Runs rounds until all shards have draws, or tries are used up.
+
+        **Arguments:**
+
+        - `max_tries`: how often a shard runs at most.
+        - `saver`: what saves them.
+        - `reporter`: what tells of them.
+        - `about`: what else the file shall tell of the run, something JSON has.
+        """
+        saved = saver.resume()
+        known = nothing_known(self.shards.count)
+        if saved is not None:
+            known = Known({"shards": saved.header["shards"]}, None)
+            _check_tries(saved, known, max_tries)
+        while which := to_run(known, max_tries):
+            known = self._round(known, which, saver, reporter, about, saved)
+            saved = None
+        return known
+
+    def _round(
+        self,
+        known: Known,
+        which: list[int],
+        saver: Saver,
+        reporter: Reporter,
+        about: Mapping[str, Any],
+        saved: Saved | None,
+    ) -> Known:
+        """Runs some shards, and says what is known then.
+
+        All of them have been tried equally often: who succeeds does not run again.
+        """
+        tries = known.header["shards"]
+        (number,) = {len(tries[shard]) for shard in which}
+        targets = [target_of(tries[shard], self.target) for shard in which]
+        tasks = ShardTasks(
+            self.model, self.shards, which, self.num_chains, self.batcher, targets
+        )
+        chains = tasks.chains(
+            jax.random.fold_in(self.rng_key, number),
+            jax.tree.map(lambda x: x[which], self.starts),
+            self.block,
+        )
+        self._say(number, which, layout_of(chains))
+        if saved is not None and number > 0:
+            like = chains.tuned_shapes, chains.draw_shapes
+            known = Known(known.header, tree_of("known", saved.arrays, like))
+        saver.keep(
+            {**known.header, "running": which},
+            named_arrays("known", known.arrays),
+        )
+
+        def check(states: Any) -> None:
+            if number == 0:
+                check_starts(
+                    (states.logdensity, getattr(states, "logdensity_grad", None)),
+                    self.flat_starts,
+                    self.num_chains,
+                    self.model.logprior_fn,
+                )
+
+        def record(progress: ChainProgress, diverged: Any) -> ShardProgress:
+            by_shard = None
+            if diverged is not None:
+                counts = np.sum(np.reshape(diverged, (len(which), -1)), axis=1)
+                by_shard = tuple(map(int, counts))
+            return ShardProgress(
+                phase=progress.phase,
+                number=number,
+                shards=tuple(which),
+                num_shards=self.shards.count,
+                draws=progress.draws,
+                num_samples=progress.num_samples,
+                divergences=by_shard,
+                seconds=progress.seconds,
+                seconds_left=progress.seconds_left,
+            )
+
+        loop = ChainLoop(
+            chains,
+            self.model.num_samples,
+            saver,
+            reporter,
+            caller="run_shards",
+            check_states=check,
+            record=record,
+            about=about,
+        )
+        made = loop.run(saved)
+        found = made.tuned, made.draws
+        return after_round(known, which, found, targets, made.seconds)
+
+    def _say(self, number: int, which: list[int], layout: list[str]) -> None:
+        told = "; ".join(layout)
+        if number > 0:
+            names = ", ".join(map(str, which))
+            speaker(_log).warning(
+                "run_shards: try %d of shards %s, whose draws cannot be used; %s",
+                number + 1,
+                names,
+                told,
+            )
+            return
+        speaker(_log).info(
+            "run_shards: %d shards of %d rows, %d chains of each; %d transitions of "
+            "warm-up and %d draws; %s",
+            self.shards.count,
+            self.shards.size(0),
+            self.num_chains,
+            self.model.num_warmup,
+            self.model.num_samples,
+            told,
+        )
+
+    def mean_gradients(self, used: tuple[int, ...]) -> Callable[[PyTree], Any]:
+        """A function to the gradients of the log-densities of some shards.
+
+        From arrays of shape `(positions, ...)` to means over positions, arrays of shape
+        `(shards, ...)`.
+        """
+        return ShardTasks(
+            self.model, self.shards, list(used), 1, self.batcher
+        ).mean_gradients()
+
+
+def _check_tries(saved: Saved, known: Known, max_tries: int) -> None:
+    """Raises if the round that was saved would not be run."""
+    running = saved.header["running"]
+    number = len(known.header["shards"][running[0]])
+    if number >= max_tries:
+        raise CheckpointError(
+            f"{saved.path!r} was saved in try {number + 1} of shard {running[0]}, and "
+            f"max_tries={max_tries} asks for fewer.",
+            f"Pass max_tries={number + 1} or more, or start over with `fresh=True`.",
+        )

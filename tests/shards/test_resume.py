@@ -1,0 +1,202 @@
+"""Shards that go on from a checkpoint, and what they tell meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.chains import _blocks
+from batchkit.run import _saving
+from batchkit.run._file import read_file
+from batchkit.shards import ShardProgress, _tries
+
+from ..helpers import assert_refuses, mesh, unchecked
+
+
+KEY = jax.random.key(5)
+DATA = np.random.default_rng(0).normal(size=23)
+STARTS = np.linspace(-1, 1, 2).astype(np.float32)
+
+
+class Killed(Exception):
+    pass
+
+
+def logprior(mean: Any) -> Any:
+    return -0.5 * mean**2
+
+
+def loglikelihood(mean: Any, rows: Any) -> Any:
+    return -0.5 * jnp.sum((rows - mean) ** 2)
+
+
+def run(**given: Any) -> bk.ShardRun:
+    arguments: Any = {
+        "logprior_fn": logprior,
+        "loglikelihood_fn": loglikelihood,
+        "data": DATA,
+        "rng_key": KEY,
+        "num_shards": 3,
+        "initial": STARTS,
+        "plan": bk.SamplingPlan(10, 20, num_chains=2),
+        "algorithm": blackjax.hmc,
+        "num_integration_steps": 2,
+        # So that some transitions diverge, and each shard has a rate of its own.
+        "divergence_threshold": 0.05,
+        "refine": False,
+        "progress": False,
+        "block": 4,
+        **given,
+    }
+    with unchecked():
+        return bk.run_shards(**arguments)
+
+
+@pytest.fixture(scope="module")
+def rates() -> list[float]:
+    """Of divergences, of the shards in their first try."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+        return [stats.divergence_rate for stats in run(max_tries=1).stats]
+
+
+@pytest.fixture
+def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
+    """The shards that run again, which are not all."""
+    limit = min(rates)
+    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", limit)
+    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", 1.0)
+    # Every block is saved, and as long as it may be.
+    monkeypatch.setattr(_blocks, "_SECONDS", 1e9)
+    monkeypatch.setattr(_saving, "seconds_until_next", lambda every, cost: 0.0)
+    return [shard for shard, rate in enumerate(rates) if rate > limit]
+
+
+def killed_at(number: int, draws: int) -> Any:
+    def tell(progress: ShardProgress) -> None:
+        if (progress.number, progress.draws) >= (number, draws):
+            raise Killed
+
+    return tell
+
+
+def assert_same_run(found: bk.ShardRun, expected: bk.ShardRun) -> None:
+    np.testing.assert_array_equal(found.shard_samples, expected.shard_samples)
+    np.testing.assert_array_equal(found.samples, expected.samples)
+    for mine, other in zip(found.stats, expected.stats, strict=True):
+        assert [x.reason for x in mine.tries] == [x.reason for x in other.tries]
+        assert mine.step_size == other.step_size
+        assert mine.divergences == other.divergences
+
+
+@pytest.mark.parametrize(
+    "batcher",
+    [bk.Vmap(), bk.Continuous(2), bk.Sharded(mesh(2), inner=bk.Chunked(1))],
+    ids=repr,
+)
+def test_bits_do_not_depend_on_where_it_was_killed(
+    batcher: bk.AbstractBatcher, some_fail: list[int], tmp_path: Path
+) -> None:
+    whole = run(batcher=batcher)
+    assert [s for s, x in enumerate(whole.stats) if len(x.tries) == 2] == some_fail
+    place = tmp_path / "run.h5"
+    for number, draws in ((0, 9), (1, 0), (1, 9)):
+        with pytest.raises(Killed):
+            run(batcher=batcher, checkpoint=place, progress=killed_at(number, draws))
+    header = read_file(place)[0]
+    assert header["running"] == some_fail
+    assert 0 < header["draws"] < 20
+    assert_same_run(run(batcher=batcher, checkpoint=place), whole)
+    told: list[Any] = []
+    again = run(batcher=batcher, checkpoint=place, progress=told.append)
+    assert not told
+    assert_same_run(again, whole)
+    # Another layout may take over, to rounding.
+    other = run(batcher=bk.Sequential(), checkpoint=place)
+    np.testing.assert_allclose(other.samples, whole.samples)
+
+
+def test_what_is_told(some_fail: list[int]) -> None:
+    told: list[ShardProgress] = []
+    whole = run(progress=told.append)
+    assert [x.number for x in told] == sorted(x.number for x in told)
+    for number, shards in enumerate([[0, 1, 2], some_fail]):
+        mine = [x for x in told if x.number == number]
+        assert {x.shards for x in mine} == {tuple(shards)}
+        assert [x.phase for x in mine[:2]] == ["warm-up", "sampling"]
+        assert (mine[0].draws, mine[-1].draws) == (0, 20)
+        divergences = mine[-1].divergences
+        assert divergences is not None
+        rates = [whole.stats[shard].tries[number].divergence_rate for shard in shards]
+        np.testing.assert_allclose(np.array(divergences) / 40, rates)
+    assert "try 2" in str(told[-1])
+    assert "sampling of shard 0" in str(told[-1])
+
+
+def test_tries_that_were_used_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", -1.0)
+    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", -1.0)
+    path = tmp_path / "run.h5"
+    for tries in (1, 2):
+        with pytest.raises(bk.ShardFailure, match=f"{tries} tries failed"):
+            run(checkpoint=path, max_tries=tries)
+    words = "saved in try 2 of shard 0, and max_tries=1", "Pass max_tries=2 or more"
+    assert_refuses(lambda: run(checkpoint=path, max_tries=1), bk.CheckpointError, words)
+    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", 1.0)
+    assert [len(x.tries) for x in run(checkpoint=path).stats] == [2, 2, 2]
+
+
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "data": ({"data": DATA + 1e-3}, "data differs"),
+    "likelihood": (
+        {"loglikelihood_fn": lambda mean, rows: 2 * loglikelihood(mean, rows)},
+        "likelihood differs",
+    ),
+    "prior": ({"logprior_fn": lambda mean: -(mean**2)}, "prior differs"),
+    "strata": ({"strata": np.arange(23) % 2}, "split into shards differs"),
+    "key": ({"rng_key": jax.random.key(6)}, "key differ"),
+    "starts": ({"initial": STARTS + 1}, "positions differs"),
+    "plan": ({"plan": bk.SamplingPlan(10, 21, num_chains=2)}, "num_samples differs"),
+    "target": ({"target_acceptance": 0.9}, "target_acceptance differs"),
+    "settings": ({"num_integration_steps": 3}, "num_integration_steps differ"),
+}
+
+
+def test_files_of_other_runs(tmp_path: Path, rates: list[float]) -> None:
+    path = tmp_path / "run.h5"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+        first = run(checkpoint=path)
+        for changed, words in CHANGED.values():
+            error: Any = bk.CheckpointError
+            assert_refuses(
+                lambda given=changed: run(checkpoint=path, **given), error, (words,)
+            )
+        # What comes after the chains may change.
+        robust = run(checkpoint=path, combine="robust", refine=True, max_tries=7)
+        np.testing.assert_array_equal(robust.shard_samples, first.shard_samples)
+        header = read_file(path)[0]
+        assert header["settings"]["num_samples"] == 20
+        fresh = run(checkpoint=path, fresh=True, rng_key=jax.random.key(6))
+        assert np.any(fresh.samples != first.samples)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "checkpoint": ({"checkpoint": 3}, ("run_shards(checkpoint=3)", "a path")),
+    "fresh": ({"fresh": 1}, ("run_shards(fresh=1)", "True or False")),
+    "progress": ({"progress": "yes"}, ("run_shards(progress='yes')", "a function")),
+    "block": ({"block": 2.0}, ("run_shards(block=2.0)", "int")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
+def test_refused(case: Any) -> None:
+    given, words = case
+    assert_refuses(lambda: run(**given), TypeError, words)
