@@ -238,9 +238,10 @@ def _moved(
             "not refined",
             float("nan"),
             0.0,
-            "the gradient of all data is not finite at some combined draws, so these "
-            "are where combining has put them: outside of the support of some shard. "
-            "Choose parameters without bounds.",
+            "no place was found where the gradient of all data is zero on average, or "
+            "it is not finite at some combined draws, so these are where combining has "
+            "put them. Choose parameters without bounds, in which the posterior is "
+            "closer to a Gaussian, or use fewer shards.",
         )
     if shift is None:
         return
