@@ -130,22 +130,50 @@ def sum_over_rows(
     - `is_real`: whether the last one is there, if there is one more.
     """
 
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if size == full:
+        return sum_with_last(loglikelihood_fn, params, rows, None, is_real)
+    first, last = (jax.tree.map(lambda x, at=at: x[at], rows) for at in _cut(full))
+    return sum_with_last(loglikelihood_fn, params, first, last, is_real)
+
+
+def sum_with_last(
+    loglikelihood_fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    rows: PyTree,
+    last: PyTree,
+    is_real: Bool[Array, ""] | bool,
+) -> Float[Array, ""]:
+    """The same of rows that are apart from the last one.
+
+    To cut it off takes a copy of all others, where XLA hands them to a product of
+    matrices: as much memory again as the rows of a device take.
+
+    **Arguments:**
+
+    - `rows`: arrays of shape `(rows, ...)`, maybe without any.
+    - `last`: arrays of shape `(1, ...)`, or None.
+    """
+
     def of(params: PyTree, rows: PyTree) -> Any:
         value = loglikelihood_fn(params, rows)
         check_likelihood(value)
         return value
 
-    size = jax.tree.leaves(rows)[0].shape[0]
-    if size == full:
+    if last is None:
         return of(params, rows)
     held = jax.tree.map(
         lambda x: jnp.where(is_real, x, jax.lax.stop_gradient(x)), params
     )
-    alone = of(held, jax.tree.map(lambda x: x[full:], rows))
-    last = jnp.where(is_real, alone, jnp.zeros_like(alone))
-    if full == 0:
-        return last
-    return of(params, jax.tree.map(lambda x: x[:full], rows)) + last
+    alone = of(held, last)
+    alone = jnp.where(is_real, alone, jnp.zeros_like(alone))
+    if jax.tree.leaves(rows)[0].shape[0] == 0:
+        return alone
+    return of(params, rows) + alone
+
+
+def _cut(full: int) -> tuple[slice, slice]:
+    return slice(full), slice(full, None)
 
 
 def check_likelihood(value: Any) -> None:

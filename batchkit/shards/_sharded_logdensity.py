@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from ..batchers._sharded import devices_are_taken, put_on
-from ._rows import check_functions, check_logprior, sum_over_rows
+from ._rows import check_functions, check_logprior, sum_with_last
 from ._sharded_data import ShardedData
 
 
@@ -103,9 +103,9 @@ def sharded_logdensity(
 def _of_devices(
     loglikelihood_fn: Callable[..., Any], params: PyTree, data: ShardedData
 ) -> Any:
-    full, longer = divmod(data.num_rows, data.num_parts)
+    longer = data.num_rows % data.num_parts
     if data.num_parts == 1:  # whatever mesh is set
-        return sum_over_rows(loglikelihood_fn, params, data.rows, full, True)
+        return sum_with_last(loglikelihood_fn, params, data.rows, None, True)
     if devices_are_taken():
         raise ValueError(
             "sharded_logdensity: it is called inside of a `Sharded` or a "
@@ -113,9 +113,9 @@ def _of_devices(
             "out with `Vmap()`, `Chunked(size)` or `Continuous(lanes)`."
         )
 
-    def on_device(params: PyTree, rows: PyTree) -> Any:
+    def on_device(params: PyTree, rows: PyTree, last: PyTree) -> Any:
         is_real = jax.lax.axis_index(data.axes) < longer
-        value = sum_over_rows(loglikelihood_fn, params, rows, full, is_real)
+        value = sum_with_last(loglikelihood_fn, params, rows, last, is_real)
         return jax.lax.psum(value, data.axes)
 
     whole, spread = PartitionSpec(), PartitionSpec(data.axes)
@@ -124,15 +124,16 @@ def _of_devices(
     mesh = data.mesh if context.empty else context
     _check_mesh(mesh, data)
     params = _put(params, mesh, whole)
-    rows = data.rows if context.empty else _put(data.rows, mesh, spread)
+    rows = data.rows, data.last
+    rows = rows if context.empty else _put(rows, mesh, spread)
     sharded = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(whole, spread),
+        in_specs=(whole, spread, spread),
         out_specs=whole,
         check_vma=False,
     )
-    return sharded(params, rows)
+    return sharded(params, *rows)
 
 
 def _check_mesh(mesh: Any, data: ShardedData) -> None:
