@@ -55,6 +55,15 @@ def names(*args: Any, **given: Any) -> list[str]:
     return [warning.name for warning in run(*args, **given).warnings]
 
 
+def test_most_shards_are_left_out() -> None:
+    found = run(failed={0: "bad", 2: "bad", 4: "bad"})
+    assert found.warnings[0].name == "few shards"
+    assert "only 40% of the shards" in found.report()
+    assert found.verdict == "unreliable"
+    half = bk.ShardRun({"a": draws()[:4]}, stats()[:4], failed={0: "bad", 2: "bad"})
+    assert [w.name for w in half.warnings] == ["shards left out"]
+
+
 def test_nothing_to_complain_about() -> None:
     found = run()
     assert found.warnings == ()
@@ -76,8 +85,17 @@ def test_shards_that_disagree() -> None:
     assert found.verdict == "unreliable"
     assert "a[1]" in found.warnings[0].message
     assert "a[0]" not in found.warnings[0].message
-    assert "number 3" in found.warnings[0].message
+    assert "shard 3 farthest" in found.warnings[0].message
     assert found.report().startswith("Unreliable: do not use")
+
+
+def test_shards_are_named_by_their_numbers() -> None:
+    x = draws()
+    x[3, ..., 1] += 6.0
+    x[4, ..., 0] += np.where(RNG.random((CHAINS, DRAWS)) < 0.5, -4, 4)
+    found = {w.name: w.message for w in run(x, failed={1: "bad"}).warnings}
+    assert "shard 3 farthest" in found["shards disagree"]
+    assert "shard 4:" in found["modes"]
 
 
 def test_how_often_shards_that_agree_are_said_not_to() -> None:
@@ -147,10 +165,10 @@ def test_shards_that_are_left_out() -> None:
     assert found.used == (1, 3)
     assert list(found.left_out) == [0, 2, 4]
     assert found.success_rate == 0.4
-    assert found.warnings[0].name == "shards left out"
+    assert [w.name for w in found.warnings] == ["few shards", "shards left out"]
     for words in ("shard 0", "zero", "shard 2: 3 tries failed", "shard 4", "NaN"):
         assert words in found.report()
-    assert found.verdict == "doubtful"
+    assert run(failed={2: "3 tries failed"}).verdict == "doubtful"
 
 
 def test_modes() -> None:
@@ -163,6 +181,24 @@ def test_modes() -> None:
     assert "a[0]" in message
     assert "a[1]" not in message
     assert "shard 2" in message
+
+
+def test_chains_that_stay_in_one_mode_each() -> None:
+    x = draws()
+    x[2, :2, :, 0] -= 8.0
+    assert bk.chains.Convergence(x[2, ..., 0]).ess_bulk < 50
+    found = run(x)
+    assert "modes" in [warning.name for warning in found.warnings]
+    assert found.verdict == "unreliable"
+
+
+def test_chains_that_are_slow_have_no_modes() -> None:
+    rng = np.random.default_rng(3)
+    for correlation in (0.95, 0.99, 0.999):
+        x = rng.normal(size=(SHARDS, CHAINS, DRAWS, DIM))
+        for i in range(1, DRAWS):
+            x[:, :, i] += correlation * x[:, :, i - 1]
+        assert "modes" not in names(x)
 
 
 @pytest.mark.parametrize(
