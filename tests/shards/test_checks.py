@@ -16,6 +16,8 @@ from batchkit.shards import (
     _modes,
 )
 
+from ..helpers import assert_refuses
+
 
 SHARDS, CHAINS, DRAWS, DIM = 5, 4, 500, 2
 PLAN = bk.SamplingPlan(100, DRAWS)
@@ -246,6 +248,19 @@ def test_kernel_densities_of_many_parameters() -> None:
     x = np.random.default_rng(0).normal(size=(SHARDS, CHAINS, DRAWS, 6))
     assert "kernel densities" in names(x, combine="kde")
     assert names(x) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stats": stats()[:4]}, ("stats=", "there are 4", "(5,)")),
+        ({"stats": [*stats(), *stats()]}, ("there are 10",)),
+        ({"failed": {5: "bad"}}, ("failed={5: 'bad'}", "below 5")),
+        ({"failed": dict.fromkeys(range(5), "bad")}, ("leave one",)),
+    ],
+)
+def test_shards_that_there_are_not(given: Any, words: tuple[str, ...]) -> None:
+    assert_refuses(lambda: run(**given), ValueError, words)
 
 
 def test_what_is_printed() -> None:

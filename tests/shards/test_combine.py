@@ -69,13 +69,9 @@ def test_weighted_means_of_draws() -> None:
 
 def test_of_one_shard_the_draws() -> None:
     draws, _, _ = gaussians([[0.0, 1.0]], [np.eye(2)])
-    for way in ("consensus", "robust"):
-        found = bk.combine_shards(draws, way).samples
+    for way in ("consensus", "robust", "kde"):
+        found = bk.combine_shards(draws, way, KEY).samples
         np.testing.assert_allclose(found, draws[0], rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(
-        np.sort(bk.combine_shards(draws, "kde", KEY).samples.ravel()),
-        np.sort(bk.combine_shards(draws, "kde", KEY).samples.ravel()),
-    )
 
 
 def test_outlying_shards() -> None:
@@ -157,6 +153,25 @@ def test_shapes_and_dtypes() -> None:
 
 
 @every_way
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-20, 1e20, 1e200, 1e300])
+def test_units_whose_squares_are_no_numbers(way: str, unit: float) -> None:
+    draws, _, _ = gaussians([[0.0, 1.0], [0.5, 0.5]], [np.eye(2), 2 * np.eye(2)])
+    scale = np.array([unit, 1.0])
+    found = bk.combine_shards(draws * scale, way, KEY)
+    expected = bk.combine_shards(draws, way, KEY).samples
+    assert found.used == (0, 1)
+    np.testing.assert_allclose(found.samples / scale, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_integers() -> None:
+    draws = RNG.integers(0, 50, size=(3, *DRAWS))
+    found = bk.combine_shards(draws).samples
+    assert found.dtype == np.float64
+    expected = bk.combine_shards(draws.astype(float)).samples
+    np.testing.assert_array_equal(found, expected)
+
+
+@every_way
 def test_useless_shards(way: str) -> None:
     draws, _, _ = gaussians([[0.0, 0.0]] * 6, [np.eye(2)] * 6)
     draws[1, ..., 1] = 3.0
@@ -192,7 +207,23 @@ def test_all_useless() -> None:
         ((np.ones((2, 3)),), ("(shards, chains, draws, ...)",)),
         (({},), ("(shards, chains, draws, ...)",)),
         (([np.ones((2, 3, 4)), np.ones((2, 3, 5))],), ("(2, 3, 5)",)),
+        ((np.ones((2, 3, 4, 0)),), ("at least one of each", "(2, 3, 4, 0)")),
     ],
 )
 def test_arguments(args: Any, words: tuple[str, ...]) -> None:
     assert_refuses(lambda: bk.combine_shards(*args), ValueError, words)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((np.ones((2, 3, 4), complex),), ("real numbers", "complex128")),
+        ((np.ones((2, 3, 4), bool),), ("real numbers", "bool")),
+        ((np.full((2, 3, 4), "a"),), ("real numbers", "<U1")),
+        ((np.ones((2, 3, 4)), "kde", 3), ("rng_key=3", "jax.random.key(0)")),
+        ((np.ones((2, 3, 4)), "consensus", 3.0), ("rng_key=3.0",)),
+        ((np.ones((2, 3, 4)), "kde", jax.random.split(KEY)), ("one key",)),
+    ],
+)
+def test_types(args: Any, words: tuple[str, ...]) -> None:
+    assert_refuses(lambda: bk.combine_shards(*args), TypeError, words)
