@@ -92,6 +92,48 @@ def test_of_two_shards_none_is_outlying() -> None:
     assert bk.combine_shards(draws, "robust").left_out == {}
 
 
+def shards_at(means: Any, width: float = 1e-3) -> np.ndarray:
+    """Narrow shards of exactly these means."""
+    return np.array(means)[:, None, None] + width * np.linspace(-1, 1, 50)[None, None]
+
+
+def test_the_rule_of_outlying_shards() -> None:
+    # The median is 0, the median distance from it 1, so a deviation 1 / 0.6745.
+    limit = OUTLYING / 0.6745
+    for far, expected in ((0.99, []), (1.01, [4])):
+        means = [-1.0, 0.0, -0.5, 1.0, far * limit]
+        combined = bk.combine_shards(shards_at(means), "robust")
+        away = np.abs(np.array(means) - 0.0)
+        assert np.median(away) == 1.0
+        assert list(combined.left_out) == expected
+    # Three shards are enough to see which one it is.
+    combined = bk.combine_shards(shards_at([0.0, 0.001, 9.0]), "robust")
+    assert list(combined.left_out) == [2]
+    # It is named by its number also where others had been left out before.
+    x = shards_at([0.0, 0.001, 0.0, 0.0, 9.0])
+    x[1] = 3.0
+    combined = bk.combine_shards(x, "robust")
+    assert list(combined.left_out) == [1, 4]
+    assert combined.used == (0, 2, 3)
+
+
+def test_densities_of_an_odd_number_of_shards() -> None:
+    means, widths = [1.0, 0.0, 0.0], [[[0.5]], [[1.0]], [[2.0]]]
+    draws, mean, covariance = gaussians([[m] for m in means], widths)
+    found = bk.combine_shards(draws, "kde", KEY).samples
+    assert abs(np.mean(found) - mean[0]) < 0.1
+    assert abs(np.std(found) / covariance[0, 0] ** 0.5 - 1) < 0.1
+
+
+def test_densities_that_hardly_overlap() -> None:
+    # The weights of all pairs are below the smallest number that there is.
+    rng = np.random.default_rng(4)
+    draws = np.stack([rng.normal(0, 1, DRAWS), rng.normal(500, 10, DRAWS)])
+    found = bk.combine_shards(draws, "kde", KEY).samples
+    # That of the nearest pair is by far the largest.
+    assert abs(np.mean(found) - (100 * np.max(draws[0]) + np.min(draws[1])) / 101) < 0.5
+
+
 def test_shards_that_agree_are_kept() -> None:
     # The plain rule, which divides by the deviation of few means, leaves out some
     # shard in more than half of all such runs.

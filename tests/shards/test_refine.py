@@ -56,6 +56,7 @@ def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
     "slope",
     [
         lambda y: 1 - np.exp(y - 4),
+        lambda y: 1 - np.exp(3 * (y - 8)),  # steps too far are never made up for
         lambda y: -((y - 4) ** 3),
         lambda y: -3 * (y - 4) / (2 + (y - 4) ** 2),
     ],

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 import batchkit as bk
 from batchkit.run._program import Program
@@ -99,6 +99,8 @@ def test_a_mesh_that_is_set() -> None:
     data = rows(11)
     explicit = jax.make_mesh((4,), ("rows",), devices=jax.devices()[:4])
     on_devices = bk.ShardedData(data, explicit)
+    # Otherwise all that is computed from the log-density would have a sharding.
+    assert on_devices.mesh.axis_types == (AxisType.Auto,)
     sharded = bk.sharded_logdensity(logprior, loglikelihood, on_devices)
     expected = jax.grad(plain(data))(AT)
     close(jax.jit(jax.grad(sharded))(AT), expected)
