@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher
 from ..chains._sampler import is_api
 from ._plan import SamplingPlan
+from ._split import check_key
 
 
 ON_FAILURE = ("raise", "drop")
@@ -43,13 +44,7 @@ def check_settings(
             f"run_shards(batcher={batcher!r}): batcher must be a batcher such as "
             f"`Vmap()` or `Continuous(8)`; got {type(batcher).__name__}."
         )
-    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if (not typed and dtype != jnp.uint32) or len(shape or ()) != (0 if typed else 1):
-        raise TypeError(
-            f"run_shards(rng_key={rng_key!r}): rng_key must be one key of JAX, such as "
-            "jax.random.key(0)."
-        )
+    check_key("run_shards", rng_key)
     if not isinstance(target, float) or not 0 < target < 1:
         raise ValueError(
             f"run_shards(target_acceptance={target!r}): target_acceptance must be a "
@@ -76,12 +71,27 @@ def check_shards(num_shards: object, rows: int) -> int:
 
 def check_strata(strata: Any, rows: int) -> None:
     """Raises if there is not one label for each row."""
-    shape = None if strata is None else np.shape(strata)
-    if shape not in (None, (rows,)):
+    if strata is None:
+        return
+    rule = f"strata must be one label for each of {rows} rows"
+    try:
+        labels = np.asarray(strata)
+    except ValueError as error:
         raise ValueError(
-            f"run_shards(strata=...): strata must be one label for each of {rows} "
-            f"rows; got the shape {shape}."
+            f"run_shards(strata=...): {rule}, but it is no array: {error}."
+        ) from None
+    if labels.shape != (rows,):
+        raise ValueError(
+            f"run_shards(strata=...): {rule}; got the shape {labels.shape}."
         )
+    try:
+        np.unique(labels)
+    except TypeError as error:
+        raise TypeError(
+            f"run_shards(strata=...): {rule}, all of one kind, numbers or words; got "
+            f"labels that cannot be sorted: {error}. Give what is missing a label of "
+            "its own."
+        ) from None
 
 
 def chains_of(num_chains: int | None, plan: Any) -> int:

@@ -27,8 +27,16 @@ _MOST_FOR_KDE: Final = 5
 FARTHEST_SHIFT: Final = 0.5
 # With one of these, nothing can be relied on.
 FATAL: Final = frozenset(
-    {"draws not finite", "divergences: unreliable", "shards disagree", "modes"}
+    {
+        "draws not finite",
+        "divergences: unreliable",
+        "shards disagree",
+        "modes",
+        "few shards",
+    }
 )
+# Below this part of the shards, what is left is the posterior of other data.
+LOWEST_SUCCESS_RATE: Final = 0.5
 
 
 def diagnose_shards(
@@ -67,7 +75,7 @@ def diagnose_shards(
     found = [
         *_left_out(left_out, len(stats)),
         *_divergences(mine),
-        *_disagree(shards, names),
+        *_disagree(shards, names, used),
         *_modes(shards, names, used),
         *_of_shards(mine),
         *_combined(samples, convergence),
@@ -79,6 +87,15 @@ def diagnose_shards(
 
 
 def _left_out(left_out: dict[int, str], total: int) -> Iterator[Diagnostic]:
+    rate = 1 - len(left_out) / total
+    if rate < LOWEST_SUCCESS_RATE:
+        yield Diagnostic(
+            "few shards",
+            rate,
+            LOWEST_SUCCESS_RATE,
+            f"only {rate:.0%} of the shards are in the result. That is no posterior of "
+            "the data: mend what makes shards fail, or use fewer of them.",
+        )
     if left_out:
         told = "; ".join(f"shard {s}: {why}" for s, why in left_out.items())
         yield Diagnostic(
@@ -114,7 +131,9 @@ def _divergences(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             )
 
 
-def _disagree(shards: np.ndarray, names: Sequence[str]) -> Iterator[Diagnostic]:
+def _disagree(
+    shards: np.ndarray, names: Sequence[str], used: Sequence[int]
+) -> Iterator[Diagnostic]:
     """Cochran's Q (1954, Biometrics 10(1), 101-129), for each parameter.
 
     If all shards are of one model, the mean of a shard lies about as far from the
@@ -138,10 +157,10 @@ def _disagree(shards: np.ndarray, names: Sequence[str]) -> Iterator[Diagnostic]:
             ratio,
             float(np.sqrt(limit / (count - 1))),
             f"the means of {_few([names[int(i)] for i in bad])} are spread up to "
-            f"{ratio:.1f} times as far as the widths of the shards predict, number "
-            f"{far} of those used farthest. The shards are not of one model: split "
-            "the rows at random, stratify by what makes them differ, let the model "
-            "have it vary, or use `combine='robust'` if few shards are spoilt.",
+            f"{ratio:.1f} times as far as the widths of the shards predict, shard "
+            f"{used[far]} farthest. The shards are not of one model: split the rows at "
+            "random, stratify by what makes them differ, let the model have it vary, "
+            "or use `combine='robust'` if few shards are spoilt.",
         )
 
 
@@ -158,7 +177,10 @@ def _modes(
 ) -> Iterator[Diagnostic]:
     found: dict[str, list[int]] = {}
     for shard, draws in zip(used, shards, strict=True):
-        sizes = np.atleast_1d(Convergence(draws).ess_bulk)
+        # Of each chain by itself: chains that stay in one mode each are worth next to
+        # nothing together, and that is the way in which modes are mostly found.
+        apart = [np.atleast_1d(Convergence(x[None]).ess_bulk) for x in draws]
+        sizes = np.sum(apart, axis=0)
         for i, name in enumerate(names):
             if is_bimodal(draws[..., i].ravel(), float(sizes[i])):
                 found.setdefault(name, []).append(shard)
@@ -184,9 +206,9 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             "R-hat of shards",
             float(np.max(list(high.values()))),
             HIGHEST_SHARD_RHAT,
-            f"R-hat is above {HIGHEST_SHARD_RHAT}, or NaN, in {_shards(high)}: its "
+            f"R-hat is above {HIGHEST_SHARD_RHAT}, or NaN, in {_shards(high)}, whose "
             "chains have not found the same distribution. Use a `plan` with more "
-            "warm-up and draws.",
+            "warm-up and draws; if that does not help, there may be several modes.",
         )
     low = {x.shard: x.ess for x in stats if not x.ess >= LOWEST_SHARD_ESS}
     if low:
@@ -238,9 +260,10 @@ def _moved(
             "not refined",
             float("nan"),
             0.0,
-            "the gradient of all data is not finite at some combined draws, so these "
-            "are where combining has put them: outside of the support of some shard. "
-            "Choose parameters without bounds.",
+            "no place was found where the gradient of all data is zero on average, or "
+            "it is not finite at some combined draws, so these are where combining has "
+            "put them. Choose parameters without bounds, in which the posterior is "
+            "closer to a Gaussian, or use fewer shards.",
         )
     if shift is None:
         return

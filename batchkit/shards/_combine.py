@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..run._names import parameter_names
 from ._kde import product_of_densities
-from ._split import generator
+from ._split import check_key, generator
 
 
 # Iglewicz and Hoaglin (1993, How to Detect and Handle Outliers) recommend it.
@@ -103,13 +104,15 @@ def combine_shards(
 
     **Returns:**
 
-    `CombinedShards`: as many draws as one shard has, and the shards that were used.
-    The same draws and the same key give the same result.
+    `CombinedShards`: as many draws as one shard has, in the same dtype (float64 of
+    integers), and the shards that were used. The same draws and the same key give the
+    same result.
 
     **Raises:**
 
     `ValueError` if there is no such way to combine, no key where one is needed, if
-    arrays differ in shards, chains or draws, and if no shard is left.
+    arrays differ in shards, chains or draws, and if no shard is left. `TypeError` if
+    draws are no real numbers, or the key none of JAX.
     """
     way = way_to_combine(combine)
     if combine == "kde" and rng_key is None:
@@ -117,17 +120,16 @@ def combine_shards(
             "combine_shards(combine='kde', rng_key=None): 'kde' draws random numbers. "
             "Pass a key, such as jax.random.key(0)."
         )
+    if rng_key is not None:
+        check_key("combine_shards", rng_key)
     leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, samples))
-    shapes = {x.shape[:3] for x in leaves}
-    if len(shapes) != 1 or len(min(shapes)) != 3 or 0 in min(shapes):
-        raise ValueError(
-            "combine_shards(samples=...): every array must have the shape (shards, "
-            f"chains, draws, ...), with the same three; got {sorted(shapes)}."
-        )
-    ((shards, chains, draws),) = shapes
+    shards, chains, draws = _check_draws(leaves)
     flat = [x.reshape(shards, chains * draws, -1).astype(np.float64) for x in leaves]
     names = parameter_names(jax.tree.map(lambda x: x[0, 0], samples))
     x = np.concatenate(flat, axis=2)
+    # Squares of the largest and the smallest numbers are none; powers of two are exact.
+    power = np.frexp(np.max(np.where(np.isfinite(x), np.abs(x), 0.0), axis=(0, 1)))[1]
+    x = np.ldexp(x, -power)
     left_out = _useless(x, names)
     _refuse_none_left(left_out, shards)
     rng = None if rng_key is None else generator(rng_key)
@@ -140,9 +142,10 @@ def combine_shards(
     for place, reason in outlying.items():
         left_out[good[place]] = reason
     sizes = [y.shape[2] for y in flat]
-    parts = np.split(found * width + center, np.cumsum(sizes)[:-1], axis=1)
+    found = np.ldexp(found * width + center, power)
+    parts = np.split(found, np.cumsum(sizes)[:-1], axis=1)
     combined = [
-        part.reshape(leaf.shape[1:]).astype(leaf.dtype)
+        part.reshape(leaf.shape[1:]).astype(_dtype(leaf))
         for part, leaf in zip(parts, leaves, strict=True)
     ]
     return CombinedShards(
@@ -150,6 +153,38 @@ def combine_shards(
         tuple(s for s in range(shards) if s not in left_out),
         dict(sorted(left_out.items())),
     )
+
+
+def _check_draws(leaves: list[np.ndarray]) -> tuple[int, int, int]:
+    """The numbers of shards, chains and draws, which all arrays agree about."""
+    shapes = {x.shape[:3] for x in leaves}
+    if len(shapes) != 1 or len(min(shapes)) != 3 or sum(x.size for x in leaves) == 0:
+        raise ValueError(
+            "combine_shards(samples=...): every array must have the shape (shards, "
+            "chains, draws, ...), with the same three and at least one of each; got "
+            f"{sorted(x.shape for x in leaves)}."
+        )
+    for x in leaves:
+        if not _is_real(x):
+            raise TypeError(
+                "combine_shards(samples=...): draws must be real numbers, since "
+                f"weighted means are made of them; got {x.dtype}."
+            )
+    (found,) = shapes
+    return found
+
+
+def _is_real(x: np.ndarray) -> bool:
+    return jnp.issubdtype(x.dtype, np.integer) or _is_floating(x)
+
+
+def _is_floating(x: np.ndarray) -> bool:
+    return jnp.issubdtype(x.dtype, np.floating)
+
+
+def _dtype(x: np.ndarray) -> np.dtype:
+    """Of means of such numbers."""
+    return x.dtype if _is_floating(x) else np.dtype(np.float64)
 
 
 def way_to_combine(combine: object) -> Callable[..., Any]:

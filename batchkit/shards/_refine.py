@@ -9,6 +9,13 @@ holds, by Newton's method with their covariance for the inverse of the curvature
 
     shift += covariance @ mean over draws of gradient(draw + shift).
 
+Where the draws are much wider than the posterior that step is too long, and repeated it
+would lead ever farther away. So steps are short enough at first, what the gradients
+tell of the curvature along the way goes into the next one (the update of Broyden,
+Fletcher, Goldfarb and Shanno: Nocedal and Wright 2006, Numerical Optimization, 6.17), a
+step beyond the place is taken back, and draws are only moved if in the end the next
+step would be short.
+
 It takes some hundred gradients of all rows, where sampling takes many thousands. In the
 Gaussian case it also takes the noise out of the mean. Widths stay as they are.
 """
@@ -21,9 +28,15 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 
-# Draws over which gradients are averaged, and how often.
+# Draws over which gradients are averaged, and how often at most.
 _DRAWS: Final = 100
-_STEPS: Final = 4
+_STEPS: Final = 16
+# The length of the next step, in standard deviations, at which it is good enough, and
+# above which no place has been found.
+_CLOSE: Final = 0.01
+_SETTLED: Final = 0.05
+# The longest step, in standard deviations: gradients far out in tails tell little.
+_LONGEST: Final = 2.0
 
 
 def refined(
@@ -40,7 +53,8 @@ def refined(
     **Returns:**
 
     The draws, and by how many standard deviations each number has been moved; None, and
-    the draws as they were, if a gradient is not finite.
+    the draws as they were, if a gradient is not finite where they are, or if no place
+    is found where the mean gradient is zero.
     """
     leaves, treedef = jax.tree.flatten(samples)
     count = leaves[0].shape[0] * leaves[0].shape[1]
@@ -51,7 +65,6 @@ def refined(
     # Moved as a whole, draws have the mean of all; some have one of their own.
     some = x[np.linspace(0, count - 1, min(_DRAWS, count)).astype(int)]
     some = some - np.mean(some, axis=0) + np.mean(x, axis=0)
-    shift = np.zeros(x.shape[1])
 
     def as_positions(y: np.ndarray) -> PyTree:
         parts = np.split(y, sizes, axis=1)
@@ -61,15 +74,49 @@ def refined(
         ]
         return jax.tree.unflatten(treedef, made)
 
-    for _ in range(_STEPS):
-        slopes = jax.tree.leaves(mean_gradients(as_positions(some + shift)))
+    # Where draws have unit covariance, so do steps: the first is the mean gradient.
+    root = np.linalg.cholesky(covariance)
+
+    def slope_at(place: np.ndarray) -> np.ndarray:
+        slopes = jax.tree.leaves(mean_gradients(as_positions(some + root @ place)))
         summed = [np.sum(np.asarray(y, np.float64), 0).ravel() for y in slopes]
-        shift = shift + covariance @ np.concatenate(summed)
-        if not np.all(np.isfinite(shift)):
-            return samples, None
+        return root.T @ np.concatenate(summed)
+
+    place = np.zeros(x.shape[1])
+    slope = slope_at(place)
+    inverse = np.eye(len(place))  # of the negative second derivative
+    longest = _LONGEST
+    for _ in range(_STEPS - 1):
+        step = inverse @ slope
+        length = np.linalg.norm(step)
+        if not length > _CLOSE:
+            break
+        step = step * min(1.0, longest / length)
+        found = slope_at(place + step)
+        if not np.all(np.isfinite(found)):
+            longest = min(length, longest) / 4
+            continue
+        inverse = _updated(inverse, step, slope - found)
+        # Farther than half way back from the end of the step, it was too long.
+        if found @ step > -0.5 * (slope @ step):
+            place, slope = place + step, found
+        else:
+            longest = min(length, longest) / 2
+    if not np.linalg.norm(inverse @ slope) < _SETTLED:
+        return samples, None
+    shift = root @ place
     moved = as_positions(x + shift)
     moved = jax.tree.map(lambda a, b: a.reshape(b.shape), moved, samples)
     return moved, shift / np.sqrt(np.diag(covariance))
+
+
+def _updated(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """The inverse, such that it takes the change of the slope for that of the place."""
+    curvature = step @ change
+    if not curvature > 0:
+        return inverse
+    other = np.eye(len(step)) - np.outer(step, change) / curvature
+    return other @ inverse @ other.T + np.outer(step, step) / curvature
 
 
 def refine_with(make: Callable[[tuple[int, ...]], Any]) -> Any:

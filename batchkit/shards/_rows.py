@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 
@@ -37,11 +38,16 @@ def count_rows(owner: str, data: PyTree) -> int:
     for path, leaf in leaves:
         name = f"data{jax.tree_util.keystr(path)}"
         dtype, shape = getattr(leaf, "dtype", None), getattr(leaf, "shape", None)
-        if shape is None or not _is_numeric(dtype):
+        _check_whole(owner, name, leaf)
+        # Sparse matrices have both, and are no arrays.
+        if shape is None or not hasattr(leaf, "__array__") or not _is_numeric(dtype):
+            kind = type(leaf).__name__
+            got = dtype if isinstance(leaf, np.ndarray | jax.Array) else kind
             raise TypeError(
                 f"{owner}(data=...): {name} must be an array of numbers, of NumPy or "
-                f"JAX; got {dtype or type(leaf).__name__}. Of a table take the values, "
-                "as in `table.to_numpy()`, and give categories numbers."
+                f"JAX; got {got}. Of a table take the values, as in "
+                "`table.to_numpy()`, of a list make an array, as in "
+                "`np.asarray(values)`, and give categories numbers."
             )
         if len(shape) == 0:
             raise ValueError(
@@ -61,6 +67,22 @@ def count_rows(owner: str, data: PyTree) -> int:
             f"{owner}(data=...): there are 0 rows. Pass data with at least one."
         )
     return count
+
+
+def _check_whole(owner: str, name: str, leaf: Any) -> None:
+    """Raises if the values of an array, or some of them, are not there."""
+    if isinstance(leaf, Tracer):
+        raise TypeError(
+            f"{owner}(data=...): {name} is an array that is being traced, and the rows "
+            "of data are dealt out on the host. Do it outside of `jax.jit` and other "
+            "transformations, and pass what comes out as an argument."
+        )
+    if isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf):
+        raise ValueError(
+            f"{owner}(data=...): {name} is masked in {np.ma.count_masked(leaf):,} "
+            "places, and masks are not looked at. Leave those rows out, or fill in the "
+            "values and make the mask an array of the data."
+        )
 
 
 def as_array(leaf: Any) -> np.ndarray:
@@ -108,33 +130,79 @@ def sum_over_rows(
     - `is_real`: whether the last one is there, if there is one more.
     """
 
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if size == full:
+        return sum_with_last(loglikelihood_fn, params, rows, None, is_real)
+    first, last = (jax.tree.map(lambda x, at=at: x[at], rows) for at in _cut(full))
+    return sum_with_last(loglikelihood_fn, params, first, last, is_real)
+
+
+def sum_with_last(
+    loglikelihood_fn: Callable[[PyTree, PyTree], Any],
+    params: PyTree,
+    rows: PyTree,
+    last: PyTree,
+    is_real: Bool[Array, ""] | bool,
+) -> Float[Array, ""]:
+    """The same of rows that are apart from the last one.
+
+    To cut it off takes a copy of all others, where XLA hands them to a product of
+    matrices: as much memory again as the rows of a device take.
+
+    **Arguments:**
+
+    - `rows`: arrays of shape `(rows, ...)`, maybe without any.
+    - `last`: arrays of shape `(1, ...)`, or None.
+    """
+
     def of(params: PyTree, rows: PyTree) -> Any:
         value = loglikelihood_fn(params, rows)
         check_likelihood(value)
         return value
 
-    size = jax.tree.leaves(rows)[0].shape[0]
-    if size == full:
+    if last is None:
         return of(params, rows)
     held = jax.tree.map(
         lambda x: jnp.where(is_real, x, jax.lax.stop_gradient(x)), params
     )
-    alone = of(held, jax.tree.map(lambda x: x[full:], rows))
-    last = jnp.where(is_real, alone, jnp.zeros_like(alone))
-    if full == 0:
-        return last
-    return of(params, jax.tree.map(lambda x: x[:full], rows)) + last
+    alone = of(held, last)
+    alone = jnp.where(is_real, alone, jnp.zeros_like(alone))
+    if jax.tree.leaves(rows)[0].shape[0] == 0:
+        return alone
+    return of(params, rows) + alone
+
+
+def _cut(full: int) -> tuple[slice, slice]:
+    return slice(full), slice(full, None)
 
 
 def check_likelihood(value: Any) -> None:
     """Raises if it is not one real number."""
-    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or shape != ():
-        got = type(value).__name__ if dtype is None else f"{dtype} of shape {shape}"
+    if not _is_real(value):
         raise TypeError(
             "loglikelihood_fn(params, rows) must return one real number, a scalar, for "
-            f"any number of rows; got {got}. Sum over the rows, as in `jnp.sum(...)`."
+            f"any number of rows; got {_told(value)}. Sum over the rows, as in "
+            "`jnp.sum(...)`."
         )
+
+
+def check_logprior(value: Any) -> None:
+    """Raises if it is not one real number; that of a flat prior may be Python's."""
+    if not isinstance(value, int | float) and not _is_real(value):
+        raise TypeError(
+            "logprior_fn(params) must return one real number, a scalar; got "
+            f"{_told(value)}. Sum over the parameters, as in `jnp.sum(...)`."
+        )
+
+
+def _is_real(value: Any) -> bool:
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and shape == ()
+
+
+def _told(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return type(value).__name__ if dtype is None else f"{dtype} of shape {value.shape}"
 
 
 def check_functions(owner: str, **functions: Any) -> None:

@@ -77,11 +77,14 @@ class ShardRun:
 
         **Raises:**
 
-        `ValueError` as `combine_shards` does.
+        `ValueError` or `TypeError` as `combine_shards` does, `ValueError` also if there
+        are not as many `stats` as shards, or `failed` has all shards or one that there
+        is not.
         """
         failed = failed or {}
         self.shard_samples = jax.tree.map(np.asarray, shard_samples)
         self.stats = tuple(stats)
+        _check_shards(self.shard_samples, len(self.stats), failed)
         self.combine = combine
         kept = [s for s in range(len(self.stats)) if s not in failed]
         good = jax.tree.map(lambda x: x[kept], self.shard_samples)
@@ -183,6 +186,21 @@ class ShardRun:
             ("draws", f"{chains:,} chains of {draws:,}"),
             *(("warning", str(warning)) for warning in self.warnings),
         ]
+
+
+def _check_shards(samples: PyTree, count: int, failed: dict[int, str]) -> None:
+    sizes = {x.shape[:1] for x in jax.tree.leaves(samples)}
+    if sizes != {(count,)}:
+        raise ValueError(
+            f"ShardRun(stats=...): there must be one SamplingStats for each shard, but "
+            f"there are {count}, and the first axes of shard_samples are "
+            f"{sorted(sizes)}."
+        )
+    if not set(failed) < set(range(count)):
+        raise ValueError(
+            f"ShardRun(failed={failed!r}): failed must have indices of some of the "
+            f"{count} shards, below {count}, and leave one."
+        )
 
 
 def _flat(samples: PyTree) -> np.ndarray:

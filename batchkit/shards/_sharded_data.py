@@ -37,7 +37,9 @@ class ShardedData(eqx.Module):
     ```
     """
 
+    # Those that every device has as many of, and one more of each, if some have it.
     rows: PyTree
+    last: PyTree
     num_rows: int = eqx.field(static=True)
     mesh: Mesh = eqx.field(static=True)
     axes: tuple[str, ...] = eqx.field(static=True)
@@ -70,9 +72,15 @@ class ShardedData(eqx.Module):
         self.axes = (axes,) if isinstance(axes, str) else tuple(axes)
         # Explicit axes would ask about the sharding of whatever meets the data.
         self.mesh = Mesh(mesh.devices, mesh.axis_names)
-        table = table_of_parts(self.num_rows, self.num_parts).reshape(-1)
+        table = table_of_parts(self.num_rows, self.num_parts)
+        full = self.num_rows // self.num_parts
         sharding = NamedSharding(self.mesh, PartitionSpec(self.axes))
-        self.rows = jax.tree.map(lambda x: _spread(x, table, sharding), data)
+
+        def spread(table: np.ndarray) -> PyTree:
+            return jax.tree.map(lambda x: _spread(x, table, sharding), data)
+
+        self.rows = spread(table[:, :full].reshape(-1))
+        self.last = spread(table[:, full]) if table.shape[1] > full else None
 
     @property
     def num_parts(self) -> int:

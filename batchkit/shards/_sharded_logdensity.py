@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ..batchers._sharded import devices_are_taken, put_on
-from ._rows import check_functions, sum_over_rows
+from ._rows import check_functions, check_logprior, sum_with_last
 from ._sharded_data import ShardedData
 
 
@@ -79,8 +79,9 @@ def sharded_logdensity(
     **Raises:**
 
     `TypeError` if the functions or the data are none. When it is called, `TypeError` if
-    the likelihood is no scalar, `ValueError` inside of `Sharded` or of
-    `jax.shard_map`.
+    the prior or the likelihood is no scalar, `ValueError` inside of `Sharded` or of
+    `jax.shard_map`, and where `jax.set_mesh` has set a mesh that cuts the rows
+    otherwise.
     """
     check_functions(
         "sharded_logdensity",
@@ -95,7 +96,9 @@ def sharded_logdensity(
         )
 
     def logdensity(data: ShardedData, params: PyTree) -> Float[Array, ""]:
-        return logprior_fn(params) + _of_devices(loglikelihood_fn, params, data)
+        logprior = logprior_fn(params)
+        check_logprior(logprior)
+        return logprior + _of_devices(loglikelihood_fn, params, data)
 
     return Partial(logdensity, data)
 
@@ -103,9 +106,9 @@ def sharded_logdensity(
 def _of_devices(
     loglikelihood_fn: Callable[..., Any], params: PyTree, data: ShardedData
 ) -> Any:
-    full, longer = divmod(data.num_rows, data.num_parts)
-    if data.num_parts == 1:
-        return sum_over_rows(loglikelihood_fn, params, data.rows, full, True)
+    longer = data.num_rows % data.num_parts
+    if data.num_parts == 1:  # whatever mesh is set
+        return sum_with_last(loglikelihood_fn, params, data.rows, None, True)
     if devices_are_taken():
         raise ValueError(
             "sharded_logdensity: it is called inside of a `Sharded` or a "
@@ -113,25 +116,39 @@ def _of_devices(
             "out with `Vmap()`, `Chunked(size)` or `Continuous(lanes)`."
         )
 
-    def on_device(params: PyTree, rows: PyTree) -> Any:
+    def on_device(params: PyTree, rows: PyTree, last: PyTree) -> Any:
         is_real = jax.lax.axis_index(data.axes) < longer
-        value = sum_over_rows(loglikelihood_fn, params, rows, full, is_real)
+        value = sum_with_last(loglikelihood_fn, params, rows, last, is_real)
         return jax.lax.psum(value, data.axes)
 
     whole, spread = PartitionSpec(), PartitionSpec(data.axes)
     # A program may have a mesh set, and then takes no other, nor another type of axes.
     context = jax.sharding.get_abstract_mesh()
     mesh = data.mesh if context.empty else context
+    _check_mesh(mesh, data)
     params = _put(params, mesh, whole)
-    rows = data.rows if context.empty else _put(data.rows, mesh, spread)
+    rows = data.rows, data.last
+    rows = rows if context.empty else _put(rows, mesh, spread)
     sharded = jax.shard_map(
         on_device,
         mesh=mesh,
-        in_specs=(whole, spread),
+        in_specs=(whole, spread, spread),
         out_specs=whole,
         check_vma=False,
     )
-    return sharded(params, rows)
+    return sharded(params, *rows)
+
+
+def _check_mesh(mesh: Any, data: ShardedData) -> None:
+    """Raises if rows would be cut otherwise than the data were."""
+    sizes = {axis: data.mesh.shape[axis] for axis in data.axes}
+    if {axis: mesh.shape.get(axis) for axis in data.axes} != sizes:
+        raise ValueError(
+            f"sharded_logdensity: the data are spread over the axes {sizes} of their "
+            f"mesh, but the mesh that is set has the axes {dict(mesh.shape)}. Make the "
+            "ShardedData with the mesh that `jax.set_mesh` sets, or call it without "
+            "one."
+        )
 
 
 def _put(tree: PyTree, mesh: Any, spec: PartitionSpec) -> PyTree:

@@ -14,7 +14,7 @@ from ..run._names import columns
 from ._rows import check_likelihood
 
 
-# Sums over a million rows in float32 agree to this part of them.
+# Of the likelihoods of single rows, which are sums over many numbers themselves.
 _ROUNDING = 1e-3
 
 

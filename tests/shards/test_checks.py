@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy.stats import norm as normal
 
 import batchkit as bk
 from batchkit.chains import ChainSeconds
@@ -15,6 +16,8 @@ from batchkit.shards import (
     ShardTry,
     _modes,
 )
+
+from ..helpers import assert_refuses
 
 
 SHARDS, CHAINS, DRAWS, DIM = 5, 4, 500, 2
@@ -55,6 +58,65 @@ def names(*args: Any, **given: Any) -> list[str]:
     return [warning.name for warning in run(*args, **given).warnings]
 
 
+def test_what_is_fatal_comes_first() -> None:
+    x = draws()
+    x[3, ..., 1] += 6.0
+    # What was left out is looked at before what disagrees.
+    found = names(x, failed={0: "bad"}, stats=stats((0.2, 0.0)))
+    assert found == ["shards disagree", "shards left out", "tries"]
+
+
+def test_shards_that_are_left_out_are_not_looked_at() -> None:
+    found = run(stats=stats((0.4,), rhat=3.0, ess=9.0), failed={1: "bad"})
+    assert [warning.name for warning in found.warnings] == ["shards left out"]
+
+
+def test_the_monte_carlo_error_of_means() -> None:
+    # Chains that go up by and by are worth few draws, and their means are uncertain.
+    x = np.tile(np.linspace(-1, 1, DRAWS)[:, None], (2, CHAINS, 1, 1))
+    x += 0.2 * np.random.default_rng(0).normal(size=x.shape)
+    x -= np.mean(x, axis=(1, 2), keepdims=True)
+    x /= np.std(x, axis=(1, 2), keepdims=True)
+    ess = min(float(bk.chains.Convergence(y).ess_bulk[0]) for y in x)
+    assert ess < 20
+    x[1] += np.sqrt(2 * 6.635 * (1 + 0.9 / ess))
+    told = [bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
+    found = [warning.name for warning in bk.ShardRun(x, told).warnings]
+    assert "shards disagree" not in found
+
+
+def test_the_limit_of_disagreement() -> None:
+    # Two shards of unit width, their means at a distance: Q is half of its square.
+    x = np.random.default_rng(0).normal(size=(2, CHAINS, 4000, 1))
+    x -= np.mean(x, axis=(1, 2), keepdims=True)
+    x /= np.std(x, axis=(1, 2), keepdims=True)
+    for dim, limit in ((1, 6.635), (10, 10.828)):  # chi squared, at 1 % and 0.1 %
+        for part, expected in ((0.99, False), (1.01, True)):
+            moved = np.repeat(x, dim, axis=-1)
+            moved += 1e-9 * np.random.default_rng(1).normal(size=moved.shape)
+            moved[1, ..., -1] += np.sqrt(2 * part * limit * (1 + 1 / 16_000))
+            told = [
+                bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)
+            ]
+            found = bk.ShardRun(shuffled(moved), told).warnings
+            assert any(w.name == "shards disagree" for w in found) == expected
+
+
+def shuffled(x: np.ndarray) -> np.ndarray:
+    """Each parameter in an order of its own, so that none depends on another."""
+    flat = x.reshape(len(x), -1, x.shape[-1])
+    return np.random.default_rng(2).permuted(flat, axis=1).reshape(x.shape)
+
+
+def test_most_shards_are_left_out() -> None:
+    found = run(failed={0: "bad", 2: "bad", 4: "bad"})
+    assert found.warnings[0].name == "few shards"
+    assert "only 40% of the shards" in found.report()
+    assert found.verdict == "unreliable"
+    half = bk.ShardRun({"a": draws()[:4]}, stats()[:4], failed={0: "bad", 2: "bad"})
+    assert [w.name for w in half.warnings] == ["shards left out"]
+
+
 def test_nothing_to_complain_about() -> None:
     found = run()
     assert found.warnings == ()
@@ -76,8 +138,17 @@ def test_shards_that_disagree() -> None:
     assert found.verdict == "unreliable"
     assert "a[1]" in found.warnings[0].message
     assert "a[0]" not in found.warnings[0].message
-    assert "number 3" in found.warnings[0].message
+    assert "shard 3 farthest" in found.warnings[0].message
     assert found.report().startswith("Unreliable: do not use")
+
+
+def test_shards_are_named_by_their_numbers() -> None:
+    x = draws()
+    x[3, ..., 1] += 6.0
+    x[4, ..., 0] += np.where(RNG.random((CHAINS, DRAWS)) < 0.5, -4, 4)
+    found = {w.name: w.message for w in run(x, failed={1: "bad"}).warnings}
+    assert "shard 3 farthest" in found["shards disagree"]
+    assert "shard 4:" in found["modes"]
 
 
 def test_how_often_shards_that_agree_are_said_not_to() -> None:
@@ -147,10 +218,10 @@ def test_shards_that_are_left_out() -> None:
     assert found.used == (1, 3)
     assert list(found.left_out) == [0, 2, 4]
     assert found.success_rate == 0.4
-    assert found.warnings[0].name == "shards left out"
+    assert [w.name for w in found.warnings] == ["few shards", "shards left out"]
     for words in ("shard 0", "zero", "shard 2: 3 tries failed", "shard 4", "NaN"):
         assert words in found.report()
-    assert found.verdict == "doubtful"
+    assert run(failed={2: "3 tries failed"}).verdict == "doubtful"
 
 
 def test_modes() -> None:
@@ -163,6 +234,24 @@ def test_modes() -> None:
     assert "a[0]" in message
     assert "a[1]" not in message
     assert "shard 2" in message
+
+
+def test_chains_that_stay_in_one_mode_each() -> None:
+    x = draws()
+    x[2, :2, :, 0] -= 8.0
+    assert bk.chains.Convergence(x[2, ..., 0]).ess_bulk < 50
+    found = run(x)
+    assert "modes" in [warning.name for warning in found.warnings]
+    assert found.verdict == "unreliable"
+
+
+def test_chains_that_are_slow_have_no_modes() -> None:
+    rng = np.random.default_rng(3)
+    for correlation in (0.95, 0.99, 0.999):
+        x = rng.normal(size=(SHARDS, CHAINS, DRAWS, DIM))
+        for i in range(1, DRAWS):
+            x[:, :, i] += correlation * x[:, :, i - 1]
+        assert "modes" not in names(x)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +269,21 @@ def test_modes() -> None:
 )
 def test_one_mode(make: Any) -> None:
     assert not any(is_bimodal(make(n), n) for n in (100, 1000, 4000) for _ in range(20))
+
+
+def test_how_deep_a_valley_is() -> None:
+    # Two normal densities at a distance: the valley between their modes.
+    x = normal.ppf(np.linspace(0.0005, 0.9995, 20_000))
+    for distance, expected in ((2.6, False), (3.8, True)):
+        both = np.concatenate([x, x + distance])
+        assert is_bimodal(both, both.size) == expected
+
+
+def test_few_draws_that_were_counted_often() -> None:
+    # Of 60 independent draws gaps are seen, however often each of them is repeated.
+    rng = np.random.default_rng(7)
+    flags = [is_bimodal(np.repeat(rng.normal(size=60), 100), 60) for _ in range(300)]
+    assert not any(flags)
 
 
 def test_one_mode_of_slow_chains() -> None:
@@ -200,7 +304,8 @@ def test_two_modes(scale: float) -> None:
 
 def test_modes_that_cannot_be_told() -> None:
     x = RNG.normal(size=2000) + np.where(RNG.random(2000) < 0.5, 3, -3)
-    assert not is_bimodal(x, 20)
+    assert is_bimodal(x, 2000)
+    assert not is_bimodal(x, 40)
     assert not is_bimodal(x, np.nan)
     assert not is_bimodal(np.zeros(100), 100)
     assert not is_bimodal(np.full(100, np.nan), 100)
@@ -210,6 +315,29 @@ def test_kernel_densities_of_many_parameters() -> None:
     x = np.random.default_rng(0).normal(size=(SHARDS, CHAINS, DRAWS, 6))
     assert "kernel densities" in names(x, combine="kde")
     assert names(x) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stats": stats()[:4]}, ("stats=", "there are 4", "(5,)")),
+        ({"stats": [*stats(), *stats()]}, ("there are 10",)),
+        ({"failed": {5: "bad"}}, ("failed={5: 'bad'}", "below 5")),
+        ({"failed": dict.fromkeys(range(5), "bad")}, ("leave one",)),
+    ],
+)
+def test_shards_that_there_are_not(given: Any, words: tuple[str, ...]) -> None:
+    assert_refuses(lambda: run(**given), ValueError, words)
+
+
+def test_the_report_tells_the_worst_parameter() -> None:
+    x = draws()
+    x[..., 0] += np.linspace(-1, 1, CHAINS)[:, None]
+    found = run(x)
+    rhat, ess = np.max(found.rhat["a"]), np.min(found.ess_bulk["a"])
+    assert rhat > 1.01 > np.min(found.rhat["a"])
+    assert f"R-hat of the combined draws is at most {rhat:.3f}" in found.report()
+    assert f"their bulk ESS at least {ess:,.0f}" in found.report()
 
 
 def test_what_is_printed() -> None:

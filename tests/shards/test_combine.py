@@ -69,13 +69,9 @@ def test_weighted_means_of_draws() -> None:
 
 def test_of_one_shard_the_draws() -> None:
     draws, _, _ = gaussians([[0.0, 1.0]], [np.eye(2)])
-    for way in ("consensus", "robust"):
-        found = bk.combine_shards(draws, way).samples
+    for way in ("consensus", "robust", "kde"):
+        found = bk.combine_shards(draws, way, KEY).samples
         np.testing.assert_allclose(found, draws[0], rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(
-        np.sort(bk.combine_shards(draws, "kde", KEY).samples.ravel()),
-        np.sort(bk.combine_shards(draws, "kde", KEY).samples.ravel()),
-    )
 
 
 def test_outlying_shards() -> None:
@@ -94,6 +90,48 @@ def test_outlying_shards() -> None:
 def test_of_two_shards_none_is_outlying() -> None:
     draws, _, _ = gaussians([[0.0], [50.0]], [np.eye(1)] * 2)
     assert bk.combine_shards(draws, "robust").left_out == {}
+
+
+def shards_at(means: Any, width: float = 1e-3) -> np.ndarray:
+    """Narrow shards of exactly these means."""
+    return np.array(means)[:, None, None] + width * np.linspace(-1, 1, 50)[None, None]
+
+
+def test_the_rule_of_outlying_shards() -> None:
+    # The median is 0, the median distance from it 1, so a deviation 1 / 0.6745.
+    limit = OUTLYING / 0.6745
+    for far, expected in ((0.99, []), (1.01, [4])):
+        means = [-1.0, 0.0, -0.5, 1.0, far * limit]
+        combined = bk.combine_shards(shards_at(means), "robust")
+        away = np.abs(np.array(means) - 0.0)
+        assert np.median(away) == 1.0
+        assert list(combined.left_out) == expected
+    # Three shards are enough to see which one it is.
+    combined = bk.combine_shards(shards_at([0.0, 0.001, 9.0]), "robust")
+    assert list(combined.left_out) == [2]
+    # It is named by its number also where others had been left out before.
+    x = shards_at([0.0, 0.001, 0.0, 0.0, 9.0])
+    x[1] = 3.0
+    combined = bk.combine_shards(x, "robust")
+    assert list(combined.left_out) == [1, 4]
+    assert combined.used == (0, 2, 3)
+
+
+def test_densities_of_an_odd_number_of_shards() -> None:
+    means, widths = [1.0, 0.0, 0.0], [[[0.5]], [[1.0]], [[2.0]]]
+    draws, mean, covariance = gaussians([[m] for m in means], widths)
+    found = bk.combine_shards(draws, "kde", KEY).samples
+    assert abs(np.mean(found) - mean[0]) < 0.1
+    assert abs(np.std(found) / covariance[0, 0] ** 0.5 - 1) < 0.1
+
+
+def test_densities_that_hardly_overlap() -> None:
+    # The weights of all pairs are below the smallest number that there is.
+    rng = np.random.default_rng(4)
+    draws = np.stack([rng.normal(0, 1, DRAWS), rng.normal(500, 10, DRAWS)])
+    found = bk.combine_shards(draws, "kde", KEY).samples
+    # That of the nearest pair is by far the largest.
+    assert abs(np.mean(found) - (100 * np.max(draws[0]) + np.min(draws[1])) / 101) < 0.5
 
 
 def test_shards_that_agree_are_kept() -> None:
@@ -157,6 +195,25 @@ def test_shapes_and_dtypes() -> None:
 
 
 @every_way
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-20, 1e20, 1e200, 1e300])
+def test_units_whose_squares_are_no_numbers(way: str, unit: float) -> None:
+    draws, _, _ = gaussians([[0.0, 1.0], [0.5, 0.5]], [np.eye(2), 2 * np.eye(2)])
+    scale = np.array([unit, 1.0])
+    found = bk.combine_shards(draws * scale, way, KEY)
+    expected = bk.combine_shards(draws, way, KEY).samples
+    assert found.used == (0, 1)
+    np.testing.assert_allclose(found.samples / scale, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_integers() -> None:
+    draws = RNG.integers(0, 50, size=(3, *DRAWS))
+    found = bk.combine_shards(draws).samples
+    assert found.dtype == np.float64
+    expected = bk.combine_shards(draws.astype(float)).samples
+    np.testing.assert_array_equal(found, expected)
+
+
+@every_way
 def test_useless_shards(way: str) -> None:
     draws, _, _ = gaussians([[0.0, 0.0]] * 6, [np.eye(2)] * 6)
     draws[1, ..., 1] = 3.0
@@ -192,7 +249,23 @@ def test_all_useless() -> None:
         ((np.ones((2, 3)),), ("(shards, chains, draws, ...)",)),
         (({},), ("(shards, chains, draws, ...)",)),
         (([np.ones((2, 3, 4)), np.ones((2, 3, 5))],), ("(2, 3, 5)",)),
+        ((np.ones((2, 3, 4, 0)),), ("at least one of each", "(2, 3, 4, 0)")),
     ],
 )
 def test_arguments(args: Any, words: tuple[str, ...]) -> None:
     assert_refuses(lambda: bk.combine_shards(*args), ValueError, words)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((np.ones((2, 3, 4), complex),), ("real numbers", "complex128")),
+        ((np.ones((2, 3, 4), bool),), ("real numbers", "bool")),
+        ((np.full((2, 3, 4), "a"),), ("real numbers", "<U1")),
+        ((np.ones((2, 3, 4)), "kde", 3), ("rng_key=3", "jax.random.key(0)")),
+        ((np.ones((2, 3, 4)), "consensus", 3.0), ("rng_key=3.0",)),
+        ((np.ones((2, 3, 4)), "kde", jax.random.split(KEY)), ("one key",)),
+    ],
+)
+def test_types(args: Any, words: tuple[str, ...]) -> None:
+    assert_refuses(lambda: bk.combine_shards(*args), TypeError, words)

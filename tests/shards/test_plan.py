@@ -41,6 +41,9 @@ def test_what_was_asked_for() -> None:
     plan = bk.SamplingPlan.from_shard(50, 3, adaptive=False, num_chains=2)
     assert (plan.num_warmup, plan.num_samples, plan.was_adapted) == (500, 1500, False)
     assert plan.total_samples == 3000
+    settings: Any = ({"num_warmup": 100}, {"num_samples": 200})
+    for given in settings:  # one of both is shorter
+        assert bk.SamplingPlan.from_shard(50, 3, **given).was_adapted
     plan = bk.SamplingPlan.from_shard(50, 1, min_warmup=30, min_samples=60)
     assert (plan.num_warmup, plan.num_samples) == (30, 60)
 

@@ -281,6 +281,12 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "on_failure": ({"on_failure": "skip"}, ValueError, ("'skip'", "'drop'")),
     "combine": ({"combine": "mean"}, ValueError, ("'mean'", "'robust'")),
     "strata": ({"strata": np.ones(3)}, ValueError, ("203 rows", "(3,)")),
+    "ragged strata": ({"strata": [[1], [2, 3]]}, ValueError, ("strata=", "no array")),
+    "mixed strata": (
+        {"strata": np.array([None, *"a" * 202], object)},
+        TypeError,
+        ("strata=", "cannot be sorted", "a label of its own"),
+    ),
     "plan": ({"plan": 100}, TypeError, ("plan=100", "SamplingPlan.from_shard")),
     "chains": ({"num_chains": 3}, ValueError, ("num_chains=3", "has 4 chains")),
     "no start": ({"initial": None}, TypeError, ("neither", "prior_sample_fn")),
