@@ -1,6 +1,7 @@
 """The arguments of `run_shards`, refused before anything is compiled."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -45,15 +46,34 @@ def check_settings(
             f"`Vmap()` or `Continuous(8)`; got {type(batcher).__name__}."
         )
     check_key("run_shards", rng_key)
-    if not isinstance(target, float) or not 0 < target < 1:
-        raise ValueError(
+    if not isinstance(target, float):
+        raise TypeError(
             f"run_shards(target_acceptance={target!r}): target_acceptance must be a "
-            "number between 0 and 1, such as 0.8."
+            f"float between 0 and 1, such as 0.8; got {type(target).__name__}."
+        )
+    if not 0 < target < 1:
+        raise ValueError(
+            f"run_shards(target_acceptance={target!r}): target_acceptance must be "
+            "between 0 and 1, such as 0.8."
         )
     if on_failure not in ON_FAILURE:
         raise ValueError(
             f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
             "'drop' to go on without the shards that fail."
+        )
+
+
+def check_ending(refine: object, profile: object) -> None:
+    """Raises if one of them cannot be right."""
+    if not isinstance(refine, bool):
+        raise TypeError(
+            f"run_shards(refine={refine!r}): refine must be True or False; got "
+            f"{type(refine).__name__}."
+        )
+    if profile is not None and not isinstance(profile, str | Path):
+        raise TypeError(
+            f"run_shards(profile={profile!r}): profile must be a directory, as a str "
+            f"or a Path, or None; got {type(profile).__name__}."
         )
 
 

@@ -116,43 +116,22 @@ def sum_over_rows(
     loglikelihood_fn: Callable[[PyTree, PyTree], Any],
     params: PyTree,
     rows: PyTree,
-    full: int,
+    last: PyTree,
     is_real: Bool[Array, ""] | bool,
 ) -> Float[Array, ""]:
     """The log-likelihood of the rows of one part.
+
+    The last row lies apart from the others: to cut it off takes a copy of these, where
+    XLA hands them to a product of matrices.
 
     **Arguments:**
 
     - `loglikelihood_fn`: a function of parameters and rows, additive over rows.
     - `params`: the parameters.
-    - `rows`: arrays of shape `(full, ...)`, or of `(full + 1, ...)`.
-    - `full`: how many rows all parts have.
-    - `is_real`: whether the last one is there, if there is one more.
-    """
-
-    size = jax.tree.leaves(rows)[0].shape[0]
-    if size == full:
-        return sum_with_last(loglikelihood_fn, params, rows, None, is_real)
-    first, last = (jax.tree.map(lambda x, at=at: x[at], rows) for at in _cut(full))
-    return sum_with_last(loglikelihood_fn, params, first, last, is_real)
-
-
-def sum_with_last(
-    loglikelihood_fn: Callable[[PyTree, PyTree], Any],
-    params: PyTree,
-    rows: PyTree,
-    last: PyTree,
-    is_real: Bool[Array, ""] | bool,
-) -> Float[Array, ""]:
-    """The same of rows that are apart from the last one.
-
-    To cut it off takes a copy of all others, where XLA hands them to a product of
-    matrices: as much memory again as the rows of a device take.
-
-    **Arguments:**
-
-    - `rows`: arrays of shape `(rows, ...)`, maybe without any.
-    - `last`: arrays of shape `(1, ...)`, or None.
+    - `rows`: those that all parts have, arrays of shape `(rows, ...)`, maybe without
+        any.
+    - `last`: the row that not all parts have, arrays of shape `(1, ...)`, or None.
+    - `is_real`: whether it is there.
     """
 
     def of(params: PyTree, rows: PyTree) -> Any:
@@ -172,8 +151,18 @@ def sum_with_last(
     return of(params, rows) + alone
 
 
-def _cut(full: int) -> tuple[slice, slice]:
-    return slice(full), slice(full, None)
+def apart(data: PyTree, full: int) -> tuple[PyTree, PyTree]:
+    """The rows that all parts have, and the one that not all have; None without one.
+
+    **Arguments:**
+
+    - `data`: arrays of shape `(parts, full, ...)` or `(parts, full + 1, ...)`.
+    - `full`: how many rows all parts have.
+    """
+    first = jax.tree.map(lambda x: x[:, :full], data)
+    if jax.tree.leaves(data)[0].shape[1] == full:
+        return first, None
+    return first, jax.tree.map(lambda x: x[:, full:], data)
 
 
 def check_likelihood(value: Any) -> None:

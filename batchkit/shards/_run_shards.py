@@ -19,6 +19,7 @@ from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     chains_of,
     check_count,
+    check_ending,
     check_settings,
     check_shards,
     check_strata,
@@ -182,6 +183,7 @@ def run_shards(
     check_settings(algorithm, batcher, rng_key, target_acceptance, on_failure)
     check_strata(strata, rows)
     check_count("max_tries", max_tries)
+    check_ending(refine, profile)
     way_to_combine(combine)
     chains = chains_of(num_chains, plan)
     if block is not None:
@@ -251,7 +253,7 @@ def _result(
 ) -> ShardRun:
     tries, bad = known.header["shards"], failed(known)
     reasons = {
-        shard: f"{len(tries[shard])} tries failed, the last because "
+        shard: f"{_counted(len(tries[shard]))} failed, the last because "
         f"{tries[shard][-1]['reason']}"
         for shard in bad
     }
@@ -276,3 +278,7 @@ def _result(
     ]
     samples = known.arrays[1].position
     return ShardRun(samples, stats, rng_key, combine, reasons, refine)
+
+
+def _counted(tries: int) -> str:
+    return "1 try" if tries == 1 else f"{tries} tries"

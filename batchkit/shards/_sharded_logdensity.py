@@ -18,7 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from ..batchers._sharded import devices_are_taken, put_on
-from ._rows import check_functions, check_logprior, sum_with_last
+from ._rows import check_functions, check_logprior, sum_over_rows
 from ._sharded_data import ShardedData
 
 
@@ -108,7 +108,7 @@ def _of_devices(
 ) -> Any:
     longer = data.num_rows % data.num_parts
     if data.num_parts == 1:  # whatever mesh is set
-        return sum_with_last(loglikelihood_fn, params, data.rows, None, True)
+        return sum_over_rows(loglikelihood_fn, params, data.rows, None, True)
     if devices_are_taken():
         raise ValueError(
             "sharded_logdensity: it is called inside of a `Sharded` or a "
@@ -118,7 +118,7 @@ def _of_devices(
 
     def on_device(params: PyTree, rows: PyTree, last: PyTree) -> Any:
         is_real = jax.lax.axis_index(data.axes) < longer
-        value = sum_with_last(loglikelihood_fn, params, rows, last, is_real)
+        value = sum_over_rows(loglikelihood_fn, params, rows, last, is_real)
         return jax.lax.psum(value, data.axes)
 
     whole, spread = PartitionSpec(), PartitionSpec(data.axes)

@@ -26,7 +26,7 @@ from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
 from ..run._program import Program
-from ._rows import sum_over_rows, table_of_parts, take
+from ._rows import apart, check_logprior, sum_over_rows, table_of_parts, take
 
 
 @final
@@ -115,7 +115,7 @@ class ShardTasks:
             np.uint32
         )
         task = Task(place, shard < shards.longer, np.repeat(tuned_for, chains))
-        rows = shards.rows(which)
+        rows = apart(shards.rows(which), shards.full)
         if self._is_spread:
             self._own, self._shared = (task, take(rows, place)), None
         else:
@@ -175,14 +175,11 @@ class ShardTasks:
             mine = rows
             if not self._is_spread:
                 mine = jax.tree.map(lambda x: x[task.place], shared)
+            logprior = model.logprior_fn(position)
+            check_logprior(logprior)
             loglikelihood = sum_over_rows(
-                model.loglikelihood_fn,
-                position,
-                mine,
-                # With no remainder the last row is there in all.
-                shards.full,
-                task.is_full,
+                model.loglikelihood_fn, position, mine[0], mine[1], task.is_full
             )
-            return model.logprior_fn(position) / shards.count + loglikelihood
+            return logprior / shards.count + loglikelihood
 
         return logdensity

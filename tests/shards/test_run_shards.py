@@ -187,7 +187,7 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
     # times as often.
     ratio = COUNTS[True] / (COUNTS[False] / (SHARDS - 1))
     assert 2.5 < ratio < 3.5
-    with unchecked(), pytest.raises(bk.ShardFailure, match=f"shard {bad}: 1 tries"):
+    with unchecked(), pytest.raises(bk.ShardFailure, match=f"shard {bad}: 1 try "):
         run(**given, max_tries=1)
 
 
@@ -276,7 +276,15 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
     "key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY)}, TypeError, ("one key",)),
-    "target": ({"target_acceptance": 1}, ValueError, ("between 0 and 1",)),
+    "target": ({"target_acceptance": 1}, TypeError, ("float between", "got int")),
+    "high": ({"target_acceptance": 1.5}, ValueError, ("between 0 and 1",)),
+    "refine": ({"refine": "no"}, TypeError, ("refine='no'", "True or False")),
+    "profile": ({"profile": 3}, TypeError, ("profile=3", "a directory")),
+    "prior": (
+        {"logprior_fn": lambda p: -(p**2)},
+        TypeError,
+        ("logprior_fn(params) must", "of shape (2,)"),
+    ),
     "tries": ({"max_tries": 0}, ValueError, ("max_tries=0",)),
     "on_failure": ({"on_failure": "skip"}, ValueError, ("'skip'", "'drop'")),
     "combine": ({"combine": "mean"}, ValueError, ("'mean'", "'robust'")),
