@@ -7,6 +7,10 @@ warm-up and draws, tries that failed included; the smallest bulk effective sampl
 the one over the other; its ratio to that of all data within a round, where all data a
 second time are the noise; the seconds of compiling, and how far the worst mean lies
 from that of all data, in standard deviations.
+
+`--part errors` tells how wrong combining is, before and after draws are moved, against
+chains over all data: the worst mean in standard deviations, and the range of the ratios
+of standard deviations.
 """
 
 import argparse
@@ -105,8 +109,34 @@ def one_round(candidates: dict[str, Callable[[Any], Any]], key: Any) -> dict[str
     return found
 
 
+def errors(name: str, shards: list[int]) -> None:
+    data = {"randhie": randhie, "fair": fair}[name]()
+    likelihood = {"randhie": poisson, "fair": logistic}[name]
+    first = starts(data, 4, False)
+    logdensity = lambda x: logprior_fn(x) + likelihood(x, data)
+    exact = numbers(of_chains(logdensity, first, jax.random.key(1))[0].samples)
+    mean, width = np.mean(exact, 0), np.std(exact, 0)
+    print(f"{name}, {len(data['y']):,} rows")
+    print(f"  {'shards':>8}{'combined':>12}{'moved':>12}{'widths':>18}")
+    for number in shards:
+        run = of_shards(
+            likelihood, data, first, number, bk.Chunked(8), jax.random.key(2)
+        )[0]
+        x = numbers(run.samples)
+        away = (np.mean(x, 0) - mean) / width
+        shift = run.shift * np.std(x, 0) / width
+        ratios = np.std(x, 0) / width
+        print(
+            f"  {number:8}{np.max(np.abs(away - shift)):12.2f}"
+            f"{np.max(np.abs(away)):12.2f}"
+            f"{np.min(ratios):10.2f} to {np.max(ratios):.2f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=("costs", "errors"), default="costs")
     parser.add_argument("--data", choices=("randhie", "fair"), default="randhie")
     parser.add_argument("--shards", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--repeats", type=int, default=3)
@@ -114,6 +144,9 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     print_machine()
+    if options.part == "errors":
+        errors(options.data, options.shards)
+        return
     candidates = ways(options.data, options.shards)
     rounds = [one_round(candidates, jax.random.key(i)) for i in range(options.repeats)]
     head = "seconds", "ESS", "ms / ESS", "ratio", "compile", "worst mean"

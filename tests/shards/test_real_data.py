@@ -117,3 +117,19 @@ def test_consensus(name: str, shards: int) -> None:
         # Counts of visits vary more than a Poisson distribution does.
         expected = {"fair": "reliable", "randhie": "unreliable"}
         assert run.verdict == expected[name]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_consensus_on_devices(devices: int) -> None:
+    with jax.enable_x64(True):
+        likelihood, data, starts = problem("fair")
+        run = bk.run_shards(
+            logprior,
+            likelihood,
+            data,
+            jax.random.key(3),
+            num_shards=4,
+            initial=starts,
+            batcher=bk.Sharded(mesh(devices)),
+        )
+        check("fair", run.samples)
