@@ -10,8 +10,6 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
-from .helpers import unchecked
-
 
 # The same examples everywhere, and a busy machine is no reason to fail.
 settings.register_profile("same", deadline=None, derandomize=True, database=None)
@@ -45,5 +43,8 @@ def make_package(
 @pytest.fixture
 def no_type_checks() -> Iterator[None]:
     """Turns off the type checks that the tests add, to see the package's own."""
+    # Checks are added when the package is imported, which pytest must be ready for.
+    from .helpers import unchecked
+
     with unchecked():
         yield
