@@ -236,6 +236,21 @@ def test_killed_chains(runs: Callable[..., Any], name: str, victim: int) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["chains", "shards"])
+def test_a_signal_counts_for_chains(runs: Callable[..., Any], name: str) -> None:
+    folder, expected = runs(name)
+    place = folder / f"{name} signal"
+    with Together(name, place, 2, 2, slow=0.3, every=1e6) as started:
+        started.wait_for_step(2)
+        started.processes[1].send_signal(signal.SIGINT)
+        ended = started.end(limit=6 * HEARTBEAT)
+    assert all("KeyboardInterrupt" in x.errors for x in ended), ended
+    assert 4 <= read_file(place / "run.h5")[0]["draws"] < 40
+    for each in found(name, place, 2, 2):
+        assert_same(each, expected, 1e-9)
+
+
+@pytest.mark.slow
 def test_exact_chains_go_on_in_another_number_of_processes(
     runs: Callable[..., Any],
 ) -> None:
