@@ -194,6 +194,9 @@ def test_a_signal_counts_in_any_process(
         # As many as the devices divide, so that results stay where they are.
         ("chains", {"count": 8}),
         ("shards", {"num_shards": 4}),
+        # Only the first process is in a hurry: it tells of the run, and saves nothing.
+        ("chains", {"saved": False}),
+        ("shards", {"saved": False, "batcher": "Vmap"}),
         ("shards", {}),
         ("shards", {"batcher": "Sharded, Chunked"}),
         ("shards", {"batcher": "Vmap"}),
