@@ -91,18 +91,19 @@ def bytes_of_parts(x: jax.Array) -> Iterator[bytes]:
     """
     owners: dict[tuple[int, ...], int] = {}
     for device, index in x.sharding.devices_indices_map(x.shape).items():
-        corner = tuple(each.start or 0 for each in index)
-        owners[corner] = min(device.process_index, owners.get(corner, 2**31))
-    mine = {
-        tuple(each.start or 0 for each in part.index): part.data
-        for part in x.addressable_shards
-    }
+        corner, owner = _corner(index), device.process_index or 0
+        owners[corner] = min(owner, owners.get(corner, owner))
+    mine = {_corner(part.index): part.data for part in x.addressable_shards}
     size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     for corner, owner in sorted(owners.items()):
         is_mine = owner == jax.process_index()
         data = np.asarray(mine[corner]).tobytes() if is_mine else b"\0" * size
         for start in range(0, size, PIECE):
             yield from_one(data[start : start + PIECE], is_mine)
+
+
+def _corner(index: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(each.start or 0 for each in index)
 
 
 def from_one(data: bytes, is_mine: bool) -> bytes:
