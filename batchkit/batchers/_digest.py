@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._processes import digest_of_parts
+from ._processes import bytes_of_parts
 
 
 _ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
@@ -112,7 +112,8 @@ class _Writer:
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            self.hash.update(digest_of_parts(x))
+            for piece in bytes_of_parts(x):
+                self.hash.update(piece)
             return
         self.hash.update(np.ascontiguousarray(np.asarray(x)).tobytes())
 

@@ -9,7 +9,7 @@ own collectives, and with one process nothing happens at all.
 
 import contextlib
 import hashlib
-import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -24,6 +24,8 @@ from jax.sharding import AbstractMesh, Mesh
 # Seconds that a process waits for the others to come to the same place. They may still
 # be loading their data.
 PATIENCE: Final = 300.0
+# Bytes that are told at a time: JAX holds them on every device.
+PIECE: Final = 2**26
 
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
@@ -81,16 +83,34 @@ def numbers_of_all(*numbers: int | float) -> np.ndarray:
     return np.stack([each.view(np.float64) for each in _gathered(row.view(np.uint8))])
 
 
-def digest_of_parts(x: jax.Array) -> bytes:
-    """A digest of the values of an array of which every process holds a part."""
-    mine = {
-        str(part.index): hashlib.sha256(np.asarray(part.data).tobytes()).hexdigest()
-        for part in x.addressable_shards
-    }
-    parts: dict[str, str] = {}
-    for each in gathered(json.dumps(mine).encode()):
-        parts |= json.loads(each)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).digest()
+def bytes_of_parts(x: jax.Array) -> Iterator[bytes]:
+    """The bytes of an array of which every process holds a part, in all of them.
+
+    They come in pieces, since no process may have room for all. Together they are
+    those of the whole array, unless it is cut along other axes than the first.
+    """
+    owners: dict[tuple[int, ...], int] = {}
+    for device, index in x.sharding.devices_indices_map(x.shape).items():
+        corner, owner = _corner(index), device.process_index or 0
+        owners[corner] = min(owner, owners.get(corner, owner))
+    mine = {_corner(part.index): part.data for part in x.addressable_shards}
+    size = math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for corner, owner in sorted(owners.items()):
+        is_mine = owner == jax.process_index()
+        data = np.asarray(mine[corner]).tobytes() if is_mine else b"\0" * size
+        for start in range(0, size, PIECE):
+            yield from_one(data[start : start + PIECE], is_mine)
+
+
+def _corner(index: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(each.start or 0 for each in index)
+
+
+def from_one(data: bytes, is_mine: bool) -> bytes:
+    """The bytes of one process in all of them; the others give as many."""
+    piece = np.frombuffer(data, np.uint8)
+    told = multihost_utils.broadcast_one_to_all(piece, is_source=is_mine)
+    return np.asarray(told).tobytes()
 
 
 def check_agreement(

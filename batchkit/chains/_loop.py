@@ -126,6 +126,9 @@ class ChainLoop:
         kept = jax.tree.map(lambda x: x[:, : self._num_samples], Draw(**parts))
         self._put(0, kept)
         self._done, self._at = header["draws"], header["at"]
+        if self._done < self._num_samples:
+            # Those of a block that was cut short are made again.
+            self._done = self._at
         self._count(jax.tree.map(lambda x: x[:, : self._at], kept))
         self._before = tuple(header["seconds"])
         speaker(_log).info(
@@ -133,7 +136,7 @@ class ChainLoop:
             self._caller,
             saved.path,
             header["saved"],
-            self._done,
+            header["draws"],
         )
         return state
 

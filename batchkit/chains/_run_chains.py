@@ -152,6 +152,10 @@ def run_chains(
     - `api`: such as `blackjax.nuts`, or the same rebuilt. Its kernel takes `step_size`
         and `inverse_mass_matrix`.
     - `logdensity_fn`: a function from one position to a scalar; given with an API.
+        Arrays of one that is a pytree, such as an Equinox module or what
+        [`sharded_logdensity`][batchkit.sharded_logdensity] returns, are operands of the
+        programs and stay where they are; those that a function closes over are
+        constants.
     - `algorithm`: in place of an API and `logdensity_fn`, what has `init` and `step`,
         such as `blackjax.nuts(logdensity_fn, ...)`.
     - `rng_key`: a key of JAX.

@@ -1,5 +1,6 @@
 """The loop on the host: blocks of steps, with looks at the clock in between."""
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -72,7 +73,9 @@ class Loop:
         self._run_before = 0.0
         self._speed = 0.0  # steps a second, of late
         self._elapsed = 0.0  # seconds of the last block
-        self._clock = 0.0  # seconds of the run, the same in all processes
+        # The same in all processes: seconds of the run, and whether it is through.
+        self._clock = 0.0
+        self._ended = False
 
     def run(self, positions: PyTree) -> NestedRun:
         """Runs it.
@@ -89,14 +92,15 @@ class Loop:
         with self._reporter:
             state = self._begin(positions) if saved is None else self._resume(saved)
             since = int(state.status.evaluations), self._seconds
-            limit = self._agree(1)
-            while not self._has_ended(state):
+            limit = self._agree(1, state)
+            while not self._ended:
                 block = self._advance(state, limit)
                 state = block.state
                 self._keep(block)
                 self._refuse_invalid(state)
                 limit = self._next_limit(int(block.made))
-                limit = self._agree(limit, lambda state=state: self._show(state, since))
+                show = functools.partial(self._show, state, since)
+                limit = self._agree(limit, state, show)
                 if self._saver.interrupted:
                     self._save(state)
                     self._saver.leave()
@@ -115,11 +119,15 @@ class Loop:
             + self._programs.block.seconds
         )
 
-    def _agree(self, limit: int, show: Callable[[], None] | None = None) -> int:
-        """Shows how far it is, and lets all processes go on with the same."""
-        numbers = self._saver.look(limit, self._seconds, show=show)
-        self._clock = numbers[1]
-        return int(numbers[0])
+    def _agree(
+        self, limit: int, state: RunState, show: Callable[[], None] | None = None
+    ) -> int:
+        """Shows how far it is, and lets all processes go on, or end, together."""
+        seconds = self._seconds
+        ended = self._has_ended(state, seconds)
+        agreed = self._saver.look(limit, seconds, ended, show=show)
+        self._clock, self._ended = agreed[1], bool(agreed[2])
+        return int(agreed[0])
 
     def _begin(self, positions: PyTree) -> RunState:
         self._compiled(self._programs.init, "first live points", positions)
@@ -190,8 +198,8 @@ class Loop:
         rows = jax.tree.map(lambda x: np.asarray(x[:made]), to_host(block.dead))
         self._dead.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
 
-    def _has_ended(self, state: RunState) -> bool:
-        status = state.status._replace(seconds=np.float32(self._clock))
+    def _has_ended(self, state: RunState, seconds: float) -> bool:
+        status = state.status._replace(seconds=np.float32(seconds))
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def _refuse_invalid(self, state: RunState) -> None:

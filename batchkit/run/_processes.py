@@ -21,21 +21,18 @@ from typing import Any, Final, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ..batchers._processes import (
+    PIECE,
+    from_one,
     gathered,
     is_first as is_first,
     numbers_of_all,
     several as several,
 )
 from ._checkpoint import CheckpointError
-
-
-# Bytes that are told at a time: JAX holds them on every device.
-_PIECE: Final = 2**26
 
 
 _SILENT: Final = logging.Logger("batchkit.silent")
@@ -132,8 +129,8 @@ def bytes_from_first(make: Callable[[], bytes]) -> bytes:
     if not is_first():
         data = b"\0" * size
     pieces = [
-        _piece_from_first(data[start : start + _PIECE])
-        for start in range(0, size, _PIECE)
+        from_one(data[start : start + PIECE], is_first())
+        for start in range(0, size, PIECE)
     ]
     if error is not None:
         raise error
@@ -216,15 +213,19 @@ def _is_elsewhere(x: Any) -> bool:
 
 
 def _replicated(x: jax.Array) -> jax.Array:
-    sharding = x.sharding
-    assert isinstance(sharding, NamedSharding)
-    whole = NamedSharding(sharding.mesh, PartitionSpec())
-    return jax.jit(lambda x: x, out_shardings=whole)(x)
+    if isinstance(x.sharding, NamedSharding):
+        mesh = x.sharding.mesh
+    else:
+        # What a compiled program returns may know devices, in their order, and no mesh.
+        devices = x.sharding.devices_indices_map(x.shape)
+        mesh = Mesh(np.array(list(devices)), ("devices",))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(_as_it_is, out_shardings=whole)(x)
 
 
-def _piece_from_first(data: bytes) -> bytes:
-    piece = np.frombuffer(data, np.uint8)
-    return np.asarray(multihost_utils.broadcast_one_to_all(piece)).tobytes()
+def _as_it_is(x: jax.Array) -> jax.Array:
+    # One function, so that JAX traces and compiles it once for arrays of a kind.
+    return x
 
 
 def _as_bytes(error: Exception) -> bytes:

@@ -123,6 +123,10 @@ class Saver:
             self._signals.__exit__(kind, error, trace)
         if self._store is not None:
             self._store.__exit__(kind, error, trace)
+        requested = self._signals.requested
+        if kind is None and requested is not None and not self._has_left:
+            # It came when nobody looked any more, and nobody else knows of it.
+            signal.raise_signal(requested)
 
     def look(
         self, *numbers: int | float, show: Callable[[], None] | None = None
@@ -162,6 +166,8 @@ class Saver:
     @property
     def interrupted(self) -> bool:
         """Whether Ctrl-C or SIGTERM asked the run to save itself and leave."""
+        if self._has_left:
+            return False
         if several():
             return self._requested > 0
         return self._signals.requested is not None

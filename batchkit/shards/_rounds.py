@@ -19,7 +19,7 @@ from ..chains._loop import ChainLoop
 from ..chains._plan import layout_of
 from ..chains._progress import ChainProgress
 from ..run._checkpoint import CheckpointError
-from ..run._processes import speaker
+from ..run._processes import in_first, speaker
 from ..run._progress import Reporter
 from ..run._saving import Saver
 from ..run._store import Saved
@@ -164,7 +164,10 @@ class Rounds:
         )
         made = loop.run(saved)
         found = made.tuned, made.draws
-        return after_round(known, which, found, targets, made.seconds)
+        known = after_round(known, which, found, targets, made.seconds)
+        # Where each process computes everything, their devices may round in their own
+        # ways, and must still run the same shards next.
+        return known._replace(header=in_first(lambda: known.header))
 
     def _say(self, number: int, which: list[int], layout: list[str]) -> None:
         told = "; ".join(layout)

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..run._checkpoint import Checkpoint
-from ..run._processes import check_same, on_host, several, words
+from ..run._processes import check_same, explaining_loss, on_host, several, words
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
@@ -215,18 +215,19 @@ def run_shards(
     if place is not None or several():
         identity = identity_of(rounds, order)
     options = {"batcher": batcher, "block": block, "max_tries": max_tries}
+    after = {"combine": combine, "on_failure": on_failure, "refine": refine}
     saving = {"checkpoint": place is not None, "fresh": fresh}
-    check_same({**identity, **words({**options, **saving})}, "run_shards")
+    check_same({**identity, **words({**options, **after, **saving})}, "run_shards")
     layout = [f"{batcher!r}, {len(jax.devices())} devices"]
-    with (
-        contextlib.nullcontext() if profile is None else _trace(profile),
-        Saver(place, "run of shards", identity, layout=layout, fresh=fresh) as saver,
-        Reporter(progress, "shards", " draws") as reporter,
-    ):
-        known = rounds.run(max_tries, saver, reporter, about(rounds))
-        key = fold(rng_key, _COMBINE)
-        move = refine_with(rounds.mean_gradients) if refine else None
-        return _result(known, shards, plan, key, combine, on_failure, move)
+    key = fold(rng_key, _COMBINE)
+    move = refine_with(rounds.mean_gradients) if refine else None
+    with contextlib.nullcontext() if profile is None else _trace(profile):
+        saver = Saver(place, "run of shards", identity, layout=layout, fresh=fresh)
+        with saver, Reporter(progress, "shards", " draws") as reporter:
+            known = rounds.run(max_tries, saver, reporter, about(rounds))
+        # All is saved, so that from here on Ctrl-C acts at once.
+        with explaining_loss("run_shards", saver.path):
+            return _result(known, shards, plan, key, combine, on_failure, move)
 
 
 def _check_algorithm(model: Model) -> None:

@@ -26,6 +26,7 @@ from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
 from ..run._program import Program
+from ..run._trees import to_host
 from ._rows import apart, check_logprior, sum_over_rows, table_of_parts, take
 
 
@@ -141,7 +142,8 @@ class ShardTasks:
     def mean_gradients(self) -> Callable[[PyTree], Any]:
         """A function to the gradients of the log-densities, as means over positions.
 
-        From arrays of shape `(positions, ...)` to arrays of shape `(tasks, ...)`.
+        From arrays of shape `(positions, ...)` to arrays of shape `(tasks, ...)`, on
+        the host.
         """
 
         def of_one(positions: PyTree, own: PyTree, shared: PyTree) -> PyTree:
@@ -163,7 +165,7 @@ class ShardTasks:
             nonlocal known
             placed = program.placed(positions, *known)
             known = placed[1:]
-            return program(*placed)
+            return to_host(program(*placed))
 
         return mean
 

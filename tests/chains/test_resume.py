@@ -144,6 +144,21 @@ def test_bits_do_not_depend_on_where_it_was_killed(
     assert_same(last.acceptance_rate, whole.acceptance_rate, ulps=0)
 
 
+def test_progress_counts_the_draws_that_it_goes_on_from(tmp_path: Path) -> None:
+    """Those of a block that was cut short are made, and counted, again."""
+    options = {"checkpoint": tmp_path / "run.h5", "block": 4}
+    chains(batcher=bk.Continuous(5), **options)
+    told: list[Any] = []
+    run = chains(
+        batcher=bk.Continuous(5), num_samples=12, progress=told.append, **options
+    )
+    assert [x.draws for x in told] == [4, 8, 12]
+    rates = np.asarray(run.acceptance_rate)
+    for each in told:
+        expected = np.mean(rates[:, : each.draws])
+        np.testing.assert_allclose(each.acceptance, expected, rtol=1e-5)
+
+
 def test_another_batcher_goes_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = chains(num_samples=9)
     with caplog.at_level(logging.INFO, "batchkit"):

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
 import batchkit as bk
+from batchkit.run._program import Program
 from batchkit.run._trees import to_host
 
 from ..helpers import collectives, unchecked
@@ -25,8 +26,9 @@ def quick(folder: Path) -> dict[str, Any]:
     """A little of everything, with a sampler that compiles in no time."""
     said = disagreeing(folder, "sizes")["said"]
     some = jax.jit(bk.Sharded()(lambda x: jnp.sin(x) * jnp.arange(2)))(np.ones(5))
+    even = Program(bk.Sharded()(jnp.cos))(np.arange(8.0))
     done = run(folder, batcher="Sharded, Chunked", sampler="walk")
-    return {**_named(some), **done, "said": said}
+    return {**_named({"some": some, "even": even}), **done, "said": said}
 
 
 def shares(folder: Path) -> dict[str, Any]:
@@ -87,6 +89,8 @@ def disagreeing(folder: Path, what: str) -> dict[str, Any]:
             bk.Sharded()(lambda x: x + w.sum())(np.ones(4))
         elif what == "outputs":
             bk.Sharded()(lambda x: x + jnp.ones(2 + i))(np.ones(4))
+        elif what in OF_SHARDS:
+            _of_shards(**OF_SHARDS[what][i])
         else:
             changed: dict[str, Any] = {}
             if i == 1:
@@ -96,6 +100,31 @@ def disagreeing(folder: Path, what: str) -> dict[str, Any]:
         said = str(error)
     del folder
     return {"said": np.array(said)}
+
+
+def _of_shards(**given: Any) -> None:
+    arguments: Any = {
+        "data": np.arange(8.0),
+        "rng_key": jax.random.key(0),
+        "num_shards": 2,
+        "initial": np.zeros(2),
+        "plan": bk.SamplingPlan(2, 4, num_chains=2),
+        "progress": False,
+        **given,
+    }
+    likelihood = lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2)
+    bk.run_shards(lambda x: -0.5 * x**2, likelihood, **arguments)
+
+
+# What each of two processes gives.
+OF_SHARDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "data": ({}, {"data": np.ones(8)}),
+    "num_shards": ({}, {"num_shards": 3}),
+    "batcher": ({}, {"batcher": bk.Chunked(2)}),
+    "combine": ({}, {"combine": "kde"}),
+    "on_failure": ({}, {"on_failure": "drop"}),
+    "refine": ({}, {"refine": False}),
+}
 
 
 def step(folder: Path, batcher: str, num_delete: int) -> dict[str, Any]:
@@ -177,6 +206,7 @@ def chains(
     slow: float = 0.0,
     every: float = 1e-3,
     exact: bool = False,
+    count: int = 5,
     saved: bool = True,
 ) -> dict[str, Any]:
     """Chains, with a checkpoint after every block of draws."""
@@ -194,7 +224,7 @@ def chains(
             blackjax.hmc,
             logdensity,
             jax.random.key(0),
-            np.random.default_rng(1).normal(size=(5, 2)),
+            np.random.default_rng(1).normal(size=(count, 2)),
             num_warmup=10,
             num_samples=40,
             num_integration_steps=2,
@@ -215,6 +245,7 @@ def shards(
     batcher: str = "Sharded",
     slow: float = 0.0,
     every: float = 1e-3,
+    num_shards: int = 3,
     saved: bool = True,
 ) -> dict[str, Any]:
     """Shards, of which some run again, with a checkpoint after every block."""
@@ -228,7 +259,7 @@ def shards(
             lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2),
             np.random.default_rng(0).normal(size=(41, 2)),
             jax.random.key(0),
-            num_shards=3,
+            num_shards=num_shards,
             initial=np.random.default_rng(1).normal(size=(2, 2)),
             algorithm=blackjax.hmc,
             num_integration_steps=2,

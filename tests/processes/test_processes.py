@@ -82,6 +82,12 @@ def test_sharded(runs: Callable[..., Any], way: tuple[int, int]) -> None:
         ("outputs", r"return float64\[2\].*process 1 .*return float64\[3\]"),
         ("seed", "2 processes .* do not agree on its key, first live points"),
         ("stop", "do not agree on its stop"),
+        ("data", "do not agree on its data"),
+        ("num_shards", "do not agree on its likelihood, split into shards, positions"),
+        ("batcher", "do not agree on its batcher"),
+        ("combine", "do not agree on its combine"),
+        ("on_failure", "do not agree on its on_failure"),
+        ("refine", "do not agree on its refine"),
     ],
 )
 def test_disagreeing(tmp_path: Path, what: str, words: str) -> None:
@@ -185,6 +191,12 @@ def test_a_signal_counts_in_any_process(
         ("chains", {"batcher": "Sharded, Chunked"}),
         ("chains", {"batcher": "Vmap"}),
         ("chains", {"batcher": "Vmap", "exact": True}),
+        # As many as the devices divide, so that results stay where they are.
+        ("chains", {"count": 8}),
+        ("shards", {"num_shards": 4}),
+        # Only the first process is in a hurry: it tells of the run, and saves nothing.
+        ("chains", {"saved": False}),
+        ("shards", {"saved": False, "batcher": "Vmap"}),
         ("shards", {}),
         ("shards", {"batcher": "Sharded, Chunked"}),
         ("shards", {"batcher": "Vmap"}),
@@ -193,7 +205,8 @@ def test_a_signal_counts_in_any_process(
 def test_chains_and_shards(
     runs: Callable[..., Any], way: tuple[int, int], name: str, options: dict[str, Any]
 ) -> None:
-    folder, expected = runs(name)
+    sizes = {k: v for k, v in options.items() if k in ("count", "num_shards")}
+    folder, expected = runs(name, **sizes)
     if name == "shards":
         assert max(expected["tries"]) > 1
     place = folder / f"{name} {way} {options}"
@@ -223,6 +236,36 @@ def test_killed_chains(runs: Callable[..., Any], name: str, victim: int) -> None
             first, *others = again.end()
             assert "going on with" in first.errors
             assert all("going on with" not in x.errors for x in others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chains", "shards"])
+def test_a_signal_counts_for_chains(runs: Callable[..., Any], name: str) -> None:
+    folder, expected = runs(name)
+    place = folder / f"{name} signal"
+    with Together(name, place, 2, 2, slow=0.3, every=1e6) as started:
+        started.wait_for_step(2)
+        started.processes[1].send_signal(signal.SIGINT)
+        ended = started.end(limit=6 * HEARTBEAT)
+    assert all("KeyboardInterrupt" in x.errors for x in ended), ended
+    assert 4 <= read_file(place / "run.h5")[0]["draws"] < 40
+    for each in found(name, place, 2, 2):
+        assert_same(each, expected, 1e-9)
+
+
+@pytest.mark.slow
+def test_exact_chains_go_on_in_another_number_of_processes(
+    runs: Callable[..., Any],
+) -> None:
+    """What the data are is known by their values, wherever they lie."""
+    options = {"batcher": "Vmap", "exact": True}
+    folder, expected = runs("chains", **options)
+    place = folder / "exact"
+    found("chains", place, 2, 2, **options)
+    with Together("chains", place, 1, 4, **options) as again:
+        for each in again.found():
+            assert_same(each, expected, 1e-9)
+        assert "going on with" in again.end()[0].errors
 
 
 @pytest.mark.slow

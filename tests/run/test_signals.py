@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from batchkit.run._checkpoint import Checkpoint
+from batchkit.run._saving import Saver
+
 from .processes import children
 
 
@@ -53,6 +56,35 @@ def test_signals_that_come_together_ask_once(child, number):
     pid = asked(child, number)
     os.kill(pid, number)
     assert child.end() == (["left"], 0)
+
+
+def test_one_that_comes_when_nobody_looks_any_more(tmp_path, heard):
+    path = tmp_path / "run.h5"
+    with Saver(Checkpoint(path), "run", {}) as saver:
+        saver.save({}, {})
+        signal.raise_signal(signal.SIGTERM)
+        assert not heard
+    assert heard == [signal.SIGTERM]
+    assert [x.name for x in tmp_path.iterdir()] == ["run.h5"]
+
+
+def test_a_run_that_the_handler_lets_go_on_is_asked_once(tmp_path, heard):
+    with Saver(Checkpoint(tmp_path / "run.h5"), "run", {}) as saver:
+        signal.raise_signal(signal.SIGTERM)
+        assert saver.interrupted
+        saver.leave()
+        assert heard == [signal.SIGTERM]
+        assert not saver.interrupted
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.fixture
+def heard():
+    """The signals for which a handler was called that returns."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    yield heard
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_afterwards_all_is_as_before(child):

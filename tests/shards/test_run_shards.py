@@ -181,7 +181,8 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
     assert len(tries) == 3
     targets = [x.target_acceptance for x in tries]
     np.testing.assert_allclose(targets, [0.8, 0.85, 0.9])
-    assert all(x.divergence_rate > 0.1 for x in tries)
+    allowed = [0.05, 0.1, 0.1]
+    assert all(x.divergence_rate > y for x, y in zip(tries, allowed, strict=True))
     assert list(found.left_out) == [bad]
     # Each chain of the others is evaluated once a step; those of the bad one three
     # times as often.

@@ -32,6 +32,7 @@ class Rounds:
         self.ran: list[list[int]] = []
         self.targets: list[list[float]] = []
         self.keys: list[Any] = []
+        self.starts: list[Any] = []
         self.known: list[Any] = []
 
     def tasks(
@@ -49,6 +50,7 @@ class Rounds:
 
     def chains(self, key: Any, positions: Any, block: Any) -> Any:
         self.keys.append(jax.random.key_data(key))
+        self.starts.append(positions)
         return self
 
     def loop(
@@ -138,6 +140,31 @@ def test_only_those_that_fail_run_again(go: Any) -> None:
     np.testing.assert_array_equal(run.shard_samples[[0, 2]], first[[0, 2]])
     np.testing.assert_array_equal(run.shard_samples[1], second[0])
     assert np.isfinite(run.samples).all()
+
+
+def test_chains_start_where_they_did(go: Any) -> None:
+    told: Any = {(1, 0): 0.06, (3, 0): 0.06}
+    _, rounds = go(told, initial=None, prior_sample_fn=jax.random.normal)
+    first, second = rounds.starts
+    assert len(np.unique(first)) == 4 * CHAINS
+    np.testing.assert_array_equal(second, first[[1, 3]])
+
+
+def test_the_first_process_says_who_runs_again(
+    go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have computed other divergences, and does as it is told."""
+
+    def says(make: Any) -> Any:
+        header = make()
+        for tries in header["shards"]:
+            tries[-1]["accepted"] = True
+        return header
+
+    monkeypatch.setattr(module, "in_first", says)
+    run, rounds = go({(1, 0): 0.06})
+    assert rounds.ran == [[0, 1, 2, 3]]
+    assert run.used == (0, 1, 2, 3)
 
 
 def test_more_divergences_are_allowed_later(go: Any) -> None:
