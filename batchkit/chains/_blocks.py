@@ -96,14 +96,14 @@ def blocks_for(batcher: AbstractBatcher, draws: PyTree, block: int | None) -> Bl
     """
     leaves = jax.tree.leaves(draws)
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
-    fixed = not _keeps_places(batcher)
+    fixed = not keeps_places(batcher)
     room = min(_BYTES // max(size, 1), _FIXED if fixed else _MOST)
     most = max(room, 1) if block is None else block
     return Blocks(max(most, _LEAST), most, fixed)
 
 
-def _keeps_places(batcher: AbstractBatcher) -> bool:
+def keeps_places(batcher: AbstractBatcher) -> bool:
     """Whether a task always has the same place, however long the others take."""
     if isinstance(batcher, Chunked | Sharded):
-        return _keeps_places(batcher.inner)
+        return keeps_places(batcher.inner)
     return isinstance(batcher, Vmap | Sequential)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
+from ..chains._blocks import keeps_places
 from ..run._checkpoint import Checkpoint
 from ..run._processes import check_same, explaining_loss, on_host, several, words
 from ..run._progress import Reporter, check_progress
@@ -219,6 +220,8 @@ def run_shards(
     saving = {"checkpoint": place is not None, "fresh": fresh}
     check_same({**identity, **words({**options, **after, **saving})}, "run_shards")
     layout = [f"{batcher!r}, {len(jax.devices())} devices"]
+    if block is not None and not keeps_places(batcher):
+        layout.append(f"blocks of {block} draws")
     key = fold(rng_key, _COMBINE)
     move = refine_with(rounds.mean_gradients) if refine else None
     with contextlib.nullcontext() if profile is None else _trace(profile):

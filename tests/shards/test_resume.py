@@ -1,5 +1,6 @@
 """Shards that go on from a checkpoint, and what they tell meanwhile."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,19 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "target": ({"target_acceptance": 0.9}, "target_acceptance differs"),
     "settings": ({"num_integration_steps": 3}, "num_integration_steps differ"),
 }
+
+
+def test_blocks_that_differ_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+    path = tmp_path / "run.h5"
+    given: Any = {"batcher": bk.Continuous(2), "checkpoint": path}
+    run(**given)
+    for block, told in ((4, False), (5, True)):
+        with caplog.at_level(logging.INFO, "batchkit"):
+            run(**given, block=block)
+        assert ("laid out otherwise" in caplog.text) == told
 
 
 def test_files_of_other_runs(tmp_path: Path, rates: list[float]) -> None:
