@@ -174,20 +174,19 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
         "refine": False,
     }
     COUNTS.clear()
-    found = run(**given, on_failure="drop")
+    found = run(**given, on_failure="drop", max_tries=2)
     jax.effects_barrier()
     (bad,) = [x.shard for x in found.stats if len(x.tries) > 1]
     tries = found.stats[bad].tries
-    assert len(tries) == 3
+    assert len(tries) == 2
     targets = [x.target_acceptance for x in tries]
-    np.testing.assert_allclose(targets, [0.8, 0.85, 0.9])
-    allowed = [0.05, 0.1, 0.1]
-    assert all(x.divergence_rate > y for x, y in zip(tries, allowed, strict=True))
+    np.testing.assert_allclose(targets, [0.8, 0.85])
+    assert all(x.divergence_rate > 0.1 for x in tries)
     assert list(found.left_out) == [bad]
-    # Each chain of the others is evaluated once a step; those of the bad one three
-    # times as often.
+    # Each chain of the others is evaluated once a step; those of the bad one
+    # twice as often.
     ratio = COUNTS[True] / (COUNTS[False] / (SHARDS - 1))
-    assert 2.5 < ratio < 3.5
+    assert 1.6 < ratio < 2.4
     with unchecked(), pytest.raises(bk.ShardFailure, match=f"shard {bad}: 1 try "):
         run(**given, max_tries=1)
 
