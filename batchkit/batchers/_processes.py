@@ -12,6 +12,7 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -164,26 +165,24 @@ def _patiently(ask: Callable[[], Any], where: str) -> Any:
 
     `RuntimeError` if the others do not come.
     """
-    answer: list[Any] = []
-    errors: list[BaseException] = []
+    answer: Future[Any] = Future()
 
     def run() -> None:
         try:
-            answer.append(ask())
-        except BaseException as error:
-            errors.append(error)
+            answer.set_result(ask())
+        except BaseException as error:  # raised where it was asked for
+            answer.set_exception(error)
 
     # A thread of its own has no trace around it, and can be given up.
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(PATIENCE)
-    if errors:
-        raise errors[0]
-    if not answer:
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return answer.result(PATIENCE)
+    except TimeoutError:
+        if answer.done():
+            raise
         raise RuntimeError(
             f"{where}: process {jax.process_index()} of {jax.process_count()} has "
             f"waited {PATIENCE:.0f} s for the others to come to the same place. Every "
             "process has to trace and run the same programs, in the same order; to "
             "look at one in a single process use a mesh of its own devices."
-        )
-    return answer[0]
+        ) from None

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..batchers import AbstractBatcher
+from ..run._arguments import check_count as check_count_of
 from ._sampler import is_algorithm, is_api
 
 
@@ -69,46 +69,12 @@ def refuse_warmup(settings: Mapping[str, Any]) -> None:
 
 def check_count(name: str, value: object) -> int:
     """An int of at least 1, or an error."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"run_chains({name}={value!r}): {name} must be an int, at least 1; got "
-            f"{type(value).__name__}."
-        )
-    if value < 1:
-        remedy = {
-            "num_warmup": " To sample without a warm-up pass an algorithm: "
-            "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
-            "thin": " 1 keeps every draw.",
-        }
-        raise ValueError(
-            f"run_chains({name}={value}): {name} must be at least 1."
-            f"{remedy.get(name, '')}"
-        )
-    return value
-
-
-def check_acceptance(value: object) -> float:
-    """A rate between 0 and 1, or an error."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"run_chains(target_acceptance={value!r}): target_acceptance must be a "
-            f"number between 0 and 1, such as 0.8; got {type(value).__name__}."
-        )
-    if not 0 < value < 1:
-        raise ValueError(
-            f"run_chains(target_acceptance={value}): target_acceptance must be between "
-            "0 and 1, such as 0.8, or 0.95 if transitions diverge."
-        )
-    return float(value)
-
-
-def check_batcher(batcher: object) -> None:
-    """Raises if it is none."""
-    if not isinstance(batcher, AbstractBatcher):
-        raise TypeError(
-            f"run_chains(batcher={batcher!r}): batcher must be a batcher such as "
-            f"`Vmap()` or `Continuous(8)`; got {type(batcher).__name__}."
-        )
+    remedy = {
+        "num_warmup": " To sample without a warm-up pass an algorithm: "
+        "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
+        "thin": " 1 keeps every draw.",
+    }
+    return check_count_of("run_chains", name, value, remedy.get(name, ""))
 
 
 def starts_from(positions: PyTree) -> PyTree:

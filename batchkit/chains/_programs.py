@@ -216,7 +216,7 @@ class Chains:
         # What is the same in every call moves to the devices once.
         placed = program.placed(*self._known, *args)
         self._known = placed[: len(self._known)]
-        return program(*placed)
+        return program.run(*placed)
 
     @property
     def compile_seconds(self) -> float:

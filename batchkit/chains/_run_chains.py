@@ -9,14 +9,13 @@ import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
+from ..run._arguments import check_acceptance, check_batcher
 from ..run._checkpoint import Checkpoint
 from ..run._keys import check_key
-from ..run._processes import check_same, on_host, several, speaker, words
+from ..run._processes import check_same, on_host, several, speaker
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
-    check_acceptance,
-    check_batcher,
     check_count,
     given,
     refuse_warmup,
@@ -214,7 +213,7 @@ def run_chains(
     check_count("thin", thin)
     if block is not None:
         check_count("block", block)
-    check_batcher(batcher)
+    check_batcher("run_chains", batcher)
     check_fresh(fresh, "run_chains")
     check_progress(progress, "run_chains")
     check_key(call.rng_key, "run_chains")
@@ -230,7 +229,7 @@ def run_chains(
             call.logdensity_fn,
             starts,
             check_count("num_warmup", asked.get("num_warmup", _WARMUP)),
-            check_acceptance(asked.get("target_acceptance", _ACCEPTANCE)),
+            check_acceptance("run_chains", asked.get("target_acceptance", _ACCEPTANCE)),
             thin,
             call.settings,
         )
@@ -239,9 +238,15 @@ def run_chains(
     identity = {}
     if place is not None or several():
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)
-    options = {"batcher": batcher, "num_samples": num_samples, "block": block}
-    saving = {"checkpoint": place is not None, "fresh": fresh}
-    check_same({**identity, **words({**options, **saving})}, "run_chains")
+    check_same(
+        "run_chains",
+        identity,
+        batcher=batcher,
+        num_samples=num_samples,
+        block=block,
+        checkpoint=place is not None,
+        fresh=fresh,
+    )
     layout = say_what_is_run(plan, chains, starts, num_samples)
     with (
         Saver(place, "run of chains", identity, layout=layout, fresh=fresh) as saver,

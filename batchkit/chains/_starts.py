@@ -7,11 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..run._names import columns
-
-
-# So many parameters, chains or values are told one by one.
-_TOLD = 5
+from ..run._names import columns, few
 
 
 @final
@@ -60,7 +56,7 @@ def check_positions(positions: PyTree) -> None:
     chains, names, total = _not_finite(positions)
     if chains:
         raise StartError(
-            f"run_chains(positions=...): {_few(names)} is not finite at the start of "
+            f"run_chains(positions=...): {few(names)} is not finite at the start of "
             f"{_of_chains(chains, total)}. Start every chain at finite numbers.",
             chains,
             names,
@@ -79,7 +75,7 @@ def check_states(states: Any) -> None:
             found = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
             raise StartError(
                 "run_chains(positions=...): the log-density is not finite at the start "
-                f"of {_of_chains(chains, total)} ({_few(found)}). Start inside of the "
+                f"of {_of_chains(chains, total)} ({few(found)}). Start inside of the "
                 "support, and not so far out that the log-density overflows; the "
                 "exception has the indices as `.chains`.",
                 chains,
@@ -90,7 +86,7 @@ def check_states(states: Any) -> None:
         raise StartError(
             "run_chains(positions=...): the log-density is finite at the start of "
             f"{_of_chains(chains, total)}, but its gradient with respect to "
-            f"{_few(names)} is not. Start elsewhere, or look for a `jnp.where` whose "
+            f"{few(names)} is not. Start elsewhere, or look for a `jnp.where` whose "
             "branch not taken divides by zero: its NaN enters the gradient.",
             chains,
             names,
@@ -113,10 +109,4 @@ def _not_finite(tree: PyTree) -> tuple[list[int], list[str], int]:
 
 def _of_chains(chains: Sequence[int], total: int) -> str:
     what = "chain" if len(chains) == 1 else "chains"
-    return f"{what} {_few(list(map(str, chains)))} of {total}"
-
-
-def _few(words: Sequence[str]) -> str:
-    hidden = len(words) - _TOLD
-    text = ", ".join(words[:_TOLD])
-    return f"{text} and {hidden} more" if hidden > 0 else text
+    return f"{what} {few(list(map(str, chains)))} of {total}"

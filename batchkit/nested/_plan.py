@@ -14,7 +14,7 @@ from ..reports._reached import ReachedSite, records_of
 from ..reports._watch import watching
 from ..run._fingerprint import of_arrays, of_function, of_words
 from ..run._names import parameter_names
-from ..run._processes import check_same, several, speaker, words
+from ..run._processes import check_same, several, speaker
 from ._guard import settings_of
 from ._programs import NestedPrograms
 
@@ -78,17 +78,16 @@ def check_processes(
     functions: Mapping[str, Callable[..., Any]],
     rng_key: Any,
     positions: PyTree,
-    options: Mapping[str, Any],
+    **options: Any,
 ) -> None:
     """Raises in all processes unless they were asked for the same run."""
     if several():
-        parts = {
-            **words(options),
+        digests = {
             "key": of_arrays(rng_key),
             "first live points": of_arrays(positions),
             **_digests(functions, positions),
         }
-        check_same(parts, "run_nested")
+        check_same("run_nested", digests, **options)
 
 
 def identity_of(

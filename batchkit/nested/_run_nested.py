@@ -120,9 +120,15 @@ def run_nested(
     check_positions(live)
     functions = users_functions(algorithm)
     check_functions(functions, live)
-    options = {"stop": stop, "on_invalid": on_invalid, "fresh": fresh}
-    is_saved = {"checkpoint": place is not None}
-    check_processes(functions, rng_key, live, {**options, **is_saved})
+    check_processes(
+        functions,
+        rng_key,
+        live,
+        stop=stop,
+        on_invalid=on_invalid,
+        checkpoint=place is not None,
+        fresh=fresh,
+    )
 
     rejected = Rejected()
     if on_invalid == "reject":

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 
 import equinox as eqx
 
+from ..run._arguments import check_count
 from ._status import NestedStatus
 
 
@@ -228,7 +229,7 @@ class NumSteps(AbstractStop):
         self.steps = steps
 
     def __check_init__(self) -> None:
-        _whole(self.steps, "NumSteps", "steps")
+        check_count("NumSteps", "steps", self.steps)
 
     def met(self, status: NestedStatus) -> Any:
         return status.step >= self.steps
@@ -264,7 +265,7 @@ class Evaluations(AbstractStop):
         self.evaluations = evaluations
 
     def __check_init__(self) -> None:
-        _whole(self.evaluations, "Evaluations", "evaluations")
+        check_count("Evaluations", "evaluations", self.evaluations)
 
     def met(self, status: NestedStatus) -> Any:
         return status.evaluations.at_least(self.evaluations)
@@ -340,13 +341,3 @@ def _positive(value: Any, rule: str, name: str, such: str) -> None:
         raise ValueError(
             f"{rule}({name}={number}): {name} must be above 0 and finite, {such}."
         )
-
-
-def _whole(value: Any, rule: str, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{rule}({name}={value!r}): {name} must be an int, at least 1; got "
-            f"{type(value).__name__}."
-        )
-    if value < 1:
-        raise ValueError(f"{rule}({name}={value}): {name} must be at least 1.")

@@ -62,13 +62,14 @@ def summed(number: int) -> int:
     return int(numbers_of_all(number).sum())
 
 
-def check_same(parts: Mapping[str, str], caller: str) -> None:
+def check_same(caller: str, digests: Mapping[str, str], **options: Any) -> None:
     """Raises unless all processes were called with the same.
 
     **Arguments:**
 
-    - `parts`: a digest, or a text, of each thing by its name in words.
     - `caller`: the function that they called.
+    - `digests`: a digest of each thing by its name in words.
+    - `options`: what is told by its text. The precision that JAX is set to is one more.
 
     **Raises:**
 
@@ -76,7 +77,9 @@ def check_same(parts: Mapping[str, str], caller: str) -> None:
     """
     if not several():
         return
-    every = [json.loads(x) for x in gathered(json.dumps(dict(parts)).encode())]
+    parts = {name: str(value) for name, value in options.items()}
+    parts |= {**digests, "precision": str(jnp.zeros(()).dtype)}
+    every = [json.loads(x) for x in gathered(json.dumps(parts).encode())]
     names = [*parts, *(x for each in every for x in each if x not in parts)]
     differ = [
         name
@@ -90,14 +93,6 @@ def check_same(parts: Mapping[str, str], caller: str) -> None:
             "them, made from the same keys. For runs of their own do not connect the "
             "processes: leave out `jax.distributed.initialize`."
         )
-
-
-def words(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options for `check_same`, with the precision that JAX is set to."""
-    return {
-        **{name: str(value) for name, value in options.items()},
-        "precision": str(jnp.zeros(()).dtype),
-    }
 
 
 def in_first(make: Callable[[], Any]) -> Any:

@@ -55,13 +55,16 @@ class Program:
             return jax.tree.map(put, args, shardings)
         return jax.device_put(args, shardings)
 
-    def __call__(self, *args: Any) -> Any:
-        compiled = self.compile(*args)
+    def run(self, *placed: Any) -> Any:
+        """Calls it with what `placed` returned."""
         start = time.perf_counter()
         # Waiting here lets Ctrl-C through, which reading a value does not.
-        out = jax.block_until_ready(compiled(*self.placed(*args)))
+        out = jax.block_until_ready(self._compiled(*placed))
         self.seconds += time.perf_counter() - start
         return out
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*self.placed(*args))
 
 
 def shapes_of(tree: PyTree) -> PyTree:

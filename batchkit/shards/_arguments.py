@@ -9,25 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers import AbstractBatcher
 from ..chains._sampler import is_api
+from ..run._arguments import check_acceptance, check_batcher, check_count
+from ..run._keys import check_key
 from ._plan import SamplingPlan
-from ._split import check_key
 
 
 ON_FAILURE = ("raise", "drop")
-
-
-def check_count(name: str, value: object) -> int:
-    """An int of at least 1, or an error."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"run_shards({name}={value!r}): {name} must be an int, at least 1; got "
-            f"{type(value).__name__}."
-        )
-    if value < 1:
-        raise ValueError(f"run_shards({name}={value}): {name} must be at least 1.")
-    return value
 
 
 def check_settings(
@@ -40,22 +28,9 @@ def check_settings(
             "size and mass matrix a warm-up finds, such as blackjax.nuts; got "
             f"{type(algorithm).__name__}."
         )
-    if not isinstance(batcher, AbstractBatcher):
-        raise TypeError(
-            f"run_shards(batcher={batcher!r}): batcher must be a batcher such as "
-            f"`Vmap()` or `Continuous(8)`; got {type(batcher).__name__}."
-        )
-    check_key("run_shards", rng_key)
-    if not isinstance(target, float):
-        raise TypeError(
-            f"run_shards(target_acceptance={target!r}): target_acceptance must be a "
-            f"float between 0 and 1, such as 0.8; got {type(target).__name__}."
-        )
-    if not 0 < target < 1:
-        raise ValueError(
-            f"run_shards(target_acceptance={target!r}): target_acceptance must be "
-            "between 0 and 1, such as 0.8."
-        )
+    check_batcher("run_shards", batcher)
+    check_key(rng_key, "run_shards")
+    check_acceptance("run_shards", target)
     if on_failure not in ON_FAILURE:
         raise ValueError(
             f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
@@ -79,7 +54,7 @@ def check_ending(refine: object, profile: object) -> None:
 
 def check_shards(num_shards: object, rows: int) -> int:
     """The number of shards, each of which gets a row, or an error."""
-    count = check_count("num_shards", num_shards)
+    count = check_count("run_shards", "num_shards", num_shards)
     if count > rows:
         raise ValueError(
             f"run_shards(num_shards={count}): there are only {rows} rows, and every "
@@ -128,7 +103,7 @@ def chains_of(num_chains: int | None, plan: Any) -> int:
             f"run_shards(num_chains={num_chains}): the plan has {plan.num_chains} "
             "chains. Leave num_chains out, or make a plan with as many."
         )
-    return check_count("num_chains", num_chains)
+    return check_count("run_shards", "num_chains", num_chains)
 
 
 def starts_of(

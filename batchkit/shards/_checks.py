@@ -1,7 +1,7 @@
 """What can be wrong with draws combined from shards, and what to do."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, PyTree
@@ -10,6 +10,7 @@ from scipy import stats
 from ..chains._convergence import Convergence
 from ..chains._diagnostics import diagnose_chains
 from ..run._diagnostic import Diagnostic
+from ..run._names import few
 from ._modes import VALLEY, is_bimodal
 from ._stats import SamplingStats
 from ._tries import DIVERGENCE_NOTE, DIVERGENCE_UNRELIABLE, DIVERGENCE_WARNING
@@ -78,7 +79,7 @@ def diagnose_shards(
         *_disagree(shards, names, used),
         *_modes(shards, names, used),
         *_of_shards(mine),
-        *_combined(samples, convergence),
+        *diagnose_chains(samples, convergence),
         *_retried(stats),
         *_many_parameters(combine, names),
         *_moved(shift, is_refined, names),
@@ -156,7 +157,7 @@ def _disagree(
             "shards disagree",
             ratio,
             float(np.sqrt(limit / (count - 1))),
-            f"the means of {_few([names[int(i)] for i in bad])} are spread up to "
+            f"the means of {few([names[int(i)] for i in bad])} are spread up to "
             f"{ratio:.1f} times as far as the widths of the shards predict, shard "
             f"{used[far]} farthest. The shards are not of one model: split the rows at "
             "random, stratify by what makes them differ, let the model have it vary, "
@@ -190,7 +191,7 @@ def _modes(
             "modes",
             float(len(found)),
             0.0,
-            f"{_few(list(found))} has two modes, in {_shards(some)}: the density falls "
+            f"{few(list(found))} has two modes, in {_shards(some)}: the density falls "
             f"below {VALLEY:.0%} of the lower one between them. A weighted mean of "
             "draws lies between modes, where there may be no probability. Use "
             "`combine='kde'` for few parameters, or all data at once with "
@@ -220,10 +221,6 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             f"or nothing is known, in {_shards(low)}. The weights are computed from "
             "their covariance. Use a `plan` with more draws.",
         )
-
-
-def _combined(samples: Any, convergence: Convergence) -> Iterator[Diagnostic]:
-    yield from diagnose_chains(samples, convergence)
 
 
 def _retried(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
@@ -280,12 +277,6 @@ def _moved(
         )
 
 
-def _shards(values: Any) -> str:
-    few = ", ".join(map(str, list(values)[:5]))
-    more = f" and {len(values) - 5} more" if len(values) > 5 else ""
-    return f"{'shard' if len(values) == 1 else 'shards'} {few}{more}"
-
-
-def _few(words: list[str]) -> str:
-    few = ", ".join(words[:5])
-    return f"{few} and {len(words) - 5} more" if len(words) > 5 else few
+def _shards(values: Collection[int]) -> str:
+    word = "shard" if len(values) == 1 else "shards"
+    return f"{word} {few(list(map(str, values)))}"

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..run._names import parameter_names
+from ..run._keys import check_key
+from ..run._names import few, parameter_names
 from ._kde import product_of_densities
-from ._split import check_key, generator
+from ._split import generator
 
 
 # Iglewicz and Hoaglin (1993, How to Detect and Handle Outliers) recommend it.
@@ -121,7 +122,7 @@ def combine_shards(
             "Pass a key, such as jax.random.key(0)."
         )
     if rng_key is not None:
-        check_key("combine_shards", rng_key)
+        check_key(rng_key, "combine_shards")
     leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, samples))
     shards, chains, draws = _check_draws(leaves)
     flat = [x.reshape(shards, chains * draws, -1).astype(np.float64) for x in leaves]
@@ -205,11 +206,11 @@ def _useless(x: np.ndarray, names: tuple[str, ...]) -> dict[int, str]:
         spread = np.ptp(np.where(finite, draws, 0.0), axis=0)
         bad = [n for n, f, s in zip(names, finite, spread, strict=True) if not f]
         if bad:
-            found[shard] = f"the variance of {_few(bad)} is NaN: draws are not finite"
+            found[shard] = f"the variance of {few(bad)} is NaN: draws are not finite"
             continue
         bad = [n for n, s in zip(names, spread, strict=True) if s == 0]
         if bad:
-            found[shard] = f"the variance of {_few(bad)} is zero: all draws are equal"
+            found[shard] = f"the variance of {few(bad)} is zero: all draws are equal"
             continue
         correlation = np.atleast_2d(np.corrcoef(draws, rowvar=False))
         if np.linalg.eigvalsh(correlation)[0] < _SINGULAR:
@@ -275,8 +276,3 @@ _WAYS: Final[dict[str, Callable[..., Any]]] = {
     "robust": _robust,
     "kde": _kde,
 }
-
-
-def _few(words: list[str]) -> str:
-    few = ", ".join(words[:5])
-    return f"{few} and {len(words) - 5} more" if len(words) > 5 else few

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final, final
 
+from ..run._arguments import check_count
+
 
 # A shard of so many rows, or more, gets the whole of the warm-up and the draws.
 _WHOLE: Final = 10_000
@@ -67,7 +69,7 @@ class SamplingPlan:
             ("num_params", num_params),
         ):
             if value is not None or name in ("num_warmup", "num_samples", "num_chains"):
-                _check("SamplingPlan", name, value)
+                check_count("SamplingPlan", name, value)
             object.__setattr__(self, name, value)
         object.__setattr__(self, "was_adapted", was_adapted)
 
@@ -126,7 +128,7 @@ class SamplingPlan:
             ("min_warmup", min_warmup),
             ("min_samples", min_samples),
         ):
-            _check("SamplingPlan.from_shard", name, value)
+            check_count("SamplingPlan.from_shard", name, value)
         warmup, samples = num_warmup, num_samples
         if adaptive:
             size = min(shard_size, _WHOLE)
@@ -148,13 +150,3 @@ class SamplingPlan:
     def total_samples(self) -> int:
         """The draws of all chains of a shard together."""
         return self.num_samples * self.num_chains
-
-
-def _check(owner: str, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{owner}({name}={value!r}): {name} must be an int, at least 1; got "
-            f"{type(value).__name__}."
-        )
-    if value < 1:
-        raise ValueError(f"{owner}({name}={value}): {name} must be at least 1.")

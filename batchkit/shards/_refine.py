@@ -21,7 +21,7 @@ Gaussian case it also takes the noise out of the mean. Widths stay as they are.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 import jax
 import numpy as np
@@ -117,12 +117,3 @@ def _updated(inverse: np.ndarray, step: np.ndarray, change: np.ndarray) -> np.nd
         return inverse
     other = np.eye(len(step)) - np.outer(step, change) / curvature
     return other @ inverse @ other.T + np.outer(step, step) / curvature
-
-
-def refine_with(make: Callable[[tuple[int, ...]], Any]) -> Any:
-    """What refines draws of some shards: `make` gives their `mean_gradients`."""
-
-    def refine(samples: PyTree, used: tuple[int, ...]) -> Any:
-        return refined(samples, make(used))
-
-    return refine

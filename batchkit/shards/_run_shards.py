@@ -13,13 +13,13 @@ from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..chains._blocks import keeps_places
+from ..run._arguments import check_count
 from ..run._checkpoint import Checkpoint
-from ..run._processes import check_same, explaining_loss, on_host, several, words
+from ..run._processes import check_same, explaining_loss, on_host, several
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     chains_of,
-    check_count,
     check_ending,
     check_settings,
     check_shards,
@@ -30,7 +30,7 @@ from ._combine import way_to_combine
 from ._failure import ShardFailure
 from ._identity import about, identity_of
 from ._plan import SamplingPlan
-from ._refine import refine_with
+from ._refine import refined
 from ._rounds import Rounds
 from ._rows import check_functions, count_rows
 from ._shard_run import ShardRun
@@ -183,12 +183,12 @@ def run_shards(
     count = check_shards(num_shards, rows)
     check_settings(algorithm, batcher, rng_key, target_acceptance, on_failure)
     check_strata(strata, rows)
-    check_count("max_tries", max_tries)
+    check_count("run_shards", "max_tries", max_tries)
     check_ending(refine, profile)
     way_to_combine(combine)
     chains = chains_of(num_chains, plan)
     if block is not None:
-        check_count("block", block)
+        check_count("run_shards", "block", block)
     check_fresh(fresh, "run_shards")
     check_progress(progress, "run_shards")
     place = checkpoint_from(checkpoint, "run_shards")
@@ -215,22 +215,35 @@ def run_shards(
     identity = {}
     if place is not None or several():
         identity = identity_of(rounds, order)
-    options = {"batcher": batcher, "block": block, "max_tries": max_tries}
-    after = {"combine": combine, "on_failure": on_failure, "refine": refine}
-    saving = {"checkpoint": place is not None, "fresh": fresh}
-    check_same({**identity, **words({**options, **after, **saving})}, "run_shards")
+    check_same(
+        "run_shards",
+        identity,
+        batcher=batcher,
+        block=block,
+        max_tries=max_tries,
+        combine=combine,
+        on_failure=on_failure,
+        refine=refine,
+        checkpoint=place is not None,
+        fresh=fresh,
+    )
     layout = [f"{batcher!r}, {len(jax.devices())} devices"]
     if block is not None and not keeps_places(batcher):
         layout.append(f"blocks of {block} draws")
     key = fold(rng_key, _COMBINE)
-    move = refine_with(rounds.mean_gradients) if refine else None
+
+    def moved(samples: PyTree, used: tuple[int, ...]) -> Any:
+        return refined(samples, rounds.mean_gradients(used))
+
     with contextlib.nullcontext() if profile is None else _trace(profile):
         saver = Saver(place, "run of shards", identity, layout=layout, fresh=fresh)
         with saver, Reporter(progress, "shards", " draws") as reporter:
             known = rounds.run(max_tries, saver, reporter, about(rounds))
         # All is saved, so that from here on Ctrl-C acts at once.
         with explaining_loss("run_shards", saver.path):
-            return _result(known, shards, plan, key, combine, on_failure, move)
+            return _result(
+                known, shards, plan, key, combine, on_failure, moved if refine else None
+            )
 
 
 def _check_algorithm(model: Model) -> None:

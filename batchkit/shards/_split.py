@@ -8,17 +8,6 @@ import numpy as np
 from jaxtyping import Int
 
 
-def check_key(owner: str, rng_key: Any) -> None:
-    """Raises if it is not one key of JAX."""
-    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
-    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if (not typed and dtype != jnp.uint32) or len(shape or ()) != (0 if typed else 1):
-        raise TypeError(
-            f"{owner}(rng_key={rng_key!r}): rng_key must be one key of JAX, such as "
-            "jax.random.key(0)."
-        )
-
-
 def generator(rng_key: Any) -> np.random.Generator:
     """A generator of NumPy from a key of JAX."""
     typed = jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from statsmodels import datasets
 
 import batchkit as bk
 
@@ -15,7 +16,6 @@ from ..helpers import mesh
 
 
 pytestmark = pytest.mark.slow
-datasets = pytest.importorskip("statsmodels.datasets")
 
 
 def logprior(slopes: Any) -> Any:

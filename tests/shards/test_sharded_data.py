@@ -6,8 +6,10 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 from jax.sharding import AxisType, Mesh
+from scipy import sparse
 
 import batchkit as bk
 from batchkit.chains._programs import Chains, all_alike
@@ -295,15 +297,13 @@ def test_data_that_are_none(case: Any) -> None:
 
 
 def test_data_that_are_no_arrays() -> None:
-    for kind in ("pandas", "scipy.sparse"):
-        module = pytest.importorskip(kind)
-        make = getattr(module, "DataFrame", None) or module.csr_matrix
+    for make in (pd.DataFrame, sparse.csr_matrix):
         table = make(np.eye(4))
         words = "must be an array of numbers", type(table).__name__
         assert_refuses(lambda t=table: bk.ShardedData(t, mesh(2)), TypeError, words)
     traced = jax.jit(lambda x: bk.ShardedData(x, mesh(2)).rows)
     assert_refuses(lambda: traced(np.ones(4)), TypeError, ("traced", "as an argument"))
-    series = pytest.importorskip("pandas").Series([1.0, 2.0, 3.0])
+    series = pd.Series([1.0, 2.0, 3.0])
     assert bk.ShardedData({"a": series}, mesh(2)).num_rows == 3
     whole = np.ma.masked_array([1.0, 2.0], [False, False])
     assert bk.ShardedData(whole, mesh(2)).num_rows == 2
