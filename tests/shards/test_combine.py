@@ -264,8 +264,14 @@ def test_arguments(args: Any, words: tuple[str, ...]) -> None:
         ((np.full((2, 3, 4), "a"),), ("real numbers", "<U1")),
         ((np.ones((2, 3, 4)), "kde", 3), ("rng_key=3", "jax.random.key(0)")),
         ((np.ones((2, 3, 4)), "consensus", 3.0), ("rng_key=3.0",)),
-        ((np.ones((2, 3, 4)), "kde", jax.random.split(KEY)), ("one key",)),
     ],
 )
 def test_types(args: Any, words: tuple[str, ...]) -> None:
     assert_refuses(lambda: bk.combine_shards(*args), TypeError, words)
+
+
+def test_several_keys_are_refused() -> None:
+    draws, keys = np.ones((2, 3, 4)), jax.random.split(KEY)
+    assert_refuses(
+        lambda: bk.combine_shards(draws, "kde", keys), ValueError, ("one key", "(2,)")
+    )
