@@ -5,6 +5,7 @@ Such a name is a global one, or one that an `import` inside the function binds.
 
 import dis
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
@@ -76,12 +77,13 @@ def _references(code: CodeType, outer: dict[str, Import]) -> Iterator[Reference]
     yield from own
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _references(constant, imports)
+            shared = (name for name in constant.co_freevars if name in imports)
+            yield from _references(constant, {name: imports[name] for name in shared})
 
 
 def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
     """The references in one code object; what it imports is added to `imports`."""
-    instructions = list(dis.get_instructions(code))
+    instructions = list(_instructions(code))
     line = code.co_firstlineno
     i = 0
     while i < len(instructions):
@@ -93,39 +95,72 @@ def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
             for name, imported in _bindings(instructions, i):
                 imports[name] = imported
                 yield Reference((name,), code.co_qualname, line, imported, True)
-        for name in _loaded(instruction, code):
-            is_global = instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
-            if not is_global and name not in imports:
-                continue
-            path = [name]
-            while i + 1 < len(instructions) and instructions[i + 1].opname in (
-                "LOAD_ATTR",
-                "LOAD_METHOD",
-            ):
+        is_global = _loads_global(instruction)
+        if is_global or _loads_variable(instruction, code):
+            path = [instruction.argval]
+            while i + 1 < len(instructions) and _loads_attribute(instructions[i + 1]):
                 i += 1
                 path.append(instructions[i].argval)
-            yield Reference(
-                tuple(path),
-                code.co_qualname,
-                line,
-                None if is_global else imports[name],
-                is_decorator=_defines_function(instructions[i + 1 :]),
-            )
+            meanings: list[Import | None] = [None] if is_global else []
+            if path[0] in imports:  # also where it is declared global
+                meanings.append(imports[path[0]])
+            for imported in meanings:
+                yield Reference(
+                    tuple(path),
+                    code.co_qualname,
+                    line,
+                    imported,
+                    is_decorator=_defines_function(instructions[i + 1 :]),
+                )
         i += 1
 
 
-def _loaded(instruction: dis.Instruction, code: CodeType) -> tuple[str, ...]:
-    """The names whose values an instruction loads; the last one lies on top."""
-    operation = instruction.opname
-    if operation.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
-        return (instruction.argval,)
-    if operation.startswith("LOAD_FAST"):
-        names = instruction.argval
-        names = names if isinstance(names, tuple) else (names,)
+# Opcodes come, go and merge with every version of Python: 3.12 dropped LOAD_METHOD, and
+# 3.13 joins a store and the load after it on the same line into STORE_FAST_LOAD_FAST.
+# Their words and the tables of `dis` in which they stand have not changed.
+
+_JOINT = re.compile("_(?=LOAD_|STORE_)")
+
+
+def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
+    """The instructions of `code`, with joined ones split and fillers left out."""
+    for instruction in dis.get_instructions(code):
+        # EXTENDED_ARG stands between a name and its attribute in long functions.
+        if instruction.opname in ("CACHE", "EXTENDED_ARG", "NOP"):
+            continue
+        parts = _JOINT.split(instruction.opname)
+        operands = instruction.argval if len(parts) > 1 else (instruction.argval,)
+        for opname, operand in zip(parts, operands, strict=True):
+            opcode = dis.opmap[opname]
+            yield instruction._replace(opname=opname, opcode=opcode, argval=operand)
+
+
+def _loads_attribute(instruction: dis.Instruction) -> bool:
+    return (
+        instruction.opcode in dis.hasname
+        and instruction.opname.startswith("LOAD_")
+        and instruction.opname.endswith(("ATTR", "METHOD"))
+    )
+
+
+def _loads_global(instruction: dis.Instruction) -> bool:
+    """Whether an instruction loads a global variable, or one of a class."""
+    return (
+        instruction.opcode in dis.hasname
+        and instruction.opname.startswith("LOAD_")
+        and not _loads_attribute(instruction)
+    )
+
+
+def _loads_variable(instruction: dis.Instruction, code: CodeType) -> bool:
+    """Whether an instruction loads the value of a variable of a function."""
+    name, opcode = instruction.opname, instruction.opcode
+    if not name.startswith("LOAD_") or name == "LOAD_CLOSURE":
+        return False
+    if opcode in dis.haslocal:
         # Since Python 3.13 this is also how a cell is loaded for a nested function.
-        cells = (*code.co_cellvars, *code.co_freevars)
-        return tuple(name for name in names if name not in cells)
-    return ()
+        return instruction.argval not in (*code.co_cellvars, *code.co_freevars)
+    return opcode in dis.hasfree
 
 
 def _bindings(
@@ -139,8 +174,7 @@ def _bindings(
         if instruction.opname == "IMPORT_FROM":
             attribute = instruction.argval
         elif instruction.opname.startswith("STORE_"):
-            stored = instruction.argval
-            name = stored[0] if isinstance(stored, tuple) else stored
+            name = instruction.argval
             if names:  # from a import b, c
                 yield name, Import(module, level, attribute)
             else:  # `import a.b` binds `a`, and `import a.b as c` binds `a.b`

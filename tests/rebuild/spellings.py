@@ -204,6 +204,72 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
         """,
         (),
     ),
+    "import on the line of its use": (
+        """
+        def run(x): import jax; return jax.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "from import on the line of its use": (
+        """
+        def run(x): from jax import vmap; return vmap(lambda r: r.sum())(x)
+        """,
+        ("vmap",),
+    ),
+    "import after an assignment on one line": (
+        """
+        def run(x): import jax as j; rows = x; return j.vmap(lambda r: r.sum())(rows)
+        """,
+        (),
+    ),
+    "import that is declared global": (
+        """
+        def run(x):
+            global jax
+            import jax
+            return jax.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "class in the function": (
+        """
+        def run(x):
+            import jax
+            class Layout:
+                rows = jax.vmap(lambda r: r.sum())(x)
+            return Layout.rows
+        """,
+        (),
+    ),
+    "import in a class in the function": (
+        """
+        def run(x):
+            class Layout:
+                import jax
+                rows = jax.vmap(lambda r: r.sum())(x)
+            return Layout.rows
+        """,
+        (),
+    ),
+    # An instruction's argument is one byte; a larger one takes another instruction.
+    "more names than one byte counts": (
+        f"""
+        import jax
+        def run(x):
+            if x is None: {"; ".join(f"x.name_{i}" for i in range(300))}
+            return jax.vmap(lambda r: r.sum())(x)
+        """,
+        (),
+    ),
+    "more constants than one byte counts": (
+        f"""
+        def run(x):
+            if x is None: x({", ".join(f"x({i}.5)" for i in range(300))})
+            import jax.numpy as jnp, jax
+            return jax.vmap(lambda r: jnp.sum(r))(x)
+        """,
+        (),
+    ),
     "partial of vmap in a module": (
         """
         import functools, jax

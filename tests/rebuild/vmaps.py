@@ -75,7 +75,7 @@ class _Vmaps(ast.NodeVisitor):
     def _note(self, node: ast.expr) -> None:
         # At the top level of a module nothing can be told to another vmap.
         if self._inside and self._is_vmap(node):
-            where = "".join(self._inside).removesuffix(".<locals>.")
+            where = "".join(self._inside).removesuffix(".<locals>.").removesuffix(".")
             self.found.add((where, node.lineno, ast.unparse(node)))
 
     def _is_vmap(self, node: ast.expr) -> bool:
