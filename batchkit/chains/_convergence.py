@@ -13,7 +13,8 @@ from typing import Final, final
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
-from scipy.special import ndtri
+
+from ..run._extras import delayed
 
 
 # Half a chain must have a variance.
@@ -91,7 +92,7 @@ def _scores(x: Float[np.ndarray, "chains draws"]) -> Float[np.ndarray, "chains d
     """
     _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place.reshape(x.shape)]
-    return ndtri((ranks - 3 / 8) / (x.size + 1 / 4))
+    return delayed("scipy.special").ndtri((ranks - 3 / 8) / (x.size + 1 / 4))
 
 
 def _rhat(x: Float[np.ndarray, "chains draws"]) -> float:

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
-import blackjax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..batchers import expensive
+from ..run._extras import delayed
 
 
 # What the warm-up finds, and hands to the kernel.
@@ -112,12 +112,14 @@ def sampler_of_api(
     for_sampler = {k: v for k, v in settings.items() if k not in _ADAPTATION}
     for_kernel = {k: v for k, v in settings.items() if k in taken}
     marked = expensive(logdensity_fn)
+    # Not in `warm`, which is traced: constants of blackjax would become tracers.
+    window_adaptation: Any = delayed("blackjax").window_adaptation
 
     def init(key: Any, position: PyTree) -> Any:
         return api.init(position, marked)
 
     def warm(key: Any, position: PyTree) -> tuple[Any, Tuned]:
-        warmup: Any = blackjax.window_adaptation(
+        warmup = window_adaptation(
             # It would give the kernel what only `build_kernel` takes.
             _Kernel(api.init, lambda *_: kernel),
             marked,

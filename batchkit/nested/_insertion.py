@@ -22,6 +22,7 @@ import zlib
 import numpy as np
 from jaxtyping import Float
 
+from ..run._extras import delayed
 from ._dead import DeadPoints
 
 
@@ -111,7 +112,5 @@ def p_value_of(ranks: Float[np.ndarray, " born"], length: int) -> float:
 
 
 def _p_value(ranks: Float[np.ndarray, " born"]) -> float:
-    # Half a second to import, which only who has a result should wait for.
-    from scipy import stats
-
+    stats = delayed("scipy.stats")
     return float(stats.kstest(ranks, "uniform").pvalue)

@@ -1,10 +1,18 @@
-"""Packages that are not needed to run, imported when a result is handed over to them.
+"""Modules that are imported when they are used: the one place of delayed imports.
 
-This is the one place of delayed imports.
+Extras are not needed to run. `scipy.stats` takes longer to import than all of batchkit,
+and blackjax computes while it is imported: that starts JAX's backend, after which
+`jax.distributed.initialize` refuses, and a forked process hangs in its first
+compilation.
 """
 
 import importlib
 from typing import Any
+
+
+def delayed(module: str) -> Any:
+    """Import a module that `import batchkit` must not import, such as `"blackjax"`."""
+    return importlib.import_module(module)
 
 
 def extra(module: str, name: str, caller: str) -> Any:

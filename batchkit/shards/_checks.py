@@ -5,11 +5,11 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float, PyTree
-from scipy import stats
 
 from ..chains._convergence import Convergence
 from ..chains._diagnostics import diagnose_chains
 from ..run._diagnostic import Diagnostic
+from ..run._extras import delayed
 from ..run._names import few
 from ._modes import VALLEY, is_bimodal
 from ._stats import SamplingStats
@@ -147,6 +147,7 @@ def _disagree(
     weights = 1 / variances
     center = np.sum(weights * means, axis=0) / np.sum(weights, axis=0)
     q = np.sum(weights * (means - center) ** 2, axis=0)
+    stats = delayed("scipy.stats")
     limit = float(stats.chi2.isf(_CHANCE / len(names), count - 1))
     bad = np.flatnonzero(~(q <= limit))
     if bad.size:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import blackjax
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -15,6 +14,7 @@ from ..batchers import AbstractBatcher, Vmap
 from ..chains._blocks import keeps_places
 from ..run._arguments import check_count
 from ..run._checkpoint import Checkpoint
+from ..run._extras import delayed
 from ..run._processes import check_same, explaining_loss, on_host, several
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -57,7 +57,7 @@ def run_shards(
     num_shards: int,
     initial: PyTree = None,
     prior_sample_fn: Callable[[Any], PyTree] | None = None,
-    algorithm: Any = blackjax.nuts,
+    algorithm: Any = None,
     batcher: AbstractBatcher = _VMAP,
     num_chains: int | None = None,
     plan: SamplingPlan | None = None,
@@ -181,6 +181,8 @@ def run_shards(
     )
     rows = count_rows("run_shards", data)
     count = check_shards(num_shards, rows)
+    if algorithm is None:
+        algorithm = delayed("blackjax").nuts
     check_settings(algorithm, batcher, rng_key, target_acceptance, on_failure)
     check_strata(strata, rows)
     check_count("run_shards", "max_tries", max_tries)
