@@ -15,6 +15,7 @@ from ._abstract import AbstractBatcher
 from ._call import Call, part_of_call
 from ._padding import cut_rows, pad_rows
 from ._task import Task
+from ._values import check_batcher
 from ._vmap import Vmap
 from ._watching import note_cut
 
@@ -88,11 +89,7 @@ class Chunked(AbstractBatcher):
                 f"Chunked(remat={self.remat!r}): remat must be True or False; got "
                 f"{type(self.remat).__name__}."
             )
-        if not isinstance(self.inner, AbstractBatcher):
-            raise TypeError(
-                f"Chunked(inner={self.inner!r}): inner must be a batcher such as "
-                f"`Vmap()`; got {type(self.inner).__name__}."
-            )
+        check_batcher("Chunked", self.inner, "inner", rule="a batcher such as `Vmap()`")
 
     def batch(self, call: Call) -> PyTree:
         if call.size <= self.size:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ._abstract import AbstractBatcher
+from ._values import check_batcher
 
 
 def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
@@ -50,12 +51,12 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
     array; and what the batcher raises for the same arrays.
     """
 
-    if not isinstance(batcher, AbstractBatcher):
-        raise TypeError(
-            f"filter_batch(batcher={batcher!r}): batcher must be a batcher such as "
-            "`Chunked(16)`; the function comes in a second call, "
-            "`filter_batch(batcher)(fun)`."
-        )
+    check_batcher(
+        "filter_batch",
+        batcher,
+        rule="a batcher such as `Chunked(16)`, with the function in a second call, "
+        "`filter_batch(batcher)(fun)`",
+    )
 
     def batch(
         fun: Callable[..., Any],

@@ -25,6 +25,7 @@ from ._meshes import type_mesh, without_mesh
 from ._padding import cut_rows, pad_rows
 from ._processes import check_agreement, spans_all
 from ._task import Task
+from ._values import check_batcher
 from ._vmap import Vmap
 from ._watching import note_cut
 
@@ -92,11 +93,7 @@ class Sharded(AbstractBatcher):
                 f"None for all devices; got {type(self.mesh).__name__}. Make one with "
                 "`jax.make_mesh((jax.device_count(),), ('tasks',))`."
             )
-        if not isinstance(self.inner, AbstractBatcher):
-            raise TypeError(
-                f"Sharded(inner={self.inner!r}): inner must be a batcher such as "
-                f"`Vmap()`; got {type(self.inner).__name__}."
-            )
+        check_batcher("Sharded", self.inner, "inner", rule="a batcher such as `Vmap()`")
         axes = (
             self.mesh_axis if isinstance(self.mesh_axis, tuple) else (self.mesh_axis,)
         )

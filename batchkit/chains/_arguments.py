@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..run._arguments import check_count as check_count_of
+from ..run._arguments import (
+    check_count as check_count_of,
+    check_scalar,
+    in_short,
+    kind_of,
+    row_of,
+)
 from ._sampler import is_algorithm, is_api
 
 
@@ -32,9 +38,9 @@ def given(sampler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Giv
         names, what = _OF_API[1:], "an algorithm, which has its log-density in it"
     else:
         raise TypeError(
-            f"run_chains({sampler!r}, ...): the first argument must be an API such as "
-            "blackjax.nuts, or an algorithm with `init` and `step` such as "
-            f"blackjax.nuts(logdensity_fn, ...); got {type(sampler).__name__}."
+            f"run_chains({in_short(sampler)}, ...): the first argument must be an API "
+            "such as blackjax.nuts, or an algorithm with `init` and `step` such as "
+            f"blackjax.nuts(logdensity_fn, ...); got {kind_of(sampler)}."
         )
     settings = dict(kwargs)
     taken = dict(zip(names, args, strict=False))
@@ -49,9 +55,9 @@ def given(sampler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Giv
     logdensity_fn = taken.get("logdensity_fn")
     if is_api(sampler) and not callable(logdensity_fn):
         raise TypeError(
-            f"run_chains(logdensity_fn={logdensity_fn!r}): logdensity_fn must be a "
-            "function from one position to a scalar; got "
-            f"{type(logdensity_fn).__name__}."
+            f"run_chains(logdensity_fn={in_short(logdensity_fn)}): logdensity_fn must "
+            "be a function from one position to a scalar; got "
+            f"{kind_of(logdensity_fn)}."
         )
     return Given(logdensity_fn, taken["rng_key"], taken["positions"], settings)
 
@@ -60,10 +66,10 @@ def refuse_warmup(settings: Mapping[str, Any]) -> None:
     """Raises if a warm-up, or a setting of it, is asked of an algorithm."""
     for name, value in settings.items():
         raise TypeError(
-            f"run_chains({name}={value!r}): an algorithm has its parameters already, "
-            f"and there is no warm-up that could use {name}. Leave it out, or pass "
-            "the API with the log-density: `run_chains(blackjax.nuts, logdensity_fn, "
-            "rng_key, positions)`."
+            f"run_chains({name}={in_short(value)}): an algorithm has its parameters "
+            f"already, and there is no warm-up that could use {name}. Leave it out, "
+            "or pass the API with the log-density: `run_chains(blackjax.nuts, "
+            "logdensity_fn, rng_key, positions)`."
         )
 
 
@@ -82,8 +88,8 @@ def starts_from(positions: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     if not leaves:
         raise ValueError(
-            f"run_chains(positions={positions!r}): there is no array in positions. "
-            "Pass a pytree of arrays of shape (chains, ...)."
+            f"run_chains(positions={in_short(positions)}): there is no array in "
+            "positions. Pass a pytree of arrays of shape (chains, ...)."
         )
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
@@ -97,7 +103,9 @@ def starts_from(positions: PyTree) -> PyTree:
         if array.ndim == 0:
             raise ValueError(
                 f"run_chains(positions=...): {name} is a scalar, without an axis for "
-                "the chains. Give it the shape (chains, ...), one row a chain."
+                "the chains, as in the start of a single chain. Give every array the "
+                "shape (chains, ...), one row a chain; four chains or more, started "
+                "far from each other."
             )
         sizes[name] = array.shape[0]
     if len(set(sizes.values())) > 1:
@@ -123,17 +131,27 @@ def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> An
                 f"{leaf.dtype}, but the sampler takes gradients, which need floating-"
                 "point numbers. Pass it as such, or sample it with another algorithm."
             )
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    out = jax.eval_shape(logdensity_fn, row)
-    dtype, shape = getattr(out, "dtype", None), getattr(out, "shape", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or shape != ():
-        got = type(out).__name__ if dtype is None else f"{dtype} of shape {shape}"
-        raise TypeError(
-            "run_chains(logdensity_fn=...): logdensity_fn must return one real "
-            f"number, a scalar, for one position; got {got}. Sum over data and "
-            "dimensions, as in `jnp.sum(...)`."
-        )
-    return dtype
+    row = row_of(positions)
+    try:
+        return check_scalar("run_chains", "logdensity_fn", logdensity_fn, row)
+    except Exception as error:
+        if not _is_one_start(logdensity_fn, positions):
+            raise
+        raise ValueError(
+            "run_chains(positions=...): positions looks like the start of a single "
+            f"chain, {in_short(positions)}: logdensity_fn takes the whole of it, and "
+            f"not one row, {in_short(row)}. Give every array the shape (chains, ...), "
+            "one row a chain; four chains or more, started far from each other."
+        ) from error
+
+
+def _is_one_start(logdensity_fn: Callable[..., Any], positions: PyTree) -> bool:
+    """Whether a log-density takes all positions as if they were one."""
+    try:
+        check_scalar("", "", logdensity_fn, positions)
+    except Exception:
+        return False
+    return True
 
 
 def _name(path: Any) -> str:

@@ -9,7 +9,13 @@ import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
-from ..run._arguments import check_acceptance, check_batcher
+from ..run._arguments import (
+    check_acceptance,
+    check_batcher,
+    check_not_traced,
+    noting_position,
+    row_of,
+)
 from ..run._checkpoint import Checkpoint
 from ..run._keys import check_key
 from ..run._processes import check_same, on_host, several, speaker
@@ -205,6 +211,7 @@ def run_chains(
     once the run is saved.
     """
     call = given(sampler, args, settings)
+    check_not_traced("run_chains", call.rng_key, call.positions)
     warmup = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
     asked = {name: value for name, value in warmup.items() if value is not None}
     if call.logdensity_fn is None:
@@ -234,7 +241,8 @@ def run_chains(
             call.settings,
         )
     samplers = all_alike(plan.sampler, len(jax.tree.leaves(starts)[0]))
-    chains = Chains(samplers, rng_key, starts, batcher, thin, block)
+    with noting_position("run_chains", "its log-density", row_of(starts)):
+        chains = Chains(samplers, rng_key, starts, batcher, thin, block)
     identity = {}
     if place is not None or several():
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..batchers import expensive
+from ..batchers._values import in_short
 from ..run._extras import delayed
 
 
@@ -177,15 +178,16 @@ def _check_settings(
     for name in settings:
         if name in _TUNED:
             raise TypeError(
-                f"run_chains({name}={settings[name]!r}): {name} is what the warm-up "
-                f"finds. To begin from it use `initial_{name}`; to keep it pass the "
-                "algorithm without a warm-up: `run_chains(api(logdensity_fn, ...), "
-                "rng_key, positions)`."
+                f"run_chains({name}={in_short(settings[name])}): {name} is what the "
+                f"warm-up finds. To begin from it use `initial_{name}`; to keep it "
+                "pass the algorithm without a warm-up: `run_chains(api(logdensity_fn, "
+                "...), rng_key, positions)`."
             )
         if name not in known:
             raise TypeError(
-                f"run_chains({name}={settings[name]!r}): neither the warm-up nor the "
-                f"sampler takes {name}. They take {', '.join(dict.fromkeys(known))}."
+                f"run_chains({name}={in_short(settings[name])}): neither the warm-up "
+                f"nor the sampler takes {name}. They take "
+                f"{', '.join(dict.fromkeys(known))}."
             )
     missing = [x for x in _required(kernel) if x not in _GIVEN and x not in settings]
     if missing:

@@ -7,15 +7,19 @@ which is the same for all sites, a policy, or a plain mapping.
 import abc
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, final
+from typing import Any, Final, final
 
 import equinox as eqx
 
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._marks import wants
+from ..batchers._values import check_batcher, in_short, kind_of
 from ._inside import children
 from ._phases import PHASES
 from ._table import table
+
+
+_BATCHER: Final = "a batcher such as `Chunked(16)`"
 
 
 class AbstractPolicy(eqx.Module):
@@ -159,11 +163,7 @@ class BySite(AbstractPolicy):
                     "a site or a pattern, a string such as "
                     f'"blackjax.ns.from_mcmc:*"; got {type(pattern).__name__}.'
                 )
-            if not isinstance(batcher, AbstractBatcher):
-                raise TypeError(
-                    f"BySite(batchers={{{pattern!r}: {batcher!r}}}): a value must be a "
-                    f"batcher such as `Chunked(16)`; got {type(batcher).__name__}."
-                )
+            check_batcher("BySite", batcher, f"batchers[{pattern!r}]", rule=_BATCHER)
         _check("BySite", "default", self.default)
 
     def choose(self, site: Site) -> AbstractBatcher:
@@ -186,9 +186,9 @@ def policy_from(
         return batcher
     if not isinstance(batcher, Mapping):
         raise TypeError(
-            f"rebuild_sampler(batcher={batcher!r}): batcher must be a batcher such as "
-            "`Chunked(16)`, a policy such as `ByPhase(step=Chunked(16))`, or a mapping "
-            'such as {"step": Chunked(16)}; got ' + type(batcher).__name__ + "."
+            f"rebuild_sampler(batcher={in_short(batcher)}): batcher must be a batcher "
+            "such as `Chunked(16)`, a policy such as `ByPhase(step=Chunked(16))`, or a "
+            'mapping such as {"step": Chunked(16)}; got ' + kind_of(batcher) + "."
         )
     if not batcher:
         raise ValueError(
@@ -199,8 +199,8 @@ def policy_from(
     phases = {name: batcher[name] for name in names if name in batcher}
     if None in phases.values():
         raise TypeError(
-            f"rebuild_sampler(batcher={dict(batcher)}): a value must be a batcher "
-            "such as `Chunked(16)`; leave a key out for its default; got None."
+            f"rebuild_sampler(batcher={in_short(dict(batcher))}): a value must be a "
+            "batcher such as `Chunked(16)`; leave a key out for its default; got None."
         )
     sites = {key: value for key, value in batcher.items() if key not in names}
     by_phase = ByPhase(**phases)
@@ -214,9 +214,9 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
     batcher = policy.choose(site)
     if not isinstance(batcher, AbstractBatcher):
         raise TypeError(
-            f"{type(policy).__name__}.choose({site}) returned {batcher!r}: it must "
-            f"return a batcher, `Vmap()` to leave the site as it is; got "
-            f"{type(batcher).__name__}."
+            f"{type(policy).__name__}.choose({site}) returned {in_short(batcher)}: it "
+            f"must return a batcher, `Vmap()` to leave the site as it is; got "
+            f"{kind_of(batcher)}."
         )
     return batcher
 
@@ -270,8 +270,5 @@ def _patterns(policy: object) -> Iterator[str]:
 
 
 def _check(policy: str, name: str, value: object) -> None:
-    if not isinstance(value, AbstractBatcher | AbstractPolicy):
-        raise TypeError(
-            f"{policy}({name}={value!r}): {name} must be a batcher such as "
-            f"`Chunked(16)` or a policy; got {type(value).__name__}."
-        )
+    kinds = AbstractBatcher | AbstractPolicy
+    check_batcher(policy, value, name, rule=f"{_BATCHER} or a policy", kinds=kinds)

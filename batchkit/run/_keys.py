@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ._arguments import in_short, kind_of
+
 
 def check_key(rng_key: Any, caller: str) -> None:
     """Raises if it is not one key of JAX.
@@ -18,8 +20,8 @@ def check_key(rng_key: Any, caller: str) -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and dtype != jnp.uint32:
         raise TypeError(
-            f"{caller}(rng_key={rng_key!r}): rng_key must be a key of JAX, such as "
-            "jax.random.key(0)."
+            f"{caller}(rng_key={in_short(rng_key)}): rng_key must be a key of JAX, "
+            f"such as jax.random.key(0); got {kind_of(rng_key)}."
         )
     assert shape is not None
     if len(shape) != (0 if typed else 1):

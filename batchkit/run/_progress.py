@@ -10,6 +10,7 @@ from typing import Any, Final, final
 
 from tqdm.auto import tqdm
 
+from ._arguments import in_short, kind_of
 from ._processes import is_first
 
 
@@ -25,9 +26,9 @@ def check_progress(value: Any, caller: str) -> None:
     """Raises `TypeError` unless it is a bool or something to call."""
     if not isinstance(value, bool) and not callable(value):
         raise TypeError(
-            f"{caller}(progress={value!r}): progress must be True, False, or a "
+            f"{caller}(progress={in_short(value)}): progress must be True, False, or a "
             f"function that is called with the state of the run; got "
-            f"{type(value).__name__}."
+            f"{kind_of(value)}."
         )
 
 

@@ -1,5 +1,6 @@
 """What `run_chains` refuses, and that nothing was compiled for it."""
 
+import math
 import pickle
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 import batchkit as bk
 from batchkit.chains._sampler import sampler_of_api
@@ -39,6 +41,11 @@ OF_API: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "target": ({"target_acceptance": 1.0}, ValueError, ("=1.0", "between 0 and 1")),
     "target of strings": ({"target_acceptance": "high"}, TypeError, ("'high'", "str")),
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
+    "class": (
+        {"batcher": bk.Chunked},
+        TypeError,
+        ("got the class Chunked; make one: `Chunked(16)`.",),
+    ),
     "rng_key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY, 4)}, ValueError, ("(4,)", "one key")),
     "logdensity_fn": ({"logdensity_fn": 1.0}, TypeError, ("logdensity_fn=1.0",)),
@@ -140,17 +147,94 @@ def test_arguments_in_the_wrong_places(args: Any, words: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(
     ("fun", "word"),
     [
-        (lambda x: -0.5 * x**2, "float32 of shape (2,)"),
-        (lambda x: (jnp.sum(x), x), "tuple"),
-        (lambda x: jnp.sum(x) > 0, "bool"),
+        (lambda x: -0.5 * x**2, "float32[2]. Sum over data"),
+        (lambda x: (jnp.sum(x), x), "(float32[], float32[2]). Sum over data"),
+        (lambda x: jnp.sum(x) > 0, "bool[]. Compute with floats"),
+        (lambda x: -jnp.sum(x.astype(int)), "int32[]. Compute with floats"),
+        (lambda x: 1, "int32[]. Compute with floats"),
     ],
 )
 def test_a_logdensity_that_is_no_scalar(fun: Any, word: str) -> None:
     assert_refuses(
         lambda: bk.run_chains(blackjax.nuts, fun, KEY, STARTS),
         TypeError,
-        ("logdensity_fn must return one real number", word, "jnp.sum"),
+        ("logdensity_fn must return one real number", word),
     )
+
+
+DICT = {"a": jnp.ones((4, 2)), "b": jnp.ones(4)}
+ONE = "one position: {'a': float32[2], 'b': float32[]}"
+
+
+@pytest.mark.parametrize(
+    ("fun", "error", "note"),
+    [
+        (lambda x, y: jnp.sum(x["a"]), TypeError, ONE),
+        (lambda x: x["c"], KeyError, ONE),
+        (lambda x: x["a"] @ jnp.ones(3), TypeError, ONE),
+        (lambda x: scipy.stats.norm.logpdf(x["b"]), TypeError, "`jax.pure_callback`"),
+        (lambda x: jnp.sum(jnp.array(np.exp(x["a"]))), TypeError, "`jax.custom_vjp`"),
+        (lambda x: math.exp(x["b"]), TypeError, "`jax.pure_callback`"),
+        (lambda x: x["b"] if x["b"] > 0 else 0.0, TypeError, "`jnp.where`"),
+    ],
+)
+def test_notes_say_what_a_logdensity_is_called_with(
+    fun: Any, error: type[Exception], note: str
+) -> None:
+    def algorithm(fun: Any) -> Any:
+        return blackjax.hmc(fun, 0.1, jnp.ones(3), 3)
+
+    for args, name in (
+        ((blackjax.nuts, fun), "logdensity_fn"),
+        ((algorithm(fun),), "its log-density"),
+    ):
+        with unchecked(), pytest.raises(error) as info:
+            bk.run_chains(*args, KEY, DICT)
+        # JAX has notes of its own.
+        (told,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
+        assert told.startswith(f"run_chains was tracing {name}")
+        assert note in told
+
+
+@pytest.mark.parametrize(
+    ("positions", "fun"),
+    [
+        (jnp.zeros(3), lambda x: -(x[0] ** 2) - x[1:] @ x[1:]),
+        ({"a": jnp.zeros(2), "b": jnp.zeros(2)}, lambda x: -x["a"] @ x["b"]),
+    ],
+)
+def test_the_start_of_a_single_chain(positions: Any, fun: Any) -> None:
+    words = ("looks like the start of a single chain", "float32[", "(chains, ...)")
+    assert_refuses(
+        lambda: bk.run_chains(blackjax.nuts, fun, KEY, positions), ValueError, words
+    )
+
+
+def test_arrays_are_elided_where_arguments_are_swapped() -> None:
+    starts = jnp.ones((60, 2))
+    for args, words in (
+        ((blackjax.nuts, starts, KEY, logdensity), ("logdensity_fn=float32[60,2])",)),
+        ((blackjax.nuts, logdensity, starts, KEY), ("rng_key=float32[60,2])",)),
+        ((starts, KEY, logdensity), ("run_chains(float32[60,2], ...)",)),
+    ):
+        assert_refuses(lambda args=args: bk.run_chains(*args), TypeError, words)
+    assert_refuses(
+        lambda: bk.run_chains(blackjax.nuts, logdensity, KEY, STARTS, batcher=starts),
+        TypeError,
+        ("run_chains(batcher=float32[60,2])",),
+    )
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.jacobian])
+def test_a_run_cannot_be_traced(transform: Any) -> None:
+    def run(starts: Any) -> Any:
+        return bk.run_chains(blackjax.nuts, logdensity, KEY, starts).samples
+
+    starts = jnp.zeros((2, 4, 2))
+    words = ("run_chains was called inside `jax.jit`", "without `jax.jit`")
+    assert_refuses(lambda: transform(run)(starts), TypeError, words)
+    # Inside jit all is traced, also what does not come from outside.
+    assert_refuses(lambda: jax.jit(lambda: run(STARTS))(), TypeError, words)
 
 
 def test_states_without_a_position() -> None:

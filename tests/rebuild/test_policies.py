@@ -153,7 +153,7 @@ REFUSED = [
     (lambda: by_site([A]), r"BySite\(batchers=\[Chunked.*a mapping", "list"),
     (lambda: by_site(A), r"BySite\(batchers=Chunked.*a mapping", "Chunked"),
     (lambda: by_site({1: A}), r"BySite\(batchers=\{1: .*must be the name", "int"),
-    (lambda: by_site({"x": 16}), r"BySite\(batchers=\{'x': 16.*a batcher", "int"),
+    (lambda: by_site({"x": 16}), r"BySite\(batchers\['x'\]=16.*a batcher", "int"),
     (lambda: by_site({"x": bk.ByPhase(A)}), r"(?s)BySite\(.*a batcher", "ByPhase"),
     (lambda: by_site({}, default=3), r"BySite\(default=3\): default must", "int"),
     (lambda: rebuild({"init": 16}), r"ByPhase\(init=16\): init must be", "int"),
@@ -162,12 +162,23 @@ REFUSED = [
         r"'init': None\}\): a value must be a batcher",
         "None",
     ),
-    (lambda: rebuild({"blackjax.*": 16}), r"\{'blackjax.\*': 16.*a batcher", "int"),
+    (lambda: rebuild({"blackjax.*": 16}), r"'blackjax.\*'\]=16.*a batcher", "int"),
     (lambda: rebuild({3: A}), r"BySite\(batchers=\{3: .*must be the name", "int"),
     (lambda: rebuild(16), r"rebuild_sampler\(batcher=16\): batcher must", "int"),
     (lambda: rebuild(None), r"rebuild_sampler\(batcher=None\)", "NoneType"),
     (lambda: rebuild([A]), r"rebuild_sampler\(batcher=\[Chunked", "list"),
-    (lambda: rebuild(bk.ByPhase), r"rebuild_sampler\(batcher=<class", r"\w+"),
+    (lambda: rebuild(bk.ByPhase), r"batcher=ByPhase\).*one: `ByPhase", r"the class .*"),
+    (
+        lambda: rebuild(bk.Chunked),
+        r"batcher=Chunked\).*`Chunked\(16\)",
+        r"the class .*",
+    ),
+    (
+        lambda: rebuild({"step": bk.Vmap}),
+        r"step=Vmap\).*one: `Vmap\(\)`",
+        r"the class .*",
+    ),
+    (lambda: by_site({"x": bk.Vmap}), r"x'\]=Vmap.*one: `Vmap\(\)`", r"the class .*"),
 ]
 
 

@@ -1,0 +1,84 @@
+"""How error messages show the values of arguments."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.batchers._values import in_short, kind_of
+
+from ..helpers import assert_refuses
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+class Rude:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (jnp.ones((60, 2)), "float32[60,2]"),
+        ({"a": np.ones(3), "b": [1, None]}, "{'a': float64[3], 'b': [1, None]}"),
+        (Pair(jnp.ones((), int), "here"), "Pair(x=int32[], y='here')"),
+        (jax.random.key(0), "key<fry>[]"),
+        (np.float64(2.5), repr(np.float64(2.5))),
+        (jnp.ones, repr(jnp.ones)),
+        (bk.Chunked, "Chunked"),
+        (Rude(), "<Rude>"),
+        ({1: 0, "a": 0}, "<dict>"),  # keys that JAX cannot sort
+        ("x" * 500, "'" + "x" * 199 + "..."),
+    ],
+)
+def test_arrays_are_elided(value: Any, text: str) -> None:
+    assert in_short(value) == text
+
+
+def test_traced_arrays_are_elided() -> None:
+    seen: list[str] = []
+    jax.jit(lambda x: seen.append(in_short({"x": x})))(jnp.ones((2, 3)))
+    assert seen == ["{'x': float32[2,3]}"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "remedy"),
+    [
+        (bk.Vmap, "; make one: `Vmap()`"),
+        (bk.Chunked, "; make one: `Chunked(16)`"),
+        (bk.Continuous, "; make one: `Continuous(16)`"),
+        (bk.Sharded, "; make one: `Sharded()`"),
+        (bk.Auto, "; make one: `Auto()`"),
+        (bk.BySite, "; make one: `BySite(...)`"),
+        (bk.AbstractBatcher, ""),
+        (int, ""),
+    ],
+)
+def test_classes_in_place_of_objects(cls: type, remedy: str) -> None:
+    assert kind_of(cls) == f"the class {cls.__name__}{remedy}"
+
+
+@pytest.mark.parametrize(
+    ("make", "owner"),
+    [
+        (lambda x: bk.Chunked(2, x), "Chunked(inner=Continuous)"),
+        (lambda x: bk.Sharded(inner=x), "Sharded(inner=Continuous)"),
+        (lambda x: bk.filter_batch(x), "filter_batch(batcher=Continuous)"),
+        (lambda x: bk.ByPhase(step=x), "ByPhase(step=Continuous)"),
+        (lambda x: bk.BySite({"a": x}), "BySite(batchers['a']=Continuous)"),
+        (
+            lambda x: bk.rebuild_sampler(jnp.ones, batcher=x),
+            "rebuild_sampler(batcher=Continuous)",
+        ),
+    ],
+)
+def test_all_who_take_a_batcher_say_how_to_make_one(make: Any, owner: str) -> None:
+    words = (owner, "got the class Continuous; make one: `Continuous(16)`.")
+    assert_refuses(lambda: make(bk.Continuous), TypeError, words)
