@@ -2,7 +2,7 @@
 
 A figure is made without pyplot: it belongs to no window, needs no display, and neither
 pyplot's current figure nor its settings change. The user's own settings, such as the
-size of fonts, hold in it.
+size of fonts, hold in it. A notebook shows it all the same, see `_shown_figure.py`.
 """
 
 from typing import Any, Final
@@ -24,8 +24,10 @@ def new_figure(width: float, height: float, caller: str, layout: Any = None) -> 
 
     `ImportError` if matplotlib is not installed.
     """
-    figures = extra("matplotlib.figure", "plots", caller)
-    return figures.Figure(figsize=(width, height), layout=layout)
+    extra("matplotlib.figure", "plots", caller)
+    from ._shown_figure import ShownFigure
+
+    return ShownFigure(figsize=(width, height), layout=layout)
 
 
 def tidy(axes: Any) -> None:

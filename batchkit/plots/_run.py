@@ -62,7 +62,8 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
 
     **Returns:**
 
-    A figure of matplotlib that pyplot does not know of; `savefig` writes it.
+    A figure of matplotlib that pyplot does not know of. `savefig` writes it, and as the
+    last line of a notebook's cell it is shown.
 
     **Raises:**
 

@@ -58,7 +58,8 @@ def plot_trace(
 
     **Returns:**
 
-    A figure of matplotlib that pyplot does not know of; `savefig` writes it.
+    A figure of matplotlib that pyplot does not know of. `savefig` writes it, and as the
+    last line of a notebook's cell it is shown.
 
     **Raises:**
 
@@ -133,7 +134,8 @@ def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) 
         if run.num_chains > _NAMED_CHAINS:
             _posterior(right, values, weights)
         right.set_title(f"R-hat {rhat[name]:.3f}, ESS {size[name]:,.0f}", fontsize=9)
-        if run.diverging is not None:
+        # An empty line that is not clipped would make the layout collapse.
+        if np.any(run.divergences):
             _, at = np.nonzero(np.asarray(run.diverging))
             left.plot(
                 at,

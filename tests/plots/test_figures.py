@@ -1,6 +1,8 @@
 """What holds for every figure: it can be drawn, and nothing else changes."""
 
 import io
+import itertools
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,7 +60,7 @@ def test_drawn_and_nothing_else_changed(name: str, run: str) -> None:
     try:
         figure = FIGURES[name](RUNS[run]())
         pixels = drawn(figure)
-        assert type(figure) is Figure
+        assert isinstance(figure, Figure)
         assert np.ptp(pixels) > 200
         assert plt.get_fignums() == [mine.number]
         assert plt.gcf() is mine
@@ -66,6 +68,35 @@ def test_drawn_and_nothing_else_changed(name: str, run: str) -> None:
     finally:
         plt.close(mine)
     assert dict(mpl.rcParams) == settings
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_shows_a_figure(name: str) -> None:
+    """IPython asks the last value of a cell for `_repr_png_`."""
+    figure = FIGURES[name](nested(two))
+    pixels = plt.imread(io.BytesIO(figure._repr_png_()), format="png")
+    width, height = figure.get_size_inches() * figure.dpi
+    assert abs(pixels.shape[0] / height - 1) < 0.2
+    assert abs(pixels.shape[1] / width - 1) < 0.2
+    assert np.ptp(pixels[..., :3]) > 0.8
+
+
+def test_a_figure_survives_pickling() -> None:
+    figure = pickle.loads(pickle.dumps(bk.plot_trace(chains(two))))
+    assert np.ptp(drawn(figure)) > 200
+
+
+@pytest.mark.parametrize("names", [2, 4, 12])
+def test_healthy_chains_keep_their_layout(names: int) -> None:
+    draws = np.random.default_rng(0).normal(size=(4, 300))
+    none = np.zeros((4, 300), int)
+    run = bk.ChainRun({f"x{i}": draws + i for i in range(names)}, diverging=none)
+    figure = bk.plot_trace(run)
+    drawn(figure)  # a layout that collapses is a warning, which is an error here
+    # Panels fill most of the width, one below the other.
+    boxes = [axes.get_position() for axes in figure.axes[::2]]
+    assert all(box.width > 0.5 and box.height > 0.4 / names for box in boxes)
+    assert all(a.y0 > b.y1 for a, b in itertools.pairwise(boxes))
 
 
 def test_an_import_of_batchkit_imports_no_extra() -> None:
