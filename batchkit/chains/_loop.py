@@ -250,7 +250,9 @@ class ChainLoop:
             seconds_left=left,
         )
         told = self._record(record, None if untold else self._diverged)
-        self._reporter.show(told, done, self._num_samples)
+        # Draws of all chains, so that what is counted does not depend on their number.
+        total = chains.num_chains * self._num_samples
+        self._reporter.show(told, made, total)
 
 
 def _room(shapes: Draw, count: int) -> Draw:

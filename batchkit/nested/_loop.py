@@ -34,7 +34,7 @@ from ._diagnostics import diagnose
 from ._guard import Rejected
 from ._nested_run import NestedRun
 from ._programs import Block, Dying, NestedPrograms, RunState
-from ._progress import goal_of, progress_of
+from ._progress import progress_of, total_steps
 from ._stop import AbstractStop, rules_met
 
 
@@ -221,11 +221,11 @@ class Loop:
             status,
             self._programs.num_live,
             self._programs.num_delete,
-            goal_of(self._rule),
+            self._rule,
             since,
             self._speed,
         )
-        self._reporter.show(record, record.step)
+        self._reporter.show(record, record.step, total_steps(self._rule))
 
     def _save(self, state: RunState) -> None:
         if not self._saver.is_on:

@@ -5,7 +5,15 @@ from typing import NamedTuple, final
 
 from ..run._progress import in_time
 from ._status import NestedStatus
-from ._stop import AbstractStop, AllOf, AnyOf, RemainingEvidence
+from ._stop import (
+    AbstractStop,
+    AllOf,
+    AnyOf,
+    Evaluations,
+    NumSteps,
+    RemainingEvidence,
+    WallTime,
+)
 
 
 @final
@@ -41,8 +49,9 @@ class NestedProgress(NamedTuple):
     - `evaluations_per_second`: how many in a second, since the run was started or
         resumed.
     - `seconds`: how long the run has taken, without compiling.
-    - `seconds_left`: an estimate, NaN if there is none. It is too low before the bulk
-        of the posterior is reached, which cannot be known.
+    - `seconds_left`: an estimate, NaN if there is none. Where the run ends by the
+        remaining evidence it is too low before the bulk of the posterior is reached,
+        which cannot be known.
     """
 
     step: int
@@ -74,7 +83,7 @@ def progress_of(
     status: NestedStatus,
     num_live: int,
     num_delete: int,
-    goal: float | None,
+    rule: AbstractStop,
     since: tuple[int, float],
     steps_per_second: float,
 ) -> NestedProgress:
@@ -84,7 +93,7 @@ def progress_of(
 
     - `status`: where the run stands, with values.
     - `num_live`, `num_delete`: the numbers of points.
-    - `goal`: the remaining share at which it ends, if that is how it ends.
+    - `rule`: when it ends.
     - `since`: the evaluations and the seconds when the run was started or resumed.
     - `steps_per_second`: how fast it goes at present.
     """
@@ -92,26 +101,46 @@ def progress_of(
     replaced = int(status.step) * num_delete
     counted = evaluations > num_live or replaced == 0
     elapsed = seconds - since[1]
-    remaining = float(status.remaining)
-    left = math.nan
-    if goal is not None and steps_per_second > 0 and remaining > 0:
-        # The live evidence shrinks with the volume, by `num_delete / num_live` a step.
-        nats = max(math.log(remaining / goal), 0.0)
-        left = nats * num_live / num_delete / steps_per_second
+    speed = (evaluations - since[0]) / elapsed if elapsed > 0 else math.nan
+
+    def seconds_left(rule: AbstractStop) -> float:
+        """An estimate of when a rule is met, NaN if there is none."""
+        match rule:
+            case AnyOf() | AllOf():
+                both = seconds_left(rule.first), seconds_left(rule.second)
+                known = [x for x in both if not math.isnan(x)]
+                which = min if isinstance(rule, AnyOf) else max
+                return which(known, default=math.nan)
+            case RemainingEvidence() if steps_per_second > 0 and status.remaining > 0:
+                # The live evidence shrinks with the volume, by `num_delete / num_live`
+                # a step.
+                nats = max(math.log(float(status.remaining) / rule.fraction), 0.0)
+                return nats * num_live / num_delete / steps_per_second
+            case NumSteps() if steps_per_second > 0:
+                return max(rule.steps - int(status.step), 0) / steps_per_second
+            case Evaluations() if counted and speed > 0:
+                return max(rule.evaluations - evaluations, 0) / speed
+            case WallTime():
+                return max(rule.seconds - seconds, 0.0)
+        return math.nan
+
     return NestedProgress(
         step=int(status.step),
         log_evidence=float(status.log_evidence),
         log_evidence_err=math.sqrt(float(status.information) / num_live),
-        remaining=remaining,
-        goal=goal,
+        remaining=float(status.remaining),
+        goal=goal_of(rule),
         efficiency=replaced / evaluations if counted else math.nan,
         evaluations=evaluations,
-        evaluations_per_second=(
-            (evaluations - since[0]) / elapsed if elapsed > 0 else math.nan
-        ),
+        evaluations_per_second=speed,
         seconds=seconds,
-        seconds_left=left,
+        seconds_left=seconds_left(rule),
     )
+
+
+def total_steps(rule: AbstractStop) -> int | None:
+    """The number of steps after which a run ends, if that is known."""
+    return rule.steps if isinstance(rule, NumSteps) else None
 
 
 def goal_of(rule: AbstractStop) -> float | None:

@@ -20,6 +20,12 @@ _log: Final = logging.getLogger("batchkit")
 LOG_EVERY: Final = 30.0
 # Seconds between two looks at a bar while nothing is to be told.
 _TICK: Final = 1.0
+# `tqdm` would show a rate and a remaining time that count compiling and the warm-up in;
+# what a run shows of itself has better ones. Without a total there is no bar to fill.
+_BAR: Final = (
+    "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}{unit} [{elapsed}{postfix}]"
+)
+_COUNT: Final = "{desc}: {n:,}{unit} [{elapsed}{postfix}]"
 
 
 def check_progress(value: Any, caller: str) -> None:
@@ -60,7 +66,12 @@ class Reporter:
 
     def __enter__(self) -> "Reporter":
         if self.shows and self._function is None and _has_screen():
-            self._bar = tqdm(desc=self._title, unit=self._unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                desc=self._title,
+                unit=self._unit,
+                bar_format=_COUNT,
+                dynamic_ncols=True,
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -83,12 +94,15 @@ class Reporter:
         elif self._bar is not None:
             with self._lock:
                 self._bar.total = total
+                self._bar.bar_format = _COUNT if total is None else _BAR
                 self._bar.set_postfix_str(str(record), refresh=False)
                 self._bar.update(done - self._bar.n)
         elif self.shows and time.monotonic() - self._logged >= LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            _log.info("%s: %s%s%s; %s", self._title, done, of, self._unit, record)
+            _log.info(
+                "%s: %s%s%s; %s", self._title, f"{done:,}", of, self._unit, record
+            )
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
@@ -111,6 +125,7 @@ class Reporter:
             seconds = time.monotonic() - start
             if self._bar is not None:
                 with self._lock:
+                    self._bar.bar_format = _COUNT if self._bar.total is None else _BAR
                     self._bar.set_postfix_str(f"{what}, {seconds:.0f} s")
             elif seconds >= LOG_EVERY:
                 _log.info("%s: %s, %.0f s", self._title, what, seconds)

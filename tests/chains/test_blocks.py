@@ -136,7 +136,7 @@ def test_lines_in_the_log(
         "Vmap(): 4 tasks, all at once"
     )
     assert any("compiled warm-up in" in x for x in lines)
-    assert any(x.startswith("chains: 7 of 30 draws; sampling of 4 ") for x in lines)
+    assert any(x.startswith("chains: 28 of 120 draws; sampling of 4 ") for x in lines)
 
 
 def test_nothing_is_told(

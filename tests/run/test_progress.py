@@ -42,7 +42,17 @@ def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
     shown = screen.getvalue()
     assert "a run" in shown
     assert "all of it" in shown
-    assert "10/10" in shown
+    assert "10/10 steps [" in shown
+    assert "steps/s" not in shown  # it would count what is not sampling
+
+
+def test_a_count_without_a_total(screen: Screen) -> None:
+    with shown_on(screen, True) as reporter:
+        reporter.show("so far", 1200)
+        time.sleep(0.15)
+        reporter.show("and more", 2500)
+    assert "a run: 2,500 steps [" in screen.getvalue()
+    assert "and more" in screen.getvalue()
 
 
 def test_waiting_is_shown_while_it_lasts(screen: Screen) -> None:
@@ -58,10 +68,10 @@ def test_lines_in_the_log_where_there_is_none(
     with Reporter(True, "a run", " steps") as reporter:
         reporter.show("too early", 1)
         monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
-        reporter.show("now", 5, 10)
+        reporter.show("now", 5000, 10000)
         monkeypatch.setattr(_progress, "LOG_EVERY", 30.0)
         reporter.show("too early again", 6)
-    assert caplog.messages == ["a run: 5 of 10 steps; now"]
+    assert caplog.messages == ["a run: 5,000 of 10,000 steps; now"]
 
 
 def test_long_waits_are_in_the_log(
