@@ -1,6 +1,8 @@
 """What chains have found, and whether to trust it."""
 
 import os
+import time
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -17,7 +19,9 @@ from ._summary import ChainSummary, named_numbers
 
 @final
 class ChainSeconds(NamedTuple):
-    """How long chains took: to compile, to warm up, and to sample.
+    """How long chains took: to compile, to warm up, to sample, and to be diagnosed.
+
+    `diagnostics` is the time for R-hat, the effective sample sizes and the warnings.
 
     ```python
     import batchkit as bk
@@ -29,6 +33,7 @@ class ChainSeconds(NamedTuple):
     compile: float
     warmup: float
     sampling: float
+    diagnostics: float = 0.0
 
 
 @final
@@ -61,10 +66,11 @@ class ChainRun:
         acceptance_rate: Float[np.ndarray, "chains draws"] | None = None,
         num_integration_steps: Int[np.ndarray, "chains draws"] | None = None,
         tree_depth: Int[np.ndarray, "chains draws"] | None = None,
+        energy: Float[np.ndarray, "chains draws"] | None = None,
         step_size: Float[np.ndarray, " chains"] | None = None,
         inverse_mass_matrix: Float[np.ndarray, "chains *dims"] | None = None,
         max_tree_depth: int | None = None,
-        seconds: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        seconds: tuple[float, ...] = (0.0, 0.0, 0.0),
     ) -> None:
         """**Arguments:**
 
@@ -76,11 +82,13 @@ class ChainRun:
         - `num_integration_steps`: the integration steps on the way to each draw.
         - `tree_depth`: how often the longest trajectory on the way to each draw was
             doubled.
+        - `energy`: the energy of each draw, potential and kinetic, with the momentum of
+            its own transition.
         - `step_size`: of each chain.
         - `inverse_mass_matrix`: of each chain, its diagonal or the whole of it.
         - `max_tree_depth`: how often a trajectory may be doubled.
         - `seconds`: how long it took to compile, to warm up and to sample; 0 by
-            default.
+            default. A fourth, for the diagnostics, is measured if it is not given.
 
         **Raises:**
 
@@ -100,10 +108,11 @@ class ChainRun:
         self.acceptance_rate = acceptance_rate
         self.num_integration_steps = num_integration_steps
         self.tree_depth = tree_depth
+        self.energy = energy
         self.step_size = step_size
         self.inverse_mass_matrix = inverse_mass_matrix
         self.max_tree_depth = max_tree_depth
-        self.seconds = ChainSeconds(*seconds)
+        start = time.perf_counter()
         self._convergence = Convergence(self.samples)
         self.warnings = diagnose_chains(
             self.samples,
@@ -113,6 +122,8 @@ class ChainRun:
             tree_depth=tree_depth,
             max_tree_depth=max_tree_depth,
         )
+        measured = (time.perf_counter() - start,) if len(seconds) == 3 else ()
+        self.seconds = ChainSeconds(*seconds, *measured)
 
     @property
     def rhat(self) -> PyTree:
@@ -200,7 +211,9 @@ class ChainRun:
         samples, told = load_chains(path, like)
         return ChainRun(samples, **told)
 
-    def to_arviz(self) -> Any:
+    def to_arviz(
+        self, *, log_likelihood: Callable[[PyTree], PyTree] | None = None
+    ) -> Any:
         """The run for ArviZ.
 
         It needs `pip install 'batchkit[arviz]'`. The groups are
@@ -208,16 +221,32 @@ class ChainRun:
         - `posterior`: each array of a position under its name (`"lens.mass"`).
         - `sample_stats`, as far as the sampler tells: `lp`, `diverging` (whether any
             transition on the way to a draw did), `acceptance_rate`, `n_steps`,
-            `tree_depth`, `reached_max_treedepth` and `step_size`.
+            `tree_depth`, `reached_max_treedepth`, `energy` and `step_size`.
+        - `log_likelihood`, if the argument is given: what `arviz.loo` and
+            `arviz.compare` work on.
 
         ```python
+        import jax
         import numpy as np
         import batchkit as bk
 
         draws = np.random.default_rng(0).normal(size=(4, 100, 2))
-        data = bk.ChainRun({"x": draws}).to_arviz()
+        y = np.array([0.3, -1.2, 0.8])
+
+        def log_likelihood(position):
+            return jax.scipy.stats.norm.logpdf(y, position["x"][0], 1.0)
+
+        data = bk.ChainRun({"x": draws}).to_arviz(log_likelihood=log_likelihood)
         assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
+        assert data.log_likelihood["y"].shape == (4, 100, 3)
         ```
+
+        **Arguments:**
+
+        - `log_likelihood`: a function from one position to the log-likelihoods of the
+            observations, an array with one number for each (its variable is `y`) or a
+            dict of such by name. It is mapped over draws in chunks. By default the
+            group is left out.
 
         **Returns:**
 
@@ -227,9 +256,10 @@ class ChainRun:
         **Raises:**
 
         `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
-        name of another or of an axis.
+        name of another or of an axis; `TypeError` if `log_likelihood` does not return
+        arrays of numbers for observations.
         """
-        return to_arviz(self)
+        return to_arviz(self, log_likelihood)
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())
@@ -256,7 +286,10 @@ class ChainRun:
         ):
             if values is not None:
                 rows.append((name, _range(values, form)))
-        times = "{:.1f} to compile, {:.1f} to warm up, {:.1f} to sample"
+        times = (
+            "{:.1f} to compile, {:.1f} to warm up, {:.1f} to sample, {:.1f} for R-hat "
+            "and ESS"
+        )
         rows.append(("seconds", times.format(*self.seconds)))
         return rows + [("warning", str(warning)) for warning in self.warnings]
 

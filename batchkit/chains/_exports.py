@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 
 from ..run._datatree import datatree, variables
+from ..run._over_draws import log_likelihood_over_draws
 
 
-def to_arviz(run: Any) -> Any:
+def to_arviz(run: Any, log_likelihood: Any) -> Any:
     """See `ChainRun.to_arviz`."""
     caller = "ChainRun.to_arviz"
     both = ("chain", "draw")
@@ -19,6 +20,7 @@ def to_arviz(run: Any) -> Any:
         "acceptance_rate": run.acceptance_rate,
         "n_steps": run.num_integration_steps,
         "tree_depth": depth,
+        "energy": run.energy,
         "reached_max_treedepth": None
         if depth is None or run.max_tree_depth is None
         else np.asarray(depth) >= run.max_tree_depth,
@@ -30,4 +32,7 @@ def to_arviz(run: Any) -> Any:
     groups = {"posterior": variables(run.samples, both, caller)}
     if stats:
         groups["sample_stats"] = stats
+    if log_likelihood is not None:
+        found = log_likelihood_over_draws(log_likelihood, run.samples, caller)
+        groups["log_likelihood"] = variables(found, both, caller)
     return datatree(groups, {"sampling_time": run.seconds.sampling}, caller)

@@ -42,6 +42,7 @@ from ..run._program import Program, shapes_of
 from ..run._trees import to_host
 from ._blocks import blocks_for
 from ._sampler import Sampler, Tuned
+from ._statistics import statistics_of, statistics_of_draw
 
 
 _INIT: Final = 0
@@ -59,6 +60,7 @@ class Draw(NamedTuple):
     - `acceptance`: the mean acceptance rate.
     - `num_integration_steps`: all integration steps.
     - `tree_depth`: the depth of the deepest tree.
+    - `energy`: the energy of the last transition, at the state that it drew.
     """
 
     position: PyTree
@@ -67,6 +69,7 @@ class Draw(NamedTuple):
     acceptance: Any
     num_integration_steps: Any
     tree_depth: Any
+    energy: Any
 
 
 @final
@@ -303,14 +306,14 @@ def draw_one(
     def transition(state: Any, turn: Any) -> tuple[Any, Any]:
         at = jnp.uint32(number) * thin + turn
         state, info = step(jax.random.fold_in(key, at), state)
-        return state, _told_by(info)
+        return state, statistics_of(info)
 
     if thin == 1:
         state, told = transition(state, jnp.uint32(0))
     else:
         turns = jnp.arange(thin, dtype=jnp.uint32)
         state, told = jax.lax.scan(transition, state, turns)
-        told = _together(told)
+        told = statistics_of_draw(told)
     logdensity = getattr(state, "logdensity", None)
     return state, Draw(state.position, logdensity, *told)
 
@@ -360,31 +363,3 @@ def _check_state(state: Any) -> None:
 
 def _key(rng_key: Any, index: Any, what: int) -> Any:
     return jax.random.fold_in(jax.random.fold_in(rng_key, index), what)
-
-
-def _told_by(info: Any) -> tuple[Any, Any, Any, Any]:
-    """Of what a transition tells the scalars that a `Draw` keeps."""
-
-    def scalar(name: str, dtype: Any) -> Any:
-        value = getattr(info, name, None)
-        if value is None or jnp.ndim(value) > 0:
-            return None
-        return jnp.asarray(value, dtype)
-
-    return (
-        scalar("is_divergent", jnp.int32),
-        scalar("acceptance_rate", None),
-        scalar("num_integration_steps", jnp.int32),
-        scalar("num_trajectory_expansions", jnp.int32),
-    )
-
-
-def _together(told: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
-    """The same for several transitions."""
-    diverging, acceptance, steps, depth = told
-    return (
-        None if diverging is None else jnp.sum(diverging, dtype=jnp.int32),
-        None if acceptance is None else jnp.mean(acceptance),
-        None if steps is None else jnp.sum(steps, dtype=jnp.int32),
-        None if depth is None else jnp.max(depth),
-    )

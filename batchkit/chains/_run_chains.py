@@ -275,6 +275,7 @@ def _result(made: Made, max_tree_depth: int | None) -> ChainRun:
         acceptance_rate=draws.acceptance,
         num_integration_steps=draws.num_integration_steps,
         tree_depth=draws.tree_depth,
+        energy=draws.energy,
         step_size=None if tuned is None else tuned.step_size,
         inverse_mass_matrix=None if tuned is None else tuned.inverse_mass_matrix,
         max_tree_depth=max_tree_depth,

@@ -15,6 +15,7 @@ _TOLD: Final = (
     "acceptance_rate",
     "num_integration_steps",
     "tree_depth",
+    "energy",
     "step_size",
     "inverse_mass_matrix",
 )

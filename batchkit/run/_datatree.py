@@ -88,8 +88,8 @@ def datatree(
         )
         for name, group in groups.items()
     }
-    # Newer ones have the old name for a `DataTree`.
-    kind = getattr(arviz, "InferenceData", xarray.DataTree)
+    # Newer ones answer the old name with a warning, through the module's `__getattr__`.
+    kind = vars(arviz).get("InferenceData", xarray.DataTree)
     if kind is not xarray.DataTree:
         return kind(attrs=attrs, **datasets)
     tree = xarray.DataTree.from_dict(datasets)

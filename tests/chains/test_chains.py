@@ -92,6 +92,8 @@ def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     # It is computed from the trajectory and enters no draw.
     assert run.acceptance_rate is not None
     np.testing.assert_allclose(run.acceptance_rate, infos.acceptance_rate, rtol=1e-12)
+    assert run.energy is not None
+    np.testing.assert_allclose(run.energy, infos.energy, rtol=1e-12)
     assert run.divergences is not None
     np.testing.assert_array_equal(run.divergences, np.sum(infos.is_divergent, axis=1))
 
@@ -138,7 +140,13 @@ def close(found: Any, expected: Any) -> None:
 
 def assert_same_chains(found: bk.ChainRun, expected: bk.ChainRun) -> None:
     jax.tree.map(close, found.samples, expected.samples)
-    for name in ("logdensity", "step_size", "inverse_mass_matrix", "acceptance_rate"):
+    for name in (
+        "logdensity",
+        "energy",
+        "step_size",
+        "inverse_mass_matrix",
+        "acceptance_rate",
+    ):
         close(getattr(found, name), getattr(expected, name))
     for name in ("num_integration_steps", "tree_depth", "diverging"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

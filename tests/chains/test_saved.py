@@ -34,6 +34,7 @@ FIELDS = (
     "acceptance_rate",
     "num_integration_steps",
     "tree_depth",
+    "energy",
     "step_size",
     "inverse_mass_matrix",
 )
@@ -47,6 +48,7 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         acceptance_rate=RNG.uniform(size=SHAPE),
         num_integration_steps=RNG.integers(0, 20, SHAPE),
         tree_depth=RNG.integers(0, 5, SHAPE),
+        energy=RNG.normal(size=SHAPE),
         step_size=RNG.uniform(size=4),
         inverse_mass_matrix=RNG.uniform(size=(4, 3, 3)),
         max_tree_depth=4,

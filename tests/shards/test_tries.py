@@ -74,7 +74,7 @@ class Rounds:
         tasks_shape = (-1, SAMPLES)
         x, diverging = x.reshape(tasks_shape), diverging.reshape(tasks_shape)
         ones = np.ones_like(x)
-        draws = Draw(x, ones, diverging, 0.8 * ones, ones, 3 * ones)
+        draws = Draw(x, ones, diverging, 0.8 * ones, ones, 3 * ones, ones)
         tuned = Tuned(np.full(len(x), 0.5), np.ones((len(x), 1)))
         return Made(draws, tuned, (0.5, 1.0, 2.0 + number))
 

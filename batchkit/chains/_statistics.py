@@ -1,0 +1,84 @@
+"""Statistics of transitions: which a sampler reports of each, and those of a draw."""
+
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+
+
+# The fields of blackjax's `HMCInfo`. GIST samplers have fewer, and an acceptance rate
+# that is not that of the energies alone.
+_OF_HMC: Final = {
+    "momentum",
+    "acceptance_rate",
+    "is_accepted",
+    "is_divergent",
+    "energy",
+    "proposal",
+    "num_integration_steps",
+}
+
+
+@final
+class Statistics(NamedTuple):
+    """Scalars of one transition, or of all on the way to one draw; None if unknown.
+
+    - `diverging`: how many transitions diverged.
+    - `acceptance`: the mean acceptance rate.
+    - `num_integration_steps`: all integration steps.
+    - `tree_depth`: the depth of the deepest tree.
+    - `energy`: the energy of the last transition, at the state that it drew.
+    """
+
+    diverging: Any
+    acceptance: Any
+    num_integration_steps: Any
+    tree_depth: Any
+    energy: Any
+
+
+def statistics_of(info: Any) -> Statistics:
+    """The statistics of a transition, from the info that blackjax returns."""
+
+    def scalar(name: str, dtype: Any) -> Any:
+        value = getattr(info, name, None)
+        if value is None or jnp.ndim(value) > 0:
+            return None
+        return jnp.asarray(value, dtype)
+
+    return Statistics(
+        scalar("is_divergent", jnp.int32),
+        scalar("acceptance_rate", None),
+        scalar("num_integration_steps", jnp.int32),
+        scalar("num_trajectory_expansions", jnp.int32),
+        _energy(info, scalar("energy", None)),
+    )
+
+
+def statistics_of_draw(each: Statistics) -> Statistics:
+    """The statistics of a draw, from arrays of those of its transitions."""
+    diverging, acceptance, steps, depth, energy = each
+    return Statistics(
+        None if diverging is None else jnp.sum(diverging, dtype=jnp.int32),
+        None if acceptance is None else jnp.mean(acceptance),
+        None if steps is None else jnp.sum(steps, dtype=jnp.int32),
+        None if depth is None else jnp.max(depth),
+        None if energy is None else energy[-1],
+    )
+
+
+def _energy(info: Any, energy: Any) -> Any:
+    """The energy at the state that was drawn.
+
+    NUTS reports this one. Samplers that accept or reject report that of the proposal,
+    also if it was rejected. The state before it has less by `-log(acceptance rate)`,
+    unless the rate underflowed to zero; then nothing in the info says how much less.
+    """
+    accepted = getattr(info, "is_accepted", None)
+    if energy is None or accepted is None:
+        return energy
+    if set(getattr(info, "_fields", ())) != _OF_HMC or jnp.ndim(accepted) > 0:
+        return None
+    rate = info.acceptance_rate
+    before = jnp.where(rate > 0, energy + jnp.log(rate), jnp.nan)
+    return jax.lax.select(jnp.asarray(accepted), energy, before.astype(energy.dtype))
