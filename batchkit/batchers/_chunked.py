@@ -15,7 +15,7 @@ from ._abstract import AbstractBatcher
 from ._call import Call, part_of_call
 from ._padding import cut_rows, pad_rows
 from ._task import Task
-from ._values import check_batcher
+from ._values import check_batcher, in_short, kind_of
 from ._vmap import Vmap
 from ._watching import note_cut
 
@@ -75,8 +75,8 @@ class Chunked(AbstractBatcher):
     def __check_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int):
             raise TypeError(
-                f"Chunked(size={self.size!r}): size must be an int, the largest number "
-                f"of tasks that run at once; got {type(self.size).__name__}."
+                f"Chunked(size={in_short(self.size)}): size must be an int, the "
+                f"largest number of tasks that run at once; got {kind_of(self.size)}."
             )
         if self.size < 1:
             raise ValueError(

@@ -12,6 +12,7 @@ from ..batchers._call import Call, function_of_calls
 from ..batchers._chunked import balanced, in_chunks
 from ..batchers._marks import in_task
 from ..batchers._task import Task
+from ..batchers._values import in_short, kind_of
 from ..batchers._watching import note, note_cut, unseen
 from ._equations import with_weak_type
 from ._forward_only import forward_only
@@ -119,8 +120,8 @@ class Continuous(AbstractBatcher):
     def __check_init__(self) -> None:
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int):
             raise TypeError(
-                f"Continuous(lanes={self.lanes!r}): lanes must be an int, the number "
-                f"of tasks under way at once; got {type(self.lanes).__name__}."
+                f"Continuous(lanes={in_short(self.lanes)}): lanes must be an int, the "
+                f"number of tasks under way at once; got {kind_of(self.lanes)}."
             )
         if self.lanes < 1:
             raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from ..batchers import AbstractBatcher
+from ..batchers._values import in_short
 from ._family import Family
 from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
@@ -79,9 +80,9 @@ def rebuild_sampler(
     family = Family(policy, owners)
     if not holds_code_of(api, owners) or isinstance(api, type):
         raise ValueError(
-            f"rebuild_sampler(api={api!r}): there is no function of the packages "
-            f"{owners.names} in it, so there is nothing to rebuild. Pass an API "
-            "such as `blackjax.nss`, or name your own package in `packages`."
+            f"rebuild_sampler(api={in_short(api)}): there is no function of the "
+            f"packages {owners.names} in it, so there is nothing to rebuild. Pass an "
+            "API such as `blackjax.nss`, or name your own package in `packages`."
         )
     refuse_idle_patterns(policy, lambda: reachable_by_phase(api, owners))
     return family.rebuilt(api)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final, overload
 
 from ..batchers import Site
+from ..batchers._values import in_short
 from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
 from ._table import html_table, table
@@ -102,9 +103,10 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
     owners = packages_from("sites", packages)
     if not holds_code_of(api, owners):
         raise ValueError(
-            f"sites(api={api!r}): there is no function of the packages {owners.names} "
-            "in it. Pass an API such as `blackjax.nss`, or name your own package in "
-            "`packages`; what a function of yours reaches is told by `explain`."
+            f"sites(api={in_short(api)}): there is no function of the packages "
+            f"{owners.names} in it. Pass an API such as `blackjax.nss`, or name your "
+            "own package in `packages`; what a function of yours reaches is told by "
+            "`explain`."
         )
     found = set(reachable_by_phase(api, owners))
 

@@ -68,6 +68,20 @@ def test_classes_in_place_of_objects(cls: type, remedy: str) -> None:
 @pytest.mark.parametrize(
     ("make", "owner"),
     [
+        (lambda x: bk.sites(x), "sites(api=float32[60,2])"),
+        (
+            lambda x: bk.rebuild_sampler(x, batcher=bk.Vmap()),
+            "rebuild_sampler(api=float32[60,2])",
+        ),
+    ],
+)
+def test_arrays_in_place_of_an_api(make: Any, owner: str) -> None:
+    assert_refuses(lambda: make(jnp.ones((60, 2))), ValueError, (owner,))
+
+
+@pytest.mark.parametrize(
+    ("make", "owner"),
+    [
         (lambda x: bk.Chunked(2, x), "Chunked(inner=Continuous)"),
         (lambda x: bk.Sharded(inner=x), "Sharded(inner=Continuous)"),
         (lambda x: bk.filter_batch(x), "filter_batch(batcher=Continuous)"),
