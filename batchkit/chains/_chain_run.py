@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from ..rebuild._table import html_table, table
+from ..run._environment import Provenance, provenance_rows
 from ._convergence import Convergence
 from ._diagnostics import diagnose_chains
 from ._exports import to_arviz
@@ -71,6 +72,7 @@ class ChainRun:
         inverse_mass_matrix: Float[np.ndarray, "chains *dims"] | None = None,
         max_tree_depth: int | None = None,
         seconds: tuple[float, ...] = (0.0, 0.0, 0.0),
+        provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**
 
@@ -89,6 +91,8 @@ class ChainRun:
         - `max_tree_depth`: how often a trajectory may be doubled.
         - `seconds`: how long it took to compile, to warm up and to sample; 0 by
             default. A fourth, for the diagnostics, is measured if it is not given.
+        - `provenance`: which versions computed it from which draw on, a
+            `batchkit.run.Provenance` for each; empty by default.
 
         **Raises:**
 
@@ -112,6 +116,7 @@ class ChainRun:
         self.step_size = step_size
         self.inverse_mass_matrix = inverse_mass_matrix
         self.max_tree_depth = max_tree_depth
+        self.provenance = tuple(provenance)
         start = time.perf_counter()
         self._convergence = Convergence(self.samples)
         self.warnings = diagnose_chains(
@@ -291,6 +296,7 @@ class ChainRun:
             "and ESS"
         )
         rows.append(("seconds", times.format(*self.seconds)))
+        rows += provenance_rows(self.provenance)
         return rows + [("warning", str(warning)) for warning in self.warnings]
 
 

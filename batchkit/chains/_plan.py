@@ -6,6 +6,7 @@ log-density of ours; the settings that are values also each by its name, for the
 the message if one differs. Of an algorithm there is only the transition as a whole.
 """
 
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from jaxtyping import PyTree
 
 from ..batchers._watching import Reached, leave, start
 from ..reports._reached import records_of
-from ..run._fingerprint import of_arrays, of_function, of_words
+from ..run._fingerprint import Part, of_arrays, of_function, of_words
 from ..run._names import parameter_names
 from ..run._processes import speaker
 from ._arguments import check_logdensity
@@ -38,16 +39,19 @@ class Plan:
     - `sampler`: what one chain does.
     - `stand_in`: the same for a log-density of ours; None for an algorithm.
     - `settings`: what was given by name, or is so by default.
+    - `names`: what the sampler was made of that is no value, in words.
     """
 
     sampler: Sampler
     stand_in: Sampler | None
     settings: Mapping[str, Any]
+    names: Mapping[str, Any]
 
 
 def plan_of_algorithm(algorithm: Any, thin: int) -> Plan:
     """The plan for chains that sample at once."""
-    return Plan(sampler_of_algorithm(algorithm), None, {"thin": thin})
+    sampler = sampler_of_algorithm(algorithm)
+    return Plan(sampler, None, {"thin": thin}, {})
 
 
 def plan_of_api(
@@ -72,9 +76,17 @@ def plan_of_api(
     sampler = sampler_for(logdensity_fn)
     dtype = check_logdensity(logdensity_fn, positions)
     ours = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
-    return Plan(
-        sampler, sampler_for(stand_in_for(dtype)), {**ours, "thin": thin, **settings}
-    )
+    stand_in = sampler_for(stand_in_for(dtype))
+    ours |= {"thin": thin, **settings}
+    return Plan(sampler, stand_in, ours, names_of(api, settings))
+
+
+def names_of(api: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The names of an API and of the functions among its settings."""
+    functions = {name: x for name, x in settings.items() if callable(x)}
+    return {
+        name: _name_of(x) for name, x in {"api": api.build_kernel, **functions}.items()
+    }
 
 
 def say_what_is_run(
@@ -120,8 +132,8 @@ def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:
 
 def identity_of(
     plan: Plan, rng_key: Any, positions: PyTree, tuned: Tuned | None
-) -> dict[str, str]:
-    """What the run is known by, see `batchkit.run._saving`.
+) -> dict[str, Part]:
+    """What the run is known by, see `batchkit.run._same_run`.
 
     **Arguments:**
 
@@ -131,7 +143,7 @@ def identity_of(
     - `tuned`: the shapes of what the warm-up finds for one chain.
     """
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    known: dict[str, str] = {}
+    known: dict[str, Part] = {}
     if plan.stand_in is None:
         transition = _transition(plan.sampler)
         known["algorithm"] = of_function(transition, rng_key, row, tuned)
@@ -139,12 +151,14 @@ def identity_of(
         transition = _transition(plan.stand_in)
         if plan.sampler.logdensity_fn is not None:
             known["log-density"] = of_function(plan.sampler.logdensity_fn, row)
-        known["sampler"] = of_function(transition, rng_key, row, tuned)
+        known["sampler"] = of_function(
+            transition, rng_key, row, tuned, words=plan.names
+        )
     for name, value in plan.settings.items():
         if value is None or isinstance(value, str):
             known[name] = of_words(value)
         elif not callable(value):
-            known[name] = of_arrays(value)
+            known[name] = of_arrays(value, _word(value))
     return {**known, "positions": of_arrays(positions), "key": of_arrays(rng_key)}
 
 
@@ -173,3 +187,11 @@ def _word(value: Any) -> Any:
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
     return f"an array of shape {jnp.shape(value)}"
+
+
+def _name_of(function: Any) -> str:
+    """Where a function comes from; rebuilt or not, it is the same."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    known = function if hasattr(function, "__qualname__") else type(function)
+    return f"{known.__module__}.{known.__qualname__}"

@@ -187,9 +187,10 @@ class Chains:
         """Compiles `advance` before it is called, and returns the executable."""
         return self._advance.compile(*self._shapes, *self._shapes_to_advance())
 
-    def start(self) -> Any:
-        """The states at the starts of all chains."""
-        return self._call(self._start, self._positions)
+    def start(self, positions: PyTree = None) -> Any:
+        """The states at the starts of all chains, or at other positions."""
+        where = self._positions if positions is None else positions
+        return self._call(self._start, where)
 
     def warm(self, states: Any) -> ChainState:
         """The chains after their warm-up, or as they started where there is none."""

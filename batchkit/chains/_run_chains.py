@@ -17,6 +17,8 @@ from ..run._arguments import (
     row_of,
 )
 from ..run._checkpoint import Checkpoint
+from ..run._environment import Provenance
+from ..run._fingerprint import digests, rounding_of_function
 from ..run._keys import check_key
 from ..run._processes import check_same, on_host, several, speaker
 from ..run._progress import Reporter, check_progress
@@ -27,6 +29,7 @@ from ._arguments import (
     refuse_warmup,
     starts_from,
 )
+from ._between_versions import ALGORITHM, values_of
 from ._chain_run import ChainRun
 from ._loop import ChainLoop, Made
 from ._plan import about, identity_of, plan_of_algorithm, plan_of_api, say_what_is_run
@@ -248,7 +251,7 @@ def run_chains(
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)
     check_same(
         "run_chains",
-        identity,
+        digests(identity),
         batcher=batcher,
         num_samples=num_samples,
         block=block,
@@ -256,17 +259,35 @@ def run_chains(
         fresh=fresh,
     )
     layout = say_what_is_run(plan, chains, starts, num_samples)
+    known = ALGORITHM if plan.stand_in is None else "log-density"
+    row = jax.tree.map(lambda x: x[0], starts)
+    compare = values_of(
+        chains,
+        starts,
+        (known,),
+        lambda: rounding_of_function(plan.sampler.init, rng_key, row),
+    )
     with (
-        Saver(place, "run of chains", identity, layout=layout, fresh=fresh) as saver,
+        Saver(
+            place,
+            "run of chains",
+            identity,
+            compare=compare,
+            start_of=lambda header: header["at"],
+            layout=layout,
+            fresh=fresh,
+        ) as saver,
         Reporter(progress, "chains", " draws") as reporter,
     ):
         told = about(plan.settings, starts)
         loop = ChainLoop(chains, num_samples, saver, reporter, about=told)
         made = loop.run(saver.resume())
-    return _result(made, plan.sampler.max_tree_depth)
+    return _result(made, plan.sampler.max_tree_depth, saver.provenance)
 
 
-def _result(made: Made, max_tree_depth: int | None) -> ChainRun:
+def _result(
+    made: Made, max_tree_depth: int | None, provenance: tuple[Provenance, ...]
+) -> ChainRun:
     draws, tuned = made.draws, made.tuned
     run = ChainRun(
         draws.position,
@@ -280,6 +301,7 @@ def _result(made: Made, max_tree_depth: int | None) -> ChainRun:
         inverse_mass_matrix=None if tuned is None else tuned.inverse_mass_matrix,
         max_tree_depth=max_tree_depth,
         seconds=made.seconds,
+        provenance=provenance,
     )
     for warning in run.warnings:
         speaker(_log).warning("run_chains: %s", warning)

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from jaxtyping import PyTree
 
+from ..run._environment import provenance_as_saved, provenance_from
 from ..run._result_file import read_result, write_result
 from ..run._structure import shaped_like
 
@@ -29,6 +30,7 @@ def save_chains(path: str | os.PathLike[str], run: Any) -> None:
         **{name: getattr(run, name) for name in _TOLD},
         "max_tree_depth": None if depth is None else int(depth),
         "seconds": [float(x) for x in run.seconds],
+        "provenance": provenance_as_saved(run.provenance),
     }
     write_result(path, "ChainRun", values)
 
@@ -42,4 +44,5 @@ def load_chains(
     if like is not None:
         samples = shaped_like("ChainRun.load", like, samples)
     told = {name: values[name] for name in (*_TOLD, "max_tree_depth")}
+    told |= {"provenance": provenance_from(values)}
     return samples, {**told, "seconds": tuple(values["seconds"])}

@@ -297,6 +297,7 @@ class Loop:
             warnings=warnings,
             seconds=(self._compile_seconds, self._seconds),
             settings=self._settings,
+            provenance=self._saver.provenance,
         )
 
     def _warnings(self, state: RunState, dead: DeadPoints) -> tuple[Diagnostic, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from ..run._environment import Provenance
 from ._dead import concatenate
 from ._nested_run import NestedRun
 
@@ -47,7 +48,8 @@ def merge(runs: Sequence[NestedRun]) -> NestedRun:
     **Returns:**
 
     The merged run. Steps, evaluations and seconds are added up; it has converged if all
-    have; it has the warnings of all, and the settings in which they agree.
+    have; it has the warnings and the provenance of all, and the settings in which they
+    agree.
 
     **Raises:**
 
@@ -80,7 +82,17 @@ def merge(runs: Sequence[NestedRun]) -> NestedRun:
             sum(run.seconds.run for run in runs),
         ),
         settings=settings,
+        provenance=_all_provenance(runs),
     )
+
+
+def _all_provenance(runs: list[NestedRun]) -> list[Provenance]:
+    """Of all runs, without repetitions; steps are those of each run."""
+    found: list[Provenance] = []
+    for each in itertools.chain.from_iterable(run.provenance for run in runs):
+        if each not in found:
+            found.append(each)
+    return found
 
 
 def _check(runs: list[NestedRun]) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 from ..batchers import AbstractBatcher, Vmap
 from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
+from ..run._environment import Provenance
 from ..run._summary import Summary
 from ._dead import DeadPoints
 from ._derived import with_derived
@@ -74,6 +75,7 @@ class NestedRun:
         warnings: Sequence[Diagnostic] = (),
         seconds: tuple[float, float] = (0.0, 0.0),
         settings: Mapping[str, Any] | None = None,
+        provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**
 
@@ -88,6 +90,8 @@ class NestedRun:
             default nothing.
         - `seconds`: how long it took to compile and to run; 0 and 0 by default.
         - `settings`: what the run was asked for, by name; empty by default.
+        - `provenance`: which versions computed it from which step on, a
+            `batchkit.run.Provenance` for each; empty by default.
 
         **Raises:**
 
@@ -109,6 +113,7 @@ class NestedRun:
         self.warnings = tuple(warnings)
         self.seconds = Seconds(*seconds)
         self.settings = dict(settings or {})
+        self.provenance = tuple(provenance)
 
     @functools.cached_property
     def _volumes(self) -> Volumes:

@@ -2,24 +2,40 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 import jax
 import jax.extend as jex
+import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers._bytes import in_words
 from ..reports._reached import ReachedSite, records_of
 from ..reports._watch import watching
-from ..run._fingerprint import of_arrays, of_function, of_words
+from ..run._fingerprint import (
+    Part,
+    digests,
+    of_arrays,
+    of_function,
+    of_words,
+    relative_rounding,
+    rounding_of_function,
+)
 from ..run._names import parameter_names
 from ..run._processes import check_same, several, speaker
-from ._guard import settings_of
-from ._programs import NestedPrograms
+from ..run._same_run import Compare, Values, some_of, state_in
+from ..run._store import Saved
+from ..run._trees import to_host, tree_of
+from ._guard import is_invalid, settings_of
+from ._programs import Dying, NestedPrograms
 
 
 _log: Final = logging.getLogger("batchkit")
+
+# How users give what blackjax binds under another name.
+_ARGUMENTS: Final = {"num_mcmc_steps": "num_inner_steps"}
+_WORDS: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
 
 
 @final
@@ -82,12 +98,12 @@ def check_processes(
 ) -> None:
     """Raises in all processes unless they were asked for the same run."""
     if several():
-        digests = {
+        parts = {
             "key": of_arrays(rng_key),
             "first live points": of_arrays(positions),
-            **_digests(functions, positions),
+            **_functions(functions, positions),
         }
-        check_same("run_nested", digests, **options)
+        check_same("run_nested", digests(parts), **options)
 
 
 def identity_of(
@@ -96,27 +112,88 @@ def identity_of(
     settings: Mapping[str, Any],
     rng_key: Any,
     positions: PyTree,
-) -> dict[str, str]:
-    """What the run is known by, see `batchkit.run._saving`."""
-    known = _digests(functions, positions)
+) -> dict[str, Part]:
+    """What the run is known by, see `batchkit.run._same_run`."""
+    known = _functions(functions, positions)
     if "likelihood" not in known:
         # Of an algorithm that shows no likelihood the whole step tells, layout and all.
-        known["algorithm"] = programs.digest()
+        known["algorithm"] = Part(programs.digest(), is_function=True)
+    counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
+    shown = {_ARGUMENTS.get(name, name): value for name, value in settings.items()}
+    told = of_words(
+        dict(settings),
+        programs.num_live,
+        programs.num_delete,
+        shown={**shown, **counts},
+    )
     return {
         **known,
-        "settings": of_words(dict(settings), programs.num_live, programs.num_delete),
+        # Names that an algorithm binds are blackjax's.
+        "settings": told._replace(has_own_names=True),
         "first live points": of_arrays(positions),
         "key": of_arrays(rng_key),
     }
 
 
-def _digests(
+def values_of(
+    functions: Mapping[str, Callable[..., Any]], programs: NestedPrograms
+) -> Compare:
+    """What compares a checkpoint with these functions, see `batchkit.run._same_run`.
+
+    The functions are evaluated at a few of its points, from the prior to the highest
+    likelihoods. An algorithm that does not show them is initialised at its live points.
+    """
+
+    def values(saved: Saved, parts: Sequence[str]) -> list[Values]:
+        state = state_in(saved, "state", programs.shapes.state)
+        live = Dying.of(state.sampler.particles)
+        found: list[Values] = []
+        if "algorithm" in parts:
+            again = programs.init(live.positions)
+            new = Dying.of(to_host(again.sampler.particles))
+            rounding = relative_rounding(np.asarray(live.loglikelihood).dtype)
+            for name in ("loglikelihood", "logprior"):
+                pair = getattr(live, name), getattr(new, name)
+                found.append(Values.of_logdensity(("algorithm",), *pair, rounding))
+        points = _some_points(tree_of("dead", saved.arrays, programs.shapes.dead), live)
+        before = {"prior": points.logprior, "likelihood": points.loglikelihood}
+        for name, function in functions.items():
+            if (part := _WORDS[name]) in parts:
+                now = _at(function, points.positions)
+                if part == "likelihood":  # as points of a run have it
+                    now = np.where(is_invalid(now), -np.inf, now)
+                row = jax.tree.map(lambda x: x[0], points.positions)
+                rounding = rounding_of_function(function, row)
+                found.append(Values.of_logdensity((part,), before[part], now, rounding))
+        return found
+
+    return values
+
+
+def _some_points(dead: Dying, live: Dying) -> Dying:
+    """A few points, in the order in which they die; of likelihood zero only if all."""
+    points = jax.tree.map(
+        lambda *x: np.concatenate(list(map(np.asarray, x))), dead, live
+    )
+    finite = np.flatnonzero(np.isfinite(points.loglikelihood))
+    rows = finite if finite.size else np.arange(len(points.loglikelihood))
+    return jax.tree.map(lambda x: x[rows[some_of(len(rows))]], points)
+
+
+def _at(function: Callable[..., Any], positions: PyTree) -> np.ndarray:
+    """Values at some positions, one after the other: each may need much memory."""
+    jitted = jax.jit(function)
+    count = len(jax.tree.leaves(positions)[0])
+    rows = [jax.tree.map(lambda x, i=i: x[i], positions) for i in range(count)]
+    return np.array([to_host(jitted(row)) for row in rows])
+
+
+def _functions(
     functions: Mapping[str, Callable[..., Any]], positions: PyTree
-) -> dict[str, str]:
+) -> dict[str, Part]:
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    words = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
     return {
-        words[name]: of_function(function, row) for name, function in functions.items()
+        _WORDS[name]: of_function(function, row) for name, function in functions.items()
     }
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from ..run._environment import provenance_rows
+
 
 HEAD: Final = ("nested run", "")
 
@@ -21,4 +23,5 @@ def rows_of(run: Any) -> list[tuple[str, str]]:
         ("converged", f"{'yes' if run.converged else 'no'}: {run.stop_reason}"),
         ("seconds", "{:.1f} to compile, {:.1f} to run".format(*run.seconds)),
     ]
+    rows += provenance_rows(run.provenance)
     return rows + [("warning", str(warning)) for warning in run.warnings]

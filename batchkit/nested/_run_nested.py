@@ -22,7 +22,13 @@ from ._arguments import (
 from ._guard import Rejected, rejecting, revealing, users_functions
 from ._loop import Loop
 from ._nested_run import NestedRun
-from ._plan import check_processes, identity_of, layout_of, say_what_is_run
+from ._plan import (
+    check_processes,
+    identity_of,
+    layout_of,
+    say_what_is_run,
+    values_of,
+)
 from ._programs import NestedPrograms
 from ._stop import AbstractStop, RemainingEvidence
 
@@ -143,7 +149,13 @@ def run_nested(
     if place is not None:
         identity = identity_of(functions, programs, settings, rng_key, live)
     with Saver(
-        place, "nested run", identity, layout=layout.words, fresh=fresh
+        place,
+        "nested run",
+        identity,
+        compare=values_of(functions, programs),
+        start_of=lambda header: header["step"],
+        layout=layout.words,
+        fresh=fresh,
     ) as saver:
         loop = Loop(programs, rng_key, stop, saver, progress, rejected, settings)
         return loop.run(live)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..run._diagnostic import Diagnostic
+from ..run._environment import provenance_as_saved, provenance_from
 from ..run._result_file import read_result, write_result
 from ..run._structure import describable, shaped_like
 from ._dead import DeadPoints
@@ -32,6 +33,7 @@ def save_nested(path: str | os.PathLike[str], run: Any) -> None:
         ],
         "seconds": [float(x) for x in run.seconds],
         "settings": describable(run.settings),
+        "provenance": provenance_as_saved(run.provenance),
         # They follow from the rest, but only batchkit knows how.
         "weights": run.weights,
         "log_evidence": run.log_evidence,
@@ -59,6 +61,7 @@ def load_nested(
         "key": key if isinstance(key, jax.Array) else jnp.asarray(key),
         "warnings": [Diagnostic(*x) for x in values["warnings"]],
         "seconds": tuple(values["seconds"]),
+        "provenance": provenance_from(values),
     }
     rest = ("num_steps", "num_evaluations", "converged", "stop_reason", "settings")
     return dead, {**told, **{name: values[name] for name in rest}}

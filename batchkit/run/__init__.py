@@ -2,6 +2,7 @@
 
 from ._checkpoint import Checkpoint as Checkpoint, CheckpointError as CheckpointError
 from ._diagnostic import Diagnostic as Diagnostic
+from ._environment import Provenance as Provenance
 from ._extras import extra as extra
 from ._names import parameter_names as parameter_names
 from ._summary import Summary as Summary

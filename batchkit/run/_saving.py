@@ -17,8 +17,9 @@ from types import TracebackType
 from typing import Any, Final, final
 
 from ._checkpoint import Checkpoint, CheckpointError, seconds_until_next
-from ._environment import versions
+from ._environment import Provenance
 from ._file import decode, encode
+from ._fingerprint import Part
 from ._processes import (
     bytes_from_first,
     first_and_largest,
@@ -28,6 +29,7 @@ from ._processes import (
     several,
     speaker,
 )
+from ._same_run import Compare, SameRun
 from ._signals import Interruptible
 from ._store import Saved, Store
 
@@ -73,8 +75,10 @@ class Saver:
         self,
         checkpoint: Checkpoint | None,
         kind: str,
-        identity: Mapping[str, str],
+        identity: Mapping[str, Part],
         *,
+        compare: Compare | None = None,
+        start_of: Callable[[Mapping[str, Any]], int] = lambda header: 0,
         layout: Any = None,
         fresh: bool = False,
     ) -> None:
@@ -82,15 +86,17 @@ class Saver:
 
         - `checkpoint`: where and how often, or None.
         - `kind`: what kind of run it is, in words, such as "nested run".
-        - `identity`: what the run was started with, a digest for each part by its name
-            in words.
+        - `identity`: what the run was started with, a fingerprint of each part by its
+            name in words.
+        - `compare`, `start_of`: what tells whether a checkpoint of other versions is of
+            this run, and from where it goes on; see `SameRun`.
         - `layout`: how the run is laid out, something that JSON has. It may differ from
             one part of a run to the next.
         - `fresh`: whether to start over if there is a file.
         """
         self._checkpoint = checkpoint
         self._kind = kind
-        self._identity = dict(identity)
+        self._same = SameRun(identity, compare, start_of)
         self._layout = layout
         self._fresh = fresh
         self._store: Store | None = None
@@ -173,6 +179,11 @@ class Saver:
         return self._signals.requested is not None
 
     @property
+    def provenance(self) -> tuple[Provenance, ...]:
+        """The versions that the run was computed with so far, in their order."""
+        return self._same.provenance
+
+    @property
     def path(self) -> str | None:
         """Where the run is saved."""
         return None if self._checkpoint is None else self._checkpoint.path
@@ -229,6 +240,7 @@ class Saver:
         if not self.is_on:
             return
         start = time.perf_counter()
+        self._same.begin()
         header, arrays = {**self._kept[0], **header}, {**self._kept[1], **arrays}
         in_first(lambda: self._write(header, arrays))
         self._last = time.perf_counter()
@@ -240,13 +252,12 @@ class Saver:
         assert self._store is not None
         full = {
             "kind": self._kind,
-            "identity": self._identity,
+            **self._same.header(),
             "layout": self._layout,
-            "versions": versions(),
             "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **header,
         }
-        self._store.write(full, arrays)
+        self._store.write(full, {**arrays, **self._same.arrays()})
 
     def leave(self) -> None:
         """Does what the signal asked for, once the run is saved."""
@@ -297,15 +308,4 @@ class Saver:
                 f"{saved.path!r} holds a {kind}, and this is a {self._kind}.",
                 "Choose another path, or start over with `fresh=True`.",
             )
-        before = saved.header.get("identity", {})
-        names = [*self._identity, *(x for x in before if x not in self._identity)]
-        changed = [x for x in names if before.get(x) != self._identity.get(x)]
-        if changed:
-            what = ", ".join(changed)
-            verb = "differs" if len(changed) == 1 else "differ"
-            raise CheckpointError(
-                f"{saved.path!r} holds another run: its {what} {verb} from what was "
-                "given here.",
-                "To go on with it give what it was started with; to replace it use "
-                "`fresh=True`; to keep it choose another path.",
-            )
+        self._same.check(saved)

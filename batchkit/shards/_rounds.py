@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher
 from ..chains._loop import ChainLoop
 from ..chains._plan import layout_of
+from ..chains._programs import Chains
 from ..chains._progress import ChainProgress
 from ..run._checkpoint import CheckpointError
 from ..run._processes import in_first, speaker
@@ -106,17 +107,8 @@ class Rounds:
 
         All of them have been tried equally often: who succeeds does not run again.
         """
-        tries = known.header["shards"]
-        (number,) = {len(tries[shard]) for shard in which}
-        targets = [target_of(tries[shard], self.target) for shard in which]
-        tasks = ShardTasks(
-            self.model, self.shards, which, self.num_chains, self.batcher, targets
-        )
-        chains = tasks.chains(
-            jax.random.fold_in(self.rng_key, number),
-            jax.tree.map(lambda x: x[which], self.starts),
-            self.block,
-        )
+        (number,) = {len(known.header["shards"][shard]) for shard in which}
+        targets, chains = self.chains(known.header["shards"], which)
         self._say(number, which, layout_of(chains))
         if saved is not None and number > 0:
             like = chains.tuned_shapes, chains.draw_shapes
@@ -168,6 +160,27 @@ class Rounds:
         # Where each process computes everything, their devices may round in their own
         # ways, and must still run the same shards next.
         return known._replace(header=in_first(lambda: known.header))
+
+    def chains(
+        self, tries: list[list[dict[str, Any]]], which: list[int]
+    ) -> tuple[list[float], Chains]:
+        """What shards are tuned for in their next try, and the programs of its chains.
+
+        **Arguments:**
+
+        - `tries`: those of each shard so far.
+        - `which`: the shards that run.
+        """
+        targets = [target_of(tries[shard], self.target) for shard in which]
+        tasks = ShardTasks(
+            self.model, self.shards, which, self.num_chains, self.batcher, targets
+        )
+        chains = tasks.chains(
+            jax.random.fold_in(self.rng_key, len(tries[which[0]])),
+            jax.tree.map(lambda x: x[which], self.starts),
+            self.block,
+        )
+        return targets, chains
 
     def _say(self, number: int, which: list[int], layout: list[str]) -> None:
         told = "; ".join(layout)

@@ -1,6 +1,7 @@
 """`run_shards`: one posterior from shards of the data, each with chains of its own."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from ..batchers import AbstractBatcher, Vmap
 from ..chains._blocks import keeps_places
 from ..run._arguments import check_count
 from ..run._checkpoint import Checkpoint
+from ..run._environment import Provenance
 from ..run._extras import delayed
+from ..run._fingerprint import digests
 from ..run._processes import check_same, explaining_loss, on_host, several
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -28,7 +31,7 @@ from ._arguments import (
 )
 from ._combine import way_to_combine
 from ._failure import ShardFailure
-from ._identity import about, identity_of
+from ._identity import about, identity_of, start_of, values_of
 from ._plan import SamplingPlan
 from ._refine import refined
 from ._rounds import Rounds
@@ -219,7 +222,7 @@ def run_shards(
         identity = identity_of(rounds, order)
     check_same(
         "run_shards",
-        identity,
+        digests(identity),
         batcher=batcher,
         block=block,
         max_tries=max_tries,
@@ -238,13 +241,28 @@ def run_shards(
         return refined(samples, rounds.mean_gradients(used))
 
     with contextlib.nullcontext() if profile is None else _trace(profile):
-        saver = Saver(place, "run of shards", identity, layout=layout, fresh=fresh)
+        saver = Saver(
+            place,
+            "run of shards",
+            identity,
+            compare=values_of(rounds),
+            start_of=functools.partial(start_of, rounds),
+            layout=layout,
+            fresh=fresh,
+        )
         with saver, Reporter(progress, "shards", " draws") as reporter:
             known = rounds.run(max_tries, saver, reporter, about(rounds))
         # All is saved, so that from here on Ctrl-C acts at once.
         with explaining_loss("run_shards", saver.path):
             return _result(
-                known, shards, plan, key, combine, on_failure, moved if refine else None
+                known,
+                shards,
+                plan,
+                key,
+                combine,
+                on_failure,
+                moved if refine else None,
+                saver.provenance,
             )
 
 
@@ -269,6 +287,7 @@ def _result(
     combine: str,
     on_failure: str,
     refine: Any,
+    provenance: tuple[Provenance, ...],
 ) -> ShardRun:
     tries, bad = known.header["shards"], failed(known)
     reasons = {
@@ -296,7 +315,7 @@ def _result(
         for shard in range(shards.count)
     ]
     samples = known.arrays[1].position
-    return ShardRun(samples, stats, rng_key, combine, reasons, refine)
+    return ShardRun(samples, stats, rng_key, combine, reasons, refine, provenance)
 
 
 def _counted(tries: int) -> str:

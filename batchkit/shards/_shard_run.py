@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ..chains import ChainSummary, Convergence
 from ..chains._summary import named_numbers
 from ..rebuild._table import html_table, table
+from ..run._environment import Provenance, provenance_rows
 from ..run._names import parameter_names
 from ._checks import FATAL, diagnose_shards
 from ._combine import combine_shards
@@ -60,6 +61,7 @@ class ShardRun:
         combine: str = "consensus",
         failed: dict[int, str] | None = None,
         refine: Callable[[PyTree, tuple[int, ...]], Any] | None = None,
+        provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**
 
@@ -74,6 +76,8 @@ class ShardRun:
         - `refine`: a function from the combined draws and the indices of their shards
             to the draws where they belong, and by how many standard deviations each
             number was moved, or None if it could not be; none by default.
+        - `provenance`: which versions computed it from which draw on, counted through
+            all tries, a `batchkit.run.Provenance` for each; empty by default.
 
         **Raises:**
 
@@ -86,6 +90,7 @@ class ShardRun:
         self.stats = tuple(stats)
         _check_shards(self.shard_samples, len(self.stats), failed)
         self.combine = combine
+        self.provenance = tuple(provenance)
         kept = [s for s in range(len(self.stats)) if s not in failed]
         good = jax.tree.map(lambda x: x[kept], self.shard_samples)
         combined = combine_shards(good, combine, rng_key)
@@ -159,6 +164,7 @@ class ShardRun:
             f"more than once. R-hat of the combined draws is at most {rhat:.3f}, "
             f"their bulk ESS at least {ess:,.0f}.{self._moved()}",
             *(f"- {warning}" for warning in self.warnings),
+            *(f"- {name} {told}" for name, told in provenance_rows(self.provenance)),
             "",
             table(_OF_SHARD, [_row(x) for x in self.stats]),
         ]
@@ -184,6 +190,7 @@ class ShardRun:
             ("verdict", self.verdict),
             ("shards", f"{len(self.used)} of {len(self.stats)}, {self.combine}"),
             ("draws", f"{chains:,} chains of {draws:,}"),
+            *provenance_rows(self.provenance),
             *(("warning", str(warning)) for warning in self.warnings),
         ]
 

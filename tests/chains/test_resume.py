@@ -14,10 +14,13 @@ from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
 from batchkit.chains import _blocks
+from batchkit.run import Provenance
+from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.run._saving import Saver
 
 from ..helpers import assert_refuses, assert_same, mesh
+from ..run.other_versions import OTHER, as_other_versions_wrote
 
 
 KEY = jax.random.key(3)
@@ -214,6 +217,74 @@ def test_data_is_part_of_the_log_density(tmp_path: Path) -> None:
         with_data(np.ones(7))
 
 
+PARTS = "log-density", "sampler", "positions"
+
+
+def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    as_other_versions_wrote(saved, *PARTS)
+    finished = chains(checkpoint=saved)
+    assert finished.provenance == (Provenance(0, OTHER),)
+    found = chains(num_samples=8, checkpoint=saved)
+    assert "was written with jax 0.0.1, python 3.0.1" in caplog.text
+    assert_same(parts(found), parts(chains(num_samples=8)), ulps=0)
+    assert found.provenance == (Provenance(0, OTHER), Provenance(6, versions()))
+    told = f"jax 0.0.1, python 3.0.1 from 0 on; jax {jax.__version__}, python "
+    assert told in repr(found)
+    assert "from 6 on" in repr(found)
+    found.save(saved.parent / "result.h5")
+    again = bk.ChainRun.load(saved.parent / "result.h5")
+    assert again.provenance == found.provenance
+
+
+@jax.custom_jvp
+def doubled(x: jax.Array) -> jax.Array:
+    return x
+
+
+@doubled.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return primals[0], 2 * tangents[0]
+
+
+def other_gradient(position: dict[str, jax.Array]) -> jax.Array:
+    return doubled(logdensity(position))
+
+
+OF_OTHER_VERSIONS: list[tuple[Any, str]] = [
+    ({"logdensity_fn": other}, "log-density differs.*at 13 of 13"),
+    ({"logdensity_fn": other_gradient}, "log-density differs.*at 13 of 13"),
+    ({"rng_key": jax.random.key(4)}, "key differs"),
+    ({"positions": {**STARTS, "y": jnp.full(CHAINS, 0.1)}}, "positions differs"),
+    ({"num_integration_steps": 3}, "num_integration_steps.*` was 2, is 3"),
+    ({"integrator": mclachlan}, "sampler differs.*`integrator` was not given"),
+]
+
+
+def test_another_run_of_other_versions_is_refused(saved: Path) -> None:
+    as_other_versions_wrote(saved, *PARTS)
+    before = saved.read_bytes()
+    for changed, what in OF_OTHER_VERSIONS:
+        match = f"{what}.*written with jax 0.0.1, python 3.0.1; this is jax"
+        with pytest.raises(bk.CheckpointError, match=match):
+            chains(checkpoint=saved, **changed)
+    assert saved.read_bytes() == before
+
+
+def test_steps_of_an_algorithm_are_compared_between_versions(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+
+    def sample(step_size: float, num_samples: int) -> bk.ChainRun:
+        algorithm = blackjax.hmc(logdensity, step_size, jnp.ones(8), 2)
+        given = {"num_samples": num_samples, "checkpoint": path, "progress": False}
+        return bk.run_chains(algorithm, KEY, STARTS, **given)
+
+    sample(0.1, 3)
+    as_other_versions_wrote(path, "algorithm")
+    with pytest.raises(bk.CheckpointError, match=r"algorithm differs.*python 3\.0\.1"):
+        sample(0.11, 5)
+    assert sample(0.1, 5).provenance[-1].start == 3
+
+
 def test_fresh_starts_over(saved: Path) -> None:
     chains(rng_key=jax.random.key(4), num_samples=5, checkpoint=saved, fresh=True)
     assert read_file(saved)[0]["draws"] == 5
@@ -288,8 +359,11 @@ def test_states_of_any_algorithm(tmp_path: Path) -> None:
     whole = bk.run_chains(Walk(), KEY, starts, num_samples=9, progress=False)
     assert_same(found.samples, whole.samples, ulps=0)
     assert found.samples.dtype == jnp.bfloat16
-    with pytest.raises(bk.CheckpointError, match="its algorithm differs"):
-        bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **given)
+    for _ in range(2):
+        with pytest.raises(bk.CheckpointError, match="its algorithm differs"):
+            bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **given)
+        as_other_versions_wrote(tmp_path / "run.h5", "algorithm")
+    assert bk.run_chains(Walk(), KEY, starts, num_samples=9, **given).num_samples == 9
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,8 +17,11 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.run import Provenance
+from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 
+from ..run.other_versions import OTHER, as_other_versions_wrote
 from .problems import gaussian
 
 
@@ -176,8 +180,8 @@ def test_a_finished_run_returns_at_once(saved: Path) -> None:
     [
         ({"seed": 1}, "first live points, key differ"),
         ({"num_live": 120}, "settings, first live points differ"),
-        ({"num_delete": 30}, "settings differs"),
-        ({"num_inner_steps": 6}, "settings differs"),
+        ({"num_delete": 30}, "settings differs.*`num_delete` was 20, is 30"),
+        ({"num_inner_steps": 6}, "settings differs.*`num_inner_steps` was 5, is 6"),
     ],
 )
 def test_another_run_is_refused(saved: Path, changed: Any, what: str) -> None:
@@ -197,14 +201,16 @@ def test_another_problem_is_refused(
 ) -> None:
     other = PROBLEM._replace(**{field: function})
     live = PROBLEM.positions(100)
-    with pytest.raises(bk.CheckpointError, match=what):
-        bk.run_nested(
-            other.algorithm(20),
-            jax.random.key(0),
-            live,
-            checkpoint=saved,
-            progress=False,
-        )
+    for words in (f"{what} from", f"{what}.*at 8 of 8 positions.*with jax 0.0.1"):
+        with pytest.raises(bk.CheckpointError, match=words):
+            bk.run_nested(
+                other.algorithm(20),
+                jax.random.key(0),
+                live,
+                checkpoint=saved,
+                progress=False,
+            )
+        as_other_versions_wrote(saved, "prior", "likelihood")
 
 
 def test_data_is_part_of_the_problem(tmp_path: Path) -> None:
@@ -216,6 +222,52 @@ def test_data_is_part_of_the_problem(tmp_path: Path) -> None:
     with_data(np.array([0.0, 1.0]))  # another array with the same numbers
     with pytest.raises(bk.CheckpointError, match="likelihood differs"):
         with_data(np.array([0.0, 1.5]))
+
+
+def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+    parts = "prior", "likelihood", "first live points"
+    as_other_versions_wrote(saved, *parts)
+    finished = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+    assert finished.provenance == (Provenance(0, OTHER),)
+    found = PROBLEM.run(stop=bk.NumSteps(5), checkpoint=saved)
+    whole = PROBLEM.run(stop=bk.NumSteps(5))
+    np.testing.assert_array_equal(found.dead.positions, whole.dead.positions)
+    assert "was written with jax 0.0.1, python 3.0.1" in caplog.text
+    assert whole.provenance == (Provenance(0, versions()),)
+    assert found.provenance == (Provenance(0, OTHER), Provenance(3, versions()))
+    assert "jax 0.0.1, python 3.0.1 from 0 on" in repr(found)
+    assert "from 3 on" in repr(found)
+    found.save(saved.parent / "result.h5")
+    again = bk.NestedRun.load(saved.parent / "result.h5")
+    assert again.provenance == found.provenance
+    assert bk.merge([found, PROBLEM.run(seed=1)]).provenance == (
+        *found.provenance,
+        Provenance(0, versions()),
+    )
+
+
+def test_other_versions_of_an_algorithm_that_shows_no_likelihood(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.h5"
+
+    def hidden(problem: Any) -> bk.NestedRun:
+        algorithm = problem.algorithm(20)
+        return bk.run_nested(
+            SimpleNamespace(init=jax.jit(algorithm.init), step=jax.jit(algorithm.step)),
+            jax.random.key(0),
+            PROBLEM.positions(100),
+            stop=bk.NumSteps(2),
+            checkpoint=path,
+            progress=False,
+        )
+
+    hidden(PROBLEM)
+    as_other_versions_wrote(path, "algorithm")
+    assert hidden(PROBLEM).num_steps == 2
+    other = PROBLEM._replace(loglikelihood=lambda x: -jnp.sum(x**2))
+    with pytest.raises(bk.CheckpointError, match=r"algorithm differs.*python 3\.0\.1"):
+        hidden(other)
 
 
 def test_fresh_starts_over(saved: Path) -> None:

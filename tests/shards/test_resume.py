@@ -12,11 +12,13 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains import _blocks
-from batchkit.run import _saving
+from batchkit.run import Provenance, _saving
+from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.shards import ShardProgress, _tries
 
 from ..helpers import assert_refuses, mesh, unchecked
+from ..run.other_versions import OTHER, as_other_versions_wrote
 
 
 KEY = jax.random.key(5)
@@ -200,6 +202,31 @@ def test_files_of_other_runs(tmp_path: Path, rates: list[float]) -> None:
         assert header["settings"]["num_samples"] == 20
         fresh = run(checkpoint=path, fresh=True, rng_key=jax.random.key(6))
         assert np.any(fresh.samples != first.samples)
+
+
+def test_other_versions(tmp_path: Path, some_fail: list[int]) -> None:
+    path = tmp_path / "run.h5"
+    with pytest.raises(Killed):
+        run(checkpoint=path, progress=killed_at(1, 9))
+    at = read_file(path)[0]["at"]
+    as_other_versions_wrote(path, "prior", "likelihood", "sampler", "data", "positions")
+    before = path.read_bytes()
+    for name in ("data", "likelihood", "prior", "starts", "settings"):
+        changed, words = CHANGED[name]
+        if name in ("likelihood", "prior"):
+            words = "its prior or likelihood differs"
+        elif name == "data":
+            words = "its data"
+        refused = (words, "written with jax 0.0.1, python 3.0.1")
+        error: Any = bk.CheckpointError
+        assert_refuses(
+            lambda given=changed: run(checkpoint=path, **given), error, refused
+        )
+        assert path.read_bytes() == before
+    found = run(checkpoint=path)
+    assert_same_run(found, run())
+    assert found.provenance == (Provenance(0, OTHER), Provenance(20 + at, versions()))
+    assert "computed with jax 0.0.1, python 3.0.1 from 0 on" in found.report()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

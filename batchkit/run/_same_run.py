@@ -1,0 +1,352 @@
+"""Whether a checkpoint is of the run that asks for it, also between versions.
+
+Between equal versions all digests must be equal. Otherwise parts whose digests differ
+are compared in the ways that do not depend on a version (see `_fingerprint.py`), and
+functions by their values: a checkpoint has positions with the values that the run has
+computed there, so the functions of now are evaluated at a few of them. A part that
+agrees to rounding is the same, and the run goes on; its provenance has the versions.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ._checkpoint import CheckpointError
+from ._environment import (
+    Provenance,
+    changed_versions,
+    versions,
+    versions_in_words,
+)
+from ._fingerprint import Part, Sketch, digests
+from ._processes import in_first, speaker
+from ._store import Saved
+from ._trees import tree_of
+
+
+_log: Final = logging.getLogger("batchkit")
+
+_OTHER: Final = (
+    "To go on with it give what it was started with; to replace it use `fresh=True`; "
+    "to keep it choose another path."
+)
+
+
+@final
+class Values(NamedTuple):
+    """What a function computed for a checkpoint, and computes now, at some positions.
+
+    - `parts`: the parts of the fingerprint that the function consists of.
+    - `before`, `now`: arrays of shape `(positions, ...)`.
+    - `scale`: the size that rounding is relative to, which broadcasts to them.
+    - `rounding`: by how much they may differ, relative to it.
+    """
+
+    parts: tuple[str, ...]
+    before: np.ndarray
+    now: np.ndarray
+    scale: Any
+    rounding: float
+
+    @staticmethod
+    def of_logdensity(
+        parts: tuple[str, ...], before: Any, now: Any, rounding: float
+    ) -> "Values":
+        """Of logarithms of densities, whose rounding below one is absolute."""
+        before, now = np.asarray(before, np.float64), np.asarray(now, np.float64)
+        scale = np.maximum(1.0, np.maximum(np.abs(before), np.abs(now)))
+        return Values(parts, before, now, scale, rounding)
+
+
+# From a checkpoint and the names of parts, the values of as many of them as it has. It
+# is called whenever versions differ, and raises if it holds another kind of state.
+Compare = Callable[[Saved, Sequence[str]], Sequence[Values]]
+
+
+@final
+class SameRun:
+    """What a run is known by and with which versions it was computed."""
+
+    def __init__(
+        self,
+        parts: Mapping[str, Part],
+        compare: Compare | None = None,
+        start_of: Callable[[Mapping[str, Any]], int] = lambda header: 0,
+    ) -> None:
+        """**Arguments:**
+
+        - `parts`: the fingerprint of each part, by its name in words.
+        - `compare`: see `Compare`; None if no function can be compared.
+        - `start_of`: from the header of a checkpoint, from which step or draw on the
+            run goes on.
+        """
+        self._parts = dict(parts)
+        self._compare = compare
+        self._start_of = start_of
+        self._versions = versions()
+        self._before: tuple[Provenance, ...] = ()
+        self._next: Provenance | None = None
+        # Those of the first checkpoint stay, so that rounding does not add up.
+        self._sketches: dict[str, Sketch] = {}
+
+    @property
+    def provenance(self) -> tuple[Provenance, ...]:
+        """The versions that computed what there is, in their order."""
+        return self._before or (Provenance(0, self._versions),)
+
+    def begin(self) -> None:
+        """Says that from here on the versions of this process compute."""
+        if self._next is not None:
+            self._before, self._next = (*self._before, self._next), None
+
+    def check(self, saved: Saved) -> None:
+        """Raises `CheckpointError` if a checkpoint is of another run."""
+        written, start = self._read(saved)
+        now = self._versions
+        digest = saved.header.get("identity", {})
+        ours = digests(self._parts)
+        names = [*ours, *(name for name in digest if name not in ours)]
+        differ = [name for name in names if digest.get(name) != ours.get(name)]
+        changed = changed_versions(written[-1].versions, now)
+        if not changed:
+            if differ:
+                raise CheckpointError(
+                    _another(saved.path, differ, self._words(saved)), _OTHER
+                )
+            self._before = written
+            return
+        before = versions_in_words(written[-1].versions, changed)
+        after = versions_in_words(now, changed)
+        different, unknown, told = self._between_versions(saved, differ, before)
+        between = f"It was written with {before}; this is {after}."
+        if different:
+            raise CheckpointError(
+                f"{_another(saved.path, different, [*self._words(saved), *told])} "
+                f"{between}",
+                _OTHER,
+            )
+        if unknown:
+            what = " and ".join(unknown)
+            raise CheckpointError(
+                f"{saved.path!r} has nothing that tells between versions whether its "
+                f"{what} is what was given here. {between}",
+                f"Go on with it with {before}, or start over with `fresh=True`.",
+            )
+        self._before, self._next = written, Provenance(start, now)
+        speaker(_log).warning(
+            "%s was written with %s, and this is %s. It is of this run; what follows "
+            "agrees with a run of one version to rounding, not to the bit.",
+            saved.path,
+            before,
+            after,
+        )
+
+    def header(self) -> dict[str, Any]:
+        """What a checkpoint tells of it."""
+        return {
+            "identity": digests(self._parts),
+            "words": {
+                name: _as_json(x.words)
+                for name, x in self._parts.items()
+                if not x.is_function
+            },
+            "sketches": {name: x.exact for name, x in self._all_sketches().items()},
+            "versions": self._versions,
+            "provenance": [[x.start, dict(x.versions)] for x in self.provenance],
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it keeps of sketches."""
+        return {
+            f"sketches/{name}": x.sums
+            for name, x in self._all_sketches().items()
+            if x.sums.size
+        }
+
+    def _all_sketches(self) -> dict[str, Sketch]:
+        for name, part in self._parts.items():
+            if part.sketch is not None and name not in self._sketches:
+                self._sketches[name] = part.sketch()
+        return self._sketches
+
+    def _read(self, saved: Saved) -> tuple[tuple[Provenance, ...], int]:
+        """Takes over what a checkpoint tells of it.
+
+        **Returns:**
+
+        Its provenance, and from where on the run goes on.
+        """
+        header = saved.header
+        try:
+            written = header.get("provenance") or [[0, dict(header["versions"])]]
+            told = tuple(Provenance(int(x), dict(y)) for x, y in written)
+            for name, exact in header.get("sketches", {}).items():
+                sums = np.asarray(saved.arrays.get(f"sketches/{name}", np.zeros(0)))
+                self._sketches[name] = Sketch(str(exact), sums, np.zeros(0))
+            return told, self._start_of(header)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{saved.path!r} does not tell what it was computed with ({error!r}).",
+                "Choose another path, or start over with `fresh=True`.",
+            ) from error
+
+    def _between_versions(
+        self, saved: Saved, differ: Sequence[str], before: str
+    ) -> tuple[list[str], list[str], list[str]]:
+        """Which parts differ, which cannot be compared, and what was found in words."""
+        different: list[str] = []
+        functions: list[str] = []
+        unknown: list[str] = []
+        words = saved.header.get("words")
+        for name in differ:
+            part = self._parts.get(name)
+            if part is None or name not in saved.header.get("identity", {}):
+                different.append(name)
+            elif part.is_function:
+                functions.append(name)
+            elif words is None:  # An older batchkit kept digests alone.
+                unknown.append(name)
+            elif part.sketch is None:
+                old, new = words.get(name), _as_json(part.words)
+                if part.has_own_names:
+                    both = [key for key in new if key in old]
+                    old, new = ({key: x[key] for key in both} for x in (old, new))
+                if old != new:
+                    different.append(name)
+            elif not _agree(self._sketches.get(name), part.sketch()):
+                different.append(name)
+        told: list[str] = []
+        if self._compare is not None:
+            try:
+                values = self._compare(saved, functions)
+            except (LookupError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{saved.path!r} was written with {before}, and cannot be compared "
+                    f"with what was given here: {error}.",
+                    f"Go on with it with {before}, or start over with `fresh=True`.",
+                ) from error
+            compared = {name for each in values for name in each.parts}
+            unknown += [name for name in functions if name not in compared]
+            for each in values:
+                if why := _difference(each):
+                    different.append(" or ".join(each.parts))
+                    told.append(why)
+        else:
+            unknown += functions
+        # Several processes may round otherwise, and must still do the same.
+        found = in_first(lambda: [list(dict.fromkeys(different)), unknown, told])
+        return found[0], found[1], found[2]
+
+    def _words(self, saved: Saved) -> list[str]:
+        """Which settings were something else."""
+        found: list[str] = []
+        words = saved.header.get("words", {})
+        for name, part in self._parts.items():
+            old, new = words.get(name), _as_json(part.words)
+            if name not in words or old == new:
+                continue
+            if isinstance(old, dict) and isinstance(new, dict):
+                found += [
+                    _change(key, old, new)
+                    for key in dict.fromkeys([*old, *new])
+                    if old.get(key) != new.get(key)
+                ]
+            else:
+                found.append(_change(name, {name: old}, {name: new}))
+        return found
+
+
+def state_in(saved: Saved, name: str, like: PyTree) -> PyTree:
+    """The state in a checkpoint, which another version may have had otherwise.
+
+    **Arguments:**
+
+    - `saved`: the checkpoint.
+    - `name`: the name of the state in it.
+    - `like`: the shapes that it has here.
+
+    **Raises:**
+
+    `ValueError` if it has others there.
+    """
+    expected = {
+        f"{name}/{i}": (tuple(x.shape), str(x.dtype))
+        for i, x in enumerate(jax.tree.leaves(like))
+    }
+    found = {
+        key: (tuple(x.shape), str(x.dtype))
+        for key, x in saved.arrays.items()
+        if key.startswith(f"{name}/")
+    }
+    if found != expected:
+        raise ValueError(
+            f"it has {len(found)} arrays of the sampler's state, not {len(expected)}"
+            if len(found) != len(expected)
+            else "arrays of the sampler's state have other shapes or dtypes"
+        )
+    return tree_of(name, saved.arrays, like)
+
+
+def some_of(count: int, most: int = 8) -> np.ndarray:
+    """A few of so many indices, from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+
+
+def _another(path: str, differ: Sequence[str], details: Sequence[str]) -> str:
+    verb = "differs" if len(differ) == 1 else "differ"
+    more = f": {'; '.join(details)}." if details else "."
+    return (
+        f"{path!r} holds another run: its {', '.join(differ)} {verb} from what was "
+        f"given here{more}"
+    )
+
+
+def _agree(old: Sketch | None, new: Sketch) -> bool:
+    return (
+        old is not None
+        and old.exact == new.exact
+        and old.sums.shape == new.sums.shape
+        and bool(np.all(np.abs(old.sums - new.sums) <= new.rounding))
+    )
+
+
+def _difference(values: Values) -> str:
+    """In words where values differ by more than rounding; empty if nowhere."""
+    before, now = (np.asarray(x, np.float64) for x in (values.before, values.now))
+    with np.errstate(invalid="ignore"):
+        close = np.abs(before - now) <= values.rounding * values.scale
+    # An infinity is close to everything, and differs from itself by NaN.
+    close &= np.isfinite(before) & np.isfinite(now)
+    close |= (before == now) | (np.isnan(before) & np.isnan(now))
+    if np.all(close):
+        return ""
+    by_position = np.all(close.reshape(len(close), -1), axis=1)
+    worst = tuple(np.argwhere(~close)[0])
+    return (
+        f"at {np.sum(~by_position)} of {len(close)} positions in the file its value is "
+        f"another one, by more than {values.rounding:.1g} of it: "
+        f"{before[worst]:.7g} in the file, {now[worst]:.7g} now"
+    )
+
+
+def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    was = f"was {old[name]!r}" if name in old else "was not given"
+    now = f"is {new[name]!r}" if name in new else "is not given"
+    return f"`{name}` {was}, {now}"
+
+
+def _as_json(value: Any) -> Any:
+    """The same as a checkpoint gives it back."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(x) for x in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return json.loads(json.dumps(value))
