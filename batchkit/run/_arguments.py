@@ -7,6 +7,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.errors import (
     ConcretizationTypeError,
     TracerArrayConversionError,
@@ -78,7 +79,7 @@ def check_not_traced(owner: str, *arguments: PyTree) -> None:
     """
     # Inside jit a constant is traced too, inside vmap and grad only the arguments are.
     leaves = [jnp.zeros(()), *jax.tree.leaves(arguments)]
-    if any(isinstance(x, jax.core.Tracer) for x in leaves):
+    if any(isinstance(x, Tracer) for x in leaves):
         raise TypeError(
             f"{owner} was called inside `jax.jit`, `jax.vmap` or another "
             "transformation of JAX. It compiles its own programs and watches them from "

@@ -184,12 +184,13 @@ def test_notes_say_what_a_logdensity_is_called_with(
     def algorithm(fun: Any) -> Any:
         return blackjax.hmc(fun, 0.1, jnp.ones(3), 3)
 
+    run: Any = bk.run_chains
     for args, name in (
         ((blackjax.nuts, fun), "logdensity_fn"),
         ((algorithm(fun),), "its log-density"),
     ):
         with unchecked(), pytest.raises(error) as info:
-            bk.run_chains(*args, KEY, DICT)
+            run(*args, KEY, DICT)
         # JAX has notes of its own.
         (told,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
         assert told.startswith(f"run_chains was tracing {name}")
@@ -211,7 +212,7 @@ def test_the_start_of_a_single_chain(positions: Any, fun: Any) -> None:
 
 
 def test_arrays_are_elided_where_arguments_are_swapped() -> None:
-    starts = jnp.ones((60, 2))
+    starts: Any = jnp.ones((60, 2))
     for args, words in (
         ((blackjax.nuts, starts, KEY, logdensity), ("logdensity_fn=float32[60,2])",)),
         ((blackjax.nuts, logdensity, starts, KEY), ("rng_key=float32[60,2])",)),
