@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..batchers import AbstractBatcher
+from ..batchers import AbstractBatcher, Vmap
 from ..batchers._around import parts_around
 from ..batchers._call import Call
 from ..batchers._digest import digest
@@ -88,8 +88,12 @@ class Auto(AbstractBatcher):
         if call.size == 0:
             return call.vmap()
         task, selection = self._choose(call)
-        run = run_task(selection.batcher, task, call.axis_name, call.spmd_axis_name)
-        out = task.finish(run(task.closure, task.rows))
+        if task is None:
+            out = selection.batcher.batch(call)
+        else:
+            axes = call.axis_name, call.spmd_axis_name
+            run = run_task(selection.batcher, task, *axes)
+            out = task.finish(run(task.closure, task.rows))
         note(selection.reason)
         return out
 
@@ -136,16 +140,19 @@ class Auto(AbstractBatcher):
         jax.eval_shape(choose, *args)
         return chosen[0]
 
-    def _choose(self, call: Call) -> tuple[Task, Selection]:
-        """The task of a call, and what computes it."""
+    def _choose(self, call: Call) -> tuple[Task | None, Selection]:
+        """The task of a call, if it can be told apart, and what computes it."""
         budget = budget_or_free(self.budget, str(self))
+        if call.maps_refs:
+            reason = "a mutable array is mapped, which cannot be cut into chunks"
+            return None, Selection(Vmap(), reason, None, budget // parts_around())
         # An Auto inside the task gets half, which leaves room for what is around it.
         task = call.trace(self, parts=2, splits=False)
         around = parts_around()
         key = (
             digest(task.jaxpr, values=False),
             tuple((x.shape, str(x.dtype)) for x in task.rows),
-            tuple(task.out_axes),
+            tuple(task.is_mapped),
             (task.size, budget, around, self, call.axis_name, call.spmd_axis_name),
             (in_task(), jax.default_backend(), str(jnp.zeros(()).dtype)),
         )

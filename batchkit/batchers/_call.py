@@ -16,8 +16,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._around import divided
+from ._jaxprs import zeros
 from ._marks import in_task, looks_for_marks, with_marks
 from ._refusals import (
+    refs_are_whole,
     refuse_collectives,
     refuse_draws_by_batch,
     refuse_varying_outputs,
@@ -102,46 +104,49 @@ class Call:
         output for which `out_axes` says `None`.
         """
         size = self.size
-        leaves, treedef = jax.tree.flatten((self.args, self.kwargs))
-        axes = self._leaf_axes()
-        mapped = [
-            (i, axis)
-            for i, axis in enumerate(axes)
-            if axis is not None and not _is_float0(leaves[i])
-        ]
-
-        def one_task(*row: Any) -> Any:
-            # Unmapped leaves reach the function as they are, also those that are no
-            # arrays: this is what jax.vmap does.
-            full = [
-                leaf
-                if axis is None or not _is_float0(leaf)
-                else _float0_row(leaf, axis)
-                for leaf, axis in zip(leaves, axes, strict=True)
-            ]
-            for (i, _), value in zip(mapped, row, strict=True):
-                full[i] = value
-            args, kwargs = jax.tree.unflatten(treedef, full)
-            out = self.fun(*args, **kwargs)
-            # What is no array is judged by jax.vmap, so that the error is its own.
-            for leaf in jax.tree.leaves(out):
-                if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-                    jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))
-            return out
-
+        if self.maps_refs:
+            raise refs_are_whole(batcher)
+        same = {id(x) for x in jax.tree.leaves((self.args, self.kwargs))}
         traced: list[Any] = []
 
-        def probe(*args: Any, **kwargs: Any) -> tuple[()]:
-            # The name of the axis is bound, at its true size, while the task is traced:
-            # `psum(1, name)` is a constant then, and a real collective shows up in the
-            # jaxpr instead of binding an outer axis of the same name by accident.
-            seen = jax.tree.leaves((args, kwargs))
-            row = [seen[i] for i, _ in mapped]
-            traced.append(jax.make_jaxpr(one_task, return_shape=True)(*row))
-            return ()
+        # `jax.vmap` makes the row of one task, since a type may have rules of its own:
+        # the shape of a sparse array is no leaf. Unmapped leaves reach the function as
+        # they are, also those that are no arrays.
+        # The name of the axis is bound, at its true size, while the task is traced:
+        # `psum(1, name)` is a constant then, and a real collective shows up in the
+        # jaxpr instead of binding an outer axis of the same name by accident.
+        def probe(*args: Any, **kwargs: Any) -> list[Any]:
+            seen, treedef = jax.tree.flatten((args, kwargs))
+            mapped = [id(x) not in same for x in seen]
+            row = [
+                x
+                for x, is_mapped in zip(seen, mapped, strict=True)
+                if is_mapped and not _is_float0(x)
+            ]
 
-        def run_probe() -> None:
-            jax.vmap(
+            def one_task(*row: Any) -> Any:
+                given = iter(row)
+                full = [
+                    x
+                    if not is_mapped
+                    else np.zeros(x.shape, x.dtype)
+                    if _is_float0(x)
+                    else next(given)
+                    for x, is_mapped in zip(seen, mapped, strict=True)
+                ]
+                args, kwargs = jax.tree.unflatten(treedef, full)
+                out = self.fun(*args, **kwargs)
+                # What is no array is judged by jax.vmap, so that the error is its own.
+                for leaf in jax.tree.leaves(out):
+                    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+                        jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))
+                return out
+
+            traced.append(jax.make_jaxpr(one_task, return_shape=True)(*row))
+            return row
+
+        def rows() -> list[Any]:
+            return jax.vmap(
                 probe,
                 self.in_axes,
                 axis_name=_PROBE_AXIS if self.axis_name is None else self.axis_name,
@@ -149,21 +154,20 @@ class Call:
             )(*self.args, **self.kwargs)
 
         with divided(size if parts is None else parts):
-            if looks_for_marks(batcher) and not in_task():
-                with_marks(run_probe)
-            else:
-                run_probe()
+            marks = looks_for_marks(batcher) and not in_task()
+            all_rows = with_marks(rows) if marks else rows()
         jaxpr, out_shapes = traced[0]
         task = Task(
             jaxpr=jaxpr,
-            rows=[jnp.moveaxis(leaves[i], axis, 0) for i, axis in mapped],
+            rows=[jnp.asarray(x) for x in all_rows],
             size=size,
             out_tree=jax.tree.structure(out_shapes),
-            out_axes=self._out_leaf_axes(out_shapes),
+            out_axes=self.out_axes,
+            is_mapped=self._mapped_outputs(out_shapes),
         )
         if self.on_task is not None:
             self.on_task(task)
-        refuse_varying_outputs(task, self.out_axes)
+        refuse_varying_outputs(task, self.axis_name)
         if splits and (refusal := self.refusal(task, batcher)):
             raise refusal
         return task
@@ -178,6 +182,13 @@ class Call:
         return None
 
     @property
+    def maps_refs(self) -> bool:
+        """Whether a mutable array is mapped, which all tasks then write to in place."""
+        leaves = jax.tree.leaves((self.args, self.kwargs))
+        pairs = zip(leaves, self._leaf_axes(), strict=True)
+        return any(axis is not None and isinstance(x, jax.Ref) for x, axis in pairs)
+
+    @property
     def bytes_in(self) -> int:
         """The bytes of the mapped arguments of one task."""
         return bytes_per_task((self.args, self.kwargs), self._leaf_axes(), self.size)
@@ -188,10 +199,10 @@ class Call:
         for leaf, axis in zip(leaves, self._leaf_axes(), strict=True):
             if axis is not None and leaf.shape[axis] != size:
                 raise ValueError(
-                    f"axis_size={self.axis_size}, but an argument of shape "
-                    f"{leaf.shape} has size {leaf.shape[axis]} along its mapped axis "
-                    f"{axis}. Leave axis_size out, or give every mapped argument that "
-                    "size."
+                    f"There are {size} tasks (axis_size={self.axis_size}), but an "
+                    f"argument of shape {leaf.shape} has size {leaf.shape[axis]} along "
+                    f"its mapped axis {axis}. Leave axis_size out, and give every "
+                    "mapped argument the same size."
                 )
 
     def _mapped(self, fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -211,15 +222,17 @@ class Call:
             in_axes = tuple(in_axes)
         return leaf_axes((in_axes, 0), (self.args, self.kwargs))
 
-    def _out_leaf_axes(self, out_shapes: PyTree) -> list[int | None]:
-        """The mapped axis of each output leaf, checked by `jax.vmap` on zeros."""
+    def _mapped_outputs(self, out_shapes: PyTree) -> list[bool]:
+        """Which output leaves are mapped; `jax.vmap` checks the axes, on zeros."""
         if not (isinstance(self.out_axes, int) and self.out_axes == 0):
-
-            def zeros() -> PyTree:
-                return jax.tree.map(lambda s: np.zeros(s.shape, bool), out_shapes)
-
-            jax.eval_shape(jax.vmap(zeros, out_axes=self.out_axes, axis_size=1))
-        return leaf_axes(self.out_axes, out_shapes)
+            jax.eval_shape(
+                jax.vmap(
+                    lambda: jax.tree.map(zeros, out_shapes),
+                    out_axes=self.out_axes,
+                    axis_size=1,
+                )
+            )
+        return [axis is not None for axis in leaf_axes(self.out_axes, out_shapes)]
 
 
 def function_of_calls(
@@ -289,9 +302,3 @@ def leaf_axes(prefix: PyTree, tree: PyTree) -> list[int | None]:
 
 def _is_float0(x: Any) -> bool:
     return getattr(x, "dtype", None) == jax.dtypes.float0
-
-
-def _float0_row(leaf: Any, axis: int) -> np.ndarray:
-    shape = list(leaf.shape)
-    del shape[axis]
-    return np.zeros(shape, jax.dtypes.float0)

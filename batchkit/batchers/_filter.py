@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ._abstract import AbstractBatcher
+from ._jaxprs import zeros
 from ._values import check_batcher
 
 
@@ -73,6 +74,11 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
             axes = _leaf_axes((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
             leaves, treedef = jax.tree.flatten((args, kwargs))
             layout: list[Any] = []
+            row_axes = tuple(axis for axis in axes if axis is not None)
+            of_leaf = iter(axes)
+            for part in (*args, *(kwargs[name] for name in sorted(kwargs))):
+                part_axes = [next(of_leaf) for _ in jax.tree.leaves(part)]
+                _refuse_own_rules(part, part_axes, "in_axes")
 
             def one_task(*row: Any) -> tuple[list[Any], list[Any]]:
                 rows = iter(row)
@@ -83,6 +89,7 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
                 args, kwargs = jax.tree.unflatten(treedef, full)
                 out = fun(*args, **kwargs)
                 to = _leaf_axes(out_axes, out, "out_axes")
+                _refuse_own_rules(out, to, "out_axes")
                 outs, out_treedef = jax.tree.flatten(out)
                 static = [None if eqx.is_array(x) else x for x in outs]
                 layout[:] = [to, static, out_treedef]
@@ -91,7 +98,6 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
                 same = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
                 return spread, same
 
-            row_axes = tuple(axis for axis in axes if axis is not None)
             if not row_axes and axis_size is None:
                 spread, same = one_task()
                 if spread:
@@ -123,6 +129,33 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
         return batched
 
     return batch
+
+
+def _refuse_own_rules(tree: Any, axes: list[int | None], name: str) -> None:
+    """Raises for types that `jax.vmap` maps by rules of their own, as Equinox does.
+
+    Their leaves alone do not say what a task sees: the shape of a sparse array is none.
+    """
+    if all(axis is None for axis in axes):
+        return
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def stand_ins() -> Any:
+        arrays = [zeros(x) if eqx.is_array(x) else 0.0 for x in leaves]
+        return jax.tree.unflatten(treedef, arrays)
+
+    prefix = jax.tree.unflatten(treedef, axes)
+    try:
+        jax.eval_shape(jax.vmap(stand_ins, out_axes=prefix, axis_size=1))
+    except ValueError as error:
+        if "tree prefix" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} maps the leaves of a type that JAX maps as a whole, such as a "
+            "sparse array, in a tree of type "
+            f"{type(tree).__name__}. Use the batcher itself, which maps it as "
+            "`jax.vmap` does, or map its arrays and build it inside of the function."
+        ) from error
 
 
 def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:

@@ -1,10 +1,12 @@
-"""Walking through a jaxpr and those inside of its equations."""
+"""Walking through a jaxpr and those inside of its equations; stand-ins for values."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.extend as jex
+import jax.numpy as jnp
+import numpy as np
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -27,6 +29,13 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         yield eqn
         yield from inner_equations(eqn)
+
+
+def zeros(x: Any) -> Any:
+    """Zeros of a shape and type, for abstract runs that show what becomes of them."""
+    if x.dtype == jax.dtypes.float0:
+        return np.zeros(x.shape, x.dtype)
+    return jnp.zeros(x.shape, x.dtype)
 
 
 def _is_jaxpr(x: Any) -> bool:

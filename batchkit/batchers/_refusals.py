@@ -11,10 +11,9 @@ from typing import Any
 
 import jax
 import jax.extend as jex
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ._jaxprs import equations, inner_equations
+from ._jaxprs import equations, inner_equations, zeros
 from ._task import Task
 
 
@@ -97,24 +96,36 @@ def draws_by_batch(
     return None
 
 
-def refuse_varying_outputs(task: Task, out_axes: PyTree) -> None:
+def refs_are_whole(batcher: object) -> ValueError:
+    """The refusal to split tasks that are mapped over a mutable array."""
+    return ValueError(
+        "A mapped argument is a mutable array (`jax.Ref`), which cannot be cut into "
+        f"chunks, but {batcher} does not run its tasks together. Pass its values, "
+        "`ref[...]`, and return what is to be written to it; or use `Vmap()`."
+    )
+
+
+def refuse_varying_outputs(task: Task, axis_name: Any) -> None:
     """Raises `jax.vmap`'s error if an `out_axes=None` output varies."""
     avals = task.jaxpr.out_avals
-    same = [axis is None for axis in task.out_axes]
+    same = [not is_mapped for is_mapped in task.is_mapped]
     if not _depend_on_rows(task, same):
         return
 
     def outputs(*row: Any) -> PyTree:
         outs = jex.core.jaxpr_as_fun(task.jaxpr)(*row)
         leaves = [
-            out if needed else jnp.zeros(aval.shape, bool)
+            out if needed else zeros(aval)
             for out, needed, aval in zip(outs, same, avals, strict=True)
         ]
         return jax.tree.unflatten(task.out_tree, leaves)
 
     rows = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in task.rows]
+    mapped = jax.vmap(
+        outputs, 0, task.out_axes, axis_name=axis_name, axis_size=task.size
+    )
     try:
-        jax.eval_shape(jax.vmap(outputs, 0, out_axes, axis_size=task.size), *rows)
+        jax.eval_shape(mapped, *rows)
     except ValueError as error:
         error.add_note(
             "An output with out_axes=None must not depend on a mapped argument; give "

@@ -129,6 +129,7 @@ class Sharded(AbstractBatcher):
             return self.inner.batch(call)
         share = -(-call.size // shards)
         task = _trace_for_a_device(call, self, share)
+        _refuse_closed_over_refs(task, self)
         if self.mesh is not None:
             mesh = with_plain_axes(self.mesh, [*task.rows, *task.closure])
         if spans_all(mesh):
@@ -222,6 +223,15 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
         jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
     (task,) = tasks
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
+
+
+def _refuse_closed_over_refs(task: Task, batcher: object) -> None:
+    if any(isinstance(x, jax.Ref) for x in task.closure):
+        raise ValueError(
+            "The function reads or writes a mutable array (`jax.Ref`) that is the same "
+            f"for all tasks, but under {batcher} they run on several devices, and a "
+            "mutable array lies on one. Pass its values, `ref[...]`, instead."
+        )
 
 
 def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:

@@ -10,7 +10,6 @@ from typing import Any, final
 
 import jax
 import jax.extend as jex
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -24,7 +23,8 @@ class Task:
     rows: list[Array]  # mapped leaves, mapped axis in front
     size: int
     out_tree: Any  # a PyTreeDef
-    out_axes: list[int | None]  # one for each output leaf
+    out_axes: PyTree  # a prefix of it, as `jax.vmap` takes them
+    is_mapped: list[bool]  # for each output leaf
 
     @property
     def closure(self) -> list[Any]:
@@ -34,8 +34,7 @@ class Task:
     @property
     def lane_out_axes(self) -> list[int | None]:
         """`out_axes` of `run` under a batcher: mapped outputs in front, or `None`."""
-        axes = zip(self.out_axes, self._has_bytes, strict=True)
-        return [None if axis is None else 0 for axis, keep in axes if keep]
+        return self.with_bytes(self._leaf_axes)
 
     def run(self, *row: Any, closure: Sequence[Any] | None = None) -> list[Any]:
         """The output leaves of one task from its row of the mapped leaves."""
@@ -58,18 +57,25 @@ class Task:
             `lane_out_axes` is 0.
         """
         remaining = iter(outs)
-        leaves = []
-        avals = self.jaxpr.out_avals
-        for aval, axis, keep in zip(avals, self.out_axes, self._has_bytes, strict=True):
-            if keep:
-                out = next(remaining)
-                leaves.append(out if axis is None else jnp.moveaxis(out, 0, axis))
-            else:
-                shape = list(aval.shape)
-                if axis is not None:
-                    shape.insert(axis % (len(shape) + 1), self.size)
-                leaves.append(np.zeros(shape, jax.dtypes.float0))
-        return jax.tree.unflatten(self.out_tree, leaves)
+        leaves = [
+            next(remaining)
+            if keep
+            else np.zeros((*[self.size] * is_mapped, *aval.shape), jax.dtypes.float0)
+            for aval, is_mapped, keep in zip(
+                self.jaxpr.out_avals, self.is_mapped, self._has_bytes, strict=True
+            )
+        ]
+
+        # `jax.vmap` puts them together: a type may have rules of its own.
+        def result(leaves: list[Any]) -> PyTree:
+            return jax.tree.unflatten(self.out_tree, leaves)
+
+        axes = (self._leaf_axes,)
+        return jax.vmap(result, axes, self.out_axes, axis_size=self.size)(leaves)
+
+    @property
+    def _leaf_axes(self) -> list[int | None]:
+        return [0 if is_mapped else None for is_mapped in self.is_mapped]
 
     @property
     def _has_bytes(self) -> list[bool]:

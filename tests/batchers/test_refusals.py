@@ -135,6 +135,57 @@ def test_unbound_axis_name(batcher: bk.AbstractBatcher) -> None:
         batcher(_psum)(X)
 
 
+@every_splitting_batcher
+def test_collectives_whose_output_is_the_same(batcher: bk.AbstractBatcher) -> None:
+    f = lambda x: (x - jax.lax.pmean(x, "i"), jax.lax.pmean(x, "i"))
+    run = lambda mapped: mapped(f, out_axes=(0, None), axis_name="i")(X)
+    with pytest.raises(ValueError, match="axis_name='i'"):
+        run(batcher)
+    assert_same(run(bk.Auto("1 GB")), run(jax.vmap))
+
+
+def _count(ref: Any, x: Any) -> Any:
+    ref[...] = ref[...] * 2 + x
+    return ref[...].sum()
+
+
+def _counted(mapped: Any) -> Any:
+    ref = jax.new_ref(jnp.ones((N, 2)))
+    out = jax.jit(lambda ref: mapped(_count)(ref, X))(ref)
+    return out, ref[...]
+
+
+@every_splitting_batcher
+def test_mapped_mutable_arrays(batcher: bk.AbstractBatcher) -> None:
+    with pytest.raises(ValueError, match="cannot be cut into chunks") as info:
+        _counted(batcher)
+    assert "`jax.Ref`" in str(info.value)
+    assert "Pass its values" in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["Vmap()", "Chunked(100)", "Sharded(1)", "Auto"])
+def test_mapped_mutable_arrays_of_tasks_that_run_together(name: str) -> None:
+    batcher = bk.Auto("1 GB") if name == "Auto" else BATCHERS[name]
+    assert_same(_counted(batcher), _counted(jax.vmap), ulps=0)
+
+
+def test_auto_selects_vmap_for_a_mapped_mutable_array() -> None:
+    chosen = bk.Auto("1 GB").select(_count, jax.new_ref(jnp.ones((N, 2))), X)
+    assert chosen.batcher == bk.Vmap()
+    assert "mutable array" in chosen.reason
+
+
+@every_batcher
+def test_mutable_arrays_that_tasks_only_read(batcher: bk.AbstractBatcher) -> None:
+    ref = jax.new_ref(jnp.ones(2))
+    run = lambda mapped: mapped(lambda x: x + ref[...].sum())(X)
+    if isinstance(batcher, bk.Sharded) and batcher != BATCHERS["Sharded(1)"]:
+        with pytest.raises(ValueError, match="lies on one"):
+            run(batcher)
+    else:
+        assert_same(run(batcher), run(jax.vmap))
+
+
 def _raised(call: Callable[[], Any]) -> tuple[type[BaseException], str]:
     try:
         call()
