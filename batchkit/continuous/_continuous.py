@@ -14,10 +14,10 @@ from ..batchers._marks import in_task
 from ..batchers._task import Task
 from ..batchers._values import in_short, kind_of
 from ..batchers._watching import note, note_cut, unseen
+from ._derivative import Compute, with_derivative
 from ._equations import with_weak_type
-from ._forward_only import forward_only
 from ._machine import Machine
-from ._plan import plan_of
+from ._plan import Plan, plan_of
 from ._refusals import refuse_draws_by_batch, refuse_effects
 
 
@@ -73,9 +73,8 @@ class Continuous(AbstractBatcher):
     remembered per lane are the values that live across a pause; what the function
     closes over is not copied. Inside a task of another `Continuous` it acts as
     `Vmap()`. Reverse-mode differentiation through it is refused, also side effects
-    outside of the expensive function and collectives; gradients inside a task are fine.
-    A function with custom derivatives around an expensive call is taken apart, so
-    forward mode through the batcher differentiates what is inside.
+    outside of the expensive function and collectives; gradients inside a task are fine,
+    and so is forward mode through the batcher.
 
     ```python
     import jax
@@ -207,11 +206,17 @@ class Continuous(AbstractBatcher):
             return out, _stats(chunks * in_each * calls, task.size * calls)
         refuse_effects(task.jaxpr.jaxpr, plan.pauses, self)
         refuse_draws_by_batch(program, self)
-        machine = Machine(program, lanes, task.size, plan.operations < _CHEAP)
         note_cut(task.size, 1, 1, lanes, "lane")
-        note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
-        outs, counts = machine.run(task.rows, count)
-        return task.finish(_placed(task, outs, machine.differs)), LaneStats(*counts)
+
+        def prepare(each: Task) -> Compute:
+            if each is not task:
+                return _on_lanes(each, plan_of(each, self.expensive), lanes, count)[0]
+            compute, machine = _on_lanes(task, plan, lanes, count)
+            note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
+            return compute
+
+        outs, counts = with_derivative(prepare, task)
+        return task.finish(outs), LaneStats(*counts)
 
 
 def _refuse_spmd(call: Call) -> None:
@@ -222,6 +227,21 @@ def _refuse_spmd(call: Call) -> None:
             "`Sharded(mesh, inner=Continuous(lanes))`: each device has lanes of its "
             "own then."
         )
+
+
+def _on_lanes(
+    task: Task, plan: Plan, lanes: int, count: bool
+) -> tuple[Compute, Machine]:
+    """Lays out a task on lanes."""
+    machine = Machine(plan.program, lanes, task.size, plan.operations < _CHEAP)
+    constants = [id(x) for x in task.closure]
+
+    def compute(rows: list[Any], closure: list[Any]) -> tuple[list[Any], Any]:
+        given = dict(zip(constants, closure, strict=True))
+        outs, counts = machine.run(rows, given, count)
+        return _placed(task, outs, machine.differs), counts
+
+    return compute, machine
 
 
 def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
@@ -237,7 +257,7 @@ def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
             out = jnp.broadcast_to(out, (task.size, *jnp.shape(out)))
         weak = getattr(aval, "weak_type", False)
         placed.append(with_weak_type(out) if weak else jnp.asarray(out))
-    return forward_only(placed)
+    return placed
 
 
 def _stats(made: int, needed: int) -> LaneStats:

@@ -31,9 +31,6 @@ _CALLS: Final = {
     "remat2": "jaxpr",
 }
 
-# Those of them that come with a rule for their derivative.
-OWN_DERIVATIVE: Final = {"custom_jvp_call", "custom_vjp_call"}
-
 # `jax.extend` has it since 0.10, when `jax.core` began to warn of it.
 _DROPPED: Any = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar", None)
 
@@ -155,12 +152,6 @@ def may_not_end(eqn: Any) -> bool:
     if eqn.primitive.name == "while":
         return True
     return any(each.primitive.name == "while" for each in inner_equations(eqn))
-
-
-def has_own_derivative(eqn: Any) -> bool:
-    """Whether an equation holds a rule for its derivative, which cannot be compared."""
-    names = (each.primitive.name for each in (eqn, *inner_equations(eqn)))
-    return not OWN_DERIVATIVE.isdisjoint(names)
 
 
 def _with_one_test(loop: WhileLoop) -> WhileLoop:

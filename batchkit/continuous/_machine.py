@@ -7,7 +7,7 @@ that are there. A lane whose task is done writes the results to the task's own p
 starts with the next task within the same sweep, so it misses no evaluation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import jax
@@ -72,7 +72,7 @@ class Machine:
         return 8 + sum(x.bytes for x in self._carried)
 
     def run(
-        self, rows: Sequence[Array], count: bool
+        self, rows: Sequence[Array], closure: Mapping[int, Any], count: bool
     ) -> tuple[list[Any], tuple[Array, Array]]:
         """Computes all tasks.
 
@@ -80,6 +80,8 @@ class Machine:
 
         - `rows`: the mapped arguments of all tasks, one for each parameter of the
             program's start that is needed.
+        - `closure`: the arrays that take the place of the program's constants, by the
+            `id` of these.
         - `count`: whether to count evaluations.
 
         **Returns:**
@@ -87,7 +89,7 @@ class Machine:
         The outputs, with the tasks in front of those that differ between tasks, and the
         evaluations made and needed.
         """
-        shared = self._shared()
+        shared = self._shared(closure)
         outs = [x.zeros(self.tasks) for x in self._places.results]
         zero = jnp.zeros((), int)
         state = (
@@ -137,9 +139,10 @@ class Machine:
             isinstance(x, Value) and not x.shared for x in self.program.finish.outputs
         ]
 
-    def _shared(self) -> dict[Value, Any]:
+    def _shared(self, closure: Mapping[int, Any]) -> dict[Value, Any]:
         """What all lanes have in common."""
-        env: dict[Value, Any] = dict(self.program.constants)
+        constants = self.program.constants
+        env: dict[Value, Any] = {x: closure.get(id(a), a) for x, a in constants}
         for instruction in self.program.prologue:
             inputs = [read(x, env) for x in instruction.inputs]
             write(instruction, instruction.run(True, *inputs), env)

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
-import numpy as np
+from jax.api_util import debug_info
 
 from ._equations import (
-    OWN_DERIVATIVE,
     Cond,
     Jaxpr,
     Scan,
@@ -21,7 +20,6 @@ from ._equations import (
     is_literal,
     literal_value,
     may_not_end,
-    opened,
 )
 
 
@@ -42,8 +40,6 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
         return run(eqn, *values)
     inside = functools.partial(_run_jaxpr, active)
     call = called(eqn)
-    if call is not None and eqn.primitive.name in OWN_DERIVATIVE:
-        return _run_with_derivative(eqn, call, active, values)
     if call is not None:
         return inside(call, values)
     match control_flow(eqn, values):
@@ -84,46 +80,6 @@ def run_guarded(eqn: Any, active: Any, *values: Any) -> list[Any]:
             return run(eqn, *values)
 
 
-def _run_with_derivative(
-    eqn: Any, call: Jaxpr, active: Any, values: Sequence[Any]
-) -> list[Any]:
-    """The same for a function with a derivative of its own, which it keeps."""
-    function, kept = _function(eqn)
-    smooth = [jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.invars]
-
-    @jax.custom_jvp
-    def guarded(active: Any, *values: Any) -> tuple[Any, ...]:
-        outs = _run_jaxpr(active, call, values)
-        return tuple(out for out, keep in zip(outs, kept, strict=True) if keep)
-
-    @guarded.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        active, *values = primals
-        moved = [t for t, s in zip(tangents[1:], smooth, strict=True) if s]
-
-        def derivative(values: Any, moved: Any) -> list[Any]:
-            rest = iter(moved)
-            pairs = zip(values, smooth, strict=True)
-            full = [next(rest) if s else _no_tangent(x) for x, s in pairs]
-            _, outs = jax.jvp(function, tuple(values), tuple(full))
-            return [t for t in outs if t.dtype != jax.dtypes.float0]
-
-        outs = guarded(active, *values)
-        rule = opened(jax.make_jaxpr(derivative)(values, moved))
-        given = iter(_run_jaxpr(active, rule, [*values, *moved]))
-        return outs, tuple(
-            next(given) if jnp.issubdtype(x.dtype, jnp.inexact) else _no_tangent(x)
-            for x in outs
-        )
-
-    outs = iter(guarded(active, *values))
-    return [next(outs) if keep else None for keep in kept]
-
-
-def _no_tangent(x: Any) -> np.ndarray:
-    return np.zeros(jnp.shape(x), jax.dtypes.float0)
-
-
 def _run_jaxpr(active: Any, jaxpr: Jaxpr, args: Sequence[Any]) -> list[Any]:
     env = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
     env.update(zip(jaxpr.jaxpr.invars, args, strict=True))
@@ -146,18 +102,22 @@ def _function(eqn: Any) -> tuple[Callable[..., Sequence[Any]], list[bool]]:
     """An equation as a function of its inputs, and which results it returns."""
     kept = [not is_dropped(x) for x in eqn.outvars]
     invars = list(dict.fromkeys(x for x in eqn.invars if not is_literal(x)))
-    jaxpr = jex.core.Jaxpr(
-        (),
-        invars,
-        [x for x, keep in zip(eqn.outvars, kept, strict=True) if keep],
-        [eqn],
-        eqn.effects,
-    )
-    function = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, []))
+    outvars = [x for x, keep in zip(eqn.outvars, kept, strict=True) if keep]
 
     def on_all_inputs(*values: Any) -> Sequence[Any]:
         pairs = zip(eqn.invars, values, strict=True)
         given = {atom: value for atom, value in pairs if not is_literal(atom)}
         return function(*(given[x] for x in invars))
+
+    # JAX deprecates a jaxpr that does not say where it comes from.
+    origin = debug_info(
+        "Continuous",
+        on_all_inputs,
+        tuple(invars),
+        {},
+        result_paths_thunk=lambda: ("",) * len(outvars),
+    )
+    jaxpr = jex.core.Jaxpr((), invars, outvars, [eqn], eqn.effects, origin)
+    function = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, []))
 
     return on_all_inputs, kept

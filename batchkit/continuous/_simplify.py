@@ -4,7 +4,6 @@ from collections import Counter
 from typing import Any
 
 from ._compare import same_equation, same_number
-from ._equations import has_own_derivative
 from ._liveness import live_after, live_values, needed_instructions
 from ._program import (
     Block,
@@ -64,7 +63,6 @@ def _equal(one: Instruction, other: Instruction) -> bool:
         len(one.inputs) == len(other.inputs)
         and all(map(_same_operand, one.inputs, other.inputs))
         and same_equation(one.key, other.key)
-        and not has_own_derivative(one.key)
         and all(
             mine is not None or its is None
             for mine, its in zip(one.outputs, other.outputs, strict=True)

@@ -85,6 +85,15 @@ def _simple(kind: str, s: State, calls: Calls) -> State:
         case "jvp":
             value, tangent = jax.jvp(calls.second, (s.v,), (s.v + 1.0,))
             return s._replace(v=_small(jnp.stack([value, tangent])))
+        case "own vjp":  # which has no forward mode; nobody differentiates `i` and `j`
+            apart = jax.custom_vjp(calls.first)
+            apart.defvjp(lambda v: (apart(v), v), lambda v, g: (g * v,))
+            numbers = jnp.stack([s.i, s.j]).astype(jnp.float32)
+            return s._replace(v=_small(s.v + apart(numbers)))
+        case "own jvp":  # around a marked call, and not its derivative
+            around = jax.custom_jvp(calls.first)
+            around.defjvp(lambda vs, ts: (around(*vs), 3 * ts[0][0] - ts[0][1]))
+            return s._replace(v=_small(s.v + around(s.v)))
         case "unused":
             calls.first(s.v)
             return s
@@ -149,9 +158,10 @@ def _scan(s: State, length: int, reverse: bool, body: Any) -> State:
 
 def _own_rule(s: State, body: Any) -> State:
     """A function with a derivative of its own around the body."""
-    around = jax.custom_jvp(lambda v: body(s._replace(v=v)).v)
+    # Its state is an argument: JAX may need the rule when a closed-over tracer is gone.
+    around = jax.custom_jvp(lambda v, rest: body(rest._replace(v=v)).v)
     around.defjvp(lambda primals, tangents: (around(*primals), 2 * tangents[0]))
-    return s._replace(v=around(s.v))
+    return s._replace(v=around(s.v, s))
 
 
 def _block(program: Any, calls: Calls, s: State) -> State:
@@ -204,12 +214,15 @@ def arguments(tasks: int) -> tuple[Any, Any, Any]:
     return i, v, jax.random.split(jax.random.key(4), tasks)
 
 
-def _blocks(depth: int) -> st.SearchStrategy[tuple[Statement, ...]]:
+OWN_RULES = ["own vjp", "own jvp"] * 3
+
+
+def _blocks(depth: int, kinds: list[str]) -> st.SearchStrategy[tuple[Statement, ...]]:
     """Up to three statements, with blocks of their own down to a depth."""
-    simple = st.sampled_from(SIMPLE).map(lambda kind: (kind,))
+    simple = st.sampled_from(kinds).map(lambda kind: (kind,))
     if depth == 0:
         return st.lists(simple, min_size=1, max_size=2).map(tuple)
-    inner = _blocks(depth - 1)
+    inner = _blocks(depth - 1, kinds)
     compound = st.one_of(
         st.tuples(st.just("while"), st.sampled_from(["cheap", "call"]), inner),
         st.tuples(st.just("scan"), st.sampled_from([3, 1, 0]), st.booleans(), inner),
@@ -223,12 +236,14 @@ def _blocks(depth: int) -> st.SearchStrategy[tuple[Statement, ...]]:
     ).map(lambda parts: sum(parts, ()))
 
 
-def programs(depth: int, marks: tuple[int, ...]) -> st.SearchStrategy[Program]:
+def programs(
+    depth: int, marks: tuple[int, ...], kinds: list[str] = SIMPLE
+) -> st.SearchStrategy[Program]:
     """Any program whose loops are nested to a depth."""
     returned = st.sets(st.sampled_from(State._fields), min_size=1)
     return st.builds(
         Program,
-        _blocks(depth),
+        _blocks(depth, kinds),
         st.sampled_from(marks),
         returned.map(lambda names: tuple(sorted(names))),
     )

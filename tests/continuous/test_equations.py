@@ -1,6 +1,7 @@
 """Reading JAX's equations: what is there, and what is said where it is not."""
 
 import re
+import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -131,3 +132,14 @@ def test_a_batched_function_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(NotImplementedError, match="or another batcher"):
         bk.Continuous(2)(task)(jnp.arange(4.0))
+
+
+def test_no_warnings() -> None:
+    @bk.expensive
+    def half(x: Any) -> Any:
+        return x / 2
+
+    task = lambda x: jax.lax.while_loop(lambda x: x > 1, half, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.jit(bk.Continuous(3)(task))(jnp.arange(6.0))

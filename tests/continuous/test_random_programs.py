@@ -1,5 +1,7 @@
 """Any program of loops and branches computes under lanes what it does under vmap."""
 
+from typing import Any
+
 import jax
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -7,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 import batchkit as bk
 
 from ..helpers import assert_same
-from .programs import Program, Statement, arguments, programs
+from .programs import OWN_RULES, SIMPLE, Program, Statement, arguments, programs
 
 
 TASKS = 6
@@ -96,6 +98,51 @@ def _check(program: Program, *lanes: int) -> None:
     for count in lanes:
         actual = jax.jit(bk.Continuous(count)(program.task))(*args)
         assert_same(actual, expected, ulps=0)
+
+
+def _check_forward(program: Program, *lanes: int) -> None:
+    """Values, `jvp`, and `linearize` applied forwards."""
+    i, v, key = arguments(TASKS)
+    direction = v[::-1] + 1
+
+    def run(mapped: Any) -> Any:
+        @jax.jit
+        def moved(i: Any, v: Any, key: Any, direction: Any) -> Any:
+            batched = lambda v: mapped(program.task)(i, v, key)
+            out, linear = jax.linearize(batched, v)
+            return jax.jvp(batched, (v,), (direction,)), out, linear(direction)
+
+        return moved(i, v, key, direction)
+
+    expected = run(jax.vmap)
+    for count in lanes:
+        assert_same(run(bk.Continuous(count)), expected, ulps=64)
+
+
+RULES: dict[str, Program] = {
+    # Of one kind of call, the first has a tangent and the second has none.
+    "one evaluation": Program((("while", "cheap", (VALUE, ("own vjp",))),), 1),
+    "around a call": Program((("while", "cheap", (("own jvp",), COUNT)),), 1),
+    "around a loop": Program((("own rule", (("while", "cheap", (VALUE,)),)),), 1),
+    "no marks": Program(
+        (("while", "cheap", (("own jvp",), ("own vjp",), ("gradient",))),), 0
+    ),
+    "in branches": Program(
+        (("scan", 3, True, (("cond", (("own vjp",), VALUE)), ("own jvp",))),), 2
+    ),
+}
+
+
+@pytest.mark.parametrize("program", RULES.values(), ids=RULES)
+def test_forward_mode_has_the_tangents_of_vmap(program: Program) -> None:
+    _check_forward(program, 2)
+
+
+@pytest.mark.slow
+@many
+@given(programs(1, (0, 1, 2), SIMPLE + OWN_RULES), LANES)
+def test_forward_mode_of_any_program(program: Program, lanes: int) -> None:
+    _check_forward(program, lanes)
 
 
 @pytest.mark.parametrize("program", CHOSEN.values(), ids=CHOSEN)
