@@ -11,6 +11,8 @@ from jaxtyping import Float, Int, PyTree
 
 from ..rebuild._table import html_table, table
 from ..run._environment import Provenance, provenance_rows
+from ..run._file import understood
+from ..run._result_file import AGAIN
 from ._convergence import Convergence
 from ._diagnostics import diagnose_chains
 from ._exports import to_arviz
@@ -195,7 +197,9 @@ class ChainRun:
 
     @staticmethod
     def load(path: str | os.PathLike[str], *, like: PyTree | None = None) -> "ChainRun":
-        """Reads a run that `save` wrote.
+        """Read a run that `save` wrote, or the checkpoint of one.
+
+        A checkpoint of a run that has not ended gives the draws that were saved.
 
         **Arguments:**
 
@@ -214,7 +218,8 @@ class ChainRun:
         another kind, or in a newer format; `ValueError` if `like` has other names.
         """
         samples, told = load_chains(path, like)
-        return ChainRun(samples, **told)
+        with understood(os.fspath(path), AGAIN):
+            return ChainRun(samples, **told)
 
     def to_arviz(
         self, *, log_likelihood: Callable[[PyTree], PyTree] | None = None

@@ -1,5 +1,6 @@
 """The loop on the host: a warm-up, and blocks of draws with looks at the clock."""
 
+import functools
 import logging
 import math
 import time
@@ -12,13 +13,16 @@ import numpy as np
 
 from ..batchers._bytes import in_words
 from ..reports._memory import memory_of
+from ..run._file import understood
 from ..run._processes import explaining_loss, speaker
 from ..run._progress import Reporter
+from ..run._result_file import numbers, typed
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
 from ._programs import Chains, ChainState, Draw
 from ._progress import ChainProgress
+from ._saved import for_readers
 from ._starts import check_states
 
 
@@ -101,6 +105,7 @@ class ChainLoop:
 
     def _begin(self) -> ChainState:
         chains = self._chains
+        self._saver.check_writable()
         self._compiled(chains.compile_start, "starts")
         with self._reporter.waiting("starts"):
             states = chains.start()
@@ -115,22 +120,27 @@ class ChainLoop:
 
     def _resume(self, saved: Saved) -> ChainState:
         header, arrays = saved.header, saved.arrays
-        state = tree_of("state", arrays, self._chains.chain_shapes)
-        state = jax.tree.map(
-            lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state
-        )
-        parts = {
-            name: tree_of(f"draws/{name}", arrays, shapes)
-            for name, shapes in self._chains.draw_shapes._asdict().items()
-        }
+        with understood(saved.path):
+            state = tree_of("state", arrays, self._chains.chain_shapes)
+            state = jax.tree.map(
+                lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state
+            )
+            self._done = typed(header, "draws", int)
+            self._at = typed(header, "at", int)
+            if not 0 <= self._at <= self._done:
+                raise ValueError(f"its draws are {self._done}, at {self._at}")
+            shape = functools.partial(_of_draws, self._done)
+            parts = {
+                name: tree_of(f"draws/{name}", arrays, shapes, shape)
+                for name, shapes in self._chains.draw_shapes._asdict().items()
+            }
+            self._before = numbers(header, "seconds", 3)
         kept = jax.tree.map(lambda x: x[:, : self._num_samples], Draw(**parts))
         self._put(0, kept)
-        self._done, self._at = header["draws"], header["at"]
         if self._done < self._num_samples:
             # Those of a block that was cut short are made again.
             self._done = self._at
         self._count(jax.tree.map(lambda x: x[:, : self._at], kept))
-        self._before = tuple(header["seconds"])
         speaker(_log).info(
             "%s: going on with %s, saved %s after %d draws of each chain",
             self._caller,
@@ -142,6 +152,7 @@ class ChainLoop:
 
     def _sample(self, state: ChainState) -> None:
         chains, saver, blocks = self._chains, self._saver, self._chains.blocks
+        saver.check_writable()
         hurried = saver.is_on or self._reporter.shows
         limit = self._agree(blocks.first(hurried))
         if saver.interrupted:
@@ -196,6 +207,7 @@ class ChainLoop:
             "at": self._at,
             "seconds": list(self._seconds),
             **self._about,
+            "result": for_readers(state, self._draws),
         }
         arrays = named_arrays("state", state)
         for name, part in self._first(self._done)._asdict().items():
@@ -253,6 +265,11 @@ class ChainLoop:
         # Draws of all chains, so that what is counted does not depend on their number.
         total = chains.num_chains * self._num_samples
         self._reporter.show(told, made, total)
+
+
+def _of_draws(count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array of draws, from that of one draw of all chains."""
+    return (shape[0], count, *shape[1:])
 
 
 def _room(shapes: Draw, count: int) -> Draw:

@@ -279,7 +279,8 @@ def run_chains(
         ) as saver,
         Reporter(progress, "chains", " draws") as reporter,
     ):
-        told = about(plan.settings, starts)
+        depth = plan.sampler.max_tree_depth
+        told = {**about(plan.settings, starts), "max_tree_depth": depth}
         loop = ChainLoop(chains, num_samples, saver, reporter, about=told)
         made = loop.run(saver.resume())
     return _result(made, plan.sampler.max_tree_depth, saver.provenance)

@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from ..batchers._bytes import in_words
 from ..reports._memory import memory_of
 from ..run._diagnostic import Diagnostic
+from ..run._file import understood
 from ..run._names import parameter_names
 from ..run._processes import (
     explaining_loss,
@@ -24,6 +25,7 @@ from ..run._processes import (
     summed,
 )
 from ..run._progress import Reporter
+from ..run._result_file import numbers, typed
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
@@ -35,6 +37,7 @@ from ._guard import Rejected
 from ._nested_run import NestedRun
 from ._programs import Block, Dying, NestedPrograms, RunState
 from ._progress import progress_of, total_steps
+from ._saved import for_readers
 from ._stop import AbstractStop, rules_met
 
 
@@ -93,6 +96,8 @@ class Loop:
             state = self._begin(positions) if saved is None else self._resume(saved)
             since = int(state.status.evaluations), self._seconds
             limit = self._agree(1, state)
+            if not self._ended:
+                self._saver.check_writable()
             while not self._ended:
                 block = self._advance(state, limit)
                 state = block.state
@@ -106,9 +111,14 @@ class Loop:
                     self._saver.leave()
                 elif self._saver.due():
                     self._save(state)
-        if self._programs.block.is_compiled:
-            self._save(state)
-        return self._result(state)
+        run = None
+        try:
+            run = self._result(state)
+        finally:
+            # Also without a result, which costs less to compute than the run.
+            if self._programs.block.is_compiled:
+                self._save(state, run)
+        return run
 
     @property
     def _seconds(self) -> float:
@@ -130,6 +140,7 @@ class Loop:
         return int(agreed[0])
 
     def _begin(self, positions: PyTree) -> RunState:
+        self._saver.check_writable()
         self._compiled(self._programs.init, "first live points", positions)
         with self._reporter.waiting("likelihoods of the first live points"):
             state = self._programs.init(positions)
@@ -142,15 +153,17 @@ class Loop:
     def _resume(self, saved: Saved) -> RunState:
         header, arrays = saved.header, saved.arrays
         like = self._programs.shapes
-        state = tree_of("state", arrays, like.state)
-        state = jax.tree.map(
-            lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
-        )
-        dead = tree_of("dead", arrays, like.dead)
-        self._dead = [dead]
-        self._compile_before, self._run_before = header["seconds"]
-        if is_first():
-            self._rejected.add(header["rejected"])
+        with understood(saved.path):
+            state = tree_of("state", arrays, like.state)
+            state = jax.tree.map(
+                lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
+            )
+            count = int(state.status.step) * self._programs.num_delete
+            shape = functools.partial(_rows, count)
+            self._dead = [tree_of("dead", arrays, like.dead, shape)]
+            self._compile_before, self._run_before = numbers(header, "seconds", 2)
+            if is_first():
+                self._rejected.add(typed(header, "rejected", int))
         speaker(_log).info(
             "run_nested: going on with %s, saved %s after step %d",
             saved.path,
@@ -227,7 +240,7 @@ class Loop:
         )
         self._reporter.show(record, record.step, total_steps(self._rule))
 
-    def _save(self, state: RunState) -> None:
+    def _save(self, state: RunState, run: NestedRun | None = None) -> None:
         if not self._saver.is_on:
             return
         dead = self._all_dead()
@@ -241,10 +254,13 @@ class Loop:
             "parameters": list(parameter_names(positions)),
             "rule": repr(self._rule),
             "dead": "positions, log-likelihood, birth, log-prior",
+            "evaluations": self._count_evaluations(state),
+            "result": for_readers(state, dead, run),
         }
         arrays = {
             **named_arrays("state", state),
             **named_arrays("dead", dead),
+            "key": self._volumes_key,
         }
         self._saver.save(header, arrays)
 
@@ -257,6 +273,15 @@ class Loop:
         programs = self._programs.init, self._programs.block
         spread = any(program.spans_processes for program in programs)
         return summed(count) if spread else int(first_says(count)[0])
+
+    def _count_evaluations(self, state: RunState) -> int | None:
+        if not self._programs.counts_evaluations:
+            return None
+        return int(to_host(state.status).evaluations)
+
+    @property
+    def _volumes_key(self) -> Any:
+        return jax.random.fold_in(self._key, _VOLUMES)
 
     @property
     def _compile_seconds(self) -> float:
@@ -274,7 +299,6 @@ class Loop:
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._dead)
 
     def _result(self, state: RunState) -> NestedRun:
-        programs = self._programs
         live = Dying.of(to_host(state.sampler.particles))
         dead = dead_points([_part(x) for x in (self._all_dead(), live)])
         status = to_host(state.status)._replace(seconds=np.float32(self._clock))
@@ -288,12 +312,10 @@ class Loop:
         return NestedRun(
             dead,
             num_steps=int(status.step),
-            num_evaluations=int(status.evaluations)
-            if programs.counts_evaluations
-            else None,
+            num_evaluations=self._count_evaluations(state),
             converged=bool(status.exhausted) or any(x.is_convergence for x in met),
             stop_reason=", and ".join(reasons),
-            key=jax.random.fold_in(self._key, _VOLUMES),
+            key=self._volumes_key,
             warnings=warnings,
             seconds=(self._compile_seconds, self._seconds),
             settings=self._settings,
@@ -325,6 +347,11 @@ class Loop:
             ),
             *found,
         )
+
+
+def _rows(count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of an array of points, from that of the points of one step."""
+    return (count, *shape[1:])
 
 
 def _part(points: Dying) -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ from ..batchers import AbstractBatcher, Vmap
 from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
+from ..run._file import understood
+from ..run._result_file import AGAIN
 from ..run._summary import Summary
 from ._dead import DeadPoints
 from ._derived import with_derived
@@ -270,7 +272,11 @@ class NestedRun:
     def load(
         path: str | os.PathLike[str], *, like: PyTree | None = None
     ) -> "NestedRun":
-        """Reads a run that `save` wrote.
+        """Read a run that `save` wrote, or the checkpoint of one.
+
+        A checkpoint of a run that has not ended gives the result so far, from the
+        points that had died and those that were alive; its `converged` is False and
+        `warnings` is empty.
 
         **Arguments:**
 
@@ -289,7 +295,8 @@ class NestedRun:
         another kind, or in a newer format; `ValueError` if `like` has other names.
         """
         dead, told = load_nested(path, like)
-        return NestedRun(dead, **told)
+        with understood(os.fspath(path), AGAIN):
+            return NestedRun(dead, **told)
 
     def to_arviz(
         self,

@@ -1,7 +1,8 @@
-"""A nested run as a file."""
+"""A nested run as a file: a result, or a checkpoint read as one."""
 
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,16 @@ from jaxtyping import PyTree
 
 from ..run._diagnostic import Diagnostic
 from ..run._environment import provenance_as_saved, provenance_from
-from ..run._result_file import read_result, write_result
-from ..run._structure import describable, shaped_like
-from ._dead import DeadPoints
+from ..run._file import understood
+from ..run._keys import check_key
+from ..run._result_file import AGAIN, numbers, read_result, typed, write_result
+from ..run._structure import describable, put_together, shaped_like
+from ..run._trees import array_names, names_to_save
+from ._dead import DeadPoints, dead_points
+from ._programs import Dying
+
+
+_NUMBERS: Final = ("loglikelihood", "loglikelihood_birth", "logprior")
 
 
 def save_nested(path: str | os.PathLike[str], run: Any) -> None:
@@ -27,10 +35,7 @@ def save_nested(path: str | os.PathLike[str], run: Any) -> None:
         "num_evaluations": None if evaluations is None else int(evaluations),
         "converged": bool(run.converged),
         "stop_reason": str(run.stop_reason),
-        "warnings": [
-            [x.name, float(x.value), float(x.threshold), x.message]
-            for x in run.warnings
-        ],
+        "warnings": _as_lists(run.warnings),
         "seconds": [float(x) for x in run.seconds],
         "settings": describable(run.settings),
         "provenance": provenance_as_saved(run.provenance),
@@ -42,26 +47,106 @@ def save_nested(path: str | os.PathLike[str], run: Any) -> None:
     write_result(path, "NestedRun", values)
 
 
+def for_readers(state: Any, dead: Any, run: Any | None) -> dict[str, Any]:
+    """What the header of a checkpoint holds so that `load_nested` can read it.
+
+    **Arguments:**
+
+    - `state`, `dead`: pytrees that are saved under these names.
+    - `run`: the `NestedRun` if the run has ended, or None.
+    """
+    particles = array_names("state", state).sampler.particles
+    told = {
+        "live": names_to_save(Dying.of(particles)),
+        "dead": names_to_save(array_names("dead", dead)),
+        "ended": None,
+    }
+    if run is not None:
+        told["ended"] = {
+            "stop_reason": run.stop_reason,
+            "converged": run.converged,
+            "warnings": _as_lists(run.warnings),
+        }
+    return told
+
+
 def load_nested(
     path: str | os.PathLike[str], like: PyTree
 ) -> tuple[DeadPoints, dict[str, Any]]:
     """The arguments of a `NestedRun`; see `NestedRun.load`."""
-    values = read_result(path, "NestedRun")
-    positions = values["positions"]
+    values = read_result(path, "NestedRun", _values_of_checkpoint)
+    with understood(os.fspath(path), AGAIN):
+        points = [values[name] for name in ("positions", *_NUMBERS)]
+        dead = DeadPoints(*points)
+        if not all(
+            jnp.issubdtype(getattr(dead, x).dtype, jnp.floating) for x in _NUMBERS
+        ):
+            raise ValueError("its log-likelihoods or log-priors are no real numbers")
+        check_key(key := jnp.asarray(values["key"]), "NestedRun.load")
+        told = {
+            "key": key,
+            "num_steps": typed(values, "num_steps", int),
+            "num_evaluations": typed(values, "num_evaluations", int, type(None)),
+            "converged": typed(values, "converged", bool),
+            "stop_reason": typed(values, "stop_reason", str),
+            "warnings": [_diagnostic(x) for x in typed(values, "warnings", list)],
+            "seconds": numbers(values, "seconds", 2),
+            "settings": typed(values, "settings", dict),
+            "provenance": provenance_from(values),
+        }
     if like is not None:
-        positions = shaped_like("NestedRun.load", like, positions)
-    dead = DeadPoints(
-        positions,
-        values["loglikelihood"],
-        values["loglikelihood_birth"],
-        values["logprior"],
-    )
-    key = values["key"]
-    told = {
-        "key": key if isinstance(key, jax.Array) else jnp.asarray(key),
-        "warnings": [Diagnostic(*x) for x in values["warnings"]],
-        "seconds": tuple(values["seconds"]),
-        "provenance": provenance_from(values),
+        positions = shaped_like("NestedRun.load", like, values["positions"])
+        dead = DeadPoints(positions, *points[1:])
+    return dead, told
+
+
+def _values_of_checkpoint(
+    header: dict[str, Any], arrays: dict[str, Any]
+) -> dict[str, Any]:
+    told = header.get("result")
+    if told is None or None in (told["live"], told["dead"]):
+        raise ValueError(
+            "it is a checkpoint without the names of parameters; call run_nested with "
+            "checkpoint= to have its result"
+        )
+    parts = []
+    for name in ("dead", "live"):
+        names = put_together(told[name], {})
+        points = jax.tree.map(lambda x: arrays[x], names)
+        parts.append(
+            (
+                points["positions"],
+                points["logprior"],
+                points["loglikelihood"],
+                points["loglikelihood_birth"],
+            )
+        )
+    dead = dead_points(parts)
+    step = typed(header, "step", int)
+    ended = told["ended"] or {
+        "stop_reason": f"it was saved after step {step}, and had not ended",
+        "converged": False,
+        "warnings": [],
     }
-    rest = ("num_steps", "num_evaluations", "converged", "stop_reason", "settings")
-    return dead, {**told, **{name: values[name] for name in rest}}
+    return {
+        "positions": dead.positions,
+        **{name: getattr(dead, name) for name in _NUMBERS},
+        "key": arrays["key"],
+        "num_steps": step,
+        "num_evaluations": header["evaluations"],
+        "seconds": header["seconds"],
+        "settings": header["settings"],
+        "provenance": header.get("provenance", []),
+        **{name: ended[name] for name in ("stop_reason", "converged", "warnings")},
+    }
+
+
+def _as_lists(warnings: Sequence[Diagnostic]) -> list[list[Any]]:
+    return [[x.name, float(x.value), float(x.threshold), x.message] for x in warnings]
+
+
+def _diagnostic(parts: Any) -> Diagnostic:
+    name, value, threshold, message = parts
+    if type(name) is not str or type(message) is not str:
+        raise ValueError(f"it has a warning {parts!r}")
+    return Diagnostic(name, float(value), float(threshold), message)

@@ -29,21 +29,26 @@ def disk_errors(doing: str, path: str) -> Iterator[None]:
         # A disk that cannot give back what it holds is as good as a damaged file.
         raise CheckpointError(
             f"Cannot {doing} {path!r}: {why}.",
-            _remedy(error, path),
+            _remedy(error, doing, path),
             damaged=error.errno == errno.EIO,
         ) from error
 
 
 def put(path: str, data: bytes | memoryview) -> None:
-    """Writes a file and waits until it is on the disk; on any error none is left."""
-    try:
-        with open(path, "wb") as file:
+    """Write a new file and wait until it is on the disk; on any error none is left.
+
+    A file or a link of that name is removed first: in a folder where others may write,
+    a link could lead to any file of this user.
+    """
+    remove(path)
+    with open(path, "xb") as file:
+        try:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        remove(path)
-        raise
+        except BaseException:
+            remove(path)
+            raise
 
 
 def remove(path: str) -> None:
@@ -67,7 +72,12 @@ def sync_folder_of(path: str) -> None:
         os.close(folder)
 
 
-def _remedy(error: OSError, path: str) -> str:
+def is_forbidden(error: BaseException | None) -> bool:
+    """Whether an error says that this user may not write, here or at all."""
+    return isinstance(error, OSError) and error.errno in _FORBIDDEN
+
+
+def _remedy(error: OSError, doing: str, path: str) -> str:
     folder = os.path.dirname(path) or "."
     if error.errno in _FULL:
         return (
@@ -76,6 +86,13 @@ def _remedy(error: OSError, path: str) -> str:
         )
     if error.errno in _FORBIDDEN:
         return "Choose a path that this user may read and write, in such a folder."
+    if doing == "read" and error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"Check the path; it was looked for in {os.getcwd()!r}."
+    if error.errno == errno.ENAMETOOLONG:
+        return (
+            "Choose a shorter name, by 13 characters at least: files beside it have "
+            "names that are longer by '.previous.tmp'."
+        )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return f"Make the folder {folder!r} first, or choose another path."
     if error.errno == errno.EISDIR:

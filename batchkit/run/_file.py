@@ -1,10 +1,8 @@
 """One checkpoint as one HDF5 file, which is either whole or refused.
 
-HDF5 has checksums for some of its parts only, and its library may crash on a file that
-is damaged in the others. So the checksum here is over the bytes of the file, whatever
-they mean, and the library sees none before they have been found to be those that were
-written. HDF5 lets a file begin with a block for the user, which its readers skip; there
-the checksum stands, as text:
+HDF5 has checksums for some of its parts only. So the checksum here is over the bytes of
+the file, whatever they mean. HDF5 lets a file begin with a block for the user, which
+its readers skip; there the checksum stands, as text:
 
     batchkit checkpoint
     format 1
@@ -17,27 +15,36 @@ begins in the same way, so that an older batchkit can tell newer from damaged.
 Behind the block stands an ordinary HDF5 file: the text of a JSON object in `header`,
 and the arrays in the groups of `arrays`. What HDF5 has no type for is stored as the
 integers that it consists of, with its name in an attribute: `dtype` for the types of
-`ml_dtypes`, such as bfloat16, and `prng_impl` for keys.
+`ml_dtypes`, such as bfloat16, and `prng_impl` for keys. `contents` in the header names
+every array with its type and shape; files of earlier versions do not have it.
+
+A checksum protects against accidents and not against an author: anybody can compute it.
+So a file that is read may be made to do harm. Only its first block is read before it
+has been found to be ours, only as many bytes as it declares and has, and these are not
+shown to the HDF5 library, see `_hdf5.py`.
 
 The file is put together in memory. The library's own writing would leave a file half
 written, and a library that does not recover, when the disk is full.
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+import stat
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, Final
 
 import h5py
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ._checkpoint import CheckpointError
 from ._disk import disk_errors, put, remove, sync_folder_of
+from ._hdf5 import Dataset, read_datasets
+from ._stored_arrays import check_names, describe, load_array, store_array
 
 
 FORMAT: Final = 1
@@ -52,6 +59,19 @@ _WRITTEN: Final = re.compile(
 # What is left to do when a checkpoint cannot be used; a result has another way out.
 _FRESH: Final = "start over with `fresh=True`"
 _NOT_OURS: Final = "Choose another path, or move this file away."
+# JSON takes up to thirty times its length when it is parsed.
+_LONGEST_HEADER: Final = 2**26
+# Bytes that are no valid value raise one of these in the code that uses the value.
+_NONSENSE: Final = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def write_file(
@@ -119,30 +139,33 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
         f"{otherwise[0].upper()}{otherwise[1:]}, or put a sound copy of the file in "
         "its place."
     )
-    with disk_errors("read", path), open(path, "rb") as file:
-        data = file.read()
-    if not data.startswith(_SIGNATURE):
-        what = (
-            "It is empty"
-            if not data
-            else "It is an HDF5 file from elsewhere"
-            if data.startswith(_HDF5)
-            else "It is something else, or its first bytes are damaged"
-        )
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        block = file.read(_BLOCK)
+        if not block.startswith(_SIGNATURE):
+            raise _foreign(path, block)
+        written = _WRITTEN.fullmatch(block)
+        if written is None:
+            raise CheckpointError(
+                f"{path!r} is damaged: its first {_BLOCK} bytes are not as they were "
+                "written.",
+                again,
+                damaged=True,
+            )
+        data = b""
+        if size == int(written[3]):
+            try:
+                file.seek(0)
+                data = file.read(size)
+            except MemoryError as error:
+                raise CheckpointError(
+                    f"{path!r} has {size} bytes, for which there is no memory.",
+                    "Read it on a machine with more memory.",
+                ) from error
+            size = len(data)
+    if size != int(written[3]):
         raise CheckpointError(
-            f"{path!r} is no file of batchkit. {what}.", _NOT_OURS, damaged=True
-        )
-    written = _WRITTEN.fullmatch(data[:_BLOCK])
-    if written is None:
-        raise CheckpointError(
-            f"{path!r} is damaged: its first {_BLOCK} bytes are not as they were "
-            "written.",
-            again,
-            damaged=True,
-        )
-    if len(data) != int(written[3]):
-        raise CheckpointError(
-            f"{path!r} is damaged: it has {len(data)} bytes of {int(written[3])}.",
+            f"{path!r} is damaged: it has {size} bytes of {int(written[3])}.",
             again,
             damaged=True,
         )
@@ -162,25 +185,60 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
     return data
 
 
-def looks_foreign(path: str) -> bool:
-    """Whether a file has something in it, and that something is not a checkpoint."""
-    with disk_errors("read", path), open(path, "rb") as file:
-        start = file.read(len(_SIGNATURE))
-    return start not in (b"", _SIGNATURE)
+def refuse_foreign(path: str, remedy: str = _NOT_OURS) -> None:
+    """Raise `CheckpointError` if there is a file that has something else in it.
+
+    A missing file and an empty one are nobody's. An error that is not `damaged` says
+    that nobody can tell, or that it is no file at all.
+    """
+    if not os.path.lexists(path):
+        return
+    with _opened(path) as file:
+        block = file.read(_BLOCK)
+    if block and not block.startswith(_SIGNATURE):
+        raise _foreign(path, block, remedy)
+
+
+@contextlib.contextmanager
+def understood(path: str, otherwise: str = _FRESH) -> Iterator[None]:
+    """Raise `CheckpointError` for errors in the body that uses what a file holds.
+
+    **Arguments:**
+
+    - `path`: the file, whose checksum was right.
+    - `otherwise`: what can be done without it; by default to start over.
+    """
+    try:
+        yield
+    except _NONSENSE as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else f"{error}"
+        raise CheckpointError(
+            f"{path!r} is sound, but cannot be understood: "
+            f"{what[:300] or type(error).__name__}.",
+            f"Use the versions of batchkit and JAX that wrote it; or {otherwise}.",
+        ) from error
 
 
 def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
     """The bytes of a checkpoint; see `write_file`."""
-    text = _json(header)
+    check_names(arrays)
+    stored = {name: store_array(name, x) for name, x in arrays.items()}
+    contents = {name: describe(x) for name, x in stored.items()}
+    text = _json({**header, "contents": contents})
     image = io.BytesIO()
-    with h5py.File(image, "w", userblock_size=_BLOCK) as file:
+    # The oldest layout of HDF5, which `read_datasets` reads.
+    with h5py.File(image, "w", userblock_size=_BLOCK, libver="earliest") as file:
         file.attrs["format"] = "batchkit checkpoint"
         file.attrs["format_version"] = FORMAT
         file["header"] = text
         group = file.create_group("arrays")
-        for name in _checked(arrays):
-            _store(group, name, arrays[name])
+        for name, (array, attributes) in stored.items():
+            dataset = group.create_dataset(name, data=array)
+            for key, attribute in attributes.items():
+                dataset.attrs[key] = attribute
     data = image.getbuffer()
+    # A later HDF5 library may write otherwise: better known now than on resuming.
+    read_datasets(data, _BLOCK)
     first = _SIGNATURE + f"format {FORMAT}\nbytes {len(data)}\n".encode()
     block = first + b"sha256 " + _sum(first, data) + b"\n"
     data[:_BLOCK] = block.ljust(_BLOCK - 1) + b"\n"
@@ -191,23 +249,44 @@ def decode(
     path: str, data: bytes, otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
     """The header and the arrays in the bytes of a sound checkpoint; see `read_file`."""
-    arrays: dict[str, np.ndarray | jax.Array] = {}
+    with understood(path, otherwise):
+        found = read_datasets(data, _BLOCK)
+        header = _header_of(found.pop("header"))
+        if any(not name.startswith("arrays/") for name in found):
+            raise ValueError("it has more than `header` and `arrays`")
+        arrays = {name.removeprefix("arrays/"): x for name, x in found.items()}
+        contents = {name: describe(x) for name, x in arrays.items()}
+        if header.pop("contents", contents) != contents:
+            raise ValueError("its arrays are not those that its header names")
+        return header, {name: load_array(x) for name, x in arrays.items()}
 
-    def load(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = _load(item)
 
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            header = json.loads(str(_dataset(file, "header").asstr()[()]))
-            _group(file, "arrays").visititems(load)
-    # The checksum was right: whoever wrote this has more types or keys than we do.
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path!r} is sound, but cannot be understood: {error}.",
-            f"Use the versions of batchkit and JAX that wrote it; or {otherwise}.",
-        ) from error
-    return header, arrays
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[BinaryIO]:
+    """Open a regular file for reading; others may block, or never end."""
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with disk_errors("read", path), open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CheckpointError(
+                f"{path!r} is no regular file.", "Choose the path of a file."
+            )
+        yield file
+
+
+def _foreign(path: str, block: bytes, remedy: str = _NOT_OURS) -> CheckpointError:
+    what = (
+        "It is empty"
+        if not block
+        else "It is an HDF5 file from elsewhere"
+        if block.startswith(_HDF5)
+        else "It is something else, or its first bytes are damaged"
+    )
+    return CheckpointError(
+        f"{path!r} is no file of batchkit. {what}.", remedy, damaged=True
+    )
 
 
 def _sum(first: bytes, data: bytes | memoryview) -> bytes:
@@ -218,82 +297,28 @@ def _sum(first: bytes, data: bytes | memoryview) -> bytes:
 
 def _json(header: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(header), allow_nan=False)
+        text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"header: {error}. Its values must be what JSON has: text, finite numbers, "
             "booleans, None, lists and dicts. Give others as text or as arrays."
         ) from error
-
-
-def _checked(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arrays, if their names can be places in one file."""
-    for name in arrays:
-        parts = name.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts):
-            raise ValueError(
-                f"arrays: {name!r} cannot name an array; a name is made of words with "
-                "'/' between them, such as 'state/position'."
-            )
-        for i in range(1, len(parts)):
-            if (group := "/".join(parts[:i])) in arrays:
-                raise ValueError(
-                    f"arrays: {group!r} cannot be an array and hold {name!r}, too; "
-                    "rename one of them."
-                )
-    return arrays
-
-
-def _store(group: h5py.Group, name: str, value: Any) -> None:
-    attributes: dict[str, str] = {}
-    if isinstance(value, jax.Array) and jnp.issubdtype(
-        value.dtype, jax.dtypes.prng_key
-    ):
-        impl = jax.random.key_impl(value)
-        if not isinstance(impl, str):
-            raise TypeError(
-                f"arrays: {name!r} has keys of {impl!r}, which has no name to find it "
-                "by; use an implementation that JAX knows, such as 'threefry2x32'."
-            )
-        attributes["prng_impl"] = impl
-        value = jax.random.key_data(value)
-    array = np.asarray(value)
-    if array.dtype.isbuiltin == 2:  # Registered with NumPy, as those of ml_dtypes are.
-        attributes["dtype"] = array.dtype.name
-        array = array.view(f"u{array.dtype.itemsize}")
-    # A long double has bytes that mean nothing, and other machines have no such type.
-    elif array.dtype.kind not in "biufc" or array.dtype.char in "gG":
-        raise TypeError(
-            f"arrays: {name!r} has dtype {array.dtype}, and only booleans and numbers "
-            "of at most 64 bits, or complex pairs of them, can be stored."
+    if len(text) > _LONGEST_HEADER:
+        raise ValueError(
+            f"header: it has {len(text)} characters as JSON, and at most "
+            f"{_LONGEST_HEADER} can be stored. Give what is long as arrays."
         )
-    dataset = group.create_dataset(name, data=array)
-    for key, attribute in attributes.items():
-        dataset.attrs[key] = attribute
+    return text
 
 
-def _load(dataset: h5py.Dataset) -> np.ndarray | jax.Array:
-    # In this way also a single number comes back as an array.
-    array = np.empty(dataset.shape, dataset.dtype)
-    if array.size:
-        dataset.read_direct(array)
-    if "dtype" in dataset.attrs:
-        array = array.view(np.dtype(str(dataset.attrs["dtype"])))
-    if "prng_impl" in dataset.attrs:
-        impl = str(dataset.attrs["prng_impl"])
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
-    return array
+def _header_of(item: Dataset) -> dict[str, Any]:
+    if not isinstance(item.value, str) or len(item.value) > _LONGEST_HEADER:
+        raise ValueError("its header is no text, or too long")
+    header = json.loads(item.value, parse_constant=_refuse_constant)
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset):
-        raise LookupError(f"{name!r} is no dataset")
-    return dataset
-
-
-def _group(file: h5py.File, name: str) -> h5py.Group:
-    group = file[name]
-    if not isinstance(group, h5py.Group):
-        raise LookupError(f"{name!r} is no group")
-    return group
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"its header has {name}, which JSON has not")

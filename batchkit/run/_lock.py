@@ -14,6 +14,7 @@ from typing import Final, final
 
 from ._checkpoint import CheckpointError
 from ._disk import disk_errors, remove
+from ._safe_log import SafeLog
 
 
 if sys.platform == "win32":
@@ -32,7 +33,7 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-_log: Final = logging.getLogger("batchkit")
+_log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 _HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
 _NO_LOCKS: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -57,7 +58,9 @@ class Lock:
         assert self._file is None
         while self._file is None:
             with disk_errors("write", self._path):
-                file = os.open(self._name, os.O_RDWR | os.O_CREAT, 0o666)
+                # A link of that name could lead to any file, which is then emptied.
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+                file = os.open(self._name, flags, 0o666)
             try:
                 self._file = self._locked(file)
             finally:

@@ -33,15 +33,16 @@ from ..batchers._processes import (
     several as several,
 )
 from ._checkpoint import CheckpointError
+from ._safe_log import SafeLog
 
 
 _SILENT: Final = logging.Logger("batchkit.silent")
 _SILENT.disabled = True
 
 
-def speaker(log: logging.Logger) -> logging.Logger:
+def speaker(log: logging.Logger) -> SafeLog:
     """The log in the first process, and one that says nothing in the others."""
-    return log if is_first() else _SILENT
+    return SafeLog(log if is_first() else _SILENT, {})
 
 
 def first_says(*numbers: int | float) -> tuple[float, ...]:

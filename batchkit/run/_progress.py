@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 
 from ._arguments import in_short, kind_of
 from ._processes import is_first
+from ._safe_log import SafeLog
 
 
-_log: Final = logging.getLogger("batchkit")
+_log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 # Seconds between two lines in the log.
 LOG_EVERY: Final = 30.0
@@ -44,6 +45,7 @@ class Reporter:
 
     In a terminal and in a notebook this is a bar; elsewhere a line in the log of
     `batchkit` now and then. Of several processes only the first one shows anything.
+    Where the terminal goes away the bar ends, and the run does not.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Reporter:
                 unit=self._unit,
                 bar_format=_COUNT,
                 dynamic_ncols=True,
+                file=_Screen(sys.stderr),
             )
         return self
 
@@ -141,8 +144,37 @@ def in_time(seconds: int | float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+@final
+class _Screen:
+    """A stream of text that is not written to any more after the first error.
+
+    If it raised, `tqdm` would keep its lock, and the next bar would wait for it for
+    ever.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._works = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        self._try(lambda: self._stream.write(text))
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, call: Callable[[], object]) -> None:
+        if self._works:
+            try:
+                call()
+            except (OSError, ValueError):  # A broken pipe, a stream that is closed.
+                self._works = False
+
+
 def _has_screen() -> bool:
     """Whether somebody looks at what is printed: a terminal, or a notebook."""
-    return "ipykernel" in sys.modules or bool(
-        sys.stderr is not None and sys.stderr.isatty()
-    )
+    if "ipykernel" in sys.modules:
+        return True
+    return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

@@ -7,20 +7,22 @@ structure of all values, see `_structure.py`, whose arrays are in the groups of
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ._checkpoint import CheckpointError
 from ._environment import versions
-from ._file import read_file, write_file
+from ._file import read_file, understood, write_file
 from ._structure import put_together, take_apart
 
 
 FORMAT: Final = 1
 
-_AGAIN: Final = "make the run again"
+# What errors say can be done without the file.
+AGAIN: Final = "make the run again"
 # `kind` in the header of a checkpoint names the run; here it is that of a result.
 _KINDS: Final = {"NestedRun": "result of a nested run", "ChainRun": "result of chains"}
+_CHECKPOINTS: Final = {"NestedRun": "nested run", "ChainRun": "run of chains"}
 
 
 def write_result(
@@ -52,13 +54,18 @@ def write_result(
     write_file(path, header, arrays)
 
 
-def read_result(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def read_result(
+    path: str | os.PathLike[str],
+    kind: str,
+    of_checkpoint: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     """The values of a result, by name.
 
     **Arguments:**
 
     - `path`: the file.
     - `kind`: the name of its class.
+    - `of_checkpoint`: makes the values from the header and the arrays of a checkpoint.
 
     **Raises:**
 
@@ -66,31 +73,63 @@ def read_result(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     of another kind or in a newer format.
     """
     path = os.fspath(path)
-    header, arrays = read_file(path, _AGAIN)
+    header, arrays = read_file(path, AGAIN)
     what = header.get("kind")
-    if what != _KINDS[kind]:
-        raise CheckpointError(*_other_kind(path, kind, what))
-    if header["result_format"] > FORMAT:
-        raise CheckpointError(
-            f"{path!r} holds a result in format {header['result_format']}, and this "
-            f"batchkit reads formats up to {FORMAT}.",
-            f"Use the batchkit that wrote it, {header['versions']['batchkit']}, or a "
-            "newer one.",
-        )
-    return {name: put_together(x, arrays) for name, x in header["values"].items()}
+    with understood(path, AGAIN):
+        if what == _CHECKPOINTS[kind]:
+            return of_checkpoint(header, arrays)
+        if what != _KINDS[kind]:
+            raise CheckpointError(*_other_kind(path, kind, what))
+        if header["result_format"] > FORMAT:
+            raise CheckpointError(
+                f"{path!r} holds a result in format {header['result_format']}, and "
+                f"this batchkit reads formats up to {FORMAT}.",
+                f"Use the batchkit that wrote it, {header['versions']['batchkit']}, or "
+                "a newer one.",
+            )
+        values = {
+            str(name): put_together(x, arrays) for name, x in header["values"].items()
+        }
+        if arrays:
+            raise ValueError(f"it has an array {min(arrays)!r} that is of no value")
+        return values
+
+
+def typed(values: Mapping[str, Any], name: str, *types: type) -> Any:
+    """Return a value of a file if it is of one of some types, else raise `ValueError`.
+
+    A boolean is no number here.
+    """
+    if type(values[name]) not in types:
+        raise ValueError(f"its {name} is {values[name]!r}")
+    return values[name]
+
+
+def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, ...]:
+    """Return a list of so many numbers of a file as a tuple, else raise `ValueError`.
+
+    **Arguments:**
+
+    - `values`: the values of the file.
+    - `name`: the name of the list.
+    - `counts`: the lengths that it may have.
+    """
+    found = typed(values, name, list)
+    if len(found) not in counts or not {type(x) for x in found} <= {int, float}:
+        raise ValueError(f"its {name} are {found!r}")
+    return tuple(map(float, found))
 
 
 def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
-    for name, known in _KINDS.items():
-        if known == what:
+    for name in _KINDS:
+        if what in (_KINDS[name], _CHECKPOINTS[name]):
             return (
-                f"{path!r} holds the {what}, and not that of {kind}.",
+                f"{path!r} holds a {what}, and not a {kind}.",
                 f"Load it with `{name}.load`.",
             )
     return (
         f"{path!r} is a checkpoint, from which a run goes on, and no result.",
-        "Go on with the run by `checkpoint=`, and save what it returns under another "
-        "path.",
+        "Go on with the run by `checkpoint=`, and keep what it returns.",
     )
 
 
@@ -98,7 +137,7 @@ def _check_replaceable(path: str | os.PathLike[str]) -> None:
     path = os.fspath(path)
     remedy = "Choose another path, or move this file away."
     try:
-        header, _ = read_file(path, _AGAIN)
+        header, _ = read_file(path, AGAIN)
     except CheckpointError as error:
         raise CheckpointError(
             f"Cannot replace what is there: {error.reason}", remedy, error.damaged

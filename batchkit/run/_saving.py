@@ -18,7 +18,7 @@ from typing import Any, Final, final
 
 from ._checkpoint import Checkpoint, CheckpointError, seconds_until_next
 from ._environment import Provenance
-from ._file import decode, encode
+from ._file import decode, encode, understood
 from ._fingerprint import Part
 from ._processes import (
     bytes_from_first,
@@ -29,6 +29,7 @@ from ._processes import (
     several,
     speaker,
 )
+from ._result_file import typed
 from ._same_run import Compare, SameRun
 from ._signals import Interruptible
 from ._store import Saved, Store
@@ -101,7 +102,7 @@ class Saver:
         self._fresh = fresh
         self._store: Store | None = None
         if checkpoint is not None and is_first():
-            self._store = Store(checkpoint.path)
+            self._store = Store(checkpoint.path, fresh)
         self._signals = Interruptible()
         self._has_left = False
         # What several processes found when they looked.
@@ -205,7 +206,8 @@ class Saver:
         saved = self._read()
         if saved is None:
             return None
-        self._check(saved)
+        with understood(saved.path):
+            self._check(saved)
         if saved.header.get("layout") != self._layout:
             speaker(_log).info(
                 "%s was laid out otherwise: %s. What follows agrees with a run on one "
@@ -214,6 +216,16 @@ class Saver:
                 saved.header.get("layout"),
             )
         return saved
+
+    def check_writable(self) -> None:
+        """Raise `CheckpointError`, in all processes, if work could not be saved."""
+
+        def check() -> None:
+            assert self._store is not None
+            self._store.check_writable()
+
+        if self.is_on:
+            in_first(check)
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -302,7 +314,7 @@ class Saver:
         return Saved(*decode(path, data), path, passed_over)
 
     def _check(self, saved: Saved) -> None:
-        kind = saved.header.get("kind")
+        kind = typed(saved.header, "kind", str)
         if kind != self._kind:
             raise CheckpointError(
                 f"{saved.path!r} holds a {kind}, and this is a {self._kind}.",

@@ -20,13 +20,17 @@ import jax
 import numpy as np
 
 from ._checkpoint import CheckpointError
-from ._disk import disk_errors, put, remove, sync_folder_of
-from ._file import encode, looks_foreign, read_file, sound_bytes
+from ._disk import disk_errors, is_forbidden, put, remove, sync_folder_of
+from ._file import encode, read_file, refuse_foreign, sound_bytes
 from ._lock import Lock
+from ._safe_log import SafeLog
 
 
-_log: Final = logging.getLogger("batchkit")
+_log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
+_FOREIGN: Final = (
+    "Move this file away, choose another path, or replace it with `fresh=True`."
+)
 _NO_LINKS: Final = {
     errno.EPERM,
     errno.EACCES,
@@ -60,38 +64,53 @@ class Saved:
 
 @final
 class Store:
-    """The checkpoints of one run, which nobody else can write while it is entered."""
+    """The checkpoints of one run, which nobody else can write while it is entered.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Where nothing can be written there is no lock either, and what is there can be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], fresh: bool = False) -> None:
         """**Arguments:**
 
         - `path`: the file. A link is followed, so that the file it leads to is replaced
             and not the link.
+        - `fresh`: whether the first `write` may replace a file from elsewhere.
         """
         self.path = os.path.realpath(path)
         self.previous = f"{self.path}.previous"
         self._new = f"{self.path}.tmp"
         self._link = f"{self.previous}.tmp"
         self._lock = Lock(self.path)
+        self._fresh = fresh
         self._entered = False
+        # Why nothing can be written, if that is so.
+        self._read_only: CheckpointError | None = None
         # Whether the file may become the previous generation; None before we looked.
         self._sound: bool | None = None
 
     def __enter__(self) -> "Store":
         """**Raises:**
 
-        `CheckpointError` if another run has the file, or if there can be none.
+        `CheckpointError` if another run has the file, if there can be none, or if there
+        is a file from elsewhere that may not be replaced.
         """
-        if os.path.isdir(self.path):
-            raise CheckpointError(
-                f"{self.path!r} is a folder.", "Choose the path of a file."
-            )
-        self._lock.acquire()
+        with disk_errors("write", self.path), contextlib.suppress(FileNotFoundError):
+            os.lstat(self._link)  # It has the longest name, which may be too long.
+        self._foreign()
+        self._read_only = None
+        try:
+            self._lock.acquire()
+        except CheckpointError as error:
+            there = os.path.lexists(self.path) or os.path.lexists(self.previous)
+            if self._fresh or not there or not is_forbidden(error.__cause__):
+                raise
+            self._read_only = error
         self._entered = True
         self._sound = None
-        # Nobody else writes them now, so they are from a process that was killed.
-        remove(self._new)
-        remove(self._link)
+        if self._read_only is None:
+            # Nobody else writes them now, so they are from a process that was killed.
+            remove(self._new)
+            remove(self._link)
         return self
 
     def __exit__(
@@ -101,7 +120,17 @@ class Store:
         trace: TracebackType | None,
     ) -> None:
         self._entered = False
-        self._lock.release()
+        if self._read_only is None:
+            self._lock.release()
+
+    def check_writable(self) -> None:
+        """Raise `CheckpointError` if this can only be read."""
+        if self._read_only is not None:
+            raise CheckpointError(
+                f"{self.path!r} holds a run that has not ended, and to go on with it "
+                f"it must be saved. {self._read_only.reason}",
+                "Copy the file to a folder that this user may write to.",
+            ) from self._read_only
 
     def read(self) -> Saved | None:
         """The newest generation that is sound, or `None` if there is none at all.
@@ -147,11 +176,14 @@ class Store:
 
         **Raises:**
 
-        `CheckpointError` if it cannot be written, or if there is a file that is no
-        checkpoint. What was saved before is then still there.
+        `CheckpointError` if it cannot be written, or if there is a file from elsewhere
+        that may not be replaced. What was there before is then still there.
         """
         assert self._entered
         start = time.perf_counter()
+        self.check_writable()
+        if (foreign := self._foreign()) is not None:
+            _log.warning("%s It is replaced, as fresh=True says.", foreign.reason)
         if self._sound is None:
             self._sound = self._is_sound()
         data = encode(header, arrays)
@@ -166,6 +198,7 @@ class Store:
                 remove(self._new)
                 raise
             self._sound = True
+            self._fresh = False
             sync_folder_of(self.path)
         return time.perf_counter() - start
 
@@ -182,16 +215,25 @@ class Store:
         _log.warning("%s Using the generation before it, %r.", why, path)
         return Saved(header, arrays, path, why)
 
+    def _foreign(self) -> CheckpointError | None:
+        """Return the error of a foreign file if it may be replaced, else raise it."""
+        found = None
+        for path in (self.path, self.previous):
+            try:
+                refuse_foreign(path, _FOREIGN)
+            except CheckpointError as error:
+                if not (self._fresh and error.damaged):
+                    raise
+                found = error
+        return found
+
     def _is_sound(self) -> bool:
-        """Whether the file is a checkpoint; raises if it is somebody else's."""
+        """Whether the file is a checkpoint that was not damaged."""
         if not os.path.lexists(self.path):
             return False
         try:
             sound_bytes(self.path)
         except CheckpointError as error:
-            # With a generation before it, it has been ours, whatever it looks like.
-            if looks_foreign(self.path) and not os.path.lexists(self.previous):
-                raise
             return not error.damaged
         return True
 

@@ -33,6 +33,9 @@ from ._names import path_name
 
 
 _PLAIN: Final = (str, int, bool, type(None))
+# Both directions and JSON itself are recursive.
+_DEEPEST: Final = 64
+_FLOATS: Final = {repr(x): x for x in (math.inf, -math.inf, math.nan)}
 
 
 def take_apart(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
@@ -47,10 +50,16 @@ def take_apart(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
 
     **Raises:**
 
-    `TypeError` if a key of a dict is neither text nor a whole number.
+    `TypeError` if a key of a dict is neither text nor a whole number, `ValueError` if
+    it is nested too deeply.
     """
 
     def node(x: Any, path: tuple[Any, ...]) -> Any:
+        if len(path) > _DEEPEST:
+            raise ValueError(
+                f"{group}: a pytree can be saved if at most {_DEEPEST} containers are "
+                "inside each other. Flatten it."
+            )
         if type(x) in _PLAIN:
             return x
         if type(x) is float:
@@ -76,25 +85,43 @@ def take_apart(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
     return node(tree, ())
 
 
-def put_together(structure: Any, arrays: Mapping[str, Any]) -> PyTree:
+def put_together(structure: Any, arrays: dict[str, Any], depth: int = 0) -> PyTree:
     """The pytree that `take_apart` took apart.
+
+    **Arguments:**
+
+    - `structure`: what `take_apart` returned.
+    - `arrays`: the arrays by name; those of the pytree are taken out.
+    - `depth`: the number of containers around it.
 
     **Raises:**
 
-    `LookupError` or `ValueError` if the structure makes no sense, or an array is
-    missing.
+    `LookupError`, `TypeError` or `ValueError` if the structure makes no sense, or an
+    array is missing, or wanted twice.
     """
+
+    def inner(children: Any) -> list[Any]:
+        if depth >= _DEEPEST or not isinstance(children, list):
+            raise ValueError("it has a container that is no list, or too deep")
+        return [put_together(x, arrays, depth + 1) for x in children]
+
+    def pairs(children: list[Any]) -> dict[str | int, Any]:
+        keys = [key for key, _ in children]
+        if not {type(key) for key in keys} <= {str, int} or len({*keys}) != len(keys):
+            raise ValueError("it has names that are no names, or the same twice")
+        return dict(zip(keys, inner([x for _, x in children]), strict=True))
+
     if isinstance(structure, list):
-        return [put_together(x, arrays) for x in structure]
+        return inner(structure)
     if not isinstance(structure, dict):
         return structure
     ((what, inside),) = structure.items()
     make: dict[str, Callable[[], Any]] = {
-        "array": lambda: arrays[inside],
-        "float": lambda: float(inside),
-        "tuple": lambda: tuple(put_together(x, arrays) for x in inside),
-        "dict": lambda: {key: put_together(x, arrays) for key, x in inside},
-        "fields": lambda: {key: put_together(x, arrays) for key, x in inside},
+        "array": lambda: arrays.pop(inside),
+        "float": lambda: _FLOATS[inside],
+        "tuple": lambda: tuple(inner(inside)),
+        "dict": lambda: pairs(inside),
+        "fields": lambda: pairs(inside),
     }
     return make[what]()
 

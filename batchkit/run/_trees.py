@@ -1,6 +1,6 @@
 """Pytrees as arrays with names, the form in which files hold them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ._processes import on_host, several
+from ._structure import take_apart
 
 
 def to_host(tree: PyTree) -> PyTree:
@@ -28,22 +29,56 @@ def named_arrays(name: str, tree: PyTree) -> dict[str, Any]:
     return {f"{name}/{i}": leaf for i, leaf in enumerate(leaves)}
 
 
-def tree_of(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
+def array_names(name: str, tree: PyTree) -> PyTree:
+    """The names that `named_arrays` gives, in place of the arrays of a pytree."""
+    treedef = jax.tree.structure(tree)
+    names = [f"{name}/{i}" for i in range(treedef.num_leaves)]
+    return jax.tree.unflatten(treedef, names)
+
+
+def names_to_save(tree: PyTree) -> Any:
+    """A pytree of names of arrays as JSON has it; None if it has no such form.
+
+    With it a file can be read by those who do not have the sampler. `put_together` and
+    a look at the arrays make the pytree again.
+    """
+    try:
+        return take_apart("names", tree, {})
+    except (TypeError, ValueError):
+        return None
+
+
+def tree_of(
+    name: str,
+    arrays: Mapping[str, Any],
+    like: PyTree,
+    shape_of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape,
+) -> PyTree:
     """The pytree that `named_arrays` took apart.
 
     **Arguments:**
 
     - `name`: the name that it had.
     - `arrays`: all arrays.
-    - `like`: a pytree of the same structure, of anything.
+    - `like`: a pytree of the same structure, of shapes and dtypes.
+    - `shape_of`: the shape that an array has in the file, from that in `like`.
 
     **Raises:**
 
-    `KeyError` if an array is missing.
+    `KeyError` if an array is missing, `ValueError` if one is of another shape or dtype.
     """
-    treedef = jax.tree.structure(like)
-    leaves = [arrays[f"{name}/{i}"] for i in range(treedef.num_leaves)]
-    return jax.tree.unflatten(treedef, leaves)
+    leaves, treedef = jax.tree.flatten(like)
+    found = []
+    for i, leaf in enumerate(leaves):
+        array = arrays[f"{name}/{i}"]
+        expected = shape_of(leaf.shape)
+        if (array.shape, array.dtype) != (expected, leaf.dtype):
+            raise ValueError(
+                f"its array {name}/{i} is {array.dtype} of shape {array.shape} and not "
+                f"{leaf.dtype} of shape {expected}"
+            )
+        found.append(array)
+    return jax.tree.unflatten(treedef, found)
 
 
 def _is_key(x: Any) -> bool:

@@ -20,6 +20,7 @@ from ..chains._plan import layout_of
 from ..chains._programs import Chains
 from ..chains._progress import ChainProgress
 from ..run._checkpoint import CheckpointError
+from ..run._file import understood
 from ..run._processes import in_first, speaker
 from ..run._progress import Reporter
 from ..run._saving import Saver
@@ -28,7 +29,14 @@ from ..run._trees import named_arrays, tree_of
 from ._progress import ShardProgress
 from ._starts import check_starts
 from ._tasks import Model, Shards, ShardTasks
-from ._tries import Known, after_round, nothing_known, target_of, to_run
+from ._tries import (
+    Known,
+    after_round,
+    known_from,
+    nothing_known,
+    target_of,
+    to_run,
+)
 
 
 _log: Final = logging.getLogger("batchkit")
@@ -87,7 +95,8 @@ class Rounds:
         saved = saver.resume()
         known = nothing_known(self.shards.count)
         if saved is not None:
-            known = Known({"shards": saved.header["shards"]}, None)
+            with understood(saved.path):
+                known = known_from(saved.header, self.shards.count)
             _check_tries(saved, known, max_tries)
         while which := to_run(known, max_tries):
             known = self._round(known, which, saver, reporter, about, saved)
@@ -111,8 +120,7 @@ class Rounds:
         targets, chains = self.chains(known.header["shards"], which)
         self._say(number, which, layout_of(chains))
         if saved is not None and number > 0:
-            like = chains.tuned_shapes, chains.draw_shapes
-            known = Known(known.header, tree_of("known", saved.arrays, like))
+            known = known._replace(arrays=self._known_arrays(saved, chains))
         saver.keep(
             {**known.header, "running": which},
             named_arrays("known", known.arrays),
@@ -181,6 +189,21 @@ class Rounds:
             self.block,
         )
         return targets, chains
+
+    def _known_arrays(self, saved: Saved, chains: Chains) -> Any:
+        """The arrays of `Known` in a checkpoint."""
+        first = self.shards.count, self.num_chains
+        samples = self.model.num_samples
+        tuned = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*first, *x.shape), x.dtype),
+            chains.tuned_shapes,
+        )
+        draws = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*first, samples, *x.shape[1:]), x.dtype),
+            chains.draw_shapes,
+        )
+        with understood(saved.path):
+            return tree_of("known", saved.arrays, (tuned, draws))
 
     def _say(self, number: int, which: list[int], layout: list[str]) -> None:
         told = "; ".join(layout)

@@ -6,12 +6,14 @@ a pytree of arrays. What a round needs is in there, with the key of the run and 
 data, so a run can stop between two rounds and go on later.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
 
 from ..chains._programs import Draw
+from ..run._result_file import numbers, typed
 
 
 # A rate of divergent transitions above it is to be noted, to be warned of, and such
@@ -42,6 +44,30 @@ class Known(NamedTuple):
 def nothing_known(num_shards: int) -> Known:
     """What is known before the first round."""
     return Known({"shards": [[] for _ in range(num_shards)]}, None)
+
+
+def known_from(header: Mapping[str, Any], num_shards: int) -> Known:
+    """What is known according to the header of a checkpoint, but for the arrays.
+
+    **Raises:**
+
+    `LookupError`, `TypeError` or `ValueError` if it makes no sense.
+    """
+    shards = typed(header, "shards", list)
+    for tries in shards:
+        for number, each in enumerate(tries):
+            if typed(each, "number", int) != number:
+                raise ValueError(f"its try {number} is {each!r}")
+            typed(each, "target_acceptance", float)
+            typed(each, "divergence_rate", float)
+            typed(each, "is_finite", bool)
+            typed(each, "accepted", bool)
+            typed(each, "reason", str)
+            numbers(each, "seconds", 3)
+    running = typed(header, "running", list)
+    if len(shards) != num_shards or len({len(shards[i]) for i in running}) != 1:
+        raise ValueError(f"its shards are {shards!r}, of which {running!r} run")
+    return Known({"shards": shards}, None)
 
 
 def to_run(known: Known, max_tries: int) -> list[int]:

@@ -1,6 +1,8 @@
 """A nested run as a file: what is written is read, and what is not ours is refused."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from batchkit.run import _file, _result_file
 
 from ..helpers import assert_refuses, assert_same
 from .perfect import peak, result, sample
+from .problems import gaussian
 
 
 class Lens(NamedTuple):
@@ -145,6 +148,9 @@ def test_a_result_replaces_a_result_and_nothing_else(tmp_path: Path) -> None:
     _file.write_file(checkpoint, {"kind": "nested run"}, {})
     with pytest.raises(bk.CheckpointError, match="it is a checkpoint"):
         run_of().save(checkpoint)
+    with pytest.raises(bk.CheckpointError, match=r"without the names.*run_nested"):
+        bk.NestedRun.load(checkpoint)
+    _file.write_file(checkpoint, {"kind": "run of shards"}, {})
     with pytest.raises(bk.CheckpointError, match=r"and no result\. Go on"):
         bk.NestedRun.load(checkpoint)
 
@@ -163,7 +169,7 @@ def test_files_that_are_refused(
     refused("an HDF5 file from elsewhere")
     path.unlink()
     bk.ChainRun(np.zeros((2, 3))).save(path)
-    refused("holds the result of chains", "`ChainRun.load`")
+    refused("holds a result of chains, and not a NestedRun", "`ChainRun.load`")
     run_of().save(path)
     path.write_bytes(path.read_bytes()[:-3])
     refused("is damaged", "Make the run again, or put a sound copy")
@@ -177,6 +183,102 @@ def test_files_that_are_refused(
     run_of().save(path)
     monkeypatch.undo()
     refused("has format 2", "or make the run again")
+
+
+def test_a_file_that_is_not_there_is_told_apart_from_a_folder(tmp_path: Path) -> None:
+    words = ("No such file", "Check the path")
+    for path in (tmp_path / "none.h5", tmp_path / "none" / "result.h5"):
+        with pytest.raises(bk.CheckpointError) as info:
+            bk.NestedRun.load(path)
+        assert all(word in str(info.value) for word in words)
+        assert "folder" not in str(info.value)
+
+
+NONSENSE = {
+    "num_steps": ["x", -0.5, None, True],
+    "num_evaluations": ["x", 1.5],
+    "converged": [1, None],
+    "stop_reason": [None, ["x"]],
+    "seconds": [[1.0], 3, ["a", "b"]],
+    "warnings": [3, [["a"]], [[1, 2.0, 3.0, "x"]], [["a", "b", 3.0, "x"]]],
+    "settings": [None, [1]],
+    "positions": [1, {"dict": [["u", 3]]}, {"fields": []}, {"array": "weights"}],
+    "key": [3, {"array": "loglikelihood"}],
+    "loglikelihood": [None, {"array": "positions/u"}, [{"array": "loglikelihood"}]],
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_values_that_make_no_sense_are_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.h5"
+    run_of().save(path)
+    header, arrays = _file.read_file(path)
+    for value in NONSENSE[name]:
+        values = {**header["values"], name: value}
+        _file.write_file(path, {**header, "values": values}, arrays)
+        with pytest.raises(bk.CheckpointError, match="cannot be understood"):
+            bk.NestedRun.load(path)
+    del header["values"][name]
+    _file.write_file(path, header, arrays)
+    with pytest.raises(bk.CheckpointError, match="cannot be understood"):
+        bk.NestedRun.load(path)
+
+
+def test_checkpoints_of_ended_and_stopped_runs_are_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, path = gaussian(2), tmp_path / "run.h5"
+    how: dict[str, Any] = {"num_delete": 20, "checkpoint": path, "progress": False}
+    stopped = problem.run(num_live=60, stop=bk.NumSteps(4), **how)
+    run = bk.NestedRun.load(path)
+    assert_same(run.dead.positions, stopped.dead.positions, ulps=0)
+    assert run.log_evidence == stopped.log_evidence
+    assert (run.converged, run.stop_reason) == (False, stopped.stop_reason)
+    assert run.warnings == stopped.warnings
+    assert run.settings == stopped.settings
+    assert repr(run) == repr(stopped)
+
+    # Without its last words: as a run leaves it that was killed.
+    header, arrays = _file.read_file(path)
+    ended = header["result"].pop("ended")
+    assert not ended["converged"]
+    _file.write_file(
+        path, {**header, "result": {**header["result"], "ended": None}}, arrays
+    )
+    killed = bk.NestedRun.load(path)
+    assert killed.log_evidence == stopped.log_evidence
+    assert not killed.converged
+    assert killed.stop_reason == "it was saved after step 4, and had not ended"
+
+    finished = problem.run(num_live=60, **how)
+    assert bk.NestedRun.load(path).converged
+    # Where nothing can be written the run returns, and one that must go on does not.
+    call = os.open
+
+    def fail(name: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return call(name, flags, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        again = problem.run(num_live=60, **how)
+        assert again.log_evidence == finished.log_evidence
+        with pytest.raises(bk.CheckpointError, match=r"not ended.*Copy the file"):
+            problem.run(num_live=60, stop=bk.NumSteps(10**6), **how)
+
+    # Shapes and numbers that a run cannot go on with.
+    header, arrays = _file.read_file(path)
+    for new_header, new_arrays in (
+        ({"seconds": ["a", 1.0]}, {}),
+        ({"rejected": "x"}, {}),
+        ({"identity": []}, {}),
+        ({}, {"dead/0": arrays["dead/0"][:-1]}),
+        ({}, {"state/0": np.zeros(3)}),
+    ):
+        _file.write_file(path, {**header, **new_header}, {**arrays, **new_arrays})
+        with pytest.raises(bk.CheckpointError, match="cannot be understood"):
+            problem.run(num_live=60, **how)
 
 
 def test_labels_are_no_numbers(tmp_path: Path) -> None:

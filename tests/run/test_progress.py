@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -11,6 +12,7 @@ import pytest
 
 from batchkit.run import _progress
 from batchkit.run._progress import Reporter, check_progress, in_time
+from batchkit.run._safe_log import SafeLog
 
 from ..helpers import assert_refuses
 
@@ -53,6 +55,56 @@ def test_a_count_without_a_total(screen: Screen) -> None:
         reporter.show("and more", 2500)
     assert "a run: 2,500 steps [" in screen.getvalue()
     assert "and more" in screen.getvalue()
+
+
+class Broken(Screen):
+    """A terminal that goes away while it is written to."""
+
+    error: Exception | None = None
+
+    def write(self, text: str) -> int:
+        if self.error is not None:
+            raise self.error
+        return super().write(text)
+
+    def flush(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed"), OSError(5, "")]
+)
+def test_a_bar_ends_where_its_terminal_does(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "_TICK", 0.01)
+    screen = Broken()
+    with shown_on(screen, True) as reporter:
+        screen.error = error
+        with reporter.waiting("compiling"):
+            time.sleep(0.05)
+        time.sleep(0.15)
+        reporter.show("half of it", 5, 10)
+    # The next bar does not wait for a lock that this one has kept.
+    with shown_on(Screen(), True) as reporter:
+        reporter.show("half of it", 5, 10)
+
+
+def test_a_closed_stderr_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    log = logging.Logger("batchkit.test")
+    log.addHandler(logging.StreamHandler(closed))
+    monkeypatch.setattr(sys, "stderr", closed)
+    with pytest.raises(ValueError, match="closed"):
+        log.warning("what logging does")
+    SafeLog(log, {}).warning("a warning")
+    with Reporter(True, "a run", " steps") as reporter:
+        reporter.show("half of it", 5, 10)
+    monkeypatch.setattr(sys, "stderr", None)
+    with Reporter(True, "a run", " steps") as reporter:
+        reporter.show("half of it", 5, 10)
 
 
 def test_waiting_is_shown_while_it_lasts(screen: Screen) -> None:

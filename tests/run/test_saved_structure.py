@@ -36,7 +36,7 @@ def there_and_back(tree: Any) -> tuple[Any, dict[str, Any]]:
     arrays: dict[str, Any] = {}
     structure = take_apart("positions", tree, arrays)
     text = json.dumps(structure, allow_nan=False)
-    return put_together(json.loads(text), arrays), arrays
+    return put_together(json.loads(text), dict(arrays)), arrays
 
 
 LEAVES = (
@@ -124,6 +124,48 @@ def test_a_structure_with_other_names_is_refused():
 def test_what_cannot_be_saved(tree):
     with pytest.raises(TypeError, match=r"positions: .*(Convert|Rename)"):
         take_apart("positions", tree, {})
+
+
+def nested(depth: int) -> Any:
+    tree: Any = np.zeros(2)
+    for _ in range(depth):
+        tree = (tree,)
+    return tree
+
+
+def test_what_is_nested_too_deeply_is_refused_in_both_directions():
+    assert jax.tree.structure(there_and_back(nested(64))[0]).num_leaves == 1
+    with pytest.raises(ValueError, match="at most 64 containers"):
+        take_apart("positions", nested(65), {})
+    structure: Any = {"array": "x"}
+    for _ in range(400):
+        structure = {"tuple": [structure]}
+    with pytest.raises(ValueError, match="too deep"):
+        put_together(structure, {"x": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {},
+        {"array": "x", "tuple": []},
+        {"array": "y"},
+        {"array": ["x"]},
+        [{"array": "x"}, {"array": "x"}],
+        {"float": "1e300"},
+        {"float": 1},
+        {"tuple": 3},
+        {"tuple": {"a": 1}},
+        {"dict": [["a", 1], ["a", 2]]},
+        {"dict": [["a"]]},
+        {"dict": [[True, 1]]},
+        {"dict": [[["a"], 1]]},
+        {"class": "os.system"},
+    ],
+)
+def test_a_structure_that_nobody_writes_is_refused(structure):
+    with pytest.raises((LookupError, TypeError, ValueError)):
+        put_together(structure, {"x": np.zeros(2)})
 
 
 def test_settings_keep_what_they_can():

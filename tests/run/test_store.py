@@ -82,7 +82,7 @@ def test_a_damaged_generation_is_passed_over_and_told(path, caplog):
     assert f"{path}.previous" in caplog.text
 
 
-@pytest.mark.parametrize("place", [0, 30, 700])
+@pytest.mark.parametrize("place", [30, 700])
 @pytest.mark.parametrize("read", [True, False])
 def test_a_damaged_generation_never_replaces_a_sound_one(path, place, read):
     put(path, 1)
@@ -142,20 +142,119 @@ def test_a_newer_format_is_not_passed_over(path, monkeypatch):
         store.read()
 
 
-@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\x89HDF\r\n\x1a\n and more"])
-def test_the_file_of_somebody_else_is_not_replaced(path, content):
+FOREIGN = [b"a,b\n1,2\n", b"\x89HDF\r\n\x1a\n and more"]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+@pytest.mark.parametrize("at", ["", ".previous"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_foreign_file_is_refused_at_the_start(path, content, at, beside):
+    if beside:
+        put(path, 1)
+        put(path, 2)
+    with open(f"{path}{at}", "wb") as file:
+        file.write(content)
+    before = names(path)
+    words = r"no file of batchkit.*Move this file away.*fresh=True"
+    with pytest.raises(CheckpointError, match=words), Store(path):
+        pass
+    with open(f"{path}{at}", "rb") as file:
+        assert file.read() == content
+    assert names(path) == before
+
+
+def test_a_foreign_file_that_comes_meanwhile_is_not_replaced(path):
+    with Store(path, fresh=True) as store:
+        store.write(*generation(1, 1000))
+        store.write(*generation(2, 1000))
+        with open(path, "wb") as file:
+            file.write(FOREIGN[0])
+        with pytest.raises(CheckpointError, match="Move this file away"):
+            store.write(*generation(3, 1000))
+    with open(path, "rb") as file:
+        assert file.read() == FOREIGN[0]
+    assert step_of(*read_file(f"{path}.previous")) == 1
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_foreign_file_is_replaced_only_if_asked_for_and_logged(path, content, caplog):
     with open(path, "wb") as file:
         file.write(content)
+    with caplog.at_level(logging.WARNING, "batchkit"), Store(path, fresh=True) as store:
+        store.write(*generation(1, 1000))
+        store.write(*generation(2, 1000))
+    assert len(caplog.messages) == 1
+    assert repr(path) in caplog.text
+    assert "It is replaced, as fresh=True says" in caplog.text
+    assert steps(path) == [2, 1]
+
+
+def test_a_name_too_long_for_the_files_beside_it_is_refused_at_the_start(tmp_path):
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX") - len(".previous.tmp")
+    put(str(tmp_path / ("x" * longest)), 1)
     with (
-        Store(path) as store,
-        pytest.raises(CheckpointError, match="no file of batchkit"),
+        pytest.raises(CheckpointError, match=r"name too long.*Choose a shorter name"),
+        Store(str(tmp_path / ("x" * (longest + 1)))),
     ):
+        pass
+    assert [len(x) for x in os.listdir(tmp_path)] == [longest]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_no_regular_file_is_refused_at_once(path, make, fresh):
+    make(path)
+    with (
+        pytest.raises(CheckpointError, match="the path of a file"),
+        Store(path, fresh=fresh),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match="the path of a file"):
+        read_file(path)
+
+
+def test_a_link_beside_the_file_leads_to_no_other_file(path, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    victim = tmp_path / "elsewhere" / "victim"
+    victim.write_text("precious")
+    with Store(path) as store:
+        os.symlink(victim, f"{path}.tmp")
+        store.write(*generation(1, 1000))
+    os.symlink(victim, f"{path}.lock")
+    with pytest.raises(CheckpointError, match="Cannot write"), Store(path):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def forbid(monkeypatch):
+    """A folder in which nothing can be made, also for root."""
+    call = os.open
+
+    def fail(name, flags, *args, **kwargs):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return call(name, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
+def test_a_checkpoint_in_a_read_only_place_is_read_and_not_written(path, monkeypatch):
+    put(path, 1)
+    put(path, 2)
+    before = names(path)
+    forbid(monkeypatch)
+    step, saved = found(path)
+    assert (step, saved.path) == (2, path)
+    with Store(path) as store:
         store.read()
-    with pytest.raises(CheckpointError, match="move this file away"):
-        put(path, 1)
-    with open(path, "rb") as file:
-        assert file.read() == content
-    assert names(path) == ["run.h5"]
+        for fail in (store.check_writable, lambda: store.write(*generation(3, 1000))):
+            with pytest.raises(CheckpointError, match=r"has not ended.*Copy the file"):
+                fail()
+    for kwargs in ({"fresh": True}, {}):
+        other = path if kwargs else f"{path}.none"
+        with pytest.raises(CheckpointError, match="Read-only"), Store(other, **kwargs):
+            pass
+    assert names(path) == before
 
 
 def test_an_empty_file_is_nobodys(path):
@@ -245,7 +344,7 @@ def test_a_full_disk_can_be_read_from(path, monkeypatch):
 def test_a_disk_that_fills_up_while_it_is_written(path, monkeypatch):
     def small(file, mode="r", **kwargs):
         opened = open_(file, mode, **kwargs)
-        if "w" in mode:
+        if "x" in mode:
             opened.write = failing(opened.write, errno.ENOSPC)
         return opened
 
