@@ -5,6 +5,7 @@ from ._combine import (
     combine_shards as combine_shards,
 )
 from ._failure import ShardFailure as ShardFailure
+from ._gradients import GradientCheck as GradientCheck
 from ._plan import SamplingPlan as SamplingPlan
 from ._progress import ShardProgress as ShardProgress
 from ._run_shards import run_shards as run_shards

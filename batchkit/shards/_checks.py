@@ -30,6 +30,8 @@ FARTHEST_SHIFT: Final = 0.5
 FATAL: Final = frozenset(
     {
         "draws not finite",
+        "mean gradient",
+        "integration by parts",
         "divergences: unreliable",
         "shards disagree",
         "modes",
@@ -49,6 +51,7 @@ def diagnose_shards(
     used: Sequence[int],
     left_out: dict[int, str],
     combine: str,
+    of_gradients: Sequence[Diagnostic] = (),
     shift: Float[np.ndarray, " dim"] | None = None,
     is_refined: bool = False,
 ) -> tuple[Diagnostic, ...]:
@@ -64,6 +67,7 @@ def diagnose_shards(
     - `used`: the indices of the shards that were used.
     - `left_out`: of the others, with reasons.
     - `combine`: how they were combined.
+    - `of_gradients`: what the gradient of all data has shown; nothing by default.
     - `shift`: by how many standard deviations the combined draws were moved; None by
         default, if they were not.
     - `is_refined`: whether they were to be; False by default.
@@ -75,6 +79,7 @@ def diagnose_shards(
     mine = [stats[shard] for shard in used]
     found = [
         *_left_out(left_out, len(stats)),
+        *of_gradients,
         *_divergences(mine),
         *_disagree(shards, names, used),
         *_modes(shards, names, used),
@@ -258,10 +263,10 @@ def _moved(
             "not refined",
             float("nan"),
             0.0,
-            "no place was found where the gradient of all data is zero on average, or "
-            "it is not finite at some combined draws, so these are where combining has "
-            "put them. Choose parameters without bounds, in which the posterior is "
-            "closer to a Gaussian, or use fewer shards.",
+            "no place was found where the gradient of all data is zero on average, so "
+            "the draws are where combining has put them. Choose parameters without "
+            "bounds, in which the posterior is closer to a Gaussian, or use fewer "
+            "shards.",
         )
     if shift is None:
         return
@@ -274,7 +279,7 @@ def _moved(
             FARTHEST_SHIFT,
             f"combining has put {names[worst]} {far:.1f} standard deviations from "
             "where the gradient of all data says that it is. It has been moved, but "
-            "widths and skewness are as uncertain. Use fewer shards.",
+            "the shape of the draws is as uncertain. Use fewer shards.",
         )
 
 

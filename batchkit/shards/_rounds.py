@@ -227,15 +227,19 @@ class Rounds:
             told,
         )
 
-    def mean_gradients(self, used: tuple[int, ...]) -> Callable[[PyTree], Any]:
-        """A function to the gradients of the log-densities of some shards.
+    def gradients(self, used: tuple[int, ...]) -> Callable[[PyTree], PyTree]:
+        """A function to the gradients of the log-density of the rows of some shards.
 
-        From arrays of shape `(positions, ...)` to means over positions, arrays of shape
-        `(shards, ...)`.
+        From arrays of shape `(positions, ...)` to arrays of the same shapes.
         """
-        return ShardTasks(
-            self.model, self.shards, list(used), 1, self.batcher
-        ).mean_gradients()
+        tasks = ShardTasks(self.model, self.shards, list(used), 1, self.batcher)
+        of_shards = tasks.gradients()
+
+        def gradients(positions: PyTree) -> PyTree:
+            found = of_shards(positions)
+            return jax.tree.map(lambda x: np.sum(x, axis=0, dtype=np.float64), found)
+
+        return gradients
 
 
 def _check_tries(saved: Saved, known: Known, max_tries: int) -> None:

@@ -10,10 +10,13 @@ from jaxtyping import PyTree
 from ..chains import ChainSummary, Convergence
 from ..chains._summary import named_numbers
 from ..rebuild._table import html_table, table
+from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance, provenance_rows
 from ..run._names import parameter_names
 from ._checks import FATAL, diagnose_shards
 from ._combine import combine_shards
+from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
+from ._refine import refined
 from ._stats import SamplingStats
 
 
@@ -27,6 +30,16 @@ _OF_SHARD: Final = (
     "ESS",
     "step size",
     "target",
+)
+
+
+# From positions, arrays of shape `(positions, ...)`, to the gradients at them.
+_Gradients = Callable[[PyTree], PyTree]
+# What no check can see, so that the report ends with it.
+_BLIND: Final = (
+    "No check sees what no chain has visited, such as another mode of the posterior: "
+    "gradients are local. Start from points as far apart as the posterior may be wide; "
+    "draws of the prior (`prior_sample_fn`) are."
 )
 
 
@@ -60,7 +73,8 @@ class ShardRun:
         rng_key: Any = None,
         combine: str = "consensus",
         failed: dict[int, str] | None = None,
-        refine: Callable[[PyTree, tuple[int, ...]], Any] | None = None,
+        gradients_fn: Callable[[tuple[int, ...]], _Gradients] | None = None,
+        refine: bool = True,
         provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**
@@ -73,9 +87,12 @@ class ShardRun:
             [`combine_shards`][batchkit.combine_shards]; `"consensus"` by default.
         - `failed`: of shards that are not to be used, by their index, the reason; none
             by default.
-        - `refine`: a function from the combined draws and the indices of their shards
-            to the draws where they belong, and by how many standard deviations each
-            number was moved, or None if it could not be; none by default.
+        - `gradients_fn`: a function from the indices of the shards that are combined to
+            a function from positions, arrays of shape `(positions, ...)`, to the
+            gradients at them of the log-density of all rows of those shards, of the
+            same shapes. By default there is none, and means and widths are not checked.
+        - `refine`: whether draws are moved to where the mean gradient is zero; True by
+            default, which does nothing without `gradients_fn`.
         - `provenance`: which versions computed it from which draw on, counted through
             all tries, a `batchkit.run.Provenance` for each; empty by default.
 
@@ -97,21 +114,29 @@ class ShardRun:
         out = {kept[place]: reason for place, reason in combined.left_out.items()}
         self.used = tuple(kept[place] for place in combined.used)
         self.samples, self.shift = combined.samples, None
-        if refine is not None:
-            self.samples, self.shift = refine(self.samples, self.used)
+        self.gradient_check: GradientCheck | None = None
+        names = parameter_names(jax.tree.map(lambda x: x[0], self.samples))
+        of_gradients: tuple[Diagnostic, ...] = ()
+        if gradients_fn is not None:
+            found = refined(self.samples, gradients_fn(self.used), refine)
+            self.samples, self.shift = found.samples, found.shift
+            self.gradient_check, of_gradients = check_gradients(
+                found.draws, found.places, found.some, found.gradients, names
+            )
         self.left_out = dict(sorted({**failed, **out}.items()))
         self._convergence = Convergence(self.samples)
         self.warnings = diagnose_shards(
             self.samples,
             self._convergence,
             _flat(jax.tree.map(lambda x: x[list(self.used)], self.shard_samples)),
-            parameter_names(jax.tree.map(lambda x: x[0], self.samples)),
+            names,
             self.stats,
             self.used,
             self.left_out,
             combine,
+            of_gradients,
             self.shift,
-            refine is not None,
+            refine and gradients_fn is not None,
         )
 
     @property
@@ -165,8 +190,10 @@ class ShardRun:
             f"their bulk ESS at least {ess:,.0f}.{self._moved()}",
             *(f"- {warning}" for warning in self.warnings),
             *(f"- {name} {told}" for name, told in provenance_rows(self.provenance)),
-            "",
+            *self._of_gradients(),
             table(_OF_SHARD, [_row(x) for x in self.stats]),
+            "",
+            _BLIND,
         ]
         return "\n".join(lines)
 
@@ -177,6 +204,21 @@ class ShardRun:
         return (
             f" The gradient of all data has moved them by up to {far:.2f} deviations."
         )
+
+    def _of_gradients(self) -> list[str]:
+        check = self.gradient_check
+        if check is None:
+            return ["There are no gradients of all data to check means and widths by."]
+        passed = []
+        if not any(warning.name in GRADIENT_WARNINGS for warning in self.warnings):
+            shift, variance = check.bounds
+            passed = [
+                "Over the draws the mean gradient of all data is zero and integration "
+                f"by parts holds: means are within {shift:.2f} standard deviations of "
+                f"those of the posterior, and variances within {variance:.0%}, "
+                "allowing for two standard errors."
+            ]
+        return [*passed, "", str(check), ""]
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -139,35 +138,29 @@ class ShardTasks:
         samplers = Samplers(sampler_of, self._index, True, self._own, self._shared)
         return Chains(samplers, rng_key, starts, self._batcher, 1, block)
 
-    def mean_gradients(self) -> Callable[[PyTree], Any]:
-        """A function to the gradients of the log-densities, as means over positions.
+    def gradients(self) -> Callable[[PyTree], Any]:
+        """A function to the gradients of the log-densities of all tasks.
 
-        From arrays of shape `(positions, ...)` to arrays of shape `(tasks, ...)`, on
-        the host.
+        From arrays of shape `(positions, ...)` to arrays of shape
+        `(tasks, positions, ...)`, on the host.
         """
 
         def of_one(positions: PyTree, own: PyTree, shared: PyTree) -> PyTree:
-            slope = jax.grad(expensive(self._logdensity(own, shared)))
-
-            def add(total: PyTree, position: PyTree) -> tuple[PyTree, None]:
-                return jax.tree.map(jnp.add, total, slope(position)), None
-
             # One after the other: all at once would hold the rows as often.
-            zero = jax.tree.map(lambda x: jnp.zeros_like(x[0]), positions)
-            total, _ = jax.lax.scan(add, zero, positions)
-            count = jax.tree.leaves(positions)[0].shape[0]
-            return jax.tree.map(lambda x: x / count, total)
+            return jax.lax.map(
+                jax.grad(expensive(self._logdensity(own, shared))), positions
+            )
 
         program = Program(self._batcher(of_one, (None, 0, None)))
         known: tuple[Any, ...] = self._own, self._shared
 
-        def mean(positions: PyTree) -> Any:
+        def gradients(positions: PyTree) -> Any:
             nonlocal known
             placed = program.placed(positions, *known)
             known = placed[1:]
             return to_host(program(*placed))
 
-        return mean
+        return gradients
 
     def _logdensity(self, own: PyTree, shared: PyTree) -> Callable[[PyTree], Any]:
         model, shards = self._model, self._shards

@@ -270,7 +270,11 @@ def shards(
             batcher=_batcher(batcher),
             **_telling(folder, slow, every, saved),
         )
+    check = result.gradient_check
+    assert check is not None
     return {
+        "matrix": check.matrix,
+        "mean gradient": check.mean_gradient,
         "shards": result.shard_samples,
         "samples": result.samples,
         "tries": np.array([len(x.tries) for x in result.stats]),

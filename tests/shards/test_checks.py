@@ -348,17 +348,51 @@ def test_what_is_printed() -> None:
     assert run()._repr_html_().startswith("<table>")
 
 
-@pytest.mark.parametrize(("shift", "expected"), [(0.2, []), (0.8, ["shift"])])
-def test_draws_that_were_moved(shift: float, expected: list[str]) -> None:
-    def refine(samples: Any, used: Any) -> Any:
-        assert used == (0, 1, 2, 3, 4)
-        return {"a": samples["a"] + 1.0}, np.array([0.1, -shift])
+def of_normal(mean: float) -> Any:
+    """Gradients of a posterior as wide as the draws are, with a mean in deviations."""
+    x = run().samples["a"]
+    center, width = np.mean(x, axis=(0, 1)), np.std(x, axis=(0, 1))
 
-    found = run(refine=refine)
+    def of_shards(used: tuple[int, ...]) -> Any:
+        assert used == (0, 1, 2, 3, 4)
+        return lambda y: {"a": -((y["a"] - center) / width - [0, mean]) / width}
+
+    return of_shards
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0.2, []), (-0.8, ["shift"])])
+def test_draws_that_were_moved(shift: float, expected: list[str]) -> None:
+    found = run(gradients_fn=of_normal(shift))
     assert [warning.name for warning in found.warnings] == expected
-    assert f"moved them by up to {shift:.2f} deviations" in found.report()
-    np.testing.assert_allclose(found.samples["a"], run().samples["a"] + 1.0)
+    assert f"moved them by up to {abs(shift):.2f} deviations" in found.report()
+    x = run().samples["a"]
+    away = np.broadcast_to(found.samples["a"][0, 0] - x[0, 0], x.shape)
+    np.testing.assert_allclose(found.samples["a"] - x, away)
+    expected_away = [0, shift] * np.std(x, axis=(0, 1))
+    np.testing.assert_allclose(away[0, 0], expected_away, atol=5e-3)
 
 
 def test_draws_that_could_not_be_moved() -> None:
-    assert names(refine=lambda samples, used: (samples, None)) == ["not refined"]
+    # Of a density that grows for ever.
+    found = names(gradients_fn=lambda used: lambda y: {"a": np.ones_like(y["a"])})
+    assert found == ["mean gradient", "integration by parts", "not refined"]
+
+
+def test_gradients_at_draws_that_are_not_moved() -> None:
+    found = run(gradients_fn=of_normal(0.0), refine=False)
+    assert found.verdict == "reliable"
+    assert "integration by parts holds" in found.report()
+    found = run(gradients_fn=of_normal(0.18), refine=False)
+    assert [warning.name for warning in found.warnings] == ["mean gradient"]
+    assert found.verdict == "unreliable"
+    assert "a[1]" in found.warnings[0].message
+    assert "integration by parts holds" not in found.report()
+    np.testing.assert_array_equal(found.samples["a"], run().samples["a"])
+
+
+def test_the_report_says_what_is_not_checked() -> None:
+    assert run().gradient_check is None
+    assert "no gradients of all data" in run().report()
+    for found in (run(), run(gradients_fn=of_normal(0.0))):
+        assert "another mode" in found.report()
+        assert "prior_sample_fn" in found.report()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchkit.shards._refine import _DRAWS, refined
+from batchkit.shards._refine import _DRAWS, _DRAWS_AT_ONCE, refined
 
 
 Slope = Callable[[np.ndarray], np.ndarray]
@@ -19,16 +19,15 @@ def draws(dim: int = DIM) -> np.ndarray:
     return rng.normal(size=(4, 500, dim)) @ root.T
 
 
-def of(slope: Slope, parts: int = 1) -> tuple[Any, list[int]]:
-    """The means over positions, of shards of which each has an equal part of it."""
+def of(slope: Slope) -> tuple[Any, list[int]]:
+    """The gradients at positions, and a list of how many were asked for at a time."""
     sizes: list[int] = []
 
-    def mean_gradients(positions: np.ndarray) -> list[np.ndarray]:
+    def gradients(positions: np.ndarray) -> list[np.ndarray]:
         sizes.append(len(positions))
-        mean = np.mean(slope(np.asarray(positions)), axis=0)
-        return [np.stack([mean / parts] * parts)]
+        return [slope(np.asarray(positions))]
 
-    return mean_gradients, sizes
+    return gradients, sizes
 
 
 @pytest.mark.parametrize("wider", [0.5, 1.0, 1.3, 2.0, 5.0])
@@ -38,8 +37,8 @@ def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
     precision = wider**2 * np.linalg.inv(np.cov(x.reshape(-1, DIM).T))
     width = np.std(x, axis=(0, 1))
     mean = np.array([1.0, -2.0, 0.5]) * width
-    mean_gradients, sizes = of(lambda y: -(y - mean) @ precision, parts=3)
-    moved, shift = refined(x, mean_gradients)
+    gradients, sizes = of(lambda y: -(y - mean) @ precision)
+    moved, shift, *rest = refined(x, gradients)
     away = (np.mean(moved, axis=(0, 1)) - mean) / width
     np.testing.assert_allclose(away, 0, atol=0.05)
     # All by the same, and by as much as is said.
@@ -50,6 +49,23 @@ def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
     np.testing.assert_allclose(shift * width, moved[0, 0] - x[0, 0], rtol=1e-3)
     assert set(sizes) == {_DRAWS}
     assert len(sizes) <= 8
+    # The gradients are those where the draws are now.
+    draws_now, places, some, gradients_now = rest
+    np.testing.assert_allclose(draws_now, moved.reshape(-1, DIM))
+    np.testing.assert_allclose(np.mean(some, 0), np.mean(draws_now, 0))
+    apart = some - draws_now[places]
+    np.testing.assert_allclose(apart, np.broadcast_to(apart[0], apart.shape), atol=1e-9)
+    np.testing.assert_allclose(gradients_now, -(some - mean) @ precision)
+
+
+def test_gradients_where_draws_are_if_they_are_not_to_be_moved() -> None:
+    x = draws()
+    gradients, sizes = of(lambda y: -3 * (y - 1))
+    found = refined(x, gradients, refine=False)
+    assert found.shift is None
+    assert sizes == [_DRAWS_AT_ONCE]
+    np.testing.assert_array_equal(found.samples, x)
+    np.testing.assert_allclose(found.gradients, -3 * (found.some - 1))
 
 
 @pytest.mark.parametrize(
@@ -63,8 +79,8 @@ def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
 )
 def test_factors_that_are_not_gaussian(slope: Slope) -> None:
     x = np.random.default_rng(1).normal(size=(4, 500, 1))
-    mean_gradients, _ = of(slope)
-    moved, shift = refined(x, mean_gradients)
+    gradients, _ = of(slope)
+    moved, shift = refined(x, gradients)[:2]
     assert shift is not None
     # Of the same draws, since few of them tell of tails.
     some = x.reshape(-1, 1)[np.linspace(0, x[..., 0].size - 1, _DRAWS).astype(int)]
@@ -83,10 +99,11 @@ def test_factors_that_are_not_gaussian(slope: Slope) -> None:
 )
 def test_where_there_is_no_place_draws_stay(slope: Slope) -> None:
     x = np.random.default_rng(1).normal(size=(4, 500, 1))
-    mean_gradients, sizes = of(slope)
-    same, shift = refined(x, mean_gradients)
+    gradients, sizes = of(slope)
+    same, shift, _, _, some, found = refined(x, gradients)
     assert shift is None
     np.testing.assert_array_equal(same, x)
+    np.testing.assert_allclose(found, slope(some))
     assert len(sizes) <= 16
 
 
@@ -94,8 +111,8 @@ def test_what_is_not_finite_is_kept_away_from() -> None:
     # A step of full length would end where the gradient is none.
     x = 0.1 * np.random.default_rng(1).normal(size=(4, 500, 1))
     x = np.clip(x, -0.25, 0.25) - 0.5
-    mean_gradients, _ = of(lambda y: np.where(y > 0.3, np.nan, -500 * y))
-    moved, shift = refined(x, mean_gradients)
+    gradients, _ = of(lambda y: np.where(y > 0.3, np.nan, -500 * y))
+    moved, shift = refined(x, gradients)[:2]
     assert shift is not None
     assert abs(np.mean(moved)) < 0.01
 
@@ -106,15 +123,15 @@ def test_draws_that_are_right_stay_and_pytrees_stay_pytrees() -> None:
     precision = np.linalg.inv(np.cov(x.reshape(-1, DIM).T))
     tree = {"a": x[..., :2].astype(np.float32), "b": x[..., 2].astype(np.float32)}
 
-    def mean_gradients(positions: Any) -> list[np.ndarray]:
+    def gradients(positions: Any) -> list[np.ndarray]:
         assert positions["a"].shape == (_DRAWS, 2)
         assert positions["b"].shape == (_DRAWS,)
         assert positions["a"].dtype == np.float32
         y = np.column_stack([positions["a"], positions["b"]])
-        slope = np.mean(-y @ precision, axis=0)
-        return [slope[None, :2], slope[None, 2]]
+        slope = -y @ precision
+        return [slope[:, :2], slope[:, 2]]
 
-    moved, shift = refined(tree, mean_gradients)
+    moved, shift = refined(tree, gradients)[:2]
     assert shift is not None
     np.testing.assert_allclose(shift, 0, atol=0.01)
     assert moved["a"].shape == (4, 500, 2)

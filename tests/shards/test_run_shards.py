@@ -382,6 +382,12 @@ def test_draws_are_moved_to_where_all_data_say() -> None:
     assert off > 0.3
     assert left < 0.1
     assert apart.shift is None
+    assert (apart.verdict, apart.warnings[0].name) == ("unreliable", "mean gradient")
+    check = apart.gradient_check
+    assert check is not None
+    error = (np.mean(apart.samples["b"], (0, 1)) - mean) / width
+    np.testing.assert_allclose(check.shift, -error, atol=0.1 + 0.2 * off)
+    assert "integration by parts holds" in moved.report()
     assert moved.shift is not None
     assert np.max(np.abs(moved.shift)) > 0.3
 
@@ -389,6 +395,6 @@ def test_draws_are_moved_to_where_all_data_say() -> None:
 def test_gradients_that_are_not_finite() -> None:
     # Draws of shards are positive; their weighted means need not be.
     samples = np.random.default_rng(0).normal(size=(2, 50, 3))
-    same, shift = _refine.refined(samples, lambda x: [x * jnp.nan])
+    same, shift = _refine.refined(samples, lambda x: [x * jnp.nan])[:2]
     assert shift is None
     np.testing.assert_array_equal(same, samples)
