@@ -36,10 +36,10 @@ from typing import Final, final
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import stats
 
 from ..rebuild._table import table
 from ..run._diagnostic import Diagnostic
+from ..run._extras import delayed
 from ..run._names import few
 
 
@@ -287,7 +287,8 @@ def _shifted(
                 "over draws of the posterior the mean gradient of all data is zero. "
                 "Over these it is not: times their covariance, which is how far off "
                 f"means are, it is {_pm(value, error)} standard deviations of "
-                f"{where[0]}, and more than {LARGEST_SHIFT} in {few(where)}. {_REMEDY}",
+                f"{where[0]}, and more than {LARGEST_SHIFT} in {few(where)}. "
+                f"`refine=True` moves the draws until it is zero, if it can. {_REMEDY}",
             )
             return
 
@@ -301,13 +302,17 @@ def _wide_or_narrow(
     pairs = (check.excess - np.diag(own[0])).ravel(), check.excess_err.ravel()
     for found, kind, name in (
         (own, "variance", lambda i: names[i]),
-        (pairs, "covariance", lambda i: f"{names[i // dim]} with {names[i % dim]}"),
+        (
+            pairs,
+            "covariance",
+            lambda i: " with ".join(names[j] for j in sorted(divmod(i, dim))),
+        ),
         (apart, "variance", lambda i: names[i] + _APART),
     ):
         bad = _failing(found, LARGEST_EXCESS, dim**2 + dim, batches)
         if bad.size:
             value, error = (float(x[bad[0]]) for x in found)
-            where = [name(int(i)) for i in bad]
+            where = list(dict.fromkeys(name(int(i)) for i in bad))
             size = "large" if value > 0 else "small"
             yield Diagnostic(
                 "integration by parts",
@@ -366,6 +371,7 @@ def _failing(
     """Where numbers are neither small nor zero within their errors, largest first."""
     value, error = np.abs(found[0]), found[1]
     # Half of the chance is for means, half for covariances, each to both sides.
+    stats = delayed("scipy.stats")
     errors = float(stats.t.isf(_CHANCE / 4 / tests, batches - 1))
     bad = np.flatnonzero((value > level) & (value > errors * error))
     return bad[np.argsort(-value[bad])]
