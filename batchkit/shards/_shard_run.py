@@ -208,7 +208,7 @@ class ShardRun:
     def _of_gradients(self) -> list[str]:
         check = self.gradient_check
         if check is None:
-            return ["There are no gradients of all data to check means and widths by."]
+            return ["There are no gradients of all data to check means by.", ""]
         passed = []
         if not any(warning.name in GRADIENT_WARNINGS for warning in self.warnings):
             shift, variance = check.bounds
