@@ -195,7 +195,7 @@ def overhead(repeats: int, steps: int) -> None:
         key = jax.random.key(0)
         positions = problem.positions(500)
         programs = NestedPrograms(algorithm, key, positions)
-        first = programs.init(positions)
+        first = programs.init(key, positions)
         rule, step = bk.RemainingEvidence(1e-12), jax.jit(algorithm.step)
         keys = [jax.random.fold_in(key, n) for n in range(steps)]
 

@@ -110,12 +110,16 @@ def say_what_is_run(
 
 def layout_of(chains: Chains) -> list[str]:
     """How chains are laid out, in words; it traces them."""
-    token = start(root := Reached(None))
-    try:
-        chains.trace_advance()
-    finally:
-        leave(token)
-    layout = [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
+
+    def traced() -> list[str]:
+        token = start(root := Reached(None))
+        try:
+            chains.trace_advance()
+        finally:
+            leave(token)
+        return [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
+
+    layout = list(chains.keep("layout", traced))
     if chains.blocks.is_fixed:
         layout.append(f"blocks of {chains.blocks.most} draws")
     return layout

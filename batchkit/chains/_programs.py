@@ -38,6 +38,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
+from ..run._kept import Kept, type_of
 from ..run._program import Program, shapes_of
 from ..run._trees import to_host
 from ._blocks import blocks_for
@@ -130,6 +131,7 @@ class Chains:
         batcher: AbstractBatcher,
         thin: int,
         block: int | None = None,
+        kept: Kept | None = None,
     ) -> None:
         """**Arguments:**
 
@@ -140,6 +142,8 @@ class Chains:
         - `thin`: the number of transitions for each draw.
         - `block`: the most draws that `advance` makes in one call; by default as many
             as suit the batcher and fit in memory.
+        - `kept`: where executables are kept for other chains that differ in nothing but
+            arrays, `rng_key` and `positions`; by default they go with these.
         """
         self._sampler_of = samplers.of
         self._known = rng_key, samplers.index, samplers.own, samplers.shared
@@ -147,14 +151,28 @@ class Chains:
         self._shapes = *alike, jax.tree.map(_where_it_lies, shared, samplers.shared)
         self._positions = positions
         self._thin = thin
+        self._kept = Kept() if kept is None else kept
+        # Programs may be for as many chains as others, and have less room for draws.
+        self._type = type_of((self._shapes, shapes_of(positions))), thin, block
         self.num_chains = len(samplers.index)
         self.has_warmup = samplers.has_warmup
-        self._chain, self._draw = shapes_of_one(samplers, rng_key, positions, thin)
+        self._chain, self._draw = self.keep(
+            "shapes", lambda: shapes_of_one(samplers, rng_key, positions, thin)
+        )
         self.blocks = blocks_for(batcher, self.draw_shapes, block)
         known = None, 0, 0, None
-        self._start = Program(batcher(self._start_one, (*known, 0)))
-        self._warm = Program(batcher(self._warm_one, (*known, 0)))
-        self._advance = Program(batcher(self._advance_one, (*known, 0, None, None)))
+
+        def program(one: Any, *axes: Any) -> Program:
+            name = one.__name__, thin, self.blocks.places
+            return Program(batcher(one, (*known, *axes)), self._kept, name)
+
+        self._start = program(self._start_one, 0)
+        self._warm = program(self._warm_one, 0)
+        self._advance = program(self._advance_one, 0, None, None)
+
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` finds by tracing, kept with the programs; see `Kept.get`."""
+        return self._kept.get((name, self._type), make)
 
     @property
     def tuned_shapes(self) -> Tuned | None:

@@ -19,6 +19,7 @@ from ..run._arguments import (
 from ..run._checkpoint import Checkpoint
 from ..run._environment import Provenance
 from ..run._fingerprint import digests, rounding_of_function
+from ..run._kept import kept_for
 from ..run._keys import check_key
 from ..run._processes import check_same, on_host, several, speaker
 from ..run._progress import Reporter, check_progress
@@ -244,8 +245,10 @@ def run_chains(
             call.settings,
         )
     samplers = all_alike(plan.sampler, len(jax.tree.leaves(starts)[0]))
+    known = dict(plan.settings)
+    kept = kept_for("run_chains", sampler, call.logdensity_fn, batcher, known)
     with noting_position("run_chains", "its log-density", row_of(starts)):
-        chains = Chains(samplers, rng_key, starts, batcher, thin, block)
+        chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
     identity = {}
     if place is not None or several():
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..run._kept import Kept
 from ..run._names import columns, few
+from ..run._program import Program
 from ..run._saving import check_fresh
-from ._guard import InvalidLikelihoodError, is_invalid
+from ._guard import InvalidLikelihoodError
 from ._stop import AbstractStop
 
 
@@ -98,10 +100,18 @@ def check_positions(positions: PyTree) -> None:
         )
 
 
-def check_functions(functions: Mapping[str, Callable], positions: PyTree) -> None:
+def check_functions(
+    functions: Mapping[str, Callable], positions: PyTree, kept: Kept
+) -> None:
     """Raises if the prior or the likelihood does not return one real number.
 
     Then looks whether the prior is finite at each of the live points.
+
+    **Arguments:**
+
+    - `functions`: those of them that are known, by name.
+    - `positions`: the live points.
+    - `kept`: what is kept for the functions.
     """
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
     for name, function in functions.items():
@@ -115,7 +125,8 @@ def check_functions(functions: Mapping[str, Callable], positions: PyTree) -> Non
                 "as in `jnp.sum(...)`."
             )
     if "logprior_fn" in functions:
-        check_prior(jax.jit(jax.vmap(functions["logprior_fn"]))(positions), positions)
+        prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
+        check_prior(prior(positions), positions)
 
 
 def check_prior(logprior: Any, positions: PyTree) -> None:
@@ -175,7 +186,8 @@ def refuse_invalid(particles: Any, which: str, advice: str = "") -> None:
     - `advice`: what else can be done.
     """
     loglikelihood = np.asarray(particles.loglikelihood)
-    bad = np.flatnonzero(np.asarray(is_invalid(loglikelihood)))
+    # As `is_invalid` has it, which would be compiled for each number of points.
+    bad = np.flatnonzero(np.isnan(loglikelihood) | np.isposinf(loglikelihood))
     if not bad.size:
         return
     positions = jax.tree.map(lambda x: np.asarray(x)[bad], particles.position)

@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
+from ..run._kept import kept_for
+from ..run._program import Program
 
 
 def with_derived(
     draws: PyTree, derived_fn: Callable[[PyTree], PyTree], batcher: AbstractBatcher
 ) -> Any:
     """Positions and what is derived from them; see `NestedRun.posterior`."""
-    derived = jax.jit(batcher(derived_fn))(draws)
+    kept = kept_for("posterior", derived_fn, batcher)
+    derived = Program(batcher(derived_fn), kept)(draws)
     if not (isinstance(draws, dict) and isinstance(derived, dict)):
         return draws, derived
     if twice := sorted(str(name) for name in draws.keys() & derived.keys()):

@@ -17,9 +17,10 @@ callback counts. It calls back for those alone, from within the likelihood, wher
 `Continuous` allows it.
 """
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, final
 
 import jax
@@ -30,6 +31,7 @@ from jaxtyping import Array, Bool, PyTree
 from ..batchers._marks import SUPPOSED, mark, without_mark
 from ..rebuild._bound import bound_names, exchanged
 from ..rebuild._ownership import Packages
+from ..run._kept import Kept
 
 
 PACKAGES: Final = Packages(("blackjax",))
@@ -88,11 +90,34 @@ class Rejected:
         jax.effects_barrier()
         return self._count
 
+    def restart(self) -> None:
+        """Counts from 0 again."""
+        jax.effects_barrier()
+        self._count = 0
+
     def add(self, invalid: Any) -> None:
         """Called from compiled programs, by the threads of several devices at once."""
         more = int(np.count_nonzero(np.asarray(invalid)))
         with self._lock:
             self._count += more
+
+
+@contextlib.contextmanager
+def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
+    """Yields a counter, and what is kept of programs that call back to it.
+
+    **Arguments:**
+
+    - `kept`: what is kept for the algorithm. Two runs of it at the same time, in two
+        threads, get two counters, with programs of their own.
+    """
+    free: list[Rejected] = kept.get("counters", list)
+    rejected = free.pop() if free else Rejected()
+    rejected.restart()
+    try:
+        yield rejected, kept.get(rejected, Kept)
+    finally:
+        free.append(rejected)
 
 
 def is_invalid(loglikelihood: Any) -> Bool[Array, "..."]:

@@ -141,9 +141,10 @@ class Loop:
 
     def _begin(self, positions: PyTree) -> RunState:
         self._saver.check_writable()
-        self._compiled(self._programs.init, "first live points", positions)
+        args = self._key, positions
+        self._compiled(self._programs.init, "first live points", *args)
         with self._reporter.waiting("likelihoods of the first live points"):
-            state = self._programs.init(positions)
+            state = self._programs.init(*args)
         particles = to_host(state.sampler.particles)
         check_first(particles)
         check_prior(particles.logdensity, positions)
@@ -176,8 +177,8 @@ class Loop:
         args = (
             state,
             self._key,
-            jnp.asarray(limit, jnp.int32),
-            jnp.asarray(self._clock, jnp.float32),
+            np.int32(limit),
+            np.float32(self._clock),
             self._rule,
         )
         if not self._programs.block.is_compiled:

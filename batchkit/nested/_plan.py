@@ -1,9 +1,8 @@
 """What is about to be run: in words, before it compiles, and as a fingerprint."""
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import jax
 import jax.extend as jex
@@ -11,8 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers._bytes import in_words
-from ..reports._reached import ReachedSite, records_of
-from ..reports._watch import watching
+from ..reports._reached import ReachedSite
 from ..run._fingerprint import (
     Part,
     digests,
@@ -38,31 +36,14 @@ _ARGUMENTS: Final = {"num_mcmc_steps": "num_inner_steps"}
 _WORDS: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
 
 
-@final
-class Layout:
-    """How the sites of a run are laid out; filled when the traces are made."""
-
-    def __init__(self) -> None:
-        self.sites: tuple[ReachedSite, ...] = ()
-
-    @property
-    def words(self) -> list[str]:
-        """Each site, its number of tasks and its batcher, in words."""
-        return [
-            f"{x.site.module}:{x.site.qualname} {x.tasks} tasks, "
-            f"{x.batcher or 'jax.vmap'}, {x.layout}"
-            for x in self.sites
-            if "only moves data" not in x.note
-        ]
-
-
-@contextlib.contextmanager
-def layout_of() -> Iterator[Layout]:
-    """Yields the layout of what is traced in the body, known at its end."""
-    layout = Layout()
-    with watching() as root:
-        yield layout
-    layout.sites = records_of(root)
+def layout_of(programs: NestedPrograms) -> list[str]:
+    """Each site of a run, its number of tasks and its batcher, in words."""
+    return [
+        f"{x.site.module}:{x.site.qualname} {x.tasks} tasks, "
+        f"{x.batcher or 'jax.vmap'}, {x.layout}"
+        for x in programs.sites
+        if "only moves data" not in x.note
+    ]
 
 
 def say_what_is_run(
@@ -70,7 +51,6 @@ def say_what_is_run(
     functions: Mapping[str, Callable[..., Any]],
     positions: PyTree,
     programs: NestedPrograms,
-    layout: Layout,
 ) -> dict[str, Any]:
     """Logs it in one line, and returns the settings of the algorithm."""
     settings = settings_of(algorithm)
@@ -84,8 +64,8 @@ def say_what_is_run(
         ", ".join(sorted(dtypes)),
         programs.num_delete,
         told or "no settings known",
-        "; ".join(layout.words),
-        _expected(functions, positions, layout),
+        "; ".join(layout_of(programs)),
+        _expected(functions, positions, programs.sites),
     )
     return settings
 
@@ -136,7 +116,9 @@ def identity_of(
 
 
 def values_of(
-    functions: Mapping[str, Callable[..., Any]], programs: NestedPrograms
+    functions: Mapping[str, Callable[..., Any]],
+    programs: NestedPrograms,
+    rng_key: Any,
 ) -> Compare:
     """What compares a checkpoint with these functions, see `batchkit.run._same_run`.
 
@@ -149,7 +131,7 @@ def values_of(
         live = Dying.of(state.sampler.particles)
         found: list[Values] = []
         if "algorithm" in parts:
-            again = programs.init(live.positions)
+            again = programs.init(rng_key, live.positions)
             new = Dying.of(to_host(again.sampler.particles))
             rounding = relative_rounding(np.asarray(live.loglikelihood).dtype)
             for name in ("loglikelihood", "logprior"):
@@ -198,14 +180,16 @@ def _functions(
 
 
 def _expected(
-    functions: Mapping[str, Callable[..., Any]], positions: PyTree, layout: Layout
+    functions: Mapping[str, Callable[..., Any]],
+    positions: PyTree,
+    sites: Iterable[ReachedSite],
 ) -> str:
     """The largest array that one likelihood makes, times those at the same time."""
     if "loglikelihood_fn" not in functions:
         return "bytes unknown"
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
     largest = _largest(jax.make_jaxpr(functions["loglikelihood_fn"])(row).jaxpr)
-    at_once = max((_most_at_once(x) for x in layout.sites if x.functions), default=1)
+    at_once = max((_most_at_once(x) for x in sites if x.functions), default=1)
     return (
         f"at least {in_words(largest * at_once)} expected: {at_once} likelihoods at "
         f"once, each with an array of {in_words(largest)}"

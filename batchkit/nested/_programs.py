@@ -19,6 +19,9 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ..batchers._around import whole
 from ..batchers._digest import digest
+from ..reports._reached import ReachedSite, records_of
+from ..reports._watch import watching
+from ..run._kept import Kept, type_of
 from ..run._program import Program, shapes_of
 from ._chains_moved import ChainCounts, chain_counts
 from ._evaluations import evaluations_of
@@ -86,12 +89,20 @@ class Shapes(NamedTuple):
 class NestedPrograms:
     """The two programs of an algorithm for live points of some shape."""
 
-    def __init__(self, algorithm: Any, rng_key: Any, positions: PyTree) -> None:
+    def __init__(
+        self,
+        algorithm: Any,
+        rng_key: Any,
+        positions: PyTree,
+        kept: Kept | None = None,
+    ) -> None:
         """**Arguments:**
 
         - `algorithm`: a nested sampler of blackjax, or one like it.
         - `rng_key`: the key of the run.
         - `positions`: the first live points, arrays of shape `(live, ...)`.
+        - `kept`: where executables are kept for other runs of the same algorithm; by
+            default they go with these.
         """
 
         @jax.jit  # so that it is traced once, for its shapes and for the block
@@ -103,21 +114,29 @@ class NestedPrograms:
 
         self._step = step
         takes_key = _takes_key(algorithm.init)
-        key = jax.random.fold_in(rng_key, _INIT)
 
         @jax.jit
-        def bare(positions: PyTree) -> Any:
+        def bare(rng_key: Any, positions: PyTree) -> Any:
+            key = jax.random.fold_in(rng_key, _INIT)
             with whole():
                 return algorithm.init(positions, *((key,) if takes_key else ()))
 
-        def init(positions: PyTree) -> RunState:
-            return self._first(bare(positions))
+        def init(rng_key: Any, positions: PyTree) -> RunState:
+            return self._first(bare(rng_key, positions))
 
-        self.init = Program(init)
-        self.block = Program(self._block)
-        first = jax.eval_shape(bare, shapes_of(positions))
-        self._key_shape = shapes_of(rng_key)
-        self._state, self._info = jax.eval_shape(self._step, self._key_shape, first)
+        kept = Kept() if kept is None else kept
+        self.init = Program(init, kept, "init")
+        self.block = Program(self._block, kept, "block")
+        self._key_shape, shape = shapes_of((rng_key, positions))
+
+        def traced() -> tuple[Any, tuple[Any, Any], tuple[ReachedSite, ...]]:
+            with watching() as root:
+                first = jax.eval_shape(bare, self._key_shape, shape)
+                after = jax.eval_shape(step, self._key_shape, first)
+            return first, after, records_of(root)
+
+        key = "shapes", type_of((self._key_shape, shape))
+        first, (self._state, self._info), self.sites = kept.get(key, traced)
         self.num_live = first.particles.loglikelihood.shape[0]
         self.num_delete = self._info.particles.loglikelihood.shape[0]
         self.counts_evaluations = _counts(evaluations_of, self._info)

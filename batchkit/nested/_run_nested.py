@@ -7,6 +7,7 @@ from typing import Any, Final
 from jaxtyping import Array, Key, PyTree, UInt32
 
 from ..run._checkpoint import Checkpoint
+from ..run._kept import kept_for
 from ..run._keys import check_key
 from ..run._processes import on_host
 from ..run._progress import check_progress
@@ -19,7 +20,7 @@ from ._arguments import (
     check_positions,
     live_points,
 )
-from ._guard import Rejected, rejecting, revealing, users_functions
+from ._guard import counter_of, rejecting, revealing, users_functions
 from ._loop import Loop
 from ._nested_run import NestedRun
 from ._plan import (
@@ -125,7 +126,8 @@ def run_nested(
     live = live_points(positions)
     check_positions(live)
     functions = users_functions(algorithm)
-    check_functions(functions, live)
+    kept = kept_for("run_nested", algorithm, on_invalid)
+    check_functions(functions, live, kept)
     check_processes(
         functions,
         rng_key,
@@ -136,26 +138,25 @@ def run_nested(
         fresh=fresh,
     )
 
-    rejected = Rejected()
-    if on_invalid == "reject":
-        guarded = rejecting(algorithm, rejected)
-    else:
-        guarded = revealing(algorithm)
-    with layout_of() as layout:
-        programs = NestedPrograms(guarded, rng_key, live)
-    check_counts(live, programs.num_delete)
-    settings = say_what_is_run(algorithm, functions, live, programs, layout)
-    identity = {}
-    if place is not None:
-        identity = identity_of(functions, programs, settings, rng_key, live)
-    with Saver(
-        place,
-        "nested run",
-        identity,
-        compare=values_of(functions, programs),
-        start_of=lambda header: header["step"],
-        layout=layout.words,
-        fresh=fresh,
-    ) as saver:
-        loop = Loop(programs, rng_key, stop, saver, progress, rejected, settings)
-        return loop.run(live)
+    with counter_of(kept) as (rejected, kept):
+        if on_invalid == "reject":
+            guarded = rejecting(algorithm, rejected)
+        else:
+            guarded = revealing(algorithm)
+        programs = NestedPrograms(guarded, rng_key, live, kept)
+        check_counts(live, programs.num_delete)
+        settings = say_what_is_run(algorithm, functions, live, programs)
+        identity = {}
+        if place is not None:
+            identity = identity_of(functions, programs, settings, rng_key, live)
+        with Saver(
+            place,
+            "nested run",
+            identity,
+            compare=values_of(functions, programs, rng_key),
+            start_of=lambda header: header["step"],
+            layout=layout_of(programs),
+            fresh=fresh,
+        ) as saver:
+            loop = Loop(programs, rng_key, stop, saver, progress, rejected, settings)
+            return loop.run(live)

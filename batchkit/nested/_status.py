@@ -51,9 +51,9 @@ class Count(NamedTuple):
         low = self.low + jnp.asarray(number, jnp.int32)
         return Count(self.high + (low >> _LOW_BITS), low & _LOW)
 
-    def at_least(self, number: int) -> Any:
+    def at_least(self, number: "int | Count") -> Any:
         """Whether it has reached a number."""
-        other = Count.of(number)
+        other = number if isinstance(number, Count) else Count.of(number)
         equal = (self.high == other.high) & (self.low >= other.low)
         return (self.high > other.high) | equal
 

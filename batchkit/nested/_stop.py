@@ -11,7 +11,7 @@ from typing import Any, ClassVar, final
 import equinox as eqx
 
 from ..run._arguments import check_count
-from ._status import NestedStatus
+from ._status import Count, NestedStatus
 
 
 class AbstractStop(eqx.Module):
@@ -249,7 +249,8 @@ class Evaluations(AbstractStop):
     ```
     """
 
-    evaluations: int = eqx.field(static=True)
+    # Two numbers, which are operands of a program: one may outgrow 32 bits.
+    count: Count
     is_convergence = False
 
     def __init__(self, evaluations: int) -> None:
@@ -262,13 +263,19 @@ class Evaluations(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        self.evaluations = evaluations
+        check_count("Evaluations", "evaluations", evaluations)
+        self.count = Count.of(evaluations)
 
-    def __check_init__(self) -> None:
-        check_count("Evaluations", "evaluations", self.evaluations)
+    @property
+    def evaluations(self) -> int:
+        """How many."""
+        return int(self.count)
+
+    def __repr__(self) -> str:
+        return f"Evaluations(evaluations={self.evaluations})"
 
     def met(self, status: NestedStatus) -> Any:
-        return status.evaluations.at_least(self.evaluations)
+        return status.evaluations.at_least(self.count)
 
     def reason(self, status: NestedStatus) -> str:
         return f"{int(status.evaluations):,} likelihoods were evaluated"

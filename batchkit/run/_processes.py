@@ -161,7 +161,12 @@ def on_host(tree: PyTree) -> PyTree:
 
 
 def put(x: Any, sharding: Any) -> Any:
-    """An array where a program wants it; every process gives the same one."""
+    """An array where a program wants it; every process gives the same one.
+
+    Where it does not read the array, and has no place for it, the array stays.
+    """
+    if sharding is None:
+        return x
     if _is_elsewhere(x):
         if x.sharding.is_equivalent_to(sharding, x.ndim):
             return x

@@ -1,12 +1,13 @@
 """A function that is compiled once, with the seconds that this and its calls took."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, final
 
 import jax
 from jaxtyping import PyTree
 
+from ._kept import Kept, type_of
 from ._processes import put, several, spans_processes
 
 
@@ -14,8 +15,24 @@ from ._processes import put, several, spans_processes
 class Program:
     """A function that is compiled when it is first called, with the seconds of both."""
 
-    def __init__(self, fun: Callable[..., Any]) -> None:
-        self._jitted = jax.jit(fun, keep_unused=True)
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        kept: Kept | None = None,
+        name: Hashable = None,
+    ) -> None:
+        """**Arguments:**
+
+        - `fun`: the function.
+        - `kept`: where executables are kept for the next program of its kind; by
+            default they go with this one.
+        - `name`: what the function is known by there, among others.
+        """
+        # Not `keep_unused=True`: with it JAX 0.12 keeps each executable for ever, in a
+        # cache whose entries hold the jaxpr that they are to go with.
+        self._jitted = jax.jit(fun)
+        self._kept = Kept() if kept is None else kept
+        self._name = name
         self._traced: Any = None
         self._compiled: Any = None
         self.compile_seconds = 0.0
@@ -32,28 +49,39 @@ class Program:
         return self._compiled is not None and spans_processes(self._compiled)
 
     def trace(self, *args: Any) -> Any:
-        """Traces it for arguments, or their shapes, and returns the shapes it gives."""
+        """Traces it for arguments, or their shapes, for which it is compiled later."""
         if self._traced is None:
             start = time.perf_counter()
             self._traced = self._jitted.trace(*shapes_of(args))
             self.compile_seconds += time.perf_counter() - start
-        return self._traced.out_info
+        return self._traced
 
     def compile(self, *args: Any) -> Any:
         """Compiles it for arguments, or their shapes, unless it is compiled already."""
         if self._compiled is None:
-            self.trace(*args)
-            start = time.perf_counter()
-            self._compiled = self._traced.lower().compile()
-            self.compile_seconds += time.perf_counter() - start
+            shapes = shapes_of(args)
+
+            def compiled() -> Any:
+                traced = self.trace(*shapes)
+                start = time.perf_counter()
+                made = traced.lower().compile()
+                self.compile_seconds += time.perf_counter() - start
+                return made
+
+            self._compiled = self._kept.get((self._name, type_of(shapes)), compiled)
+            self._traced = None
         return self._compiled
 
     def placed(self, *args: Any) -> tuple[Any, ...]:
         """Arguments, which may come from anywhere, where the program wants them."""
-        shardings = self.compile(*args).input_shardings[0]
+        leaves, treedef = jax.tree.flatten(args)
+        # What the program does not read has no place there: None.
+        places = treedef.flatten_up_to(self.compile(*args).input_shardings[0])
         if several():
-            return jax.tree.map(put, args, shardings)
-        return jax.device_put(args, shardings)
+            leaves = list(map(put, leaves, places))
+        else:
+            leaves = jax.device_put(leaves, places)
+        return jax.tree.unflatten(treedef, leaves)
 
     def run(self, *placed: Any) -> Any:
         """Calls it with what `placed` returned."""

@@ -11,7 +11,9 @@ from jaxtyping import PyTree
 
 from ..chains._sampler import is_api
 from ..run._arguments import check_acceptance, check_batcher, check_count
+from ..run._kept import kept_for
 from ..run._keys import check_key
+from ..run._program import Program
 from ._plan import SamplingPlan
 
 
@@ -128,7 +130,8 @@ def starts_of(
                 f"{type(prior_sample_fn).__name__}."
             )
         keys = jax.random.split(rng_key, (shards, chains))
-        starts = jax.jit(jax.vmap(jax.vmap(prior_sample_fn)))(keys)
+        kept = kept_for("starts", prior_sample_fn)
+        starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
         _check_positions("prior_sample_fn", starts)
         return jax.tree.map(np.asarray, starts)
     _check_positions("initial", initial)

@@ -18,6 +18,7 @@ from ..run._checkpoint import Checkpoint
 from ..run._environment import Provenance
 from ..run._extras import delayed
 from ..run._fingerprint import digests
+from ..run._kept import kept_for
 from ..run._processes import check_same, explaining_loss, on_host, several
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -211,14 +212,9 @@ def run_shards(
     if plan is None:
         params = sum(x[0, 0].size for x in jax.tree.leaves(starts))
         plan = SamplingPlan.from_shard(shards.size(0), params, num_chains=chains)
-    model = Model(
-        algorithm,
-        logprior_fn,
-        loglikelihood_fn,
-        plan.num_warmup,
-        plan.num_samples,
-        settings,
-    )
+    functions = algorithm, logprior_fn, loglikelihood_fn
+    kept = kept_for("run_shards", functions, batcher, count, plan.num_warmup, settings)
+    model = Model(*functions, plan.num_warmup, plan.num_samples, settings, kept)
     _check_algorithm(model)
     some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
     check_additive(loglikelihood_fn, jax.tree.map(lambda x: x[0, 0], starts), some)

@@ -24,6 +24,7 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
+from ..run._kept import Kept
 from ..run._program import Program
 from ..run._trees import to_host
 from ._rows import apart, check_logprior, sum_over_rows, table_of_parts, take
@@ -40,7 +41,7 @@ class Task(NamedTuple):
 
 @final
 class Model(NamedTuple):
-    """What is sampled, and how."""
+    """What is sampled, and how, and what is kept for runs of the same."""
 
     algorithm: Any
     logprior_fn: Callable[[PyTree], Any]
@@ -48,6 +49,7 @@ class Model(NamedTuple):
     num_warmup: int
     num_samples: int
     settings: dict[str, Any]
+    kept: Kept
 
     def sampler(self, logdensity: Callable[[PyTree], Any], target: Any) -> Sampler:
         """What a chain with some density does."""
@@ -136,7 +138,8 @@ class ShardTasks:
 
         starts = jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[2:])), positions)
         samplers = Samplers(sampler_of, self._index, True, self._own, self._shared)
-        return Chains(samplers, rng_key, starts, self._batcher, 1, block)
+        kept = self._model.kept
+        return Chains(samplers, rng_key, starts, self._batcher, 1, block, kept)
 
     def gradients(self) -> Callable[[PyTree], Any]:
         """A function to the gradients of the log-densities of all tasks.
@@ -151,7 +154,8 @@ class ShardTasks:
                 jax.grad(expensive(self._logdensity(own, shared))), positions
             )
 
-        program = Program(self._batcher(of_one, (None, 0, None)))
+        means = self._batcher(of_one, (None, 0, None))
+        program = Program(means, self._model.kept, "mean gradients")
         known: tuple[Any, ...] = self._own, self._shared
 
         def gradients(positions: PyTree) -> Any:

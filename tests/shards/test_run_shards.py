@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.run._kept import Kept
 from batchkit.shards import _refine
 from batchkit.shards._split import order_of_rows
 from batchkit.shards._tasks import Model, Shards, ShardTasks
@@ -109,7 +110,7 @@ def test_a_device_holds_its_share_of_rows() -> None:
     data = {"x": np.ones((count, 2)), "y": np.ones(count)}
     shards = Shards(data, np.arange(count), SHARDS)
     settings = {"num_integration_steps": 2}
-    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, settings)
+    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, settings, Kept())
     which = list(range(SHARDS))
     tasks = ShardTasks(model, shards, which, 1, bk.Sharded(mesh(4)))
     chains = tasks.chains(KEY, np.zeros((SHARDS, 1, 2), np.float32), None)

@@ -1,0 +1,97 @@
+"""A second call of `run_nested` compiles nothing, and finds what a first one does."""
+
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+
+from ..helpers import assert_same, counted
+from ..run.compilations import compilations
+
+
+BOTH = bk.NumSteps(2) | bk.Evaluations(10**6) | bk.RemainingEvidence(1e-3)
+
+
+def logprior(x: Any) -> Any:
+    return jnp.where(jnp.all(jnp.abs(x) < 3), -2 * jnp.log(6.0), -jnp.inf)
+
+
+def loglikelihood(x: Any) -> Any:
+    return -0.5 * jnp.sum(x**2)
+
+
+def call(likelihood: Any, seed: int, **options: Any) -> bk.NestedRun:
+    """With an algorithm of its own, as `blackjax.nss` makes in each call."""
+    algorithm = blackjax.nss(logprior, likelihood, num_inner_steps=2, num_delete=5)
+    key, other = jax.random.split(jax.random.key(seed))
+    positions = jax.random.uniform(other, (20, 2), minval=-2.9, maxval=2.9)
+    options = {"stop": BOTH, "progress": False, **options}
+    return bk.run_nested(algorithm, key, positions, **options)
+
+
+def test_another_key_and_rule_compile_nothing() -> None:
+    fun, traces = counted(loglikelihood)
+    first = call(fun, 0)
+    before = len(traces)
+    longer = bk.NumSteps(3) | bk.Evaluations(10**10) | bk.RemainingEvidence(1e-4)
+    with compilations() as names:
+        second = call(fun, 1, stop=longer)
+    again = call(fun, 0)
+    assert names == []
+    assert len(traces) == before
+    assert (first.num_steps, second.num_steps) == (2, 3)
+    assert second.seconds.compile == 0.0
+    # Programs that are kept and programs that are new give the same bits.
+    alone = call(lambda x: loglikelihood(x), 1, stop=longer)
+    for one, two in ((again, first), (second, alone)):
+        assert_same(one.dead.positions, two.dead.positions, ulps=0)
+
+
+def test_evaluations_end_a_run_that_has_its_programs() -> None:
+    few, many = bk.Evaluations(21), bk.Evaluations(10**10)
+    found = [call(loglikelihood, 0, stop=x | bk.NumSteps(3)) for x in (many, few)]
+    assert found[0].num_steps == 3
+    assert found[1].num_steps < 3
+    assert "10,000,000,000" not in found[0].stop_reason
+    assert repr(many) == "Evaluations(evaluations=10000000000)"
+
+
+def test_invalid_likelihoods_are_counted_anew() -> None:
+    def broken(x: Any) -> Any:
+        return jnp.where(x[0] < 0, jnp.nan, loglikelihood(x))
+
+    def count(run: bk.NestedRun) -> float:
+        return {x.name: x.value for x in run.warnings}["invalid likelihoods"]
+
+    first = call(broken, 0, on_invalid="reject")
+    with compilations() as names:
+        second = call(broken, 0, on_invalid="reject")
+    assert names == []
+    assert count(first) == count(second) > 0
+    with pytest.raises(bk.InvalidLikelihoodError):
+        call(broken, 0)
+
+
+def test_derived_quantities_are_compiled_once() -> None:
+    x = np.linspace(0.0, 1.0, 50)
+    dead = bk.DeadPoints(x, -x, np.full(50, -np.inf), np.zeros(50))
+    run = bk.NestedRun(
+        dead,
+        num_steps=50,
+        num_evaluations=100,
+        converged=True,
+        stop_reason="a test",
+        key=jax.random.key(0),
+        warnings=(),
+        seconds=(0.0, 0.0),
+        settings={},
+    )
+    square, traces = counted(jnp.square)
+    for seed in range(2):
+        run.posterior(jax.random.key(seed), 10, square)
+    assert len(traces) == 1

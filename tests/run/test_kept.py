@@ -1,0 +1,173 @@
+"""What is kept between runs: under which parts, and for how long."""
+
+import functools
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import batchkit as bk
+from batchkit.run._kept import Kept, kept_for
+
+
+def function(x: Any, y: Any = None) -> Any:
+    return x
+
+
+def other(x: Any) -> Any:
+    return x
+
+
+class Model:
+    def logdensity(self, x: Any) -> Any:
+        return x
+
+
+MODEL = Model()
+LARGE = np.zeros(10**5)
+REBUILT = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(2))
+
+
+def nss(api: Any, **settings: Any) -> Any:
+    settings = {"num_inner_steps": 3, "num_delete": 2, **settings}
+    return api(logprior_fn=function, loglikelihood_fn=other, **settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: function,
+        lambda: MODEL.logdensity,
+        lambda: functools.partial(function, y=LARGE),
+        lambda: {"initial": np.ones(3), "number": 0.5, "none": None},
+        lambda: jnp.ones(3),
+        lambda: bk.Chunked(4),
+        lambda: jax.ShapeDtypeStruct((3,), jnp.float32),
+        lambda: nss(blackjax.nss),
+        lambda: blackjax.nuts(function, 0.1, np.ones(2)),
+    ],
+)
+def test_equal_parts_share(make: Callable[[], Any]) -> None:
+    assert kept_for(make(), "a") is kept_for(make(), "a")
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (function, other),
+        (1, 1.0),
+        (1, True),
+        (0.0, -0.0),
+        ((1, 2), [1, 2]),
+        (np.ones(3), np.zeros(3)),
+        (np.ones(3), np.ones(3, np.float32)),
+        (np.ones(4), np.ones((2, 2))),
+        (np.zeros(10**5), LARGE),
+        (Model().logdensity, MODEL.logdensity),
+        (functools.partial(function, 1), functools.partial(function, 2)),
+        (bk.Chunked(4), bk.Chunked(5)),
+        (nss(blackjax.nss), nss(blackjax.nss, num_delete=3)),
+        (nss(blackjax.nss), nss(blackjax.nss, max_steps=5)),
+        (nss(blackjax.nss), nss(REBUILT)),
+        (
+            nss(REBUILT),
+            nss(bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(3))),
+        ),
+        (
+            blackjax.nuts(function, 0.1, np.ones(2)),
+            blackjax.nuts(function, 0.1, np.array([1.0, 2.0])),
+        ),
+    ],
+)
+def test_different_parts_do_not_share(one: Any, two: Any) -> None:
+    assert kept_for(one) is kept_for(one)
+    assert kept_for(two) is kept_for(two)
+    assert kept_for(one) is not kept_for(two)
+
+
+def test_arrays_changed_in_place_are_other_parts() -> None:
+    scales = np.ones(3)
+    before = kept_for(function, scales)
+    scales[0] = 2.0
+    assert kept_for(function, scales) is not before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        lambda: jax.enable_x64(True),
+        lambda: jax.default_matmul_precision("highest"),
+        lambda: jax.default_device(jax.devices()[1]),
+        lambda: jax.set_mesh(jax.make_mesh((2,), ("device",))),
+    ],
+)
+def test_settings_of_jax_are_parts(setting: Callable[[], Any]) -> None:
+    before = kept_for(function)
+    with setting():
+        inside = kept_for(function)
+        assert kept_for(function) is inside
+    assert inside is not before
+    assert kept_for(function) is before
+
+
+@pytest.mark.parametrize("batcher", ["None", "bk.Chunked(2)"])
+def test_kept_as_long_as_the_functions(batcher: str) -> None:
+    """In a process of its own: what checks types makes functions anew in each call."""
+    subprocess.run([sys.executable, "-c", LIFE.format(batcher)], check=True)
+
+
+LIFE = """
+import gc, weakref
+import blackjax
+import jax
+import batchkit as bk
+from batchkit.run._kept import kept_for
+
+api = blackjax.nss
+if {0} is not None:
+    api = bk.rebuild_sampler(api, batcher={0})
+
+def prior(x):
+    return x
+
+def likelihood(x):
+    return x
+
+def kept():
+    return kept_for(api(prior, likelihood, num_inner_steps=2))
+
+found = weakref.ref(kept())
+gc.collect()
+assert found() is not None
+assert kept() is found()
+jax.clear_caches()
+gc.collect()
+assert found() is None
+found = weakref.ref(kept())
+gc.collect()
+assert found() is not None
+del likelihood
+gc.collect()
+assert found() is None
+"""
+
+
+def test_parts_that_cannot_be_held_are_not_kept() -> None:
+    with pytest.raises(TypeError):
+        weakref.ref(np.sin)
+    assert kept_for(np.sin) is not kept_for(np.sin)
+
+
+def test_made_once() -> None:
+    made: list[int] = []
+    kept = Kept()
+    for _ in range(2):
+        assert kept.get("a", lambda: made.append(1)) is None
+    assert made == [1]
