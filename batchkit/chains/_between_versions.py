@@ -72,7 +72,7 @@ def _of_states(
 def _of_first_draw(
     chains: Chains, starts: PyTree, saved: Saved, rounding: float
 ) -> list[Values]:
-    like = chains.draw_shapes.position
+    like = chains.shapes_of_draws(saved.header["draws"]).position
     draws = tree_of("draws/position", saved.arrays, like)
     before = _rows(jax.tree.map(lambda x: x[:, 0], draws))
     _, made = chains.advance(chains.warm(chains.start()), 0, 1)

@@ -1,6 +1,5 @@
 """The loop on the host: a warm-up, and blocks of draws with looks at the clock."""
 
-import functools
 import logging
 import math
 import time
@@ -129,10 +128,10 @@ class ChainLoop:
             self._at = typed(header, "at", int)
             if not 0 <= self._at <= self._done:
                 raise ValueError(f"its draws are {self._done}, at {self._at}")
-            shape = functools.partial(_of_draws, self._done)
+            shapes = self._chains.shapes_of_draws(self._done)
             parts = {
-                name: tree_of(f"draws/{name}", arrays, shapes, shape)
-                for name, shapes in self._chains.draw_shapes._asdict().items()
+                name: tree_of(f"draws/{name}", arrays, part)
+                for name, part in shapes._asdict().items()
             }
             self._before = numbers(header, "seconds", 3)
         kept = jax.tree.map(lambda x: x[:, : self._num_samples], Draw(**parts))
@@ -265,11 +264,6 @@ class ChainLoop:
         # Draws of all chains, so that what is counted does not depend on their number.
         total = chains.num_chains * self._num_samples
         self._reporter.show(told, made, total)
-
-
-def _of_draws(count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an array of draws, from that of one draw of all chains."""
-    return (shape[0], count, *shape[1:])
 
 
 def _room(shapes: Draw, count: int) -> Draw:

@@ -184,6 +184,14 @@ class Chains:
         """The shapes of one draw of all chains."""
         return self._of_all(self._draw)
 
+    def shapes_of_draws(self, count: int) -> Draw:
+        """The shapes of so many draws of all chains."""
+
+        def shape(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self.num_chains, count, *x.shape), x.dtype)
+
+        return jax.tree.map(shape, self._draw)
+
     @property
     def chain_shapes(self) -> ChainState:
         """The shapes of what `warm` and `advance` return for all chains."""

@@ -1,6 +1,7 @@
 """The arguments of `run_nested`, refused before the likelihood is compiled."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..run._arguments import check_scalar, in_short, kind_of, row_of
 from ..run._kept import Kept
 from ..run._names import columns, few
 from ..run._program import Program
@@ -20,15 +22,16 @@ def check_algorithm(algorithm: Any) -> None:
     """Raises unless it has the two functions of a `SamplingAlgorithm`."""
     if callable(algorithm) and not hasattr(algorithm, "step"):
         raise TypeError(
-            f"run_nested(algorithm={algorithm!r}): algorithm must have been built; "
-            "this is an API or a function. Call it first: "
+            f"run_nested(algorithm={in_short(algorithm)}): algorithm must have been "
+            "built; this is an API or a function. Call it first: "
             "`blackjax.nss(logprior_fn, loglikelihood_fn, num_inner_steps)`."
         )
     if not all(callable(getattr(algorithm, name, None)) for name in ("init", "step")):
         raise TypeError(
-            f"run_nested(algorithm={algorithm!r}): algorithm must be a nested sampler "
-            "with `init` and `step`, such as blackjax.nss(...); got "
-            f"{type(algorithm).__name__}."
+            f"run_nested(algorithm={in_short(algorithm)}): algorithm must be a nested "
+            "sampler with `init` and `step`, such as blackjax.nss(...); got "
+            f"{kind_of(algorithm)}. The order is run_nested(algorithm, rng_key, "
+            "positions)."
         )
 
 
@@ -36,13 +39,13 @@ def check_options(stop: Any, on_invalid: Any, fresh: Any) -> None:
     """Raises for what is no rule, no choice, no bool."""
     if not isinstance(stop, AbstractStop):
         raise TypeError(
-            f"run_nested(stop={stop!r}): stop must be a rule such as "
-            f"bk.RemainingEvidence(1e-3); got {type(stop).__name__}."
+            f"run_nested(stop={in_short(stop)}): stop must be a rule such as "
+            f"bk.RemainingEvidence(1e-3); got {kind_of(stop)}."
         )
     if on_invalid not in ("raise", "reject"):
         raise ValueError(
-            f"run_nested(on_invalid={on_invalid!r}): on_invalid must be 'raise' or "
-            "'reject': what to do where a likelihood is NaN or plus infinity."
+            f"run_nested(on_invalid={in_short(on_invalid)}): on_invalid must be "
+            "'raise' or 'reject', for likelihoods that are NaN or plus infinity."
         )
     check_fresh(fresh, "run_nested")
 
@@ -52,8 +55,9 @@ def live_points(positions: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     if not leaves:
         raise ValueError(
-            f"run_nested(positions={positions!r}): there is no array in positions. "
-            "Pass a pytree of arrays of shape (live points, ...), draws from the prior."
+            f"run_nested(positions={in_short(positions)}): there is no array in "
+            "positions. Pass a pytree of arrays of shape (live points, ...), draws "
+            "from the prior."
         )
     sizes: dict[str, int] = {}
     for path, leaf in leaves:
@@ -68,6 +72,11 @@ def live_points(positions: PyTree) -> PyTree:
             raise ValueError(
                 f"run_nested(positions=...): {name} is a scalar, without an axis for "
                 "the live points. Give it the shape (live points, ...)."
+            )
+        if leaf.shape[0] > 0 and leaf.size == 0:
+            raise ValueError(
+                f"run_nested(positions=...): {name} has no elements, its shape is "
+                f"{leaf.shape}. Leave it out, there is nothing to sample in it."
             )
         sizes[name] = leaf.shape[0]
     if len(set(sizes.values())) > 1:
@@ -113,20 +122,43 @@ def check_functions(
     - `positions`: the live points.
     - `kept`: what is kept for the functions.
     """
-    row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    row = row_of(positions)
     for name, function in functions.items():
-        out = jax.eval_shape(function, row)
-        dtype, shape = getattr(out, "dtype", None), getattr(out, "shape", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or shape != ():
-            got = type(out).__name__ if dtype is None else f"{dtype} of shape {shape}"
-            raise TypeError(
-                f"run_nested(algorithm=...): its {name} must return one real number, a "
-                f"scalar, for one position; got {got}. Sum over data and dimensions, "
-                "as in `jnp.sum(...)`."
-            )
+        check_scalar("run_nested", name, function, row)
     if "logprior_fn" in functions:
         prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
         check_prior(prior(positions), positions)
+
+
+@contextlib.contextmanager
+def refusing_mixed_dtypes(
+    functions: Mapping[str, Callable], positions: PyTree
+) -> Iterator[None]:
+    """Names the dtypes if the body cannot trace a step because they are mixed.
+
+    Mixed dtypes alone are no error: some algorithms do not mind.
+    """
+    try:
+        yield
+    except TypeError as error:
+        dtypes = {
+            f"positions{jax.tree_util.keystr(path)} is": str(leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(positions)
+        }
+        for name, function in functions.items():
+            out = jax.eval_shape(function, row_of(positions))
+            dtypes[f"{name} returns"] = str(out.dtype)
+        default = str(jnp.zeros(()).dtype)
+        if set(dtypes.values()) == {default}:
+            raise
+        told = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
+        raise TypeError(
+            f"run_nested(positions={in_short(positions)}): a step of this algorithm "
+            f"mixes dtypes: {told}, and random numbers are {default}. Make all of "
+            f"them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
+            "positions)`. If `jax_enable_x64` was switched on after positions were "
+            "drawn, switch it on before."
+        ) from error
 
 
 def check_prior(logprior: Any, positions: PyTree) -> None:

@@ -1,43 +1,141 @@
-"""Whether the chains that make new points have moved."""
+"""How far the chains that make new points move, and what they keep of their start.
 
-from typing import Any, NamedTuple, final
+A chain begins at a live point above the contour, and its kernel leaves the distribution
+of such points as it is. So the end of a chain is distributed as it should be after
+however few steps, and no test of where new points lie, such as that of their ranks, can
+see whether the steps are enough. Too few tie a new point to the one it began at: what
+shows it is the comparison of start and end.
 
+blackjax returns neither. So the function that makes one step of a chain is wrapped in
+one that returns where the step began and where it ended beside its own information. The
+numbers of a run stay as they are.
+
+Distances are relative to those between independent points, as in the diagnostic of
+UltraNest's step samplers (Buchner 2024, arXiv:2402.11936; UltraNest 4.5,
+`ultranest.stepsampler`). It divides the distance from start to end, in coordinates
+whitened by the live points, by the radius that joins neighbouring live points, takes
+the geometric mean, and asks that half of the ratios be above one. Here the squared
+distance is divided by that between independent points, twice the variance, one
+parameter at a time, and the mean is arithmetic. For `E (x_j - x_0)^2 = 2 var(x) (1 -
+rho_j)`, the expected squared jump distance of Pasarica and Gelman (2010, Statistica
+Sinica 20, 343-364), the ratio after `j` steps is one minus the autocorrelation at lag
+`j`, which means the same in any number of dimensions: neighbours are nearly as far
+apart as independent points in 10 dimensions, and much closer in 2.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..rebuild._bound import bound_names, exchanged
+from ._guard import PACKAGES
+
+
+# The name by which blackjax's update strategy closes over one step of a chain.
+_STEP: Final = "constrained_mcmc_step_fn"
+# Of larger positions so many numbers are compared: the information of a step is kept
+# for all chains and inner steps until the step of the nested sampler ends.
+_MOST_NUMBERS: Final = 64
 
 
 @final
 class ChainCounts(NamedTuple):
-    """How many chains have made a new point, and how many of them had trouble.
+    """How many chains have made a new point, and sums over how they moved.
 
     ```python
+    import jax
     import jax.numpy as jnp
     from batchkit.nested import ChainCounts
 
-    counts = ChainCounts(jnp.array(8), jnp.array(1), jnp.array(0))
-    twice = ChainCounts(*(a + b for a, b in zip(counts, counts)))
+    distances, products = jnp.array([2.0, 4.0]), jnp.array([4.0, 0.0, 8.0])
+    counts = ChainCounts(jnp.array(8), jnp.array(1), distances, products)
+    twice = jax.tree.map(jnp.add, counts, counts)
     assert twice.chains == 16
+    assert twice.moved.tolist() == [0.25, 0.5]
+    assert twice.correlations.tolist() == [0.5, 0.0, 1.0]
     ```
 
     - `chains`: all chains, each of which has made one new point.
     - `exhausted`: those with a slice that found no point above the contour within
         `max_shrinkage` proposals. Zero where the inner kernel has no slices.
-    - `unmoved`: those that ended where they had begun. The new point is a copy of one
-        of the live points.
+    - `distances`: for each inner step, the squared distance from the start of the chain
+        to where that step ended, divided by twice the variance of the live points; the
+        mean over parameters, summed over chains. Without steps where the algorithm does
+        not tell.
+    - `products`: for each parameter, the start of the chain times its end, both in
+        standard deviations of the live points from their mean, summed over chains. Of
+        positions of more than 64 numbers, 64 evenly spread.
     """
 
     chains: Int[Array | np.ndarray, ""]
     exhausted: Int[Array | np.ndarray, ""]
-    unmoved: Int[Array | np.ndarray, ""]
+    distances: Float[Array | np.ndarray, " steps"]
+    products: Float[Array | np.ndarray, " numbers"]
+
+    @property
+    def moved(self) -> Any:
+        """The mean squared distance from the start after each inner step.
+
+        In units of that between independent points: one minus the autocorrelation.
+        """
+        return self.distances / self.chains
+
+    @property
+    def correlations(self) -> Any:
+        """The correlation between start and end of a chain, for each parameter."""
+        return self.products / self.chains
 
 
-def chain_counts(update_info: Any) -> ChainCounts | None:
-    """Counts the chains of some steps of a nested sampler, and those that had trouble.
+@final
+class Recorded(NamedTuple):
+    """What one step of a chain returns, with the points before and after it.
 
-    It works under `jax.jit`, and the counts of several steps add up. A sweep over the
-    coordinates (`blackjax.nsswig`) counts as not moved where any of its slices failed,
-    for no more is known of it.
+    It has the attributes of what the kernel returns, which functions of the user's may
+    read, such as one that adapts the kernel.
+    """
+
+    kernel_info: Any
+    before: Float[Array, "*chains numbers"]
+    after: Float[Array, "*chains numbers"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel_info, name)
+
+
+def recording(algorithm: Any) -> Any:
+    """The algorithm with the steps of chains returning `Recorded`.
+
+    An algorithm whose steps are out of reach comes back as it is.
+    """
+    steps = {
+        id(value)
+        for name, value in bound_names(algorithm, PACKAGES)
+        if name == _STEP and callable(value)
+    }
+
+    def record(step: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(step)
+        def recorded(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+            new, info = step(rng_key, state, *args, **kwargs)
+            return new, Recorded(info, _numbers(state.position), _numbers(new.position))
+
+        return recorded
+
+    return exchanged(algorithm, lambda x: record(x) if id(x) in steps else x, PACKAGES)[
+        0
+    ]
+
+
+def chain_counts(update_info: Any, live: PyTree = ()) -> ChainCounts | None:
+    """Counts the chains of a step of a nested sampler, and sums how they moved.
+
+    It works under `jax.jit`, and the counts of several steps add up.
 
     ```python
     import blackjax
@@ -54,13 +152,16 @@ def chain_counts(update_info: Any) -> ChainCounts | None:
     state = jax.jit(algorithm.init)(jax.random.normal(jax.random.key(0), (20, 2)))
     state, info = jax.jit(algorithm.step)(jax.random.key(1), state)
     counts = chain_counts(info.update_info)
-    assert (counts.chains, counts.unmoved) == (4, 0)
+    assert (counts.chains, counts.exhausted) == (4, 0)
     ```
 
     **Arguments:**
 
     - `update_info`: the `update_info` of an `NSInfo` of blackjax, whose last axis is
         that of the inner steps.
+    - `live`: the positions of the live points after the step, all of them above its
+        contour; arrays of shape `(live points, ...)`. Only `run_nested` records where
+        chains begin and end; otherwise the sums have no entries.
 
     **Returns:**
 
@@ -68,12 +169,50 @@ def chain_counts(update_info: Any) -> ChainCounts | None:
     """
     if not hasattr(update_info, "is_accepted"):
         return None
-    failed = ~jnp.asarray(update_info.is_accepted)
-    exhausted = jnp.any(failed, axis=-1)
+    exhausted = jnp.any(~jnp.asarray(update_info.is_accepted), axis=-1)
     if not hasattr(update_info, "num_shrink"):
         exhausted = jnp.zeros_like(exhausted)
+    sums = jnp.zeros(0), jnp.zeros(0)
+    if isinstance(update_info, Recorded):
+        sums = _sums(update_info, live)
     return ChainCounts(
-        jnp.asarray(np.size(exhausted)),
-        jnp.sum(exhausted),
-        jnp.sum(jnp.all(failed, axis=-1)),
+        jnp.asarray(np.size(exhausted), jnp.int32),
+        jnp.sum(exhausted, dtype=jnp.int32),
+        *sums,
     )
+
+
+def describe_moves(counts: ChainCounts) -> str:
+    """Format how far chains have moved, after a few of their steps, in one line."""
+    moved = np.sqrt(np.maximum(np.asarray(counts.moved, float), 0.0))
+    last = len(moved)
+    steps = [2**i for i in range(last.bit_length()) if 2**i < last] + [last]
+    told = ", ".join(f"{moved[step - 1]:.2f} after {step}" for step in steps)
+    return (
+        f"chains move {told} inner steps, in units of the distance between independent "
+        "points; the correlation between their start and end is "
+        f"{np.mean(counts.correlations):.2f}"
+    )
+
+
+def compared_numbers(size: int) -> np.ndarray:
+    """The indices of the numbers of a position that are compared, of `size`."""
+    return np.linspace(0, size - 1, min(size, _MOST_NUMBERS)).astype(int)
+
+
+def _sums(chains: Recorded, live: PyTree) -> tuple[Any, Any]:
+    points = jax.vmap(_numbers)(live)
+    mean, variance = jnp.mean(points, axis=0), jnp.var(points, axis=0, ddof=1)
+    # A parameter in which all live points agree is left out.
+    varies = variance > 0
+    inverse = jnp.where(varies, 1 / variance, 0.0)
+    start, end = chains.before[:, 0], chains.after[:, -1]
+    squares = (chains.after - start[:, None]) ** 2 * inverse / 2
+    products = (start - mean) * (end - mean) * inverse
+    distances = jnp.mean(squares, axis=-1, where=varies)
+    return jnp.sum(jnp.nan_to_num(distances), axis=0), jnp.sum(products, axis=0)
+
+
+def _numbers(position: PyTree) -> Float[Array, " numbers"]:
+    flat, _ = jax.flatten_util.ravel_pytree(position)
+    return flat[compared_numbers(flat.size)]

@@ -32,6 +32,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PyTree, Shaped
 
+from ._states import particles_of
+
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,7 +169,7 @@ def finalise(state: Any, infos: Any) -> DeadPoints:
     # `blackjax.ns.utils.finalise` does the first part on the device, where putting
     # together the arrays of thousands of steps is compiled anew for each number of
     # them. It neither sorts nor leaves out.
-    return dead_points([_rows(x.particles) for x in (*infos, state)])
+    return dead_points([_rows(particles_of(x)) for x in (*infos, state)])
 
 
 def dead_points(parts: Sequence[tuple[Any, ...]]) -> DeadPoints:

@@ -51,6 +51,9 @@ def evaluations_of(update_info: Any) -> Int[Array, ""] | None:
         )
         counted = jnp.sum(update_info.num_expansions) + jnp.sum(update_info.num_shrink)
         return counted + 2 * slices
+    if hasattr(update_info, "num_shrink") and hasattr(update_info, "num_steps"):
+        # The fork of the Handley lab counts the ends of brackets with the expansions.
+        return jnp.sum(update_info.num_steps) + jnp.sum(update_info.num_shrink)
     if hasattr(update_info, "is_accepted"):
         return jnp.asarray(np.size(update_info.is_accepted))
     return None

@@ -75,8 +75,10 @@ def insertion_p_value(dead: DeadPoints) -> float:
     The Kolmogorov-Smirnov test of `insertion_ranks` against the uniform distribution,
     on the whole run, and on pieces of as many new points as there were live points: a
     fault at one time is diluted in the whole. The smallest p-value of `k` pieces
-    becomes `1 - (1 - p)^k` (Fowlie, Handley and Su 2020, arXiv:2006.03371), and the
-    smaller one of whole and pieces is doubled, for it is the better of two.
+    becomes `1 - (1 - p)^k` (Fowlie, Handley and Su 2020, arXiv:2006.03371), and so does
+    the smaller one of whole and pieces, with `k = 2` (Sidak 1967, Journal of the
+    American Statistical Association 62, 626-633). Of a run with one piece, that is the
+    whole and its p-value is taken as it is.
 
     ```python
     import numpy as np
@@ -104,11 +106,17 @@ def p_value_of(ranks: Float[np.ndarray, " born"], length: int) -> float:
     """The same from the ranks, in pieces of at least `length` ranks."""
     if len(ranks) == 0:
         return 1.0
+    whole = _p_value(ranks)
     count = max(1, len(ranks) // length)
+    if count == 1:
+        return whole
     smallest = min(_p_value(piece) for piece in np.array_split(ranks, count))
-    # `1 - (1 - p)^k` without the rounding of `1 - p`.
-    pieces = -np.expm1(count * np.log1p(-min(smallest, 1 - 1e-16)))
-    return float(min(1.0, 2 * min(_p_value(ranks), pieces)))
+    return _of_smallest(min(whole, _of_smallest(smallest, count)), 2)
+
+
+def _of_smallest(p_value: float, count: int) -> float:
+    """`1 - (1 - p)^k`, without the rounding of `1 - p`."""
+    return float(-np.expm1(count * np.log1p(-min(p_value, 1 - 1e-16))))
 
 
 def _p_value(ranks: Float[np.ndarray, " born"]) -> float:

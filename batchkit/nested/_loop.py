@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from ..batchers._bytes import in_words
 from ..reports._memory import memory_of
+from ..run._checkpoint import CheckpointError
 from ..run._diagnostic import Diagnostic
 from ..run._file import understood
 from ..run._names import parameter_names
@@ -30,7 +31,7 @@ from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
 from ._arguments import check_first, check_prior, refuse_invalid
-from ._chains_moved import ChainCounts
+from ._chains_moved import describe_moves
 from ._dead import DeadPoints, dead_points
 from ._diagnostics import diagnose
 from ._guard import Rejected
@@ -153,15 +154,20 @@ class Loop:
 
     def _resume(self, saved: Saved) -> RunState:
         header, arrays = saved.header, saved.arrays
-        like = self._programs.shapes
+        state_shapes = self._programs.state_shapes
+        if not _fits(arrays, state_shapes):
+            raise CheckpointError(
+                f"{saved.path!r} holds a run whose state has other arrays than here: a "
+                "version of batchkit wrote it that counts other things.",
+                "Finish the run with that version, or start over with `fresh=True`.",
+            )
         with understood(saved.path):
-            state = tree_of("state", arrays, like.state)
+            state = tree_of("state", arrays, state_shapes)
             state = jax.tree.map(
                 lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
             )
-            count = int(state.status.step) * self._programs.num_delete
-            shape = functools.partial(_rows, count)
-            self._dead = [tree_of("dead", arrays, like.dead, shape)]
+            dead_shapes = self._programs.dead_shapes(int(state.status.step))
+            self._dead = [tree_of("dead", arrays, dead_shapes)]
             self._compile_before, self._run_before = numbers(header, "seconds", 2)
             if is_first():
                 self._rejected.add(typed(header, "rejected", int))
@@ -295,8 +301,8 @@ class Loop:
 
     def _all_dead(self) -> Dying:
         if not self._dead:
-            shapes = self._programs.shapes.dead
-            return jax.tree.map(lambda x: np.zeros((0, *x.shape[1:]), x.dtype), shapes)
+            shapes = self._programs.dead_shapes(0)
+            return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
         return jax.tree.map(lambda *parts: np.concatenate(parts), *self._dead)
 
     def _result(self, state: RunState) -> NestedRun:
@@ -308,13 +314,17 @@ class Loop:
         if status.exhausted:
             reasons.append("no likelihood is above those of the live points")
         warnings = self._warnings(state, dead)
+        copied = any(warning.name == "copies" for warning in warnings)
+        if copied:
+            reasons.append("points are copies of others")
         for warning in warnings:
             speaker(_log).warning("run_nested: %s", warning)
         return NestedRun(
             dead,
             num_steps=int(status.step),
             num_evaluations=self._count_evaluations(state),
-            converged=bool(status.exhausted) or any(x.is_convergence for x in met),
+            converged=not copied
+            and (bool(status.exhausted) or any(x.is_convergence for x in met)),
             stop_reason=", and ".join(reasons),
             key=self._volumes_key,
             warnings=warnings,
@@ -325,14 +335,16 @@ class Loop:
 
     def _warnings(self, state: RunState, dead: DeadPoints) -> tuple[Diagnostic, ...]:
         programs = self._programs
-        counts = ChainCounts(*map(np.asarray, state.chains))
+        counts = jax.tree.map(np.asarray, state.chains)
+        if counts is not None and counts.chains > 0 and len(counts.products) > 0:
+            speaker(_log).info("run_nested: %s", describe_moves(counts))
         dim = len(parameter_names(dead.positions))
         found = diagnose(
             dead,
             num_inner_steps=programs.num_inner_steps,
             dim=dim,
             num_delete=programs.num_delete,
-            chains=counts if programs.counts_chains else None,
+            chains=counts,
         )
         count = self._count_rejected()
         if count == 0:
@@ -350,9 +362,13 @@ class Loop:
         )
 
 
-def _rows(count: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of an array of points, from that of the points of one step."""
-    return (count, *shape[1:])
+def _fits(arrays: Mapping[str, Any], state: PyTree) -> bool:
+    """Whether the arrays of a checkpoint are those of such a state."""
+    saved = {
+        name: array.shape for name, array in arrays.items() if name.startswith("state/")
+    }
+    shapes = [x.shape for x in jax.tree.leaves(state)]
+    return saved == {f"state/{i}": shape for i, shape in enumerate(shapes)}
 
 
 def _part(points: Dying) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
 from ..run._file import understood
+from ..run._keys import check_key
 from ..run._result_file import AGAIN
 from ..run._summary import Summary
 from ._dead import DeadPoints
@@ -208,9 +209,10 @@ class NestedRun:
 
         **Raises:**
 
-        `ValueError` if `n` is below one, or if a derived quantity has the name of a
-        parameter.
+        `TypeError` if `key` is no key; `ValueError` if `n` is below one, or if a
+        derived quantity has the name of a parameter.
         """
+        check_key(key, "posterior", "key")
         if n < 1:
             raise ValueError(
                 f"posterior(n={n}): n must be at least 1, a number of draws."

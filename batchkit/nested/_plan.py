@@ -127,7 +127,7 @@ def values_of(
     """
 
     def values(saved: Saved, parts: Sequence[str]) -> list[Values]:
-        state = state_in(saved, "state", programs.shapes.state)
+        state = state_in(saved, "state", programs.state_shapes)
         live = Dying.of(state.sampler.particles)
         found: list[Values] = []
         if "algorithm" in parts:
@@ -137,7 +137,8 @@ def values_of(
             for name in ("loglikelihood", "logprior"):
                 pair = getattr(live, name), getattr(new, name)
                 found.append(Values.of_logdensity(("algorithm",), *pair, rounding))
-        points = _some_points(tree_of("dead", saved.arrays, programs.shapes.dead), live)
+        dead_shapes = programs.dead_shapes(int(state.status.step))
+        points = _some_points(tree_of("dead", saved.arrays, dead_shapes), live)
         before = {"prior": points.logprior, "likelihood": points.loglikelihood}
         for name, function in functions.items():
             if (part := _WORDS[name]) in parts:

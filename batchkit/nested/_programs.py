@@ -26,6 +26,7 @@ from ..run._program import Program, shapes_of
 from ._chains_moved import ChainCounts, chain_counts
 from ._evaluations import evaluations_of
 from ._guard import is_invalid
+from ._states import with_particles
 from ._status import NestedStatus
 from ._stop import AbstractStop
 
@@ -63,7 +64,7 @@ class RunState(NamedTuple):
 
     sampler: Any
     status: NestedStatus
-    chains: ChainCounts
+    chains: ChainCounts | None
     invalid: Bool[Array, ""]
 
 
@@ -75,14 +76,6 @@ class Block(NamedTuple):
     dead: Dying
     made: Int[Array, ""]
     ended: Bool[Array, ""]
-
-
-@final
-class Shapes(NamedTuple):
-    """The shapes of what a run saves; rows of `dead` are points."""
-
-    state: RunState
-    dead: Dying
 
 
 @final
@@ -104,6 +97,8 @@ class NestedPrograms:
         - `kept`: where executables are kept for other runs of the same algorithm; by
             default they go with these.
         """
+
+        algorithm = with_particles(algorithm)
 
         @jax.jit  # so that it is traced once, for its shapes and for the block
         def step(key: Any, state: Any) -> Any:
@@ -139,16 +134,26 @@ class NestedPrograms:
         first, (self._state, self._info), self.sites = kept.get(key, traced)
         self.num_live = first.particles.loglikelihood.shape[0]
         self.num_delete = self._info.particles.loglikelihood.shape[0]
-        self.counts_evaluations = _counts(evaluations_of, self._info)
-        self.counts_chains = _counts(chain_counts, self._info)
+        counted = jax.eval_shape(evaluations_of, self._info.update_info)
+        self.counts_evaluations = counted is not None
+        self._chains = jax.eval_shape(
+            chain_counts, self._info.update_info, self._state.particles.position
+        )
         dead = Dying.of(self._info.particles)
         self.capacity = max(1, min(_MOST_STEPS, _BUFFER // _bytes(dead)))
 
     @property
-    def shapes(self) -> Shapes:
-        """The shapes of what is saved."""
-        dead = Dying.of(self._info.particles)
-        return Shapes(jax.eval_shape(self._first, self._state), dead)
+    def state_shapes(self) -> RunState:
+        """The shapes of what a run carries from block to block."""
+        return jax.eval_shape(self._first, self._state)
+
+    def dead_shapes(self, steps: int) -> Dying:
+        """The shapes of the points that die in some steps, one row a point."""
+        rows = steps * self.num_delete
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype),
+            Dying.of(self._info.particles),
+        )
 
     def digest(self) -> str:
         """What the step computes, for an algorithm of which no parts are known."""
@@ -171,7 +176,7 @@ class NestedPrograms:
         return RunState(
             sampler,
             NestedStatus.first(live, self.num_delete),
-            ChainCounts(*(jnp.zeros((), jnp.int32) for _ in ChainCounts._fields)),
+            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._chains),
             jnp.any(is_invalid(live)),
         )
 
@@ -200,7 +205,7 @@ class NestedPrograms:
             dead = jax.tree.map(lambda all, new: all.at[made].set(new), dead, dying)
             live = sampler.particles.loglikelihood
             evaluations = evaluations_of(info.update_info)
-            counts = chain_counts(info.update_info)
+            counts = chain_counts(info.update_info, sampler.particles.position)
             new = RunState(
                 sampler,
                 state.status.after(
@@ -208,7 +213,7 @@ class NestedPrograms:
                     live,
                     0 if evaluations is None else evaluations,
                 ),
-                _added(state.chains, counts),
+                jax.tree.map(jnp.add, state.chains, counts),
                 jnp.any(is_invalid(live)),
             )
             return new, dead, made + 1
@@ -220,26 +225,6 @@ class NestedPrograms:
         carry = state, room, jnp.zeros((), jnp.int32)
         state, dead, made = jax.lax.while_loop(goes_on, turn, carry)
         return Block(state, dead, made, ended(state))
-
-
-def _added(sums: ChainCounts, counts: ChainCounts | None) -> ChainCounts:
-    if counts is None:
-        return sums
-    return ChainCounts(
-        *(a + jnp.asarray(b, a.dtype) for a, b in zip(sums, counts, strict=True))
-    )
-
-
-def _counts(count: Any, info: Any) -> bool:
-    """Whether something is counted for an algorithm that returns such infos."""
-    found: list[bool] = []
-
-    def probe(update_info: Any) -> tuple[()]:
-        found.append(count(update_info) is not None)
-        return ()
-
-    jax.eval_shape(probe, info.update_info)
-    return found[0]
 
 
 def _takes_key(init: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from jaxtyping import Array, Key, PyTree, UInt32
 
+from ..run._arguments import check_not_traced
 from ..run._checkpoint import Checkpoint
 from ..run._kept import kept_for
 from ..run._keys import check_key
@@ -19,8 +20,10 @@ from ._arguments import (
     check_options,
     check_positions,
     live_points,
+    refusing_mixed_dtypes,
 )
-from ._guard import counter_of, rejecting, revealing, users_functions
+from ._chains_moved import recording
+from ._guard import counter_of, rejecting, revealing, settings_of, users_functions
 from ._loop import Loop
 from ._nested_run import NestedRun
 from ._plan import (
@@ -117,6 +120,7 @@ def run_nested(
     `batchkit.CheckpointError` if the file is of another run, is damaged, or cannot be
     written. `KeyboardInterrupt` after Ctrl-C, once the run is saved.
     """
+    check_not_traced("run_nested", rng_key, positions)
     check_algorithm(algorithm)
     check_options(stop, on_invalid, fresh)
     check_progress(progress, "run_nested")
@@ -138,12 +142,16 @@ def run_nested(
         fresh=fresh,
     )
 
+    num_delete = settings_of(algorithm).get("num_delete")
+    if isinstance(num_delete, int):  # before a step is traced, which would fail
+        check_counts(live, num_delete)
     with counter_of(kept) as (rejected, kept):
         if on_invalid == "reject":
             guarded = rejecting(algorithm, rejected)
         else:
             guarded = revealing(algorithm)
-        programs = NestedPrograms(guarded, rng_key, live, kept)
+        with refusing_mixed_dtypes(functions, live):
+            programs = NestedPrograms(recording(guarded), rng_key, live, kept)
         check_counts(live, programs.num_delete)
         settings = say_what_is_run(algorithm, functions, live, programs)
         identity = {}

@@ -1,6 +1,6 @@
 """Pytrees as arrays with names, the form in which files hold them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,12 +48,7 @@ def names_to_save(tree: PyTree) -> Any:
         return None
 
 
-def tree_of(
-    name: str,
-    arrays: Mapping[str, Any],
-    like: PyTree,
-    shape_of: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape,
-) -> PyTree:
+def tree_of(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     """The pytree that `named_arrays` took apart.
 
     **Arguments:**
@@ -61,7 +56,6 @@ def tree_of(
     - `name`: the name that it had.
     - `arrays`: all arrays.
     - `like`: a pytree of the same structure, of shapes and dtypes.
-    - `shape_of`: the shape that an array has in the file, from that in `like`.
 
     **Raises:**
 
@@ -71,11 +65,10 @@ def tree_of(
     found = []
     for i, leaf in enumerate(leaves):
         array = arrays[f"{name}/{i}"]
-        expected = shape_of(leaf.shape)
-        if (array.shape, array.dtype) != (expected, leaf.dtype):
+        if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
             raise ValueError(
                 f"its array {name}/{i} is {array.dtype} of shape {array.shape} and not "
-                f"{leaf.dtype} of shape {expected}"
+                f"{leaf.dtype} of shape {leaf.shape}"
             )
         found.append(array)
     return jax.tree.unflatten(treedef, found)

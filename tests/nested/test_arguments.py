@@ -5,6 +5,7 @@ from typing import Any
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import batchkit as bk
@@ -61,7 +62,7 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "vector": (
         {"algorithm": PROBLEM._replace(loglikelihood=lambda x: x).algorithm(20)},
         TypeError,
-        ("loglikelihood_fn", "float32 of shape (2,)", "jnp.sum"),
+        ("loglikelihood_fn", "float32[2]", "jnp.sum"),
     ),
     "tuple": (
         {
@@ -70,7 +71,33 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
             )
         },
         TypeError,
-        ("loglikelihood_fn", "tuple"),
+        ("loglikelihood_fn", "(float32[], int32[])"),
+    ),
+    "an int": (
+        {"algorithm": PROBLEM._replace(loglikelihood=lambda x: 1).algorithm(20)},
+        TypeError,
+        ("loglikelihood_fn", "int32[]", "jnp.asarray(value, float)"),
+    ),
+    "chains": (
+        {"algorithm": blackjax.nuts(lambda x: -jnp.sum(x**2), 0.1, jnp.ones(2))},
+        TypeError,
+        ("algorithm", "nested sampler", "HMCState with position", "run_chains"),
+    ),
+    "swapped": (
+        {"rng_key": GOOD, "positions": KEY},
+        TypeError,
+        ("rng_key=float32[100,2]", "jax.random.key(0)"),
+    ),
+    "first": ({"algorithm": GOOD}, TypeError, ("float32[100,2]", "The order is")),
+    "no elements": (
+        {"positions": {"a": GOOD, "b": jnp.ones((100, 0))}},
+        ValueError,
+        ("positions['b'] has no elements", "(100, 0)"),
+    ),
+    "more than live": (
+        {"algorithm": PROBLEM.algorithm(101)},
+        ValueError,
+        ("100 live points", "replaces 101", "num_delete"),
     ),
 }
 
@@ -99,3 +126,54 @@ def test_a_likelihood_of_zero_everywhere() -> None:
     # Zero times a number is a number, so this is minus infinity and legal.
     with pytest.raises(ValueError, match="minus infinity at all 100"):
         nowhere.run()
+
+
+def test_x64_switched_on_after_the_positions_were_drawn() -> None:
+    with jax.enable_x64(True):
+        assert_refuses(
+            attempt(),
+            TypeError,
+            ("positions is float32", "random numbers are float64", "astype('float64')"),
+        )
+
+
+def test_a_call_inside_jit() -> None:
+    jitted = jax.jit(lambda x: attempt(positions=x)().log_evidence)
+    assert_refuses(
+        lambda: jitted(GOOD), TypeError, ("run_nested", "`jax.jit`", "outside")
+    )
+
+
+LIKELIHOODS: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
+    "two arguments": (
+        lambda x, y: x[0] + y,
+        TypeError,
+        ("loglikelihood_fn", "one argument", "one position: float32[2]"),
+    ),
+    "another key": (
+        lambda x: x["mass"],
+        TypeError,
+        ("loglikelihood_fn", "one position: float32[2]"),
+    ),
+    "NumPy": (
+        lambda x: np.sum(np.asarray(x)),
+        jax.errors.TracerArrayConversionError,
+        ("loglikelihood_fn", "jax.pure_callback"),
+    ),
+    "a branch": (
+        lambda x: x[0] if x[0] > 0 else -x[0],
+        jax.errors.TracerBoolConversionError,
+        ("loglikelihood_fn", "jnp.where"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_errors_of_a_likelihood_say_how_it_was_called(name: str) -> None:
+    likelihood, error, words = LIKELIHOODS[name]
+    algorithm = PROBLEM._replace(loglikelihood=likelihood).algorithm(20)
+    with pytest.raises(error) as info:
+        attempt(algorithm=algorithm)()
+    notes = " ".join(info.value.__notes__)
+    for word in words:
+        assert word in notes

@@ -19,7 +19,7 @@ import pytest
 import batchkit as bk
 from batchkit.run import Provenance
 from batchkit.run._environment import versions
-from batchkit.run._file import read_file
+from batchkit.run._file import read_file, write_file
 
 from ..run.other_versions import OTHER, as_other_versions_wrote
 from .problems import gaussian
@@ -290,6 +290,19 @@ def test_damaged_files(saved: Path) -> None:
         path.write_bytes(data)
     with pytest.raises(bk.CheckpointError, match="damaged"):
         PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+
+
+def test_a_state_with_other_arrays_is_refused(saved: Path) -> None:
+    """As of a version that counts less: the last sums of its state are missing."""
+    header, arrays = read_file(saved)
+    last = max((x for x in arrays if x.startswith("state/")), key=_number)
+    write_file(saved, header, {k: v for k, v in arrays.items() if k != last})
+    with pytest.raises(bk.CheckpointError, match=r"counts other things.*fresh=True"):
+        PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("/")[2])
 
 
 def test_two_runs_cannot_share_a_file(whole: Path) -> None:

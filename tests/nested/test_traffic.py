@@ -27,7 +27,7 @@ def told(num_delete: int, inner: Any) -> list[tuple[str, str]]:
     positions = jnp.zeros((2 * num_delete, dim), jnp.float32)
     key = jax.random.key(0)
     programs = NestedPrograms(algorithm, key, positions)
-    args = programs.shapes.state, key, jnp.int32(1), jnp.float32(0)
+    args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
     text = programs.block.compile(*args, bk.NumSteps(1)).as_text()
     return [(kind, result) for result, kind in COLLECTIVE.findall(text)]
 

@@ -1,0 +1,233 @@
+"""Where chains begin and end is recorded, and what it says of too few steps."""
+
+from typing import Any
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blackjax.ns.from_mcmc import build_kernel, reject_constrained_step
+
+import batchkit as bk
+from batchkit.nested import ChainCounts, chain_counts, diagnose
+from batchkit.nested._chains_moved import Recorded, describe_moves, recording
+from batchkit.nested._diagnostics import copies
+
+from ..helpers import unchecked
+from .perfect import peak, plateau, sample
+from .problems import Known, gaussian
+
+
+KEY = jax.random.key(0)
+
+
+def test_distances_and_correlations_of_an_autoregressive_process() -> None:
+    """`x_j = r x_(j-1) + noise` has the autocorrelation `r^j`, by construction."""
+    chains, steps = 40_000, 5
+    r = np.array([0.9, 0.5, 0.0])
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(chains, 3))]
+    for _ in range(steps):
+        x.append(r * x[-1] + np.sqrt(1 - r**2) * rng.normal(size=(chains, 3)))
+    path = 7 + 0.01 * np.stack(x, axis=1)  # as distances and correlations are relative
+    accepted = jnp.ones((chains, steps), bool)
+    info: Any = blackjax.mcmc.slice.SliceInfo(accepted, *4 * (accepted,))
+    live = {"a": 7 + 0.01 * rng.normal(size=(9999, 3)), "b": np.full(9999, 3.0)}
+    still = np.full((chains, steps, 1), 3.0)
+    before = jnp.concatenate([path[:, :-1], still], axis=-1)
+    after = jnp.concatenate([path[:, 1:], still], axis=-1)
+    counts = chain_counts(Recorded(info, before, after), live)
+    assert counts is not None
+    assert counts.chains == chains
+    lags = np.arange(1, steps + 1)[:, None]
+    expected = np.mean(1 - r**lags, axis=1)
+    np.testing.assert_allclose(counts.moved, expected, atol=0.02)
+    np.testing.assert_allclose(counts.correlations, [*(r**steps), 0], atol=0.02)
+
+
+def random_walk(problem: Known, num_inner_steps: int) -> Any:
+    """A nested sampler of blackjax's parts, with another inner kernel."""
+    make_point = jax.tree_util.Partial(
+        blackjax.ns.base.init_state_strategy,
+        logprior_fn=problem.logprior,
+        loglikelihood_fn=problem.loglikelihood,
+    )
+    walk = blackjax.additive_step_random_walk.build_kernel()
+
+    def move(rng_key: Any, state: Any, logdensity_fn: Any) -> Any:
+        normal = blackjax.mcmc.random_walk.normal(0.3 * jnp.ones(problem.dim))
+        return walk(rng_key, state, logdensity_fn, normal)
+
+    step = reject_constrained_step(
+        make_point, problem.logprior, blackjax.additive_step_random_walk.init, move
+    )
+    kernel = build_kernel(step, num_inner_steps, lambda *_: {}, num_delete=20)
+    api: Any = blackjax.nss
+    init = api(problem.logprior, problem.loglikelihood, 1).init
+
+    def first(position: Any, rng_key: Any = None) -> Any:
+        return init(position, rng_key)._replace(inner_kernel_params={})
+
+    return blackjax.SamplingAlgorithm(first, kernel)
+
+
+ALGORITHMS: dict[str, Any] = {
+    "nss": lambda p: p.algorithm(20, num_inner_steps=4),
+    "nsswig": lambda p: p.algorithm(20, num_inner_steps=4, api=blackjax.nsswig),
+    "continuous": lambda p: p.algorithm(20, bk.Continuous(8), num_inner_steps=4),
+    "random walk": lambda p: random_walk(p, 4),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_chains_lead_from_live_points_to_new_points(name: str) -> None:
+    problem = gaussian(3)
+    algorithm = ALGORITHMS[name](problem)
+    with unchecked():
+        recorded = recording(algorithm)
+        state = jax.jit(algorithm.init)(problem.positions(60))
+        plain, _ = jax.jit(algorithm.step)(KEY, state)
+        new, info = jax.jit(recorded.step)(KEY, state)
+    jax.tree.map(np.testing.assert_array_equal, new, plain)
+    before, after = info.update_info.before, info.update_info.after
+    assert before.shape == after.shape == (20, 4, 3)
+    np.testing.assert_array_equal(before[:, 1:], after[:, :-1])
+    old = state.particles
+    above = old.loglikelihood > np.max(info.particles.loglikelihood)
+    survivors = {tuple(x) for x in np.asarray(old.position[above]).tolist()}
+    assert {tuple(x) for x in np.asarray(before[:, 0]).tolist()} <= survivors
+    made = {tuple(x) for x in np.asarray(new.particles.position).tolist()} - survivors
+    ends = {tuple(x) for x in np.asarray(after[:, -1]).tolist()}
+    assert made == ends - survivors
+
+
+def test_large_positions_are_compared_in_part() -> None:
+    problem = gaussian(100)
+    algorithm = recording(problem.algorithm(5, num_inner_steps=1, api=blackjax.nsswig))
+    shapes = jax.eval_shape(algorithm.init, problem.positions(20))
+    info = jax.eval_shape(algorithm.step, KEY, shapes)[1]
+    assert info.update_info.before.shape == (5, 1, 64)
+
+
+def test_an_algorithm_out_of_reach_is_left_alone() -> None:
+    algorithm = gaussian(2).algorithm(5)
+    jitted = blackjax.SamplingAlgorithm(algorithm.init, jax.jit(algorithm.step))
+    assert recording(jitted) is jitted
+
+
+def warned(num_inner_steps: int, seeds: int) -> list[bool]:
+    """Whether each of many short runs warns, 30 steps from the prior on."""
+    problem = gaussian(10, 0.95)
+    algorithm = recording(problem.algorithm(20, num_inner_steps=num_inner_steps))
+
+    def one(seed: Any) -> ChainCounts:
+        key, first = jax.random.split(jax.random.fold_in(KEY, seed))
+        positions = jax.random.uniform(first, (200, 10), minval=-5.0, maxval=5.0)
+
+        def step(state: Any, key: Any) -> Any:
+            state, info = algorithm.step(key, state)
+            return state, chain_counts(info.update_info, state.particles.position)
+
+        keys = jax.random.split(key, 30)
+        _, counts = jax.lax.scan(step, algorithm.init(positions), keys)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), counts)
+
+    with unchecked():
+        counts = jax.jit(jax.vmap(one))(jnp.arange(seeds))
+    dead = sample(peak(), 0)
+    dead = bk.DeadPoints(
+        np.ones((len(dead), 10)) * dead.loglikelihood[:, None],
+        dead.loglikelihood,
+        dead.loglikelihood_birth,
+        dead.logprior,
+    )
+    found = [
+        diagnose(dead, num_inner_steps=num_inner_steps, dim=10, chains=part)
+        for part in map(ChainCounts._make, zip(*map(np.asarray, counts), strict=True))
+    ]
+    return [any(x.name == "chain correlation" for x in each) for each in found]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_inner_steps", [1, 2, 3, 5])
+def test_too_few_steps_are_found_from_every_seed(num_inner_steps: int) -> None:
+    assert all(warned(num_inner_steps, 40))
+
+
+@pytest.mark.slow
+def test_enough_steps_are_sound_from_every_seed() -> None:
+    assert not any(warned(20, 40))
+
+
+def test_the_message_names_the_worst_parameter_and_a_number_of_steps() -> None:
+    dead = sample(peak(), 0)
+    correlations = np.array([0.9, 0.6])
+    counts = ChainCounts(
+        np.array(10_000),
+        np.array(0),
+        10_000 * np.array([0.1, 0.16, 0.25]),
+        10_000 * correlations,
+    )
+    positions = {"mass": dead.loglikelihood, "age": dead.loglikelihood + 1}
+    dead = bk.DeadPoints(
+        positions, dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
+    )
+    (found,) = diagnose(dead, num_inner_steps=3, dim=2, chains=counts)
+    assert (found.name, found.value) == ("chain correlation", 0.75)
+    # The leaves of a dict are in the order of their keys.
+    assert "0.90 for age" in found.message
+    assert "0.50 of the distance" in found.message  # the root of 0.25
+    # 0.75 after 3 steps is 0.4 after 3 log(0.4) / log(0.75) = 9.6.
+    assert "`num_inner_steps=10`" in found.message
+
+
+def test_moves_in_words() -> None:
+    counts = ChainCounts(
+        np.array(100),
+        np.array(0),
+        100 * np.array([0.04, 0.16, 0.36, 0.49, 0.64]),
+        100 * np.array([0.1, 0.3]),
+    )
+    words = describe_moves(counts)
+    assert "0.20 after 1, 0.40 after 2, 0.70 after 4, 0.80 after 5 inner" in words
+    assert words.endswith("0.20")
+
+
+def copying(rng_key: Any, state: Any, loglikelihood_0: Any, **_: Any) -> Any:
+    particles = state.particles
+    above = particles.loglikelihood > loglikelihood_0
+    weights = above / jnp.sum(above)
+    start = jax.random.choice(rng_key, len(above), (20,), p=weights)
+    new = jax.tree.map(lambda x: x[start], particles)
+    birth = jnp.full_like(new.loglikelihood_birth, loglikelihood_0)
+    return new._replace(loglikelihood_birth=birth), ()
+
+
+def test_a_sampler_that_copies_its_survivors_has_not_converged() -> None:
+    problem = gaussian(10, 0.95)
+    algorithm = blackjax.nss(
+        logprior_fn=problem.logprior,
+        loglikelihood_fn=problem.loglikelihood,
+        num_inner_steps=10,
+        num_delete=20,
+        update_strategy=lambda *_: copying,
+    )
+    with unchecked():
+        run = bk.run_nested(algorithm, KEY, problem.positions(100), progress=False)
+    deviation = run.log_evidence - problem.log_evidence
+    assert abs(deviation) > 10 * run.log_evidence_err
+    names = [x.name for x in run.warnings]
+    assert names[0] == "copies"
+    assert "plateaus" not in names
+    assert not run.converged
+    assert "copies" in run.stop_reason
+
+
+def test_copies_are_told_from_ties() -> None:
+    logl = np.array([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0])
+    x = np.array([[0, 0], [1, 0], [1, 0], [2, 0], [3, 0], [3, 1], [4, 0]], float)
+    dead = bk.DeadPoints({"x": x}, logl, np.full(7, -np.inf), np.zeros(7))
+    assert np.sum(copies(dead)) == 1
+    assert [x.name for x in diagnose(dead)] == ["copies", "plateaus"]
+    assert not np.any(copies(sample(plateau(1.0), 0)))

@@ -1,0 +1,93 @@
+"""A nested sampler whose states and infos are laid out as those of the fork."""
+
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import numpy as np
+
+import batchkit as bk
+from batchkit.nested import finalise
+
+from ..helpers import unchecked
+from .problems import gaussian
+
+
+class State(NamedTuple):
+    particles: Any
+    loglikelihood: Any
+    loglikelihood_birth: Any
+    logprior: Any
+    inner_kernel_params: Any
+    inner: Any
+
+
+class Info(NamedTuple):
+    particles: Any
+    loglikelihood: Any
+    loglikelihood_birth: Any
+    logprior: Any
+    inner_kernel_info: Any
+
+
+class Moves(NamedTuple):
+    position: Any
+    logprior: Any
+    loglikelihood: Any
+    info: Any
+
+
+class Slices(NamedTuple):
+    is_accepted: Any
+    num_steps: Any
+    num_shrink: Any
+
+
+def fields(x: Any) -> tuple[Any, Any, Any, Any]:
+    return x.position, x.loglikelihood, x.loglikelihood_birth, x.logdensity
+
+
+def forked(algorithm: Any) -> Any:
+    """The same algorithm in the fork's layout."""
+
+    def init(position: Any, rng_key: Any = None) -> Any:
+        state = algorithm.init(position, rng_key)
+        return State(*fields(state.particles), {}, state)
+
+    def step(rng_key: Any, state: Any) -> Any:
+        new, info = algorithm.step(rng_key, state.inner)
+        slices = info.update_info
+        # The fork counts the two ends with which a bracket begins.
+        counted = Slices(
+            slices.is_accepted, slices.num_expansions + 2, slices.num_shrink
+        )
+        moves = Moves(None, None, None, counted)
+        return State(*fields(new.particles), {}, new), Info(
+            *fields(info.particles), moves
+        )
+
+    return blackjax.SamplingAlgorithm(init, step)
+
+
+def test_the_layout_of_the_fork_makes_no_difference() -> None:
+    problem = gaussian(2)
+    algorithm = problem.algorithm(20)
+    positions, key = problem.positions(60), jax.random.key(0)
+    with unchecked():
+        expected = bk.run_nested(algorithm, key, positions, progress=False)
+        run = bk.run_nested(forked(algorithm), key, positions, progress=False)
+    np.testing.assert_array_equal(run.dead.loglikelihood, expected.dead.loglikelihood)
+    np.testing.assert_array_equal(run.dead.positions, expected.dead.positions)
+    assert run.log_evidence == expected.log_evidence
+    assert run.num_evaluations == expected.num_evaluations
+    assert run.converged
+
+
+def test_points_of_the_fork_are_put_together() -> None:
+    problem = gaussian(2)
+    algorithm = forked(problem.algorithm(5))
+    state = jax.jit(algorithm.init)(problem.positions(20))
+    state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
+    dead = finalise(state, [info])
+    assert len(dead) == 25
+    assert dead.num_prior == 20
