@@ -158,7 +158,7 @@ def traffic() -> None:
         made = algorithm(spread(4, bk.Chunked(2)), num_delete, turns, inner)
         key = jax.random.key(0)
         programs = NestedPrograms(made, key, positions)
-        args = programs.shapes.state, key, jnp.int32(1), jnp.float32(0)
+        args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
         program = programs.block.compile(*args, bk.NumSteps(1))
         found = collectives(program)
         p = -(-num_delete // 4) * 4

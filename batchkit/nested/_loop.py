@@ -112,14 +112,18 @@ class Loop:
                     self._saver.leave()
                 elif self._saver.due():
                     self._save(state)
-        run = None
         try:
             run = self._result(state)
-        finally:
-            # Also without a result, which costs less to compute than the run.
-            if self._programs.block.is_compiled:
-                self._save(state, run)
+        except BaseException:
+            # The run costs more than its result, which can be computed again.
+            self._save_if_advanced(state)
+            raise
+        self._save_if_advanced(state, run)
         return run
+
+    def _save_if_advanced(self, state: RunState, run: NestedRun | None = None) -> None:
+        if self._programs.block.is_compiled:
+            self._save(state, run)
 
     @property
     def _seconds(self) -> float:

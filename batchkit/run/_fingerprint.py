@@ -160,7 +160,7 @@ def _sums(flat: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, bytes]:
     Every number has a weight of its own, so that numbers that change places show.
     """
     if jnp.issubdtype(flat.dtype, jnp.complexfloating):
-        flat = np.stack([flat.real, flat.imag], axis=1).ravel()
+        flat = np.stack([np.real(flat), np.imag(flat)], axis=1).ravel()
     count = min(flat.size, room)
     if count == 0:
         return np.zeros(0), np.zeros(0), b""

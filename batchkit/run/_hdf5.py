@@ -319,17 +319,15 @@ def _complex(part: np.dtype) -> bytes:
 
 
 def _dtypes() -> dict[bytes, np.dtype]:
-    numbers = [np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)]
-    floats = [np.dtype(f"f{size}") for size in (2, 4, 8)]
+    numbers = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
     found: dict[bytes, np.dtype] = {}
     for order in "<>":
-        for dtype in (*numbers, *floats):
-            found.setdefault(
-                _number(dtype.newbyteorder(order)), dtype.newbyteorder(order)
-            )
-        for part in floats[1:]:
-            pair = np.dtype(f"{order}c{2 * part.itemsize}")
-            found[_complex(part.newbyteorder(order))] = pair
+        for name in (*numbers, "f2", "f4", "f8"):
+            dtype = np.dtype(order + name)
+            found.setdefault(_number(dtype), dtype)
+        for size in (4, 8):
+            pair = np.dtype(f"{order}c{2 * size}")
+            found[_complex(np.dtype(f"{order}f{size}"))] = pair
     # An enumeration of the integers of 8 bits.
     names = struct.pack("<8s8s2B", b"FALSE", b"TRUE", 0, 1)
     base = _number(np.dtype("i1"))

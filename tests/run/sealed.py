@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable
+from typing import Any
 
 import h5py
 
@@ -14,7 +15,7 @@ def seal(body: bytes, version: int = 1) -> bytes:
     return (first + b"sha256 " + digest + b"\n").ljust(511) + b"\n" + body
 
 
-def made_by(make: Callable[[h5py.File], object], **how: str) -> bytes:
+def made_by(make: Callable[[h5py.File], object], **how: Any) -> bytes:
     """A sealed file that h5py has made, with a header and `arrays` in it."""
     image = io.BytesIO()
     with h5py.File(image, "w", userblock_size=512, **how) as file:

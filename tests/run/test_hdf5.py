@@ -26,17 +26,17 @@ X = np.arange(6.0)
 def external(file: h5py.File) -> None:
     # An HDF5 library would read these bytes of the reader's machine.
     segments = [("/etc/hostname", 0, 8)]
-    file["arrays"].create_dataset("x", (8,), "u1", external=segments)
+    file.create_dataset("arrays/x", (8,), "u1", external=segments)
 
 
 def virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((6,), "f8")
     layout[:] = h5py.VirtualSource("/tmp/other.h5", "x", (6,))
-    file["arrays"].create_virtual_dataset("x", layout)
+    file.create_virtual_dataset("arrays/x", layout)
 
 
 def resizable(file: h5py.File) -> None:
-    file["arrays"].create_dataset("x", data=X, maxshape=(None,))
+    file.create_dataset("arrays/x", data=X, maxshape=(None,))
 
 
 def compact(file: h5py.File) -> None:
@@ -51,14 +51,14 @@ def compact(file: h5py.File) -> None:
 
 def array_of(dtype: Any, value: Any = 0) -> Callable[[h5py.File], None]:
     def make(file: h5py.File) -> None:
-        file["arrays"].create_dataset("x", data=np.full(3, value, dtype))
+        file.create_dataset("arrays/x", data=np.full(3, value, dtype))
 
     return make
 
 
 def array_type(file: h5py.File) -> None:
     dtype = np.dtype((np.float32, 3))
-    file["arrays"].create_dataset("x", (2,), dtype)[...] = np.ones((2, 3))
+    file.create_dataset("arrays/x", (2,), dtype)[...] = np.ones((2, 3))
 
 
 def link(target: Any) -> Callable[[h5py.File], None]:
@@ -77,12 +77,12 @@ ATTACKS: dict[str, Callable[[h5py.File], object]] = {
     "external storage": external,
     "a virtual dataset": virtual,
     "8 TiB that are declared": lambda f: f.create_dataset("arrays/x", (2**40,), "f8"),
-    "chunks": lambda f: f["arrays"].create_dataset("x", data=X, chunks=(2,)),
-    "a bomb": lambda f: f["arrays"].create_dataset(
-        "x", data=np.zeros(10**6), compression="gzip"
+    "chunks": lambda f: f.create_dataset("arrays/x", data=X, chunks=(2,)),
+    "a bomb": lambda f: f.create_dataset(
+        "arrays/x", data=np.zeros(10**6), compression="gzip"
     ),
-    "checksums of chunks": lambda f: f["arrays"].create_dataset(
-        "x", data=X, fletcher32=True
+    "checksums of chunks": lambda f: f.create_dataset(
+        "arrays/x", data=X, fletcher32=True
     ),
     "an array that can grow": resizable,
     "compact storage": compact,
@@ -94,10 +94,10 @@ ATTACKS: dict[str, Callable[[h5py.File], object]] = {
     "opaque": array_of(h5py.opaque_dtype(np.dtype("M8[s]"))),
     "an enumeration": array_of(h5py.enum_dtype({"A": 0, "B": 1}, "i1")),
     "long doubles": array_of(np.longdouble),
-    "booleans of 8 bits": lambda f: f["arrays"].create_dataset(
-        "x", data=np.array([7], "u1").view(bool)
+    "booleans of 8 bits": lambda f: f.create_dataset(
+        "arrays/x", data=np.array([7], "u1").view(bool)
     ),
-    "no array": lambda f: f["arrays"].create_dataset("x", data=h5py.Empty("f8")),
+    "no array": lambda f: f.create_dataset("arrays/x", data=h5py.Empty("f8")),
     "a soft link": link(h5py.SoftLink("/arrays/y")),
     "an external link": link(h5py.ExternalLink("/tmp/other.h5", "x")),
     "a second hard link": link(lambda file: file["arrays/y"]),
