@@ -178,8 +178,8 @@ def test_the_message_names_the_worst_parameter_and_a_number_of_steps() -> None:
     # The leaves of a dict are in the order of their keys.
     assert "0.90 for age" in found.message
     assert "0.50 of the distance" in found.message  # the root of 0.25
-    # 0.75 after 3 steps is 0.4 after 3 log(0.4) / log(0.75) = 9.6.
-    assert "`num_inner_steps=10`" in found.message
+    # 0.75 after 3 steps is 0.3 after 3 log(0.3) / log(0.75) = 12.6.
+    assert "`num_inner_steps=13`" in found.message
 
 
 def test_moves_in_words() -> None:
