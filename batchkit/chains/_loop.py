@@ -110,6 +110,7 @@ class ChainLoop:
             states = chains.start()
         self._check_states(to_host(states))
         if chains.has_warmup:
+            chains.compile_advance_ahead()
             self._compiled(chains.compile_warm, "warm-up")
             self._saver.look(show=lambda: self._show("warm-up"))
         with self._reporter.waiting("warm-up"):

@@ -209,6 +209,10 @@ class Chains:
         """Traces `advance`, so that it is known how chains are laid out."""
         self._advance.trace(*self._shapes, *self._shapes_to_advance())
 
+    def compile_advance_ahead(self) -> None:
+        """Begins to compile `advance`, while other programs are compiled and run."""
+        self._advance.compile_ahead(*self._shapes, *self._shapes_to_advance())
+
     def compile_advance(self) -> Any:
         """Compiles `advance` before it is called, and returns the executable."""
         return self._advance.compile(*self._shapes, *self._shapes_to_advance())

@@ -63,6 +63,9 @@ class Kept:
             self._values[key] = make()
         return self._values[key]
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
 
 # The weak references stand beside what is kept: they must live to call back.
 _KEPT: Final[dict[Hashable, tuple[tuple[weakref.ref[Any], ...], Kept]]] = {}
