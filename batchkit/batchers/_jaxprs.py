@@ -33,9 +33,10 @@ def equations(jaxpr: Any) -> Iterator[Any]:
 
 def zeros(x: Any) -> Any:
     """Zeros of a shape and type, for abstract runs that show what becomes of them."""
-    if x.dtype == jax.dtypes.float0:
-        return np.zeros(x.shape, x.dtype)
-    return jnp.zeros(x.shape, x.dtype)
+    if jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        return jnp.zeros(x.shape, x.dtype)
+    # Of NumPy, whose dtypes JAX narrows without a warning.
+    return np.zeros(x.shape, x.dtype)
 
 
 def _is_jaxpr(x: Any) -> bool:

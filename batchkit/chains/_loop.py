@@ -104,7 +104,7 @@ class ChainLoop:
 
     def _begin(self) -> ChainState:
         chains = self._chains
-        self._saver.check_writable()
+        self._saver.begin()
         self._compiled(chains.compile_start, "starts")
         with self._reporter.waiting("starts"):
             states = chains.start()
@@ -152,7 +152,7 @@ class ChainLoop:
 
     def _sample(self, state: ChainState) -> None:
         chains, saver, blocks = self._chains, self._saver, self._chains.blocks
-        saver.check_writable()
+        saver.begin()
         hurried = saver.is_on or self._reporter.shows
         limit = self._agree(blocks.first(hurried))
         if saver.interrupted:

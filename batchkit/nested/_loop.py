@@ -98,7 +98,7 @@ class Loop:
             since = int(state.status.evaluations), self._seconds
             limit = self._agree(1, state)
             if not self._ended:
-                self._saver.check_writable()
+                self._saver.begin()
             while not self._ended:
                 block = self._advance(state, limit)
                 state = block.state
@@ -145,7 +145,7 @@ class Loop:
         return int(agreed[0])
 
     def _begin(self, positions: PyTree) -> RunState:
-        self._saver.check_writable()
+        self._saver.begin()
         args = self._key, positions
         self._compiled(self._programs.init, "first live points", *args)
         with self._reporter.waiting("likelihoods of the first live points"):

@@ -217,8 +217,14 @@ class Saver:
             )
         return saved
 
-    def check_writable(self) -> None:
-        """Raise `CheckpointError`, in all processes, if work could not be saved."""
+    def begin(self) -> None:
+        """Note that this process computes from here on, with its versions.
+
+        **Raises:**
+
+        `CheckpointError`, in all processes, if the work could not be saved.
+        """
+        self._same.begin()
 
         def check() -> None:
             assert self._store is not None
@@ -252,7 +258,6 @@ class Saver:
         if not self.is_on:
             return
         start = time.perf_counter()
-        self._same.begin()
         header, arrays = {**self._kept[0], **header}, {**self._kept[1], **arrays}
         in_first(lambda: self._write(header, arrays))
         self._last = time.perf_counter()

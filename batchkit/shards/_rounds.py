@@ -171,7 +171,7 @@ class Rounds:
 
     def chains(
         self, tries: list[list[dict[str, Any]]], which: list[int]
-    ) -> tuple[list[float], Chains]:
+    ) -> tuple[list[float], Any]:
         """What shards are tuned for in their next try, and the programs of its chains.
 
         **Arguments:**

@@ -136,7 +136,7 @@ def test_length_of_blocks_changes_no_bit(
     assert run.log_evidence == other.log_evidence
 
 
-def test_each_program_is_traced_once_and_compiled_once() -> None:
+def test_another_number_of_steps_traces_nothing() -> None:
     traces = []
 
     def loglikelihood(x: Any) -> Any:
@@ -149,8 +149,8 @@ def test_each_program_is_traced_once_and_compiled_once() -> None:
         traces.clear()
         assert problem.run(stop=bk.NumSteps(steps)).num_steps == steps
         counts.append(len(traces))
-    # The first run also asks what the likelihood returns, which JAX remembers.
-    assert counts[0] - 1 == counts[1] == counts[2]
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
 
 
 @pytest.mark.parametrize(

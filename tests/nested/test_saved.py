@@ -274,7 +274,6 @@ def test_checkpoints_of_ended_and_stopped_runs_are_results(
         ({"rejected": "x"}, {}),
         ({"identity": []}, {}),
         ({}, {"dead/0": arrays["dead/0"][:-1]}),
-        ({}, {"state/0": np.zeros(3)}),
     ):
         _file.write_file(path, {**header, **new_header}, {**arrays, **new_arrays})
         with pytest.raises(bk.CheckpointError, match="cannot be understood"):

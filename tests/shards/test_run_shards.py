@@ -73,7 +73,7 @@ def test_the_exact_posterior(plain: bk.ShardRun) -> None:
     assert [x.num_rows for x in plain.stats] == [51, 51, 51, 50]
     assert plain.used == (0, 1, 2, 3)
     assert all(x.accepted and len(x.tries) == 1 for x in plain.stats)
-    assert min(plain.stats[0].seconds) > 0
+    assert min(plain.stats[0].seconds[:3]) > 0  # diagnostics are of all shards
     assert plain.stats[0].seconds == plain.stats[3].seconds
     assert plain.stats[0].tree_depth is None
 
