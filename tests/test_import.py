@@ -1,4 +1,4 @@
-"""What `import batchkit` leaves undone: it starts nothing, and loads little.
+"""`import batchkit` starts no backend and loads few modules.
 
 Each program runs in an interpreter of its own, where nothing has been imported.
 """

@@ -183,7 +183,7 @@ class Call:
 
     @property
     def maps_refs(self) -> bool:
-        """Whether a mutable array is mapped, which all tasks then write to in place."""
+        """True if a mutable array is mapped, which all tasks then write to in place."""
         leaves = jax.tree.leaves((self.args, self.kwargs))
         pairs = zip(leaves, self._leaf_axes(), strict=True)
         return any(axis is not None and isinstance(x, jax.Ref) for x, axis in pairs)

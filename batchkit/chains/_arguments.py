@@ -146,7 +146,7 @@ def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> An
 
 
 def _is_one_start(logdensity_fn: Callable[..., Any], positions: PyTree) -> bool:
-    """Whether a log-density takes all positions as if they were one."""
+    """Return True if a log-density accepts all positions as a single one."""
     try:
         check_scalar("", "", logdensity_fn, positions)
     except Exception:

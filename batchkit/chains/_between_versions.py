@@ -1,4 +1,4 @@
-"""Whether chains are those of a checkpoint that other versions have written.
+"""Comparison of chains with a checkpoint that other versions have written.
 
 A checkpoint has the states of chains, with the log-density where they are and mostly
 its gradient: states that are made anew at these positions must have the same. That says
@@ -29,7 +29,7 @@ def values_of(
     parts: tuple[str, ...],
     rounding: Callable[[], float],
 ) -> Compare:
-    """What compares a checkpoint with chains, see `batchkit.run._same_run`.
+    """Return the comparison of a checkpoint with chains; see `batchkit.run._same_run`.
 
     **Arguments:**
 
@@ -57,7 +57,7 @@ def _of_states(
     chains: Chains, before: Any, which: tuple[str, ...], rounding: float
 ) -> list[Values]:
     if len(jax.tree.leaves(getattr(before, "logdensity", None))) != 1:
-        return []  # a state of somebody's own
+        return []  # a state of another layout
     now = to_host(chains.start(before.position))
     ((old,), (new,)) = (jax.tree.leaves(x.logdensity) for x in (before, now))
     found = [Values.of_logdensity(which, old, new, rounding)]

@@ -137,7 +137,7 @@ def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:
 def identity_of(
     plan: Plan, rng_key: Any, positions: PyTree, tuned: Tuned | None
 ) -> dict[str, Part]:
-    """What the run is known by, see `batchkit.run._same_run`.
+    """Fingerprint of the run, by parts; see `batchkit.run._same_run`.
 
     **Arguments:**
 
@@ -194,7 +194,7 @@ def _word(value: Any) -> Any:
 
 
 def _name_of(function: Any) -> str:
-    """Where a function comes from; rebuilt or not, it is the same."""
+    """Name the module and qualified name of a function, equal if it was rebuilt."""
     while isinstance(function, functools.partial):
         function = function.func
     known = function if hasattr(function, "__qualname__") else type(function)

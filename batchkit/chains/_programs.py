@@ -171,7 +171,7 @@ class Chains:
         self._advance = program(self._advance_one, 0, None, None)
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` finds by tracing, kept with the programs; see `Kept.get`."""
+        """Return what `make` finds by tracing; it is kept with the programs."""
         return self._kept.get((name, self._type), make)
 
     @property

@@ -43,7 +43,7 @@ def save_chains(path: str | os.PathLike[str], run: Any) -> None:
 
 
 def for_readers(state: Any, draws: Any) -> dict[str, Any]:
-    """What the header of a checkpoint holds so that `load_chains` can read it.
+    """Header entries with which `load_chains` reads a checkpoint.
 
     **Arguments:**
 

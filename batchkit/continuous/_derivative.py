@@ -3,7 +3,7 @@
 JAX could differentiate the loop over lanes itself, but would see tangents where there
 are none: values of several places share a buffer, and one evaluation serves calls with
 and without a tangent. A `jax.custom_vjp`, which has no forward mode, then fails on
-values that nobody differentiates; and functions that were inlined have lost their
+values that are not differentiated; and functions that were inlined have lost their
 derivative rules. So the derivative of the task is traced, with exactly the tangents
 that `jax.vmap` would propagate, and laid out on lanes like any other task.
 

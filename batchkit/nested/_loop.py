@@ -367,7 +367,7 @@ class Loop:
 
 
 def _fits(arrays: Mapping[str, Any], state: PyTree) -> bool:
-    """Whether the arrays of a checkpoint are those of such a state."""
+    """Return True if the arrays of a checkpoint have the shapes of such a state."""
     saved = {
         name: array.shape for name, array in arrays.items() if name.startswith("state/")
     }

@@ -93,7 +93,7 @@ def identity_of(
     rng_key: Any,
     positions: PyTree,
 ) -> dict[str, Part]:
-    """What the run is known by, see `batchkit.run._same_run`."""
+    """Fingerprint of the run, by parts; see `batchkit.run._same_run`."""
     known = _functions(functions, positions)
     if "likelihood" not in known:
         # Of an algorithm that shows no likelihood the whole step tells, layout and all.
@@ -120,7 +120,7 @@ def values_of(
     programs: NestedPrograms,
     rng_key: Any,
 ) -> Compare:
-    """What compares a checkpoint with these functions, see `batchkit.run._same_run`.
+    """Return the comparison of a checkpoint with functions, see `_same_run.py`.
 
     The functions are evaluated at a few of its points, from the prior to the highest
     likelihoods. An algorithm that does not show them is initialised at its live points.

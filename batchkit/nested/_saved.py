@@ -48,7 +48,7 @@ def save_nested(path: str | os.PathLike[str], run: Any) -> None:
 
 
 def for_readers(state: Any, dead: Any, run: Any | None) -> dict[str, Any]:
-    """What the header of a checkpoint holds so that `load_nested` can read it.
+    """Header entries with which `load_nested` reads a checkpoint.
 
     **Arguments:**
 

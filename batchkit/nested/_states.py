@@ -48,7 +48,7 @@ class ForkInfo(NamedTuple):
 
     @property
     def update_info(self) -> Any:
-        """What its slices return, without the positions beside it."""
+        """Infos of the slices, without the positions beside them."""
         inner = getattr(self.info, "inner_kernel_info", ())
         return getattr(inner, "info", inner)
 
@@ -93,7 +93,7 @@ def particles_of(x: Any) -> Any:
 
 
 def is_of_fork(x: Any) -> bool:
-    """Whether a state or an info is one of the fork."""
+    """Return True if a state or an info has the layout of the fork."""
     return all(hasattr(x, name) for name in _FIELDS)
 
 

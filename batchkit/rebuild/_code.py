@@ -144,7 +144,7 @@ def _loads_attribute(instruction: dis.Instruction) -> bool:
 
 
 def _loads_global(instruction: dis.Instruction) -> bool:
-    """Whether an instruction loads a global variable, or one of a class."""
+    """Return True if an instruction loads a global variable, or one of a class."""
     return (
         instruction.opcode in dis.hasname
         and instruction.opname.startswith("LOAD_")
@@ -153,7 +153,7 @@ def _loads_global(instruction: dis.Instruction) -> bool:
 
 
 def _loads_variable(instruction: dis.Instruction, code: CodeType) -> bool:
-    """Whether an instruction loads the value of a variable of a function."""
+    """Return True if an instruction loads the value of a local or free variable."""
     name, opcode = instruction.opname, instruction.opcode
     if not name.startswith("LOAD_") or name == "LOAD_CLOSURE":
         return False

@@ -73,7 +73,7 @@ def sync_folder_of(path: str) -> None:
 
 
 def is_forbidden(error: BaseException | None) -> bool:
-    """Whether an error says that this user may not write, here or at all."""
+    """Return True if an error says that this user may not write, here or at all."""
     return isinstance(error, OSError) and error.errno in _FORBIDDEN
 
 

@@ -77,7 +77,7 @@ def provenance_rows(provenance: Sequence[Provenance]) -> list[tuple[str, str]]:
 
 
 def provenance_as_saved(provenance: Iterable[Provenance]) -> list[Any]:
-    """The same as a result file has it."""
+    """Provenance in the form that a result file holds."""
     return [[int(each.start), dict(each.versions)] for each in provenance]
 
 

@@ -36,7 +36,7 @@ _GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
 @final
 class Sketch(NamedTuple):
-    """What is compared of arrays that may differ by rounding.
+    """Summary of arrays that may differ by rounding, for a comparison.
 
     - `exact`: a digest of the structure, shapes, dtypes, integers and booleans, and of
       where numbers are not finite.
@@ -137,7 +137,7 @@ def relative_rounding(dtype: Any) -> float:
 
 
 def rounding_of_function(fun: Callable[..., Any], *args: Any) -> float:
-    """The same for the values of a function: of the least precise dtype it computes."""
+    """Relative rounding of a function: that of the least precise dtype it computes."""
     jaxpr = jax.make_jaxpr(fun)(*shapes_of(args))
     found = [out.aval for eqn in equations(jaxpr.jaxpr) for out in eqn.outvars]
     found += jaxpr.out_avals
@@ -155,7 +155,7 @@ def _bits(leaf: Any) -> tuple[str, np.ndarray]:
 
 
 def _sums(flat: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray, bytes]:
-    """Weighted sums, the same of absolute values, and a digest of what is not finite.
+    """Weighted sums, those of absolute values, and a digest of non-finite entries.
 
     Every number has a weight of its own, so that numbers that change places show.
     """

@@ -1,6 +1,6 @@
 """A reader for the part of HDF5 that our files use, without the HDF5 library.
 
-A file may be made by somebody else, with a checksum that is right. The library would
+A file may come from an attacker, with a checksum that is right. The library would
 follow such a file anywhere: to other files of this machine (external storage, links),
 to memory that is declared and not in the file, and, as it is a large parser in C, to a
 crash of the interpreter. So the library only writes. This reader accepts what it writes

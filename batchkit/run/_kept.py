@@ -1,4 +1,4 @@
-"""What a run has traced and compiled, kept for the next run of the same functions.
+"""Cache of executables and traced shapes, shared by runs of the same functions.
 
 As under `jax.jit`, a function is traced once for arguments of some shapes, and known by
 its identity: what it closes over is looked at then and not again. What blackjax makes
@@ -46,7 +46,7 @@ _EMPTY: Final = jax.jit(lambda: ())
 
 @final
 class Kept:
-    """What is kept for some functions, by keys; at first nothing."""
+    """Cache entries that belong to one set of functions, by keys."""
 
     def __init__(self) -> None:
         self._values: dict[Hashable, Any] = {}
@@ -72,7 +72,7 @@ _KEPT: Final[dict[Hashable, tuple[tuple[weakref.ref[Any], ...], Kept]]] = {}
 
 
 def kept_for(*parts: Any) -> Kept:
-    """What is kept for functions with settings, under JAX's configuration.
+    """Return the cache entries of functions with settings, under JAX's configuration.
 
     **Arguments:**
 
@@ -98,7 +98,7 @@ def kept_for(*parts: Any) -> Kept:
 
 
 def type_of(tree: PyTree) -> Hashable:
-    """What a program is compiled for: structure, shapes, dtypes, and where they lie."""
+    """Key of compiled arguments: structure, shapes, dtypes and shardings."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, tuple(
         (x.shape, x.dtype, getattr(x, "sharding", None)) for x in leaves

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the run that asks for it, also between versions.
+"""Comparison of a checkpoint with the run that resumes it, also between versions.
 
 Between equal versions all digests must be equal. Otherwise parts whose digests differ
 are compared in the ways that do not depend on a version (see `_fingerprint.py`), and
@@ -40,7 +40,7 @@ _OTHER: Final = (
 
 @final
 class Values(NamedTuple):
-    """What a function computed for a checkpoint, and computes now, at some positions.
+    """Values of a function at some positions, from a checkpoint and computed now.
 
     - `parts`: the parts of the fingerprint that the function consists of.
     - `before`, `now`: arrays of shape `(positions, ...)`.
@@ -71,7 +71,7 @@ Compare = Callable[[Saved, Sequence[str]], Sequence[Values]]
 
 @final
 class SameRun:
-    """What a run is known by and with which versions it was computed."""
+    """Fingerprint of a run, with the versions that computed it."""
 
     def __init__(
         self,
@@ -148,7 +148,7 @@ class SameRun:
         )
 
     def header(self) -> dict[str, Any]:
-        """What a checkpoint tells of it."""
+        """Header entries of the fingerprint and the versions."""
         return {
             "identity": digests(self._parts),
             "words": {
@@ -162,7 +162,7 @@ class SameRun:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What it keeps of sketches."""
+        """Arrays of the sketches, by their names in the checkpoint."""
         return {
             f"sketches/{name}": x.sums
             for name, x in self._all_sketches().items()
@@ -176,7 +176,7 @@ class SameRun:
         return self._sketches
 
     def _read(self, saved: Saved) -> tuple[tuple[Provenance, ...], int]:
-        """Takes over what a checkpoint tells of it.
+        """Read the provenance and the sketches of a checkpoint.
 
         **Returns:**
 
@@ -342,7 +342,7 @@ def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """The same as a checkpoint gives it back."""
+    """Convert a value to the form in which a checkpoint returns it."""
     if isinstance(value, Mapping):
         return {str(key): _as_json(x) for key, x in value.items()}
     if isinstance(value, list | tuple):

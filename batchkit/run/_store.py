@@ -64,7 +64,7 @@ class Saved:
 
 @final
 class Store:
-    """The checkpoints of one run, which nobody else can write while it is entered.
+    """Checkpoints of one run, locked against other writers while it is entered.
 
     Where nothing can be written there is no lock either, and what is there can be read.
     """
@@ -228,7 +228,7 @@ class Store:
         return found
 
     def _is_sound(self) -> bool:
-        """Whether the file is a checkpoint that was not damaged."""
+        """Return True if the file is an undamaged checkpoint."""
         if not os.path.lexists(self.path):
             return False
         try:

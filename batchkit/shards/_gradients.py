@@ -75,7 +75,7 @@ _Estimate = tuple[np.ndarray, np.ndarray]
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientCheck:
-    """What the gradient of all data says of the combined draws.
+    """Estimates from the gradient of all data at the combined draws.
 
     Draws of the posterior have a mean gradient of zero, and the identity for `matrix`,
     both within their errors. All is in units of the standard deviations of the draws.
@@ -368,7 +368,7 @@ def _coarse(check: GradientCheck) -> Iterator[Diagnostic]:
 def _failing(
     found: _Estimate, level: float, tests: int, batches: int
 ) -> Int[np.ndarray, " failing"]:
-    """Where numbers are neither small nor zero within their errors, largest first."""
+    """Indices of numbers neither small nor zero within errors, largest first."""
     value, error = np.abs(found[0]), found[1]
     # Half of the chance is for means, half for covariances, each to both sides.
     stats = delayed("scipy.stats")

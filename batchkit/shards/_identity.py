@@ -23,7 +23,7 @@ from ._rounds import Rounds
 
 
 def identity_of(rounds: Rounds, order: Int[np.ndarray, " rows"]) -> dict[str, Part]:
-    """What the run is known by, see `batchkit.run._same_run`.
+    """Fingerprint of the run, by parts; see `batchkit.run._same_run`.
 
     **Arguments:**
 
@@ -50,7 +50,7 @@ def identity_of(rounds: Rounds, order: Int[np.ndarray, " rows"]) -> dict[str, Pa
 
 
 def values_of(rounds: Rounds) -> Compare:
-    """What compares a checkpoint with these shards, see `batchkit.run._same_run`.
+    """Return the comparison of a checkpoint with shards; see `batchkit.run._same_run`.
 
     A checkpoint has the log-densities of shards where their chains are, in which the
     prior and the likelihood are one sum.

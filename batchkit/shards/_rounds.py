@@ -172,7 +172,7 @@ class Rounds:
     def chains(
         self, tries: list[list[dict[str, Any]]], which: list[int]
     ) -> tuple[list[float], Any]:
-        """What shards are tuned for in their next try, and the programs of its chains.
+        """Target acceptance rates of the next try, and the programs of its chains.
 
         **Arguments:**
 

@@ -41,7 +41,7 @@ class Task(NamedTuple):
 
 @final
 class Model(NamedTuple):
-    """What is sampled, and how, and what is kept for runs of the same."""
+    """Model, sampler and settings of all shards, with their compiled programs."""
 
     algorithm: Any
     logprior_fn: Callable[[PyTree], Any]

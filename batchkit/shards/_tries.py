@@ -47,7 +47,7 @@ def nothing_known(num_shards: int) -> Known:
 
 
 def known_from(header: Mapping[str, Any], num_shards: int) -> Known:
-    """What is known according to the header of a checkpoint, but for the arrays.
+    """Read the tries from the header of a checkpoint, without the arrays.
 
     **Raises:**
 

@@ -1,4 +1,4 @@
-"""How error messages show the values of arguments."""
+"""Values of arguments in error messages."""
 
 from typing import Any, NamedTuple
 

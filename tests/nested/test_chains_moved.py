@@ -117,7 +117,7 @@ def test_an_algorithm_out_of_reach_is_left_alone() -> None:
 
 
 def warned(num_inner_steps: int, seeds: int) -> list[bool]:
-    """Whether each of many short runs warns, 30 steps from the prior on."""
+    """Return, for many short runs of 30 steps from the prior, which of them warn."""
     problem = gaussian(10, 0.95)
     algorithm = recording(problem.algorithm(20, num_inner_steps=num_inner_steps))
 

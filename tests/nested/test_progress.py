@@ -1,4 +1,4 @@
-"""What a nested run shows of itself: how long it will take."""
+"""The time left in the progress of a nested run."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -48,7 +48,7 @@ def fields(x: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def forked(algorithm: Any) -> Any:
-    """The same algorithm in the fork's layout."""
+    """Wrap an algorithm so that its states have the fork's layout."""
 
     def init(position: Any, rng_key: Any = None) -> Any:
         state = algorithm.init(position, rng_key)

@@ -76,7 +76,7 @@ def shards(number: int) -> None:
 
 
 def left() -> dict[str, int]:
-    """What the process holds, after all garbage is collected."""
+    """Count the resources of the process, after all garbage is collected."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     client: Any = jax.local_devices()[0].client

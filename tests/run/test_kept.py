@@ -1,4 +1,4 @@
-"""What is kept between runs: under which parts, and for how long."""
+"""Keys and lifetimes of programs that are kept between runs."""
 
 import functools
 import subprocess

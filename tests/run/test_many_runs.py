@@ -1,4 +1,4 @@
-"""What runs leave behind in a process levels off: maps, memory, executables, files."""
+"""Resources of a process with many runs level off: maps, memory, executables."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of the same run, between equal and between other versions."""
+"""Comparison of checkpoints with runs, of equal and of other versions."""
 
 import logging
 from typing import Any

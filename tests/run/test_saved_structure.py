@@ -163,7 +163,7 @@ def test_what_is_nested_too_deeply_is_refused_in_both_directions():
         {"class": "os.system"},
     ],
 )
-def test_a_structure_that_nobody_writes_is_refused(structure):
+def test_a_structure_that_saving_never_writes_is_refused(structure):
     with pytest.raises((LookupError, TypeError, ValueError)):
         put_together(structure, {"x": np.zeros(2)})
 

@@ -24,7 +24,7 @@ def check(
 
 
 def rate(make: Any, gradients_fn: Any, seeds: int, names: set[str]) -> float:
-    """How often one of the warnings is given."""
+    """Share of seeds for which one of the warnings is raised."""
     found = [
         check(make(np.random.default_rng(seed)), gradients_fn)[1]
         for seed in range(seeds)

@@ -22,7 +22,7 @@ CHAINS, SAMPLES = 4, 100
 
 
 class Rounds:
-    """Stands in for the chains of shards: what they find is told beforehand."""
+    """Stands in for the chains of shards: their results are set in advance."""
 
     num_chains = 0
     tuned_shapes = draw_shapes = None
