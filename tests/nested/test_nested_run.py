@@ -1,6 +1,6 @@
 """`NestedRun`: what it holds, draws and prints."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 import batchkit as bk
 from batchkit.run import Diagnostic, Summary, parameter_names
 
+from ..helpers import unchecked
 from .perfect import peak, result, sample
 
 
@@ -98,6 +99,15 @@ def test_derived_may_not_replace_a_parameter() -> None:
         run.posterior(jax.random.key(0), 3, lambda p: {"r": p["s"]})
     with pytest.raises(ValueError, match="n must be at least 1"):
         run.posterior(jax.random.key(0), 0)
+
+
+def test_a_seed_in_place_of_a_key_is_refused() -> None:
+    run = with_positions(lambda r: {"r": r})
+    with (
+        unchecked(),
+        pytest.raises(TypeError, match=r"posterior\(key=0\): key"),
+    ):
+        run.posterior(cast(Any, 0), 10)
 
 
 def test_names() -> None:
