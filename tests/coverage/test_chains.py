@@ -107,7 +107,7 @@ def chains() -> Any:
             )
 
 
-@pytest.mark.parametrize(("name", "lanes", "tolerance"), chains())
+@pytest.mark.parametrize(("name", "lanes", "tolerance"), list(chains()))
 def test_chains_are_those_of_vmap(name: str, lanes: int, tolerance: float):
     if name not in _CASES:
         pytest.skip("not in this release of blackjax")
@@ -225,7 +225,7 @@ def kernels() -> Any:
             )
 
 
-@pytest.mark.parametrize(("sampler", "kernel"), kernels())
+@pytest.mark.parametrize(("sampler", "kernel"), list(kernels()))
 def test_kernels_in_smc_pause_at_the_likelihood(sampler: str, kernel: str):
     def step(batcher: bk.AbstractBatcher | None) -> Any:
         api = getattr(blackjax, sampler)

@@ -82,7 +82,7 @@ def layouts() -> Iterator[Any]:
             yield pytest.param(case, batcher, id=f"{name}-{case}", marks=marks)
 
 
-@pytest.mark.parametrize(("case", "batcher"), layouts())
+@pytest.mark.parametrize(("case", "batcher"), list(layouts()))
 def test_other_layouts_are_upstreams_to_rounding(
     case: Case, batcher: bk.AbstractBatcher
 ):
