@@ -57,8 +57,10 @@ def with_derivative(
         jaxpr = jex.core.ClosedJaxpr(task.jaxpr.jaxpr, closure)
         applied = dataclasses.replace(task, rows=rows, jaxpr=jaxpr)
         derivative, places = _derivative(applied, *tangents)
-        found, counts = with_derivative(prepare, derivative)
-        outs = found[: len(places)]
+        # The outputs come from a loop without tangents: `jax.linearize` evaluates what
+        # no tangent reaches, and in the other loop they share buffers with tangents.
+        outs, counts = batch(rows, closure)
+        found, _ = with_derivative(prepare, derivative)
         moved = [
             _no_tangent(out) if place is None else _forward_only.bind(found[place])
             for out, place in zip(outs, places, strict=True)
