@@ -94,7 +94,7 @@ class ChainCounts(NamedTuple):
 
 @final
 class Recorded(NamedTuple):
-    """What one step of a chain returns, with the points before and after it.
+    """Info of one step of a chain, with the points before and after it.
 
     It has the attributes of what the kernel returns, which functions of the user's may
     read, such as one that adapts the kernel.

@@ -92,8 +92,8 @@ def write_file(
     be stored.
     """
     path = os.path.realpath(path)
-    data = encode(header, arrays)
-    with disk_errors("write", path):
+    # Released here: a buffer that outlives its BytesIO is an error when both are freed.
+    with encode(header, arrays) as data, disk_errors("write", path):
         put(f"{path}.tmp", data)
         try:
             os.replace(f"{path}.tmp", path)
@@ -188,8 +188,8 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
 def refuse_foreign(path: str, remedy: str = _NOT_OURS) -> None:
     """Raise `CheckpointError` if there is a file that has something else in it.
 
-    A missing file and an empty one are nobody's. An error that is not `damaged` says
-    that nobody can tell, or that it is no file at all.
+    A missing file and an empty one are not foreign. An error that is not `damaged` says
+    that the file cannot be read, or that the path is not that of a regular file.
     """
     if not os.path.lexists(path):
         return

@@ -34,8 +34,8 @@ from ..rebuild._ownership import Packages
 
 _T = TypeVar("_T")
 
-# Whose functions are known by their code and by what they close over. A mark of ours
-# stands around the functions in a rebuilt algorithm.
+# Packages whose functions are identified by code and closure. batchkit is one of them,
+# since its marks wrap the functions in a rebuilt algorithm.
 _PACKAGES: Final = Packages(("blackjax", "batchkit"))
 
 # Arrays of so many bytes are known by their values, larger ones by their identity.

@@ -70,7 +70,7 @@ def check_same(caller: str, digests: Mapping[str, str], **options: Any) -> None:
 
     - `caller`: the function that they called.
     - `digests`: a digest of each thing by its name in words.
-    - `options`: what is told by its text. The precision that JAX is set to is one more.
+    - `options`: values that are compared by their text, as is JAX's precision.
 
     **Raises:**
 

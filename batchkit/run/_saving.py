@@ -89,8 +89,8 @@ class Saver:
         - `kind`: what kind of run it is, in words, such as "nested run".
         - `identity`: what the run was started with, a fingerprint of each part by its
             name in words.
-        - `compare`, `start_of`: what tells whether a checkpoint of other versions is of
-            this run, and from where it goes on; see `SameRun`.
+        - `compare`, `start_of`: functions that compare a checkpoint of other versions
+            with this run, and return the step it goes on from; see `SameRun`.
         - `layout`: how the run is laid out, something that JSON has. It may differ from
             one part of a run to the next.
         - `fresh`: whether to start over if there is a file.

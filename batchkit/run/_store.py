@@ -186,8 +186,7 @@ class Store:
             _log.warning("%s It is replaced, as fresh=True says.", foreign.reason)
         if self._sound is None:
             self._sound = self._is_sound()
-        data = encode(header, arrays)
-        with disk_errors("write", self.path):
+        with encode(header, arrays) as data, disk_errors("write", self.path):
             put(self._new, data)
             try:
                 # Something damaged must not take the place of a sound generation.
