@@ -22,6 +22,7 @@ from _measure import interleaved, print_machine, print_ratios
 import batchkit as bk
 from batchkit.chains._programs import Chains, ChainState, all_alike
 from batchkit.chains._sampler import sampler_of_api
+from batchkit.chains._warmup import segment_of_draws, windows_of
 
 
 CHAINS, DIM, WIDTH = 32, 10, 200
@@ -59,7 +60,8 @@ def draws(chains: Chains, state: ChainState, num_samples: int) -> np.ndarray:
     steps: list[np.ndarray] = []
     for first in range(0, num_samples, chains.blocks.most):
         count = min(chains.blocks.most, num_samples - first)
-        state, made = chains.advance(state, first, count)
+        state, made = chains.advance(state, segment_of_draws(first, count))
+        assert made is not None
         steps.append(made.num_integration_steps)
     return np.concatenate(steps, axis=1)
 
@@ -71,14 +73,16 @@ def main() -> None:
     options = parser.parse_args()
     print_machine()
     for logdensity in (funnel, gaussian):
-        sampler = sampler_of_api(blackjax.nuts, logdensity, 200, 0.8, {})
+        sampler = sampler_of_api(blackjax.nuts, logdensity, 0.8, {})
         chains = all_alike(sampler, len(STARTS))
         programs = {
             name: Chains(chains, KEY, STARTS, batcher, 1, block)
             for name, (batcher, block) in LAYOUTS.items()
         }
         first = programs["Vmap()"]
-        state = first.warm(first.start())
+        state = first.start()
+        for window in windows_of(200):
+            state, _ = first.advance(state, window.segment(window.first, window.length))
         steps = draws(first, state, options.draws)
         candidates = {
             name: functools.partial(draws, chains, state, options.draws)

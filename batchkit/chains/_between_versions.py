@@ -18,6 +18,7 @@ from ..run._same_run import Compare, Values, state_in
 from ..run._store import Saved
 from ..run._trees import to_host, tree_of
 from ._programs import Chains
+from ._warmup import segment_of_draws
 
 
 ALGORITHM: Final = "algorithm"
@@ -58,7 +59,7 @@ def _of_states(
 ) -> list[Values]:
     if len(jax.tree.leaves(getattr(before, "logdensity", None))) != 1:
         return []  # a state of another layout
-    now = to_host(chains.start(before.position))
+    now = to_host(chains.start(before.position).states)
     ((old,), (new,)) = (jax.tree.leaves(x.logdensity) for x in (before, now))
     found = [Values.of_logdensity(which, old, new, rounding)]
     slopes = [getattr(x, "logdensity_grad", None) for x in (before, now)]
@@ -75,7 +76,8 @@ def _of_first_draw(
     like = chains.shapes_of_draws(saved.header["draws"]).position
     draws = tree_of("draws/position", saved.arrays, like)
     before = _rows(jax.tree.map(lambda x: x[:, 0], draws))
-    _, made = chains.advance(chains.warm(chains.start()), 0, 1)
+    _, made = chains.advance(chains.start(), segment_of_draws(0, 1))
+    assert made is not None
     now = _rows(jax.tree.map(lambda x: x[:, 0], made.position))
     first = _rows(starts)
     scale = np.max(np.maximum(np.abs(before), np.abs(now)), axis=0)

@@ -70,11 +70,14 @@ class Blocks:
         in_time = int(made * _SECONDS / max(seconds, 1e-6))
         return max(1, min(in_time, 4 * made, self.most))
 
-    def count(self, at: int, limit: int, num_samples: int) -> int:
-        """How many draws to make after the first `at`, of `num_samples` in all."""
+    def count(self, at: int, limit: int, total: int) -> int:
+        """How many draws to make after the first `at`, of `total` in all.
+
+        Or how many transitions of a window of the warm-up, counted from its first.
+        """
         if self.is_fixed:
             limit = self.most - at % self.most
-        return min(limit, num_samples - at)
+        return min(limit, total - at)
 
     def is_whole(self, at: int, count: int) -> bool:
         """Whether a run goes on from the end of a block, or makes it anew.

@@ -1,4 +1,4 @@
-"""The loop on the host: a warm-up, and blocks of draws with looks at the clock."""
+"""The loop on the host: a warm-up, then draws, in blocks between which it is saved."""
 
 import logging
 import math
@@ -21,8 +21,10 @@ from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
 from ._programs import Chains, ChainState, Draw
 from ._progress import ChainProgress
+from ._sampler import Tuned
 from ._saved import for_readers
 from ._starts import check_states
+from ._warmup import Segment, segment_of_draws, windows_of
 
 
 _log: Final = logging.getLogger("batchkit")
@@ -38,7 +40,7 @@ class Made(NamedTuple):
     """
 
     draws: Draw
-    tuned: Any
+    tuned: Tuned | None
     seconds: tuple[float, float, float]
 
 
@@ -49,6 +51,7 @@ class ChainLoop:
     def __init__(
         self,
         chains: Chains,
+        num_warmup: int,
         num_samples: int,
         saver: Saver,
         reporter: Reporter,
@@ -61,6 +64,7 @@ class ChainLoop:
         """**Arguments:**
 
         - `chains`: the programs.
+        - `num_warmup`: how many transitions to warm up for; 0 of an algorithm.
         - `num_samples`: how many draws to make.
         - `saver`: what saves them.
         - `reporter`: what tells of it.
@@ -71,6 +75,8 @@ class ChainLoop:
         - `about`: what else the file shall tell of the run, something JSON has.
         """
         self._chains = chains
+        self._num_warmup = num_warmup
+        self._windows = windows_of(num_warmup)
         self._num_samples = num_samples
         self._saver = saver
         self._reporter = reporter
@@ -82,6 +88,7 @@ class ChainLoop:
         # So many draws there are, and after so many the chains go on.
         self._done = 0
         self._at = 0
+        self._warmed_up = 0
         self._before = (0.0, 0.0, 0.0)
         self._made_here = 0
         # Over all draws so far.
@@ -98,7 +105,7 @@ class ChainLoop:
         with explaining_loss(self._caller, self._saver.path):
             state = self._begin() if saved is None else self._resume(saved)
             if self._done < self._num_samples:
-                self._sample(state)
+                state = self._sample(state)
         tuned = None if state.tuned is None else to_host(state.tuned)
         return Made(self._first(self._num_samples), tuned, self._seconds)
 
@@ -107,15 +114,8 @@ class ChainLoop:
         self._saver.begin()
         self._compiled(chains.compile_start, "starts")
         with self._reporter.waiting("starts"):
-            states = chains.start()
-        self._check_states(to_host(states))
-        if chains.has_warmup:
-            chains.compile_advance_ahead()
-            self._compiled(chains.compile_warm, "warm-up")
-            self._saver.look(show=lambda: self._show("warm-up"))
-        with self._reporter.waiting("warm-up"):
-            state = chains.warm(states)
-        self._save(state)
+            state = chains.start()
+        self._check_states(to_host(state.states))
         return state
 
     def _resume(self, saved: Saved) -> ChainState:
@@ -125,8 +125,11 @@ class ChainLoop:
             state = jax.tree.map(
                 lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state
             )
+            self._warmed_up = typed(header, "warmed_up", int)
             self._done = typed(header, "draws", int)
             self._at = typed(header, "at", int)
+            if not 0 <= self._warmed_up <= self._num_warmup:
+                raise ValueError(f"its warm-up has {self._warmed_up} transitions")
             if not 0 <= self._at <= self._done:
                 raise ValueError(f"its draws are {self._done}, at {self._at}")
             shapes = self._chains.shapes_of_draws(self._done)
@@ -150,36 +153,60 @@ class ChainLoop:
         )
         return state
 
-    def _sample(self, state: ChainState) -> None:
+    def _sample(self, state: ChainState) -> ChainState:
+        """Make the transitions and draws that are missing."""
         chains, saver, blocks = self._chains, self._saver, self._chains.blocks
         saver.begin()
-        hurried = saver.is_on or self._reporter.shows
-        limit = self._agree(blocks.first(hurried))
+        self._hurried = saver.is_on or self._reporter.shows
+        self._limit = self._agree(blocks.first(self._hurried))
         if saver.interrupted:
             saver.leave()
-        self._compiled(chains.compile_advance, "draws")
+        self._compiled(chains.compile_advance, "transitions")
+        for window in self._windows:
+            while (at := self._warmed_up - window.first) < window.length:
+                count = blocks.count(at, self._limit, window.length)
+                segment = window.segment(self._warmed_up, count)
+                state, _ = self._advance(state, segment)
+                self._warmed_up += count
+                self._between_blocks(state)
+        if self._windows and not self._done:
+            self._save(state)
         while self._done < self._num_samples:
-            count = blocks.count(self._at, limit, self._num_samples)
-            start = time.perf_counter()
-            after, made = chains.advance(state, self._at, count)
-            if hurried:
-                limit = blocks.next(count, time.perf_counter() - start)
+            count = blocks.count(self._at, self._limit, self._num_samples)
+            after, made = self._advance(state, segment_of_draws(self._at, count))
+            assert made is not None
             self._put(self._at, made)
             self._count(made)
             self._done = self._at + count
             self._made_here += count
             if blocks.is_whole(self._at, count):
                 state, self._at = after, self._done
-            limit = self._agree(limit)
-            if saver.interrupted:
-                self._save(state)
-                saver.leave()
-            elif saver.due() or self._done == self._num_samples:
-                self._save(state)
+            self._between_blocks(state)
+        return state
+
+    def _advance(
+        self, state: ChainState, segment: Segment
+    ) -> tuple[ChainState, Draw | None]:
+        start = time.perf_counter()
+        after, made = self._chains.advance(state, segment)
+        if self._hurried:
+            seconds = time.perf_counter() - start
+            self._limit = self._chains.blocks.next(int(segment.count), seconds)
+        return after, made
+
+    def _between_blocks(self, state: ChainState) -> None:
+        """Shows progress, and saves if it is time or somebody interrupts."""
+        saver = self._saver
+        self._limit = self._agree(self._limit)
+        if saver.interrupted:
+            self._save(state)
+            saver.leave()
+        elif saver.due() or self._done == self._num_samples:
+            self._save(state)
 
     def _agree(self, limit: int) -> int:
         """Shows how far it is, and lets all processes go on with the same."""
-        (agreed,) = self._saver.look(limit, show=lambda: self._show("sampling"))
+        (agreed,) = self._saver.look(limit, show=self._show)
         return int(agreed)
 
     def _compiled(self, compile: Callable[[], Any], what: str) -> None:
@@ -203,6 +230,7 @@ class ChainLoop:
         if not self._saver.is_on:
             return
         header = {
+            "warmed_up": self._warmed_up,
             "draws": self._done,
             "at": self._at,
             "seconds": list(self._seconds),
@@ -239,7 +267,7 @@ class ChainLoop:
             sampling + chains.sampling_seconds,
         )
 
-    def _show(self, phase: str) -> None:
+    def _show(self) -> None:
         chains, done = self._chains, self._done
         left = math.nan
         if self._made_here:
@@ -248,10 +276,12 @@ class ChainLoop:
         made = chains.num_chains * done
         untold = self._draws.diverging is None
         record = ChainProgress(
-            phase=phase,
+            phase="sampling" if self._warmed_up == self._num_warmup else "warm-up",
             num_chains=chains.num_chains,
             draws=done,
             num_samples=self._num_samples,
+            warmed_up=self._warmed_up,
+            num_warmup=self._num_warmup,
             divergences=None if untold else int(np.sum(self._diverged)),
             acceptance=None
             if self._draws.acceptance is None

@@ -71,7 +71,7 @@ def plan_of_api(
     """
 
     def sampler_for(logdensity: Callable[[PyTree], Any]) -> Sampler:
-        return sampler_of_api(api, logdensity, num_warmup, target_acceptance, settings)
+        return sampler_of_api(api, logdensity, target_acceptance, settings)
 
     sampler = sampler_for(logdensity_fn)
     dtype = check_logdensity(logdensity_fn, positions)
@@ -179,7 +179,9 @@ def stand_in_for(dtype: Any) -> Callable[[PyTree], Any]:
 
 def _transition(sampler: Sampler) -> Callable[..., Any]:
     def transition(rng_key: Any, position: PyTree, tuned: Tuned | None) -> Any:
-        return sampler.bind(tuned)(rng_key, sampler.init(rng_key, position))
+        step_size, matrix = (None, None) if tuned is None else tuned
+        state = sampler.init(rng_key, position)
+        return sampler.bind(matrix)(rng_key, state, step_size)
 
     return transition
 

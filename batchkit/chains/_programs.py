@@ -1,31 +1,31 @@
-"""Chains as three programs: start, warm up, advance.
+"""Chains as two programs: start, and advance.
 
-Each chain is one task of the batcher, in each of the three. Chains may sample densities
-of their own (`Samplers`). `start` makes the states, which are looked at before anything
-else is compiled. `warm` is a whole warm-up. `advance` makes some draws, and is called
-until there are enough.
+Each chain is one task of the batcher, in both of them. Chains may sample densities of
+their own (`Samplers`). `start` makes the states, which are checked before anything else
+is compiled. `advance` makes the transitions of one `Segment`, of the warm-up or of the
+draws, and is called until there are enough. That both are one program halves the time
+to compile, which for NUTS is most of a short run.
 
-How many draws `advance` makes is an operand, and so is the number of the first. Inside
-is a `scan` over as many places as a block may hold, and a `cond` that passes over the
-places beyond the count. The predicate is the same for every chain, so it stays a branch
-under `jax.vmap`, and costs microseconds for a place that is passed over. A
+The length of a segment is an operand, and so is the number of its first transition.
+Inside is a `scan` over as many places as a block may hold, and a `cond` that passes
+over the places beyond the count. The predicate is the same for every chain, so it stays
+a branch under `jax.vmap`, and costs microseconds for a place that is passed over. A
 `while_loop` with the count as its bound would have to carry the draws, which under
 `Continuous` would be copied whenever a lane moves; what a `scan` stacks is written in
-place. So blocks of any length up to the largest are one program, traced and compiled
-once. Cutting a run into blocks changes no bit of it, as long as each chain keeps its
+place. So segments of any length up to the largest are one program, traced and compiled
+once. Cutting a run into segments changes no bit of it, as long as each chain keeps its
 place in the batch; see `_blocks.py`.
 
-A run can stop after any call of `advance` and go on later. What it needs to go on is:
-the key of the run, the states and what the warm-up found (`ChainState`, a pytree of
-arrays), the number of draws made, and those draws. Nothing else is carried: the key of
-each transition comes from the key of the run, the index of the chain and the number of
-the transition, and all statistics are kept by draw. A run that stops in its warm-up
-starts over; it finds the same again.
+A run can stop after any call of `advance` and resume later from: the key of the run,
+the states and adaptations (`ChainState`, a pytree of arrays), the number of transitions
+and draws made, and those draws. The key of each transition comes from the key of the
+run, the index of the chain and the number of the transition; all statistics are kept by
+draw.
 
-    chain      = fold_in(rng_key, index of the chain)
-    init       = fold_in(chain, 0)
-    warm-up    = fold_in(chain, 1)
-    transition = fold_in(fold_in(chain, 2), number of the transition)
+    chain                        = fold_in(rng_key, index of the chain)
+    init                         = fold_in(chain, 0)
+    transition of the warm-up    = fold_in(fold_in(chain, 1), its number)
+    transition of the draws      = fold_in(fold_in(chain, 2), its number)
 """
 
 from collections.abc import Callable
@@ -43,7 +43,8 @@ from ..run._program import Program, shapes_of
 from ..run._trees import to_host
 from ._blocks import blocks_for
 from ._sampler import Sampler, Tuned
-from ._statistics import statistics_of, statistics_of_draw
+from ._statistics import Statistics, added, no_statistics, statistics_of
+from ._warmup import SEGMENT_SHAPES, Adaptation, Segment
 
 
 _INIT: Final = 0
@@ -75,10 +76,15 @@ class Draw(NamedTuple):
 
 @final
 class ChainState(NamedTuple):
-    """All that chains carry from one block of draws to the next."""
+    """All that chains carry from one segment to the next."""
 
     states: Any
-    tuned: Tuned | None
+    adaptation: Adaptation | None
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """The step size and the inverse mass matrix; None of an algorithm."""
+        return None if self.adaptation is None else Tuned(*self.adaptation[:2])
 
 
 @final
@@ -89,12 +95,10 @@ class Samplers(NamedTuple):
     - `index`: numbers of shape `(chains,)`, which tell keys of chains apart.
     - `own`: arrays of shape `(chains, ...)`.
     - `shared`: arrays of any shape.
-    - `has_warmup`: whether they warm up.
     """
 
     of: Callable[[PyTree, PyTree], Sampler]
     index: Any
-    has_warmup: bool
     own: PyTree = None
     shared: PyTree = None
 
@@ -107,16 +111,15 @@ def all_alike(sampler: Sampler, count: int) -> Samplers:
     whole.
     """
     index = np.arange(count, dtype=np.uint32)
-    has_warmup = sampler.warm is not None
     again = sampler.with_logdensity
     if again is None:
-        return Samplers(lambda own, shared: sampler, index, has_warmup)
+        return Samplers(lambda own, shared: sampler, index)
     arrays, rest = eqx.partition(sampler.logdensity_fn, eqx.is_array)
 
     def of(own: PyTree, shared: PyTree) -> Sampler:
         return again(eqx.combine(shared, rest))
 
-    return Samplers(of, index, has_warmup, shared=arrays)
+    return Samplers(of, index, shared=arrays)
 
 
 @final
@@ -140,8 +143,8 @@ class Chains:
         - `positions`: where chains start, arrays of shape `(chains, ...)`.
         - `batcher`: how chains are laid out.
         - `thin`: the number of transitions for each draw.
-        - `block`: the most draws that `advance` makes in one call; by default as many
-            as suit the batcher and fit in memory.
+        - `block`: the most draws, or transitions of the warm-up, that `advance` makes
+            in one call; by default as many as suit the batcher and fit in memory.
         - `kept`: where executables are kept for other chains that differ in nothing but
             arrays, `rng_key` and `positions`; by default they go with these.
         """
@@ -155,9 +158,8 @@ class Chains:
         # Programs may be for as many chains as others, and have less room for draws.
         self._type = type_of((self._shapes, shapes_of(positions))), thin, block
         self.num_chains = len(samplers.index)
-        self.has_warmup = samplers.has_warmup
         self._chain, self._draw = self.keep(
-            "shapes", lambda: shapes_of_one(samplers, rng_key, positions, thin)
+            "shapes", lambda: shapes_of_one(samplers, rng_key, positions)
         )
         self.blocks = blocks_for(batcher, self.draw_shapes, block)
         known = None, 0, 0, None
@@ -167,8 +169,8 @@ class Chains:
             return Program(batcher(one, (*known, *axes)), self._kept, name)
 
         self._start = program(self._start_one, 0)
-        self._warm = program(self._warm_one, 0)
-        self._advance = program(self._advance_one, 0, None, None)
+        self._advance = program(self._advance_one, 0, None)
+        self.warmup_seconds = self.sampling_seconds = 0.0
 
     def keep(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` finds by tracing; it is kept with the programs."""
@@ -201,49 +203,43 @@ class Chains:
         """Compiles `start` before it is called, and returns the executable."""
         return self._start.compile(*self._shapes, self._positions)
 
-    def compile_warm(self) -> Any:
-        """Compiles `warm` before it is called, if it does anything."""
-        return self._warm.compile(*self._shapes, self._positions)
-
     def trace_advance(self) -> None:
         """Traces `advance`, so that it is known how chains are laid out."""
         self._advance.trace(*self._shapes, *self._shapes_to_advance())
-
-    def compile_advance_ahead(self) -> None:
-        """Begins to compile `advance`, while other programs are compiled and run."""
-        self._advance.compile_ahead(*self._shapes, *self._shapes_to_advance())
 
     def compile_advance(self) -> Any:
         """Compiles `advance` before it is called, and returns the executable."""
         return self._advance.compile(*self._shapes, *self._shapes_to_advance())
 
-    def start(self, positions: PyTree = None) -> Any:
-        """The states at the starts of all chains, or at other positions."""
+    def start(self, positions: PyTree = None) -> ChainState:
+        """Return all chains at their starts, or at other positions."""
         where = self._positions if positions is None else positions
-        return self._call(self._start, where)
+        before = self._start.seconds
+        chains = self._call(self._start, where)
+        self.warmup_seconds += self._start.seconds - before
+        return chains
 
-    def warm(self, states: Any) -> ChainState:
-        """The chains after their warm-up, or as they started where there is none."""
-        if not self.has_warmup:
-            return ChainState(states, None)
-        return ChainState(*self._call(self._warm, self._positions))
-
-    def advance(self, chains: ChainState, first: int, count: int) -> Any:
-        """Makes draws.
+    def advance(self, chains: ChainState, segment: Segment) -> tuple[Any, Draw | None]:
+        """Make the transitions of a segment.
 
         **Arguments:**
 
         - `chains`: what the call before returned.
-        - `first`: how many draws there are already.
-        - `count`: how many to make, at most `blocks.most`.
+        - `segment`: which transitions; at most `blocks.most`.
 
         **Returns:**
 
-        The chains, and a `Draw` of arrays of shape `(chains, count, ...)` on the host.
+        The chains, and a `Draw` of arrays of shape `(chains, count, ...)` on the host;
+        None for the warm-up.
         """
-        numbers = np.uint32(first), np.uint32(count)
-        chains, draws = self._call(self._advance, chains, *numbers)
-        return chains, jax.tree.map(lambda x: x[:, :count], to_host(draws))
+        before = self._advance.seconds
+        chains, draws = self._call(self._advance, chains, segment)
+        seconds = self._advance.seconds - before
+        if segment.is_warmup:
+            self.warmup_seconds += seconds
+            return chains, None
+        self.sampling_seconds += seconds
+        return chains, jax.tree.map(lambda x: x[:, : segment.count], to_host(draws))
 
     def _call(self, program: Program, *args: Any) -> Any:
         program.compile(*self._shapes, *args)
@@ -255,18 +251,7 @@ class Chains:
     @property
     def compile_seconds(self) -> float:
         """How long it took to compile the programs."""
-        programs = (self._start, self._warm, self._advance)
-        return sum(program.compile_seconds for program in programs)
-
-    @property
-    def warmup_seconds(self) -> float:
-        """How long chains took to start and to warm up."""
-        return self._start.seconds + self._warm.seconds
-
-    @property
-    def sampling_seconds(self) -> float:
-        """How long draws took."""
-        return self._advance.seconds
+        return self._start.compile_seconds + self._advance.compile_seconds
 
     def _of_all(self, shapes: PyTree) -> Any:
         def of_all(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -275,21 +260,20 @@ class Chains:
         return jax.tree.map(of_all, shapes)
 
     def _shapes_to_advance(self) -> tuple[Any, ...]:
-        number = jax.ShapeDtypeStruct((), jnp.uint32)
-        return self.chain_shapes, number, number
+        return self.chain_shapes, SEGMENT_SHAPES
 
     def _start_one(
         self, rng_key: Any, index: Any, own: Any, shared: Any, position: PyTree
-    ) -> Any:
-        init = self._sampler_of(own, shared).init
-        return init(_key(rng_key, index, _INIT), position)
-
-    def _warm_one(
-        self, rng_key: Any, index: Any, own: Any, shared: Any, position: PyTree
-    ) -> Any:
-        warm = self._sampler_of(own, shared).warm
-        assert warm is not None
-        return warm(_key(rng_key, index, _WARM), position)
+    ) -> ChainState:
+        sampler = self._sampler_of(own, shared)
+        chain = _start(sampler, _key(rng_key, index, _INIT), position)
+        # Transitions give step sizes and the like the precision of their statistics.
+        adaptation = jax.tree.map(
+            lambda x, y: jnp.asarray(x, y.dtype),
+            chain.adaptation,
+            self._chain.adaptation,
+        )
+        return ChainState(chain.states, adaptation)
 
     def _advance_one(
         self,
@@ -298,59 +282,110 @@ class Chains:
         own: Any,
         shared: Any,
         chain: ChainState,
-        first: Any,
-        count: Any,
-    ) -> Any:
-        key = _key(rng_key, index, _SAMPLE)
-        step = self._sampler_of(own, shared).bind(chain.tuned)
+        segment: Segment,
+    ) -> tuple[ChainState, Draw]:
+        sampler = self._sampler_of(own, shared)
+        key = _key(rng_key, index, jnp.where(segment.is_warmup, _WARM, _SAMPLE))
+        turn = _turn(sampler, chain, key, self._draw, self._thin)
 
-        def draw(state: Any, number: Any) -> tuple[Any, Draw]:
-            return draw_one(step, key, state, number, self._thin)
-
-        def pass_over(state: Any, number: Any) -> tuple[Any, Draw]:
-            return state, jax.tree.map(
+        def pass_over(chain: ChainState, *_: Any) -> tuple[ChainState, Draw]:
+            return chain, jax.tree.map(
                 lambda x: jnp.zeros(x.shape, x.dtype), self._draw
             )
 
-        def turn(state: Any, place: Any) -> tuple[Any, Draw]:
-            return jax.lax.cond(place < count, draw, pass_over, state, first + place)
+        def place(chain: ChainState, place: Any) -> tuple[ChainState, Draw]:
+            number = segment.first + place
+            return jax.lax.cond(
+                place < segment.count, turn, pass_over, chain, number, segment
+            )
 
         places = jnp.arange(self.blocks.places, dtype=jnp.uint32)
-        state, draws = jax.lax.scan(turn, chain.states, places)
-        return ChainState(state, chain.tuned), draws
+        chain, draws = jax.lax.scan(place, chain, places)
+        if sampler.warmup is None:
+            return chain, draws
+        adaptation = chain.adaptation
+        for ends, end in (
+            (segment.ends_window, sampler.warmup.end_window),
+            (segment.ends_warmup, sampler.warmup.end),
+        ):
+            adaptation = jax.lax.cond(ends, end, lambda x: x, adaptation)
+        return ChainState(chain.states, adaptation), draws
 
 
-def draw_one(
-    step: Callable[..., Any], key: Any, state: Any, number: Any, thin: int
-) -> tuple[Any, Draw]:
-    """One draw of one chain.
+def _start(sampler: Sampler, key: Any, position: PyTree) -> ChainState:
+    adaptation = None if sampler.warmup is None else sampler.warmup.init(position)
+    return ChainState(sampler.init(key, position), adaptation)
+
+
+def _turn(
+    sampler: Sampler, chain: ChainState, key: Any, like: Draw, thin: int
+) -> Callable[..., tuple[ChainState, Draw]]:
+    """Return the function that makes a draw, or one transition of the warm-up.
 
     **Arguments:**
 
-    - `step`: a transition, from a key and a state to a state and an info.
-    - `key`: that of all transitions of the chain.
-    - `state`: where the chain is.
-    - `number`: how many draws there are already.
-    - `thin`: the number of transitions.
-    """
+    - `sampler`: the chain as functions.
+    - `chain`: the chain at the start of the segment, with its mass matrix.
+    - `key`: that of all transitions of the segment.
+    - `like`: the shapes of a draw.
+    - `thin`: the number of transitions for each draw.
 
-    def transition(state: Any, turn: Any) -> tuple[Any, Any]:
-        at = jnp.uint32(number) * thin + turn
-        state, info = step(jax.random.fold_in(key, at), state)
+    **Returns:**
+
+    A function of the chain, the number of the draw or transition, and the segment.
+    """
+    matrix = None if chain.adaptation is None else chain.adaptation.inverse_mass_matrix
+    # Outside the loop over transitions, which a dense matrix is factorised for.
+    step = sampler.bind(matrix)
+
+    def transition(chain: ChainState, at: Any) -> tuple[Any, Statistics]:
+        adaptation = chain.adaptation
+        step_size = None if adaptation is None else adaptation.step_size
+        state, info = step(jax.random.fold_in(key, at), chain.states, step_size)
         return state, statistics_of(info)
 
-    if thin == 1:
-        state, told = transition(state, jnp.uint32(0))
-    else:
-        turns = jnp.arange(thin, dtype=jnp.uint32)
-        state, told = jax.lax.scan(transition, state, turns)
-        told = statistics_of_draw(told)
-    logdensity = getattr(state, "logdensity", None)
-    return state, Draw(state.position, logdensity, *told)
+    def turn(
+        chain: ChainState, number: Any, segment: Segment
+    ) -> tuple[ChainState, Draw]:
+        if thin == 1:
+            state, statistics = transition(chain, number)
+        else:
+            # Not a `scan` over `thin` turns: the warm-up makes one.
+            turns = jnp.where(segment.is_warmup, 1, thin).astype(jnp.uint32)
+
+            def add(turn: Any, so_far: Any) -> Any:
+                state, statistics = so_far
+                here = ChainState(state, chain.adaptation)
+                state, last = transition(here, number * turns + turn)
+                return state, added(statistics, last)
+
+            nothing = no_statistics(Statistics(*like[2:]))
+            state, statistics = jax.lax.fori_loop(
+                jnp.uint32(0), turns, add, (chain.states, nothing)
+            )
+            statistics = statistics.mean_over(turns)
+        adaptation = chain.adaptation
+        if sampler.warmup is not None and adaptation is not None:
+            adaptation = jax.lax.cond(
+                segment.is_warmup,
+                sampler.warmup.adapt,
+                lambda adaptation, *_: adaptation,
+                adaptation,
+                state.position,
+                statistics.acceptance,
+                segment.is_slow,
+            )
+        return ChainState(state, adaptation), _draw(state, statistics)
+
+    return turn
+
+
+def _draw(state: Any, statistics: Statistics) -> Draw:
+    return Draw(state.position, getattr(state, "logdensity", None), *statistics)
 
 
 def shapes_of_one(
-    samplers: Samplers, rng_key: Any, positions: PyTree, thin: int
+    samplers: Samplers, rng_key: Any, positions: PyTree
 ) -> tuple[ChainState, Draw]:
     """The shapes of one chain and one draw; it also says early what cannot work."""
 
@@ -358,14 +393,19 @@ def shapes_of_one(
         rng_key: Any, own: PyTree, shared: PyTree, position: PyTree
     ) -> tuple[ChainState, Draw]:
         sampler = samplers.of(own, shared)
-        key = _key(rng_key, jnp.uint32(0), _WARM)
-        if sampler.warm is None:
-            chain = ChainState(sampler.init(key, position), None)
-        else:
-            chain = ChainState(*sampler.warm(key, position))
+        key = _key(rng_key, jnp.uint32(0), _INIT)
+        chain = _start(sampler, key, position)
         _check_state(chain.states)
-        step = sampler.bind(chain.tuned)
-        return chain, draw_one(step, key, chain.states, jnp.uint32(0), thin)[1]
+        adaptation, matrix, step_size = chain.adaptation, None, None
+        if adaptation is not None:
+            step_size, matrix, *_ = adaptation
+        state, info = sampler.bind(matrix)(key, chain.states, step_size)
+        statistics = statistics_of(info)
+        if sampler.warmup is not None and adaptation is not None:
+            adaptation = sampler.warmup.adapt(
+                adaptation, state.position, statistics.acceptance, True
+            )
+        return ChainState(chain.states, adaptation), _draw(state, statistics)
 
     own, position = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype),
@@ -392,5 +432,5 @@ def _check_state(state: Any) -> None:
         )
 
 
-def _key(rng_key: Any, index: Any, what: int) -> Any:
+def _key(rng_key: Any, index: Any, what: Any) -> Any:
     return jax.random.fold_in(jax.random.fold_in(rng_key, index), what)

@@ -18,6 +18,8 @@ class ChainProgress(NamedTuple):
         num_chains=4,
         draws=300,
         num_samples=1000,
+        warmed_up=500,
+        num_warmup=500,
         divergences=2,
         acceptance=0.84,
         seconds=12.0,
@@ -30,8 +32,10 @@ class ChainProgress(NamedTuple):
     - `num_chains`: how many chains there are.
     - `draws`: how many draws each chain has made.
     - `num_samples`: how many it shall make.
-    - `divergences`: how many transitions have diverged, in all chains; None if the
-        sampler does not tell.
+    - `warmed_up`: how many transitions of the warm-up each chain has made.
+    - `num_warmup`: how many it shall make; 0 of an algorithm.
+    - `divergences`: how many transitions have diverged, in all chains, after the
+        warm-up; None if the sampler does not tell.
     - `acceptance`: the mean acceptance rate of all draws; None if the sampler does not
         tell, NaN before the first draw.
     - `seconds`: how long the run has taken, without compiling.
@@ -42,6 +46,8 @@ class ChainProgress(NamedTuple):
     num_chains: int
     draws: int
     num_samples: int
+    warmed_up: int
+    num_warmup: int
     divergences: int | None
     acceptance: float | None
     seconds: float
@@ -49,6 +55,8 @@ class ChainProgress(NamedTuple):
 
     def __str__(self) -> str:
         parts = [f"{self.phase} of {self.num_chains} chains"]
+        if self.phase == "warm-up":
+            parts.append(f"{self.warmed_up:,} of {self.num_warmup:,} transitions")
         if self.phase == "sampling":
             if self.divergences is not None:
                 parts.append(f"{self.divergences:,} divergences")

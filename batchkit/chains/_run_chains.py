@@ -114,10 +114,10 @@ def run_chains(
     float32 they may differ after some hundreds of draws by as much as two chains do.
 
     With a checkpoint, a run that is killed at any moment and called again with the same
-    arguments ends with the bits of one that was never killed. It is saved after the
-    warm-up and between blocks of draws; a warm-up that is killed starts over. Several
-    processes (`jax.distributed`) call it together with the same arguments, and each
-    gets the whole result; the first one has the checkpoint, shows progress and logs.
+    arguments ends with the bits of one that was never killed. It is saved between
+    blocks of transitions, in the warm-up too. Several processes (`jax.distributed`)
+    call it together with the same arguments, and each gets the whole result; the first
+    one has the checkpoint, shows progress and logs.
 
     ```python
     import blackjax
@@ -245,7 +245,7 @@ def run_chains(
             call.settings,
         )
     samplers = all_alike(plan.sampler, len(jax.tree.leaves(starts)[0]))
-    known = dict(plan.settings)
+    known = {name: x for name, x in plan.settings.items() if name != "num_warmup"}
     kept = kept_for("run_chains", sampler, call.logdensity_fn, batcher, known)
     with noting_position("run_chains", "its log-density", row_of(starts)):
         chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
@@ -284,7 +284,8 @@ def run_chains(
     ):
         depth = plan.sampler.max_tree_depth
         told = {**about(plan.settings, starts), "max_tree_depth": depth}
-        loop = ChainLoop(chains, num_samples, saver, reporter, about=told)
+        warmup = plan.settings.get("num_warmup", 0)
+        loop = ChainLoop(chains, warmup, num_samples, saver, reporter, about=told)
         made = loop.run(saver.resume())
     return _result(made, plan.sampler.max_tree_depth, saver.provenance)
 

@@ -2,8 +2,7 @@
 
 Two things come in, and one `Sampler` comes out: an API of blackjax together with a
 log-density, whose step size and mass matrix the warm-up finds, or an algorithm that has
-everything it needs. All functions are of one chain; nothing here knows how chains are
-laid out.
+everything it needs. All functions are of one chain, however chains are laid out.
 """
 
 import inspect
@@ -11,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..batchers import expensive
 from ..batchers._values import in_short
 from ..run._extras import delayed
+from ._warmup import Warmup
 
 
 # What the warm-up finds, and hands to the kernel.
@@ -41,23 +40,25 @@ class Tuned(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Sampler:
-    """One chain as functions."""
+    """One chain as functions.
 
-    init: Callable[[Any, PyTree], Any]  # from a key and a position, a state
-    warm: Callable[[Any, PyTree], tuple[Any, Tuned]] | None
-    bind: Callable[[Tuned | None], Callable[[Any, Any], tuple[Any, Any]]]  # a step
+    **Arguments:**
+
+    - `init`: from a key and a position to a state.
+    - `bind`: from an inverse mass matrix to a transition, from a key, a state and a
+        step size to a state and an info. Of an algorithm both are None.
+    - `warmup`: the adaptation of both; None for an algorithm.
+    - `logdensity_fn`: from one position to a scalar; None if it is not known.
+    - `max_tree_depth`: the depth at which trees are cut; None if there are none.
+    - `with_logdensity`: from another log-density to the same chain with it.
+    """
+
+    init: Callable[[Any, PyTree], Any]
+    bind: Callable[[Any], Callable[[Any, Any, Any], tuple[Any, Any]]]
+    warmup: Warmup | None = None
     logdensity_fn: Callable[[PyTree], Any] | None = None
     max_tree_depth: int | None = None
-    # The same chain with another log-density.
     with_logdensity: "Callable[[Callable[[PyTree], Any]], Sampler] | None" = None
-
-
-@final
-class _Kernel(NamedTuple):
-    """What `window_adaptation` asks of an API, with the kernel's settings bound."""
-
-    init: Callable[..., Any]
-    build_kernel: Callable[..., Any]
 
 
 def is_api(sampler: object) -> bool:
@@ -78,13 +79,12 @@ def sampler_of_algorithm(algorithm: Any) -> Sampler:
     def init(key: Any, position: PyTree) -> Any:
         return algorithm.init(position, key) if takes_key else algorithm.init(position)
 
-    return Sampler(init, None, lambda _: algorithm.step)
+    return Sampler(init, lambda _: lambda key, state, _: algorithm.step(key, state))
 
 
 def sampler_of_api(
     api: Any,
     logdensity_fn: Callable[[PyTree], Any],
-    num_warmup: int,
     target_acceptance: Any,
     settings: Mapping[str, Any],
 ) -> Sampler:
@@ -94,7 +94,6 @@ def sampler_of_api(
 
     - `api`: such as `blackjax.nuts`.
     - `logdensity_fn`: from one position to a scalar.
-    - `num_warmup`: the number of transitions of the warm-up.
     - `target_acceptance`: the acceptance rate that the step size is tuned for; a
         float, or a scalar of a program.
     - `settings`: what the user gave by name, for the warm-up, for `build_kernel` and
@@ -109,43 +108,32 @@ def sampler_of_api(
     kernel = _kernel_of(api, building, settings)
     taken = [x for x in _names(kernel) if x not in _GIVEN]
     _check_settings(kernel, [*_ADAPTATION, *building, *taken], settings)
-    for_adaptation = {k: v for k, v in settings.items() if k in _ADAPTATION}
-    for_sampler = {k: v for k, v in settings.items() if k not in _ADAPTATION}
+    for_warmup = {k: v for k, v in settings.items() if k in _ADAPTATION}
     for_kernel = {k: v for k, v in settings.items() if k in taken}
     marked = expensive(logdensity_fn)
-    # Not in `warm`, which is traced: constants of blackjax would become tracers.
-    window_adaptation: Any = delayed("blackjax").window_adaptation
+    # Imported before anything is traced; see `Warmup`.
+    default_metric: Any = delayed("blackjax.mcmc.metrics").default_metric
 
     def init(key: Any, position: PyTree) -> Any:
         return api.init(position, marked)
 
-    def warm(key: Any, position: PyTree) -> tuple[Any, Tuned]:
-        warmup = window_adaptation(
-            # It would give the kernel what only `build_kernel` takes.
-            _Kernel(api.init, lambda *_: kernel),
-            marked,
-            target_acceptance_rate=target_acceptance,
-            adaptation_info_fn=lambda *_: None,  # by default it keeps everything
-            **for_adaptation,
-            **for_kernel,
-        )
-        (state, parameters), _ = warmup.run(key, position, num_warmup)
-        return state, Tuned(*(jnp.asarray(parameters[name]) for name in _TUNED))
+    def bind(inverse_mass_matrix: Any) -> Callable[..., tuple[Any, Any]]:
+        # A kernel would factorise a dense matrix anew in every transition.
+        metric = default_metric(inverse_mass_matrix)
 
-    def bind(tuned: Tuned | None) -> Callable[[Any, Any], tuple[Any, Any]]:
-        assert tuned is not None
-        # Not the kernel: it would factorise a dense mass matrix in every transition.
-        return api(marked, **tuned._asdict(), **for_sampler).step
+        def step(key: Any, state: Any, step_size: Any) -> tuple[Any, Any]:
+            return kernel(key, state, marked, step_size, metric, **for_kernel)
+
+        return step
 
     depth = inspect.signature(kernel).parameters.get("max_num_doublings")
     most = None if depth is None else settings.get("max_num_doublings", depth.default)
 
     def again(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
-        return sampler_of_api(
-            api, logdensity_fn, num_warmup, target_acceptance, settings
-        )
+        return sampler_of_api(api, logdensity_fn, target_acceptance, settings)
 
-    return Sampler(init, warm, bind, logdensity_fn, most, again)
+    warmup = Warmup(target_acceptance, **for_warmup)
+    return Sampler(init, bind, warmup, logdensity_fn, most, again)
 
 
 def _kernel_of(api: Any, building: Iterable[str], settings: Mapping[str, Any]) -> Any:

@@ -54,8 +54,9 @@ def for_readers(state: Any, draws: Any) -> dict[str, Any]:
         name: names_to_save(array_names(f"draws/{name}", part))
         for name, part in draws._asdict().items()
     }
-    tuned = array_names("state", state).tuned
-    found = {} if tuned is None else tuned._asdict()
+    adaptation = array_names("state", state).adaptation
+    found = {} if adaptation is None else adaptation._asdict()
+    found = {name: found[name] for name in _TUNED if name in found}
     return {**made, **{name: names_to_save(x) for name, x in found.items()}}
 
 

@@ -36,6 +36,11 @@ class Statistics(NamedTuple):
     tree_depth: Any
     energy: Any
 
+    def mean_over(self, turns: Any) -> "Statistics":
+        """Return the statistics of a draw from the sums over its transitions."""
+        rate = self.acceptance
+        return self._replace(acceptance=None if rate is None else rate / turns)
+
 
 def statistics_of(info: Any) -> Statistics:
     """The statistics of a transition, from the info that blackjax returns."""
@@ -55,15 +60,24 @@ def statistics_of(info: Any) -> Statistics:
     )
 
 
-def statistics_of_draw(each: Statistics) -> Statistics:
-    """The statistics of a draw, from arrays of those of its transitions."""
-    diverging, acceptance, steps, depth, energy = each
+def no_statistics(like: Statistics) -> Statistics:
+    """Return the statistics of no transition, of given shapes; to be added to."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
+def added(before: Statistics, last: Statistics) -> Statistics:
+    """Return the sum of statistics: the greater tree depth, the last energy."""
+
+    def plus(one: Any, other: Any) -> Any:
+        return None if one is None else one + other
+
+    depths = before.tree_depth, last.tree_depth
     return Statistics(
-        None if diverging is None else jnp.sum(diverging, dtype=jnp.int32),
-        None if acceptance is None else jnp.mean(acceptance),
-        None if steps is None else jnp.sum(steps, dtype=jnp.int32),
-        None if depth is None else jnp.max(depth),
-        None if energy is None else energy[-1],
+        plus(before.diverging, last.diverging),
+        plus(before.acceptance, last.acceptance),
+        plus(before.num_integration_steps, last.num_integration_steps),
+        None if None in depths else jnp.maximum(*depths),
+        last.energy,
     )
 
 

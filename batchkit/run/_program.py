@@ -1,9 +1,7 @@
 """A function that is compiled once, with the seconds that this and its calls took."""
 
-import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
 from typing import Any, final
 
 import jax
@@ -36,7 +34,6 @@ class Program:
         self._kept = Kept() if kept is None else kept
         self._name = name
         self._traced: Any = None
-        self._ahead: Future[Any] | None = None
         self._compiled: Any = None
         self.compile_seconds = 0.0
         self.seconds = 0.0
@@ -59,44 +56,20 @@ class Program:
             self.compile_seconds += time.perf_counter() - start
         return self._traced
 
-    def compile_ahead(self, *args: Any) -> None:
-        """Begin to compile in a thread; `compile` with the same shapes waits for it.
-
-        XLA uses one core for most of a compilation, so that two programs compiled at
-        the same time take hardly longer than one.
-        """
-        shapes = shapes_of(args)
-        # Processes that share a program may have to compile in the same order.
-        if several() or self._compiled is not None or self._key(shapes) in self._kept:
-            return
-        lowered = self._lower(shapes)
-        ahead = self._ahead = Future()
-
-        def run() -> None:
-            try:
-                ahead.set_result(lowered.compile())
-            except BaseException as error:  # raised where the result is waited for
-                ahead.set_exception(error)
-
-        # Not a daemon: Python ends those at its exit, in the middle of XLA's code.
-        threading.Thread(target=run, name="batchkit compiles").start()
-
     def compile(self, *args: Any) -> Any:
         """Compiles it for arguments, or their shapes, unless it is compiled already."""
         if self._compiled is None:
             shapes = shapes_of(args)
 
             def compiled() -> Any:
-                make = (
-                    self._ahead.result if self._ahead else self._lower(shapes).compile
-                )
+                lowered = self._lower(shapes)
                 start = time.perf_counter()
-                made = make()
+                made = lowered.compile()
                 self.compile_seconds += time.perf_counter() - start
                 return made
 
             self._compiled = self._kept.get(self._key(shapes), compiled)
-            self._traced = self._ahead = None
+            self._traced = None
         return self._compiled
 
     def _key(self, shapes: Any) -> Hashable:

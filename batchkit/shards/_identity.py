@@ -16,6 +16,7 @@ from ..chains._plan import (
     names_of,
     stand_in_for,
 )
+from ..chains._sampler import Tuned
 from ..run._fingerprint import Part, of_arrays, of_function, rounding_of_function
 from ..run._same_run import Compare, Values
 from ..run._store import Saved
@@ -35,8 +36,8 @@ def identity_of(rounds: Rounds, order: Int[np.ndarray, " rows"]) -> dict[str, Pa
     rows = jax.tree.map(lambda x: x[0], shards.rows([0]))
     value = jax.eval_shape(model.loglikelihood_fn, one, rows)
     stand_in = model.sampler(stand_in_for(value.dtype), rounds.target)
-    assert stand_in.warm is not None
-    _, tuned = jax.eval_shape(stand_in.warm, rounds.rng_key, one)
+    assert stand_in.warmup is not None
+    tuned = Tuned(*jax.eval_shape(stand_in.warmup.init, one)[:2])
     unknown = dataclasses.replace(stand_in, logdensity_fn=None)
     names = names_of(model.algorithm, model.settings)
     plan = Plan(unknown, stand_in, _settings(rounds), names)

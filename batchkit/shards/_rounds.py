@@ -154,6 +154,7 @@ class Rounds:
 
         loop = ChainLoop(
             chains,
+            self.model.num_warmup,
             self.model.num_samples,
             saver,
             reporter,

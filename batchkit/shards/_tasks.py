@@ -53,9 +53,7 @@ class Model(NamedTuple):
 
     def sampler(self, logdensity: Callable[[PyTree], Any], target: Any) -> Sampler:
         """What a chain with some density does."""
-        return sampler_of_api(
-            self.algorithm, logdensity, self.num_warmup, target, self.settings
-        )
+        return sampler_of_api(self.algorithm, logdensity, target, self.settings)
 
 
 @final
@@ -137,7 +135,7 @@ class ShardTasks:
             return self._model.sampler(self._logdensity(own, shared), own[0].target)
 
         starts = jax.tree.map(lambda x: np.reshape(x, (-1, *x.shape[2:])), positions)
-        samplers = Samplers(sampler_of, self._index, True, self._own, self._shared)
+        samplers = Samplers(sampler_of, self._index, self._own, self._shared)
         kept = self._model.kept
         return Chains(samplers, rng_key, starts, self._batcher, 1, block, kept)
 

@@ -36,7 +36,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     slow = options.get("slow", 0.0)
 
     def tell(progress: Any) -> None:
-        say(progress.phase, progress.draws)
+        say("made", progress.warmed_up + progress.draws)
         time.sleep(slow)
 
     def logdensity(x: Any) -> Any:

@@ -49,7 +49,7 @@ def test_blocks_of_lanes_that_never_wait_do_not() -> None:
     for seconds in (1e-6, 1.0):
         assert cuts(blocks, 20, seconds) == [8, 8, 4]
     # Wherever they begin they end at the same draws.
-    assert blocks.count(at=3, limit=1, num_samples=20) == 5
+    assert blocks.count(at=3, limit=1, total=20) == 5
     assert blocks.is_whole(at=3, count=5)
     assert not blocks.is_whole(at=16, count=4)
 
@@ -104,20 +104,21 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_function_is_told() -> None:
     told: list[ChainProgress] = []
     run = hmc(progress=told.append)
-    first, begin, *others = told
-    assert (first.phase, first.draws, begin.draws) == ("warm-up", 0, 0)
-    assert [x.draws for x in others] == list(range(1, 31))
-    assert {x.phase for x in others} == {"sampling"}
+    first, warm, others = told[0], told[:20], told[20:]
+    assert [x.warmed_up for x in warm] == list(range(20))
+    assert {(x.phase, x.draws) for x in warm} == {("warm-up", 0)}
+    assert [x.draws for x in others] == list(range(31))
+    assert {(x.phase, x.warmed_up) for x in others} == {("sampling", 20)}
     last = told[-1]
     assert (last.num_chains, last.num_samples) == (4, 30)
     assert last.divergences == np.sum(np.asarray(run.diverging))
     assert run.acceptance_rate is not None
     assert last.acceptance == pytest.approx(np.mean(run.acceptance_rate), rel=1e-5)
-    assert math.isnan(begin.seconds_left)
+    assert math.isnan(first.seconds_left)
     assert 0 < last.seconds < 60
     assert last.seconds_left == 0
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told))
-    assert str(first) == "warm-up of 4 chains"
+    assert str(first) == "warm-up of 4 chains, 0 of 20 transitions"
     assert "divergences, acceptance 0." in str(last)
     assert str(last).endswith("0:00 left")
 
@@ -135,7 +136,7 @@ def test_lines_in_the_log(
         "target_acceptance=0.8, thin=1, num_integration_steps=2; "
         "Vmap(): 4 tasks, all at once"
     )
-    assert any("compiled warm-up in" in x for x in lines)
+    assert any("compiled transitions in" in x for x in lines)
     assert any(x.startswith("chains: 28 of 120 draws; sampling of 4 ") for x in lines)
 
 

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 
 import batchkit as bk
+from batchkit.chains._programs import all_alike, shapes_of_one
 from batchkit.chains._sampler import sampler_of_api
 
 from ..helpers import assert_refuses, counted, unchecked
@@ -101,14 +102,11 @@ def test_apis_that_this_warmup_is_not_for(api: Any) -> None:
     ],
 )
 def test_apis_that_it_is_for(api: Any) -> None:
-    sampler = sampler_of_api(api, logdensity, 10, 0.8, {})
-
-    def chain(key: jax.Array, x: jax.Array) -> Any:
-        assert sampler.warm is not None
-        state, tuned = sampler.warm(key, x)
-        return sampler.bind(tuned)(key, state)[0].position
-
-    assert jax.eval_shape(chain, KEY, STARTS[0]).shape == (2,)
+    sampler = sampler_of_api(api, logdensity, 0.8, {})
+    chain, draw = shapes_of_one(all_alike(sampler, len(STARTS)), KEY, STARTS)
+    assert draw.position.shape == (2,)
+    assert chain.tuned is not None
+    assert chain.tuned.inverse_mass_matrix.shape == (2,)
 
 
 def test_a_setting_that_is_missing() -> None:

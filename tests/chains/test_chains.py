@@ -11,6 +11,7 @@ import pytest
 import batchkit as bk
 from batchkit.chains._programs import Chains, all_alike
 from batchkit.chains._sampler import sampler_of_algorithm
+from batchkit.chains._warmup import segment_of_draws
 
 from ..helpers import assert_same, counted, mesh
 
@@ -58,7 +59,7 @@ def run() -> bk.ChainRun:
     return nuts(bk.Vmap())
 
 
-def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
+def test_draws_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     def chain(index: jax.Array, position: Any) -> Any:
         key = jax.random.fold_in(KEY, index)
         warmup: Any = blackjax.window_adaptation(
@@ -80,20 +81,22 @@ def test_bits_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     with jax.enable_x64(True):
         index = jnp.arange(CHAINS, dtype=jnp.uint32)
         tuned, states, infos = jax.jit(jax.vmap(chain))(index, wide(STARTS))
-    for mine, theirs in (
+    # The warm-up and the draws are one program here and two there: XLA fuses them in
+    # other ways, and chains amplify the last bit.
+    for found, expected in (
         (run.samples, states.position),
         (run.logdensity, states.logdensity),
         (run.step_size, tuned[0]),
         (run.inverse_mass_matrix, tuned[1]),
+        (run.acceptance_rate, infos.acceptance_rate),
+        (run.energy, infos.energy),
+    ):
+        jax.tree.map(close, found, expected)
+    for found, expected in (
         (run.num_integration_steps, infos.num_integration_steps),
         (run.tree_depth, infos.num_trajectory_expansions),
     ):
-        jax.tree.map(np.testing.assert_array_equal, mine, theirs)
-    # It is computed from the trajectory and enters no draw.
-    assert run.acceptance_rate is not None
-    np.testing.assert_allclose(run.acceptance_rate, infos.acceptance_rate, rtol=1e-12)
-    assert run.energy is not None
-    np.testing.assert_allclose(run.energy, infos.energy, rtol=1e-12)
+        np.testing.assert_array_equal(found, expected)
     assert run.divergences is not None
     np.testing.assert_array_equal(run.divergences, np.sum(infos.is_divergent, axis=1))
 
@@ -209,11 +212,11 @@ def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None
     sampler = sampler_of_algorithm(leapfrog(fun))
     samplers = all_alike(sampler, CHAINS)
     chains = Chains(samplers, KEY, STARTS, bk.Vmap(), thin=1, block=24)
-    state = chains.warm(chains.start())
+    state = chains.start()
     made: list[Any] = []
     first, before = 0, 0
     for count in (5, 1, 7, 11):
-        state, draws = chains.advance(state, first, count)
+        state, draws = chains.advance(state, segment_of_draws(first, count))
         made.append(draws)
         first += count
         before = before or len(traces)

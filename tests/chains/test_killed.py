@@ -17,6 +17,7 @@ from batchkit.run._file import read_file
 
 
 ROOT = Path(__file__).parents[2]
+WARMUP = 60
 
 
 class Place(NamedTuple):
@@ -52,12 +53,12 @@ def to_end(folder: Path, **options: Any) -> str:
     return errors
 
 
-def until(process: subprocess.Popen[str], draws: int) -> int:
-    """Reads what it says until there are so many draws, or its warm-up for none."""
+def until(process: subprocess.Popen[str], transitions: int) -> int:
+    """Read what it says until it has made so many, those of the warm-up included."""
     assert process.stdout is not None
     for line in process.stdout:
         phase, *rest = line.split()
-        if phase in ("warm-up", "sampling") and int(rest[-1]) >= draws:
+        if phase == "made" and int(rest[-1]) >= transitions:
             return int(rest[-1])
     raise AssertionError(process.communicate()[1])
 
@@ -88,10 +89,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_and_gone_on_with(whole: Path) -> None:
     folder = whole.parent / "killed"
-    for draws in (0, 1, 25):
+    resumed: list[int] = []
+    for transitions in (1, 20, WARMUP + 1, WARMUP + 25):
         process = start(folder, slow=0.05)
-        until(process, draws)
+        resumed.append(until(process, 0))
+        until(process, transitions)
         kill(process)
+    # It resumes in the middle of its warm-up.
+    assert 0 < resumed[2] < WARMUP
     errors = to_end(folder)
     assert "going on with" in errors
     assert_same(whole, folder)
@@ -113,9 +118,10 @@ def test_killed_at_random_times(whole: Path) -> None:
         time.sleep(rng.uniform(0, 0.5 if turn % 2 else 6.0))
         assert "end" not in kill(process).split()
         if (folder / "run.h5").exists():
-            draws = read_file(folder / "run.h5")[0]["draws"]
-            assert draws >= last
-            last = draws
+            header = read_file(folder / "run.h5")[0]
+            made = header["warmed_up"] + header["draws"]
+            assert made >= last
+            last = made
     assert last > 0
     to_end(folder)
     assert_same(whole, folder)
@@ -127,9 +133,9 @@ def test_killed_at_random_times(whole: Path) -> None:
 )
 def test_interrupted(whole: Path, number: int, status: tuple[int, ...]) -> None:
     folder = whole.parent / f"interrupted {number}"
-    # Nothing but the end of the warm-up and the signal make it save.
+    # Nothing but the end of the warm-up and the signal makes it save.
     process = start(folder, slow=0.05, every=1e6)
-    draws = until(process, 3)
+    draws = until(process, WARMUP + 3) - WARMUP
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in status, errors
@@ -142,11 +148,13 @@ def test_interrupted(whole: Path, number: int, status: tuple[int, ...]) -> None:
 def test_interrupted_in_the_warmup(whole: Path) -> None:
     folder = whole.parent / "warm-up"
     process = start(folder, slow=0.5)
-    until(process, 0)
+    made = until(process, 5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "saved to" in errors
-    assert read_file(folder / "run.h5")[0]["draws"] == 0
+    header = read_file(folder / "run.h5")[0]
+    assert header["draws"] == 0
+    assert made <= header["warmed_up"] < WARMUP
     to_end(folder)
     assert_same(whole, folder)
 
@@ -154,7 +162,7 @@ def test_interrupted_in_the_warmup(whole: Path) -> None:
 def test_two_runs_cannot_share_a_file(whole: Path) -> None:
     folder = whole.parent / "shared"
     process = start(folder, slow=0.1)
-    until(process, 1)
+    until(process, WARMUP + 1)
     with pytest.raises(bk.CheckpointError, match=f"in use by process {process.pid}"):
         bk.run_chains(
             Still(),

@@ -1,5 +1,6 @@
 """Statistics of transitions, as samplers of blackjax report them."""
 
+import functools
 from typing import Any
 
 import blackjax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchkit.chains._statistics import statistics_of, statistics_of_draw
+from batchkit.chains._statistics import added, no_statistics, statistics_of
 
 
 KEYS = jax.random.split(jax.random.key(0), 400)
@@ -61,7 +62,10 @@ def test_a_draw_has_the_energy_of_its_last_transition() -> None:
     _, _, infos = transitions(algorithm)
     each = jax.vmap(statistics_of)(infos)
     np.testing.assert_array_equal(each.energy, infos.energy)
-    together = statistics_of_draw(each)
+    rows = [type(each)(*row) for row in zip(*each, strict=True)]
+    together = functools.reduce(added, rows, no_statistics(rows[0]))
+    rate = together.mean_over(len(each.energy)).acceptance
+    np.testing.assert_allclose(rate, np.mean(infos.acceptance_rate), rtol=1e-6)
     assert together.energy == infos.energy[-1]
     assert together.num_integration_steps == np.sum(infos.num_integration_steps)
     assert together.tree_depth == np.max(infos.num_trajectory_expansions)

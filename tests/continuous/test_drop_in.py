@@ -1,6 +1,6 @@
-"""Every case that a batcher has to pass as a drop-in, with a loop around the task.
+"""All drop-in cases of batchers, with divergent loops around the task.
 
-Without a loop `Continuous` runs as `Chunked`; with one its lanes go their own ways.
+Without such a loop `Continuous` would run as `Chunked`.
 """
 
 import functools
@@ -22,7 +22,7 @@ X = np.arange(1, 1 + TASKS, dtype=np.float32)
 
 
 def _number(tree: Any) -> Any:
-    """A small number that differs from one task to the next, if any argument does."""
+    """Return a small number that varies between tasks, if any argument does."""
     total = jnp.zeros((), jnp.int32)
     for leaf in jax.tree.leaves(tree):
         if not isinstance(leaf, jax.Array) or leaf.dtype == jax.dtypes.float0:
@@ -34,7 +34,7 @@ def _number(tree: Any) -> Any:
 
 
 def _looped(fun: Callable[..., Any], marked: bool) -> Callable[..., Any]:
-    """The function between two loops, through which its arguments and results live."""
+    """Put a function between two loops, across which its arguments and results live."""
     add = lambda x: x + jnp.int32(1)
     add = bk.expensive(add) if marked else add
 
@@ -78,12 +78,16 @@ def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     return [x for x, keep in zip(leaves, is_array, strict=True) if keep], with_arrays
 
 
+@functools.cache
+def _run_by_vmap(name: str) -> Any:
+    return _run(jax.vmap, CASES[name](), marked=False)[0]
+
+
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_vmap(name: str, marked: bool) -> None:
-    case = CASES[name]()
-    actual, traces = _run(bk.Continuous(3), case, marked)
-    assert_same(actual, _run(jax.vmap, case, marked)[0])
+    actual, traces = _run(bk.Continuous(3), CASES[name](), marked)
+    assert_same(actual, _run_by_vmap(name))
     assert traces == 1
 
 
@@ -109,36 +113,44 @@ LAYOUTS: dict[str, bk.AbstractBatcher] = {
 every_layout = pytest.mark.parametrize("batcher", LAYOUTS.values(), ids=LAYOUTS)
 
 
+_halvings_by_vmap = jax.jit(jax.vmap(_halvings))  # compiled once for each size
+
+
 @every_layout
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
-def test_layouts(batcher: bk.AbstractBatcher, n: int) -> None:
+def test_inside_of_other_batchers(batcher: bk.AbstractBatcher, n: int) -> None:
     x = np.arange(1, 1 + n, dtype=np.float32)
-    assert_same(jax.jit(batcher(_halvings))(x), jax.jit(jax.vmap(_halvings))(x))
+    assert_same(jax.jit(batcher(_halvings))(x), _halvings_by_vmap(x))
 
 
 @pytest.mark.parametrize("name", list(LAYOUTS)[1:])
-def test_lanes_inside_of_others_pause_at_marks(name: str) -> None:
+def test_inside_of_other_batchers_lanes_pause_at_marks(name: str) -> None:
     (reached,) = explained(LAYOUTS[name](_halvings), X)
     assert "lanes kept busy" in reached.layout
     assert reached.note.startswith("pauses at _half; ")
 
 
+_halvings_by_vmap_of_vmap = jax.jit(jax.vmap(jax.vmap(_halvings)))
+
+
 @every_layout
-def test_outer_vmap(batcher: bk.AbstractBatcher) -> None:
+def test_under_an_outer_vmap(batcher: bk.AbstractBatcher) -> None:
     rows = np.stack([X, X[::-1] * 3])
-    expected = jax.jit(jax.vmap(jax.vmap(_halvings)))(rows)
-    assert_same(jax.jit(jax.vmap(batcher(_halvings)))(rows), expected)
+    assert_same(
+        jax.jit(jax.vmap(batcher(_halvings)))(rows),
+        _halvings_by_vmap_of_vmap(rows),
+    )
 
 
 @pytest.mark.parametrize("lanes", [1, 3, 9])
 def test_without_jit(lanes: int) -> None:
-    assert_same(bk.Continuous(lanes)(_halvings)(X[:4]), jax.vmap(_halvings)(X[:4]))
+    assert_same(bk.Continuous(lanes)(_halvings)(X[:4]), _halvings_by_vmap(X[:4]))
 
 
 @pytest.mark.parametrize("marked", [True, False])
 @pytest.mark.parametrize("x64", [True, False])
 def test_x64(x64: bool, marked: bool) -> None:
-    """Numbers of 64 bits, and a state that holds both widths."""
+    """64-bit numbers, and a state with numbers of several widths."""
 
     def task(x: Any, i: Any) -> Any:
         root = lambda x: jnp.sqrt(x + 1)
@@ -162,7 +174,7 @@ def test_x64(x64: bool, marked: bool) -> None:
 
 
 def _steps(x: Any, w: Any) -> Any:
-    """A task with derivatives of its own inside, in a loop whose length differs."""
+    """Take gradients inside a task, in a divergent loop."""
     f = bk.expensive(lambda x: jnp.sin(x * w).sum())
 
     def turn(carry: Any) -> Any:
@@ -203,7 +215,7 @@ def _bisection(a: Any) -> Any:
 
 
 def _root(marker: float) -> Callable[[Any], Any]:
-    """A square root by bisection, whose derivative is known, times a marker."""
+    """Make a square root with a custom derivative, multiplied by a marker."""
     root = jax.custom_jvp(_bisection)
 
     @root.defjvp
@@ -215,7 +227,7 @@ def _root(marker: float) -> Callable[[Any], Any]:
 
 
 @pytest.mark.parametrize("where", ["beside", "inside"])
-def test_forward_mode_keeps_derivatives_of_functions(where: str) -> None:
+def test_forward_mode_uses_custom_derivatives(where: str) -> None:
     root = _root(1.0)
 
     def task(x: Any) -> Any:
@@ -227,7 +239,7 @@ def test_forward_mode_keeps_derivatives_of_functions(where: str) -> None:
     assert_same(run(bk.Continuous(3)), run(jax.vmap), ulps=16)
 
 
-def test_forward_mode_of_functions_that_differ_in_their_derivatives_only() -> None:
+def test_functions_that_differ_only_in_their_derivatives() -> None:
     one, two = _root(1.0), _root(2.0)
 
     def run(mapped: Any) -> Any:
@@ -240,8 +252,8 @@ def test_forward_mode_of_functions_that_differ_in_their_derivatives_only() -> No
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_loops_that_a_task_maps_over_rows(marked: bool) -> None:
-    """`jax.vmap` inside a task: such a loop has a test for each row."""
+def test_loops_under_vmap_inside_a_task(marked: bool) -> None:
+    """`jax.vmap` gives such a loop a test for each row."""
     add = lambda x: x * 2 + 1
     add = bk.expensive(add) if marked else add
 

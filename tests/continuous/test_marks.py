@@ -1,4 +1,4 @@
-"""The mark of an expensive function: nothing outside of tasks, a pause inside."""
+"""Marks of expensive functions: a pause inside of tasks, no effect outside."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def _note(task: Callable[..., Any], batcher: Any = None) -> str:
 
 
 def _times(f: Callable[[Any], Any], x: Any) -> Any:
-    """Calls a function as often as the task's number tells."""
+    """Sum a function over a loop of `x` turns."""
     turn = lambda c: (c[0] + 1, c[1] + f(c[0]))
     return jax.lax.while_loop(lambda c: c[0] < x, turn, (0.0, jnp.zeros_like(x)))[1]
 
@@ -44,7 +44,7 @@ def _check(task: Callable[[Any], Any], calls: int | None = None) -> None:
 CALLS = int(X.sum())
 
 
-def test_outside_of_tasks_it_does_nothing() -> None:
+def test_marks_have_no_effect_outside_of_tasks() -> None:
     marked = bk.expensive(_square)
     for transform in (
         lambda f: f,
@@ -88,8 +88,8 @@ def _fails(x: Any) -> Any:
 
 
 @pytest.mark.parametrize("first", ["outside", "in a task"])
-def test_functions_that_the_user_has_jitted(first: str) -> None:
-    """What JAX has traced before, without marks or with, is not used again."""
+def test_marks_inside_of_jitted_functions(first: str) -> None:
+    """A trace from JAX's cache, without marks or with them, is not used elsewhere."""
     square = bk.expensive(lambda x: x * x + 1)
     inner = jax.jit(lambda x: square(x) + 1)
     task = jax.jit(lambda x: _times(inner, x))
@@ -104,7 +104,7 @@ def test_functions_that_the_user_has_jitted(first: str) -> None:
 
 
 class _Model:
-    """An object with a method to be marked."""
+    """An object with methods."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -118,7 +118,7 @@ class _Model:
 
 
 class _Module(eqx.Module):
-    """The same, with an array in it."""
+    """A module with an array and a method."""
 
     scale: Any
 
@@ -152,16 +152,16 @@ SPELLINGS: dict[str, Callable[[], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_spellings(name: str) -> None:
+def test_forms_of_marked_functions_pause(name: str) -> None:
     f = SPELLINGS[name]()
     task = lambda x: _times(f, x)
-    if name != "nothing at all":  # which is the same in all turns
+    if name != "nothing at all":  # which is computed once, in the prologue
         assert _note(task).startswith("pauses at ")
         _check(task, CALLS)
     _check(task)
 
 
-def test_arguments_and_results_that_are_no_arrays() -> None:
+def test_arguments_and_results_that_are_not_arrays() -> None:
     class Unhashable:
         __hash__ = None  # pyright: ignore
 
@@ -185,18 +185,18 @@ def test_arguments_and_results_that_are_no_arrays() -> None:
 @pytest.mark.parametrize(
     ("one", "other"), [(1, True), (1, 1.0), (0.0, -0.0), (2, 2.0), (1.0, 1 + 0j)]
 )
-def test_arguments_that_are_equal_but_not_the_same(one: Any, other: Any) -> None:
-    """As keys of a dictionary they would be one."""
-    f = bk.expensive(lambda x, told: x + len(repr(told)) + (told * 2 == 2))
+def test_equal_arguments_of_different_types(one: Any, other: Any) -> None:
+    """They are equal as keys of a dictionary."""
+    f = bk.expensive(lambda x, number: x + len(repr(number)) + (number * 2 == 2))
 
     def value(x: Any) -> Any:
-        return f(x, one) + 10 * f(x, other) + 100 * f(x, told=one)
+        return f(x, one) + 10 * f(x, other) + 100 * f(x, number=one)
 
     _check(lambda x: _times(value, x))
 
 
 def test_results_that_depend_on_a_shape() -> None:
-    """Of two shapes in turn: no array, so no trace remembers them."""
+    """A size is not an array, so it must not come from the trace of another shape."""
     f = bk.expensive(lambda x: (x.sum(), x.shape[0]))
 
     def value(x: Any) -> Any:
@@ -211,7 +211,7 @@ def test_results_that_depend_on_a_shape() -> None:
 
 
 @pytest.mark.usefixtures("no_type_checks")
-def test_no_function() -> None:
+def test_marking_what_is_not_a_function() -> None:
     with pytest.raises(TypeError, match=r"expensive\(fun=3\): fun must be a function"):
         bk.expensive(3)  # pyright: ignore
 
@@ -226,21 +226,20 @@ def _cheap_and_costly(x: Any) -> Any:
     return _times(lambda x: cheap(x) + costly(x), x)
 
 
-def test_the_costliest_is_chosen() -> None:
+def test_costliest_function_is_chosen() -> None:
     assert _note(_cheap_and_costly).startswith("pauses at costly, not at _square; ")
     _check(_cheap_and_costly, CALLS)
 
 
 @pytest.mark.parametrize("name", ["_square", "costly"])
-def test_one_is_chosen_by_name(name: str) -> None:
+def test_function_is_chosen_by_name(name: str) -> None:
     batcher = bk.Continuous(3, expensive=name)
     assert _note(_cheap_and_costly, batcher).startswith(f"pauses at {name}, ")
     expected = jax.jit(jax.vmap(_cheap_and_costly))(X)
     assert_same(jax.jit(batcher(_cheap_and_costly))(X), expected, ulps=0)
 
 
-def test_two_functions_of_one_name() -> None:
-    """They are told apart, and only one of them is the costliest."""
+def test_second_function_of_one_name_is_numbered() -> None:
 
     def make(size: int) -> Callable[[Any], Any]:
         @bk.expensive
@@ -255,8 +254,8 @@ def test_two_functions_of_one_name() -> None:
     _check(task, CALLS)
 
 
-def test_calls_of_one_function_under_other_transforms() -> None:
-    """Values, gradients and forward mode are all evaluations of the one function."""
+def test_transformed_calls_pause() -> None:
+    """Values, gradients and forward mode are all evaluations of one function."""
     f = bk.expensive(lambda x: x * x * x)
 
     def value(x: Any) -> Any:
@@ -267,8 +266,8 @@ def test_calls_of_one_function_under_other_transforms() -> None:
     _check(lambda x: _times(value, x), 4 * CALLS)
 
 
-def test_one_function_with_other_data() -> None:
-    """Lanes that wait for the same function, but on arrays of their own."""
+def test_one_function_with_different_data() -> None:
+    """Lanes wait for the same function, but on different arrays."""
     f = bk.expensive(lambda x, data: jnp.sum(x * data))
     one, other = jnp.arange(3.0), jnp.arange(3.0) * 5
 
@@ -278,6 +277,6 @@ def test_one_function_with_other_data() -> None:
     _check(lambda x: _times(value, x), CALLS)
 
 
-def test_structure_of_the_program_is_that_of_one_call() -> None:
+def test_marks_add_no_equations_under_vmap() -> None:
     task = lambda x: bk.expensive(_square)(x) + 1
     assert primitives(jax.vmap(task), X) == [*primitives(jax.vmap(_square), X), "add"]

@@ -60,7 +60,7 @@ class Rounds:
         return self
 
     def loop(
-        self, chains: Any, count: int, saver: Any, *args: Any, **named: Any
+        self, chains: Any, warmup: int, count: int, saver: Any, *_: Any, **named: Any
     ) -> Any:
         self.known.append(saver._kept)
         return self
