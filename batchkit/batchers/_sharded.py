@@ -154,6 +154,10 @@ class Sharded(AbstractBatcher):
             out_specs=[whole if axis is None else spread for axis in out_axes],
             check_vma=False,
         )
+        if not any(isinstance(x, Tracer) for x in [*task.closure, *task.rows]):
+            # Called eagerly, `shard_map` compiles each operation for itself, those of
+            # loops in every call anew.
+            sharded = jax.jit(sharded)
         rows, is_whole = task.rows, is_whole_around() or share * shards != task.size
         if is_whole:
             # Also behind the copying: each device then does it for itself.

@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 import batchkit as bk
 
 from ..helpers import assert_same, collectives, mesh, outputs_of, primitives
+from ..run.compilations import compilations
 
 
 def _rows(n: int) -> np.ndarray:
@@ -317,3 +318,19 @@ def test_a_mutable_array_over_arrays_on_the_mesh() -> None:
 
     actual = jax.device_get(jax.jit(lambda: fun(bk.Sharded(mesh(2))))())
     assert_same(actual, jax.device_get(fun(jax.vmap)))
+
+
+def test_an_eager_call_is_one_program() -> None:
+    def task(x: jax.Array) -> jax.Array:
+        for _ in range(5):
+            x = jnp.sin(x) * 2 + jnp.cos(x)
+        return jax.lax.fori_loop(0, 3, lambda _, y: jnp.tanh(y), x)
+
+    sharded = bk.Sharded(mesh(2))(task)
+    x = jnp.arange(4.0)
+    sharded(x)
+    with compilations() as names:
+        found = sharded(x)
+    # Operation by operation there are more than ten, in every call anew.
+    assert set(names) == {"jit(on_device)"}
+    np.testing.assert_allclose(found, jax.vmap(task)(x), rtol=1e-6)
