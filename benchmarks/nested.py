@@ -61,6 +61,21 @@ class Problem(NamedTuple):
             num_delete=num_delete,
         )
 
+    def run(
+        self, num_live: int, num_delete: int, seed: int = 0, **options: Any
+    ) -> bk.NestedRun:
+        return bk.run_nested(
+            blackjax.nss,
+            self.logprior,
+            self.loglikelihood,
+            jax.random.key(seed),
+            self.positions(num_live, seed),
+            num_inner_steps=max(5, 2 * self.dim),
+            num_delete=num_delete,
+            progress=False,
+            **options,
+        )
+
     def positions(self, num_live: int, seed: int = 0) -> jax.Array:
         shape = num_live, self.dim
         key = jax.random.key(1000 + seed)
@@ -152,12 +167,7 @@ def evidences() -> None:
     )
     print(f"{'problem':20}" + "".join(f"{name:>12}" for name in head))
     for name, (problem, num_live) in PROBLEMS.items():
-        run = bk.run_nested(
-            problem.algorithm(50),
-            jax.random.key(0),
-            problem.positions(num_live),
-            progress=False,
-        )
+        run = problem.run(num_live, 50)
         off = (run.log_evidence - problem.exact) / run.log_evidence_err
         print(
             f"{name:20}{num_live:12}{problem.exact:12.3f}{run.log_evidence:12.3f}"
@@ -171,12 +181,7 @@ def evidences() -> None:
 def calibration(seeds: int) -> None:
     problem, off, errors = gaussian(5), [], []
     for seed in range(seeds):
-        run = bk.run_nested(
-            problem.algorithm(20),
-            jax.random.key(seed),
-            problem.positions(200, seed),
-            progress=False,
-        )
+        run = problem.run(200, 20, seed)
         off.append(run.log_evidence - problem.exact)
         errors.append(run.log_evidence_err)
     print(
@@ -279,11 +284,7 @@ def first_result(folder: Path, repeats: int) -> None:
 
 
 def one() -> None:
-    problem = gaussian(5)
-    run = bk.run_nested(
-        problem.algorithm(50), jax.random.key(0), problem.positions(500), progress=False
-    )
-    print(run)
+    print(gaussian(5).run(500, 50))
 
 
 def main() -> None:

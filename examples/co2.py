@@ -27,7 +27,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 if __name__ == "__main__":
@@ -77,24 +77,6 @@ class Settings(NamedTuple):
         return bk.Auto(self.budget) if self.chunk is None else bk.Chunked(self.chunk)
 
 
-def build(
-    model: Model, record: Record, batcher: bk.AbstractBatcher, settings: Settings
-) -> blackjax.SamplingAlgorithm:
-    """`blackjax.nss` for a model, laid out by `batcher`."""
-    lags = Lags.between(record.years, record.years)
-    values = jnp.asarray(record.ppm - record.ppm.mean())
-    # With too few steps a new point stays close to its start, and evidences of several
-    # seeds differ by more than their errors. Twice the dimension is not enough here.
-    steps = settings.num_inner_steps or max(5, 4 * len(model.priors))
-    nss = bk.rebuild_sampler(blackjax.nss, batcher=batcher)
-    return nss(
-        logprior_fn=lambda position: log_prior(model, position),
-        loglikelihood_fn=lambda position: log_likelihood(model, lags, values, position),
-        num_inner_steps=steps,
-        num_delete=settings.num_delete,
-    )
-
-
 def sample(
     model: Model, record: Record, settings: Settings, progress: bool = False
 ) -> bk.NestedRun:
@@ -102,12 +84,29 @@ def sample(
     key, prior_key = jax.random.split(jax.random.key(settings.seed))
     folder = settings.checkpoint
     return bk.run_nested(
-        build(model, record, settings.batcher, settings),
-        key,
-        draw_prior(model, prior_key, settings.n_live),
+        blackjax.nss,
+        rng_key=key,
+        positions=draw_prior(model, prior_key, settings.n_live),
+        batcher=settings.batcher,
         checkpoint=None if folder is None else folder / f"co2_{model.name}.h5",
         progress=progress,
+        **arguments(model, record, settings),
     )
+
+
+def arguments(model: Model, record: Record, settings: Settings) -> dict[str, Any]:
+    """What `blackjax.nss` is called with: the functions of a model, and settings."""
+    lags = Lags.between(record.years, record.years)
+    values = jnp.asarray(record.ppm - record.ppm.mean())
+    # With too few steps a new point stays close to its start, and evidences of several
+    # seeds differ by more than their errors. Twice the dimension is not enough here.
+    steps = settings.num_inner_steps or max(5, 4 * len(model.priors))
+    return {
+        "logprior_fn": lambda x: log_prior(model, x),
+        "loglikelihood_fn": lambda x: log_likelihood(model, lags, values, x),
+        "num_inner_steps": steps,
+        "num_delete": settings.num_delete,
+    }
 
 
 def report(model: Model, run: bk.NestedRun) -> None:
@@ -211,7 +210,8 @@ def memory(record: Record, settings: Settings) -> None:
     if settings.chunk is not None:
         chosen = f"Chunked({settings.chunk})"
     for name, batcher in {"Vmap()": bk.Vmap(), chosen: settings.batcher}.items():
-        algorithm = build(FLEXIBLE, record, batcher, settings)
+        nss = bk.rebuild_sampler(blackjax.nss, batcher=batcher)
+        algorithm = nss(**arguments(FLEXIBLE, record, settings))
         state = jax.eval_shape(algorithm.init, positions)
         inits, steps = (algorithm.init, positions), (algorithm.step, key, state)
         for phase, (function, *shapes) in {"init": inits, "step": steps}.items():

@@ -6,7 +6,6 @@ log-density of ours; the settings that are values also each by its name, for the
 the message if one differs. Of an algorithm there is only the transition as a whole.
 """
 
-import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from jaxtyping import PyTree
 from ..batchers._watching import Reached, leave, start
 from ..reports._reached import records_of
 from ..run._fingerprint import Part, of_arrays, of_function, of_words
-from ..run._names import parameter_names
+from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._processes import speaker
 from ._arguments import check_logdensity
 from ._programs import Chains
@@ -85,7 +84,8 @@ def names_of(api: Any, settings: Mapping[str, Any]) -> dict[str, str]:
     """The names of an API and of the functions among its settings."""
     functions = {name: x for name, x in settings.items() if callable(x)}
     return {
-        name: _name_of(x) for name, x in {"api": api.build_kernel, **functions}.items()
+        name: qualified_name(x)
+        for name, x in {"api": api.build_kernel, **functions}.items()
     }
 
 
@@ -95,7 +95,9 @@ def say_what_is_run(
     """Logs it in one line, and returns how the chains are laid out, in words."""
     layout = layout_of(chains)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(positions)}
-    told = ", ".join(f"{name}={_word(x)}" for name, x in plan.settings.items())
+    told = ", ".join(
+        f"{name}={setting_as_json(x)}" for name, x in plan.settings.items()
+    )
     speaker(_log).info(
         "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
         chains.num_chains,
@@ -128,7 +130,7 @@ def layout_of(chains: Chains) -> list[str]:
 def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:
     """What a file tells its readers of a run, besides the draws."""
     return {
-        "settings": {name: _word(x) for name, x in settings.items()},
+        "settings": {name: setting_as_json(x) for name, x in settings.items()},
         "parameters": list(parameter_names(positions)),
         "arrays": "of shape (chains, draws, ...)",
     }
@@ -162,7 +164,7 @@ def identity_of(
         if value is None or isinstance(value, str):
             known[name] = of_words(value)
         elif not callable(value):
-            known[name] = of_arrays(value, _word(value))
+            known[name] = of_arrays(value, setting_as_json(value))
     return {**known, "positions": of_arrays(positions), "key": of_arrays(rng_key)}
 
 
@@ -184,20 +186,3 @@ def _transition(sampler: Sampler) -> Callable[..., Any]:
         return sampler.bind(matrix)(rng_key, state, step_size)
 
     return transition
-
-
-def _word(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if callable(value):
-        return getattr(value, "__name__", type(value).__name__)
-    return f"an array of shape {jnp.shape(value)}"
-
-
-def _name_of(function: Any) -> str:
-    """Name the module and qualified name of a function, equal if it was rebuilt."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    known = function if hasattr(function, "__qualname__") else type(function)
-    return f"{known.__module__}.{known.__qualname__}"

@@ -18,23 +18,6 @@ from ._guard import InvalidLikelihoodError
 from ._stop import AbstractStop
 
 
-def check_algorithm(algorithm: Any) -> None:
-    """Raises unless it has the two functions of a `SamplingAlgorithm`."""
-    if callable(algorithm) and not hasattr(algorithm, "step"):
-        raise TypeError(
-            f"run_nested(algorithm={in_short(algorithm)}): algorithm must have been "
-            "built; this is an API or a function. Call it first: "
-            "`blackjax.nss(logprior_fn, loglikelihood_fn, num_inner_steps)`."
-        )
-    if not all(callable(getattr(algorithm, name, None)) for name in ("init", "step")):
-        raise TypeError(
-            f"run_nested(algorithm={in_short(algorithm)}): algorithm must be a nested "
-            "sampler with `init` and `step`, such as blackjax.nss(...); got "
-            f"{kind_of(algorithm)}. The order is run_nested(algorithm, rng_key, "
-            "positions)."
-        )
-
-
 def check_options(stop: Any, on_invalid: Any, fresh: Any) -> None:
     """Raises for what is no rule, no choice, no bool."""
     if not isinstance(stop, AbstractStop):
@@ -118,16 +101,21 @@ def check_functions(
 
     **Arguments:**
 
-    - `functions`: those of them that are known, by name.
+    - `functions`: `logprior_fn` and `loglikelihood_fn`.
     - `positions`: the live points.
     - `kept`: what is kept for the functions.
     """
     row = row_of(positions)
     for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(
+                f"run_nested({name}={in_short(function)}): {name} must be a function "
+                f"of one position; got {kind_of(function)}. The order is run_nested("
+                "api, logprior_fn, loglikelihood_fn, rng_key, positions)."
+            )
         check_scalar("run_nested", name, function, row)
-    if "logprior_fn" in functions:
-        prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
-        check_prior(prior(positions), positions)
+    prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
+    check_prior(prior(positions), positions)
 
 
 @contextlib.contextmanager
@@ -218,13 +206,17 @@ def refuse_invalid(particles: Any, which: str, advice: str = "") -> None:
     - `advice`: what else can be done.
     """
     loglikelihood = np.asarray(particles.loglikelihood)
-    # As `is_invalid` has it, which would be compiled for each number of points.
-    bad = np.flatnonzero(np.isnan(loglikelihood) | np.isposinf(loglikelihood))
+    logprior = np.asarray(particles.logdensity)
+    # As `is_invalid_point`, which would be compiled for each number of points.
+    bad = np.flatnonzero(
+        np.isnan(loglikelihood) | np.isposinf(loglikelihood) | np.isposinf(logprior)
+    )
     if not bad.size:
         return
     positions = jax.tree.map(lambda x: np.asarray(x)[bad], particles.position)
+    what = "log-prior" if np.any(np.isposinf(logprior)) else "log-likelihood"
     raise InvalidLikelihoodError(
-        f"run_nested: the log-likelihood of {bad.size} of {loglikelihood.size} {which} "
+        f"run_nested: the {what} of {bad.size} of {loglikelihood.size} {which} "
         f"is NaN or plus infinity, the first{_where(positions, 0)}. The exception has "
         "all of them as `.positions`. Make the likelihood return minus infinity where "
         f"it cannot be computed, or use on_invalid='reject', which does that.{advice}",

@@ -7,8 +7,7 @@ see whether the steps are enough. Too few tie a new point to the one it began at
 shows it is the comparison of start and end.
 
 blackjax returns neither. So the function that makes one step of a chain is wrapped in
-one that returns where the step began and where it ended beside its own information. The
-numbers of a run stay as they are.
+one that returns where the step began and where it ended beside its own information.
 
 Distances are relative to those between independent points, as in the diagnostic of
 UltraNest's step samplers (Buchner 2024, arXiv:2402.11936; UltraNest 4.5,
@@ -33,12 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..rebuild._bound import bound_names, exchanged
-from ._guard import PACKAGES
 
-
-# The name by which blackjax's update strategy closes over one step of a chain.
-_STEP: Final = "constrained_mcmc_step_fn"
 # Of larger positions so many numbers are compared: the information of a step is kept
 # for all chains and inner steps until the step of the nested sampler ends.
 _MOST_NUMBERS: Final = 64
@@ -108,28 +102,15 @@ class Recorded(NamedTuple):
         return getattr(self.kernel_info, name)
 
 
-def recording(algorithm: Any) -> Any:
-    """The algorithm with the steps of chains returning `Recorded`.
+def recorded(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step of a chain with `Recorded` for its info."""
 
-    An algorithm whose steps are out of reach comes back as it is.
-    """
-    steps = {
-        id(value)
-        for name, value in bound_names(algorithm, PACKAGES)
-        if name == _STEP and callable(value)
-    }
+    @functools.wraps(step)
+    def recorded_step(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        new, info = step(rng_key, state, *args, **kwargs)
+        return new, Recorded(info, _numbers(state.position), _numbers(new.position))
 
-    def record(step: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(step)
-        def recorded(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
-            new, info = step(rng_key, state, *args, **kwargs)
-            return new, Recorded(info, _numbers(state.position), _numbers(new.position))
-
-        return recorded
-
-    return exchanged(algorithm, lambda x: record(x) if id(x) in steps else x, PACKAGES)[
-        0
-    ]
+    return recorded_step
 
 
 def chain_counts(update_info: Any, live: PyTree = ()) -> ChainCounts | None:

@@ -1,43 +1,34 @@
-"""Likelihoods that are no numbers, made visible.
+"""Invalid likelihoods, NaN and plus infinity, made visible or rejected.
 
-A sampler compares. NaN compares as false, so a proposal with NaN is rejected without a
-word, and live points of NaN can never be replaced, for ever. Plus infinity is accepted
+Samplers compare. Comparisons with NaN are false, so a proposal with NaN is rejected
+without a word, and live points of NaN can never be replaced. Plus infinity is accepted
 and then above everything.
 
 Proposals that are rejected leave no trace in what a step returns, and a program that
 called back to Python for each of them could not be kept in JAX's compilation cache. So
-to find them they are accepted: where the likelihood is NaN or plus infinity, and the
-prior is not zero, a point gets a log-likelihood *and* a log-prior of plus infinity.
-That is above every contour and, where a chain draws a level below its density, above
-every level: the chain stays with such points until the end of the step, where they are
-seen. The run ends there, so that nothing has been built on them.
+to find them they are accepted: a NaN becomes plus infinity, which is above every
+contour. Where the prior is zero the sampler still does not go. A chain that has reached
+such a point stays there (`stopping`) until the end of the step, where it is seen. The
+run ends there, so that nothing has been built on it.
 
-To go on and reject them, minus infinity takes the place of what is no number, and a
-callback counts. It calls back for those alone, from within the likelihood, where
-`Continuous` allows it.
+To go on and reject them, minus infinity takes their place, and a callback counts. It
+calls back for those alone, from within the likelihood, where `Continuous` allows it.
 """
 
 import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Final, final
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from ..batchers._marks import SUPPOSED, mark, without_mark
-from ..rebuild._bound import bound_names, exchanged
-from ..rebuild._ownership import Packages
+from ..batchers import expensive
+from ..batchers._marks import without_mark
 from ..run._kept import Kept
-
-
-PACKAGES: Final = Packages(("blackjax",))
-
-_PRIOR: Final = "logprior_fn"
-_LIKELIHOOD: Final = "loglikelihood_fn"
 
 
 @final
@@ -51,14 +42,16 @@ class InvalidLikelihoodError(ValueError):
     import pytest
     import batchkit as bk
 
-    algorithm = blackjax.nss(
-        logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), 0.0, -jnp.inf),
-        loglikelihood_fn=lambda x: jnp.log(x[0]),  # NaN below zero
-        num_inner_steps=5,
-    )
     positions = jax.random.uniform(jax.random.key(0), (50, 2), minval=-1.0)
     with pytest.raises(bk.InvalidLikelihoodError, match="NaN") as info:
-        bk.run_nested(algorithm, jax.random.key(1), positions, progress=False)
+        bk.run_nested(
+            blackjax.nss,
+            lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), 0.0, -jnp.inf),
+            lambda x: jnp.log(x[0]),  # NaN below zero
+            jax.random.key(1),
+            positions,
+            num_inner_steps=5,
+        )
     assert jnp.all(info.value.positions[:, 0] < 0)
     ```
     """
@@ -78,7 +71,7 @@ class InvalidLikelihoodError(ValueError):
 
 @final
 class Rejected:
-    """How many likelihoods were no numbers, counted as they are rejected."""
+    """How many likelihoods were invalid, counted as they are rejected."""
 
     def __init__(self, count: int = 0) -> None:
         self._count = count
@@ -108,7 +101,7 @@ def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
 
     **Arguments:**
 
-    - `kept`: what is kept for the algorithm. Two runs of it at the same time, in two
+    - `kept`: what is kept for the functions. Two runs of them at the same time, in two
         threads, get two counters, with programs of their own.
     """
     free: list[Rejected] = kept.get("counters", list)
@@ -121,94 +114,68 @@ def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
 
 
 def is_invalid(loglikelihood: Any) -> Bool[Array, "..."]:
-    """Where a log-likelihood is no number to be compared with."""
+    """Where a log-likelihood is NaN or plus infinity."""
     return jnp.isnan(loglikelihood) | jnp.isposinf(loglikelihood)
 
 
-def revealing(algorithm: Any) -> Any:
-    """The algorithm with points of invalid likelihood accepted, to be seen.
+def revealing(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the log-likelihood with plus infinity for NaN, which is then seen."""
 
-    An algorithm that does not make its points by blackjax's `init_state_strategy`, or
-    something like it, comes back as it is: there such proposals are rejected.
-    """
-
-    def reveal(make_point: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(make_point)
-        def revealed(*args: Any, **kwargs: Any) -> Any:
-            point = make_point(*args, **kwargs)
-            bad = is_invalid(point.loglikelihood) | jnp.isposinf(point.logdensity)
-            # Where the prior is zero, or NaN, the sampler never goes.
-            bad &= point.logdensity > -jnp.inf
-            return point._replace(
-                loglikelihood=jnp.where(bad, jnp.inf, point.loglikelihood),
-                logdensity=jnp.where(bad, jnp.inf, point.logdensity),
-            )
+    def reveal(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(loglikelihood_fn)
+        def revealed(position: PyTree) -> Any:
+            value = jnp.asarray(loglikelihood_fn(position))
+            return jnp.where(jnp.isnan(value), jnp.inf, value)
 
         return revealed
 
-    return exchanged(algorithm, lambda x: reveal(x) if _binds(x) else x, PACKAGES)[0]
+    return _marked_as(loglikelihood_fn, reveal)
 
 
-def rejecting(algorithm: Any, rejected: Rejected) -> Any:
-    """The algorithm with minus infinity for likelihoods that are no numbers.
+def stopping(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step of a chain, which does not leave a point that is invalid."""
 
-    **Raises:**
+    @functools.wraps(step)
+    def stopped(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
+        new, info = step(rng_key, state, *args, **kwargs)
+        stays = is_invalid_point(state)
+        return jax.tree.map(lambda x, y: jnp.where(stays, x, y), state, new), info
 
-    `ValueError` if the likelihood is out of reach, because the algorithm does not bind
-    it by the name `loglikelihood_fn` together with `logprior_fn`.
-    """
+    return stopped
 
-    def reject(make_point: Any) -> Any:
-        bound = make_point.keywords
-        # The new function is marked as a whole, since lanes make it together.
-        prior, likelihood = map(without_mark, (bound[_PRIOR], bound[_LIKELIHOOD]))
 
+def rejecting(
+    logprior_fn: Callable[..., Any],
+    loglikelihood_fn: Callable[..., Any],
+    rejected: Rejected,
+) -> Callable[..., Any]:
+    """Return the log-likelihood with minus infinity where it is invalid, counted."""
+    prior = without_mark(logprior_fn)
+
+    def reject(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(loglikelihood_fn)
         def valid(position: PyTree) -> Any:
-            value = jnp.asarray(likelihood(position))
+            value = jnp.asarray(loglikelihood_fn(position))
             bad = is_invalid(value)
             _tell(rejected, bad & (prior(position) > -jnp.inf))
             return jnp.where(bad, -jnp.inf, value)
 
-        changed = {**bound, _LIKELIHOOD: mark(valid, SUPPOSED, _LIKELIHOOD)}
-        return functools.partial(make_point.func, *make_point.args, **changed)
+        return valid
 
-    new, count = exchanged(algorithm, lambda x: reject(x) if _binds(x) else x, PACKAGES)
-    if count == 0:
-        raise ValueError(
-            "run_nested(on_invalid='reject'): the likelihood is out of reach in this "
-            "algorithm. Pass the algorithm as the API returns it, with `init` and "
-            "`step` not jitted; or make your likelihood return minus infinity where "
-            "it is no number, and use on_invalid='raise'."
-        )
-    return new
+    return _marked_as(loglikelihood_fn, reject)
 
 
-def users_functions(algorithm: Any) -> dict[str, Callable[..., Any]]:
-    """The prior and the likelihood of an algorithm, by name, as far as it has them."""
-    found: dict[str, Any] = {}
-    for name, value in bound_names(algorithm, PACKAGES):
-        if name in (_PRIOR, _LIKELIHOOD) and callable(value):
-            found.setdefault(name, value)
-    return found
+def is_invalid_point(particle: Any) -> Bool[Array, "..."]:
+    """Where a point of blackjax has an invalid log-likelihood or an infinite prior."""
+    return is_invalid(particle.loglikelihood) | jnp.isposinf(particle.logdensity)
 
 
-def settings_of(algorithm: Any) -> dict[str, Any]:
-    """The numbers and texts, by name, that an algorithm was built with."""
-    found: dict[str, list[Any]] = {}
-    for name, value in bound_names(algorithm, PACKAGES):
-        if isinstance(value, bool | int | float | str):
-            values = found.setdefault(name, [])
-            if value not in values:
-                values.append(value)
-    # The order in which an algorithm is walked through does not count.
-    return {
-        name: values[0] if len(values) == 1 else sorted(values, key=repr)
-        for name, values in sorted(found.items())
-    }
-
-
-def _binds(x: Any) -> bool:
-    return isinstance(x, functools.partial) and {_PRIOR, _LIKELIHOOD} <= set(x.keywords)
+def _marked_as(
+    fun: Callable[..., Any], change: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """Change a function, with its mark around the change: lanes make it together."""
+    bare = without_mark(fun)
+    return change(bare) if bare is fun else expensive(change(bare))
 
 
 def _tell(rejected: Rejected, bad: Any) -> None:

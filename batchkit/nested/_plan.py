@@ -17,22 +17,19 @@ from ..run._fingerprint import (
     of_arrays,
     of_function,
     of_words,
-    relative_rounding,
     rounding_of_function,
 )
-from ..run._names import parameter_names
+from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._processes import check_same, several, speaker
 from ..run._same_run import Compare, Values, some_of, state_in
 from ..run._store import Saved
 from ..run._trees import to_host, tree_of
-from ._guard import is_invalid, settings_of
+from ._guard import is_invalid
 from ._programs import Dying, NestedPrograms
 
 
 _log: Final = logging.getLogger("batchkit")
 
-# How users give what blackjax binds under another name.
-_ARGUMENTS: Final = {"num_mcmc_steps": "num_inner_steps"}
 _WORDS: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
 
 
@@ -46,14 +43,18 @@ def layout_of(programs: NestedPrograms) -> list[str]:
     ]
 
 
+def settings_in_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings as JSON has them: functions by name, arrays by shape."""
+    return {name: setting_as_json(value) for name, value in sorted(settings.items())}
+
+
 def say_what_is_run(
-    algorithm: Any,
+    settings: Mapping[str, Any],
     functions: Mapping[str, Callable[..., Any]],
     positions: PyTree,
     programs: NestedPrograms,
-) -> dict[str, Any]:
-    """Logs it in one line, and returns the settings of the algorithm."""
-    settings = settings_of(algorithm)
+) -> None:
+    """Logs it in one line."""
     dtypes = {str(x.dtype) for x in jax.tree.leaves(positions)}
     told = ", ".join(f"{name}={value}" for name, value in settings.items())
     speaker(_log).info(
@@ -63,11 +64,10 @@ def say_what_is_run(
         len(parameter_names(positions)),
         ", ".join(sorted(dtypes)),
         programs.num_delete,
-        told or "no settings known",
+        told or "no settings",
         "; ".join(layout_of(programs)),
         _expected(functions, positions, programs.sites),
     )
-    return settings
 
 
 def check_processes(
@@ -87,6 +87,7 @@ def check_processes(
 
 
 def identity_of(
+    api: Any,
     functions: Mapping[str, Callable[..., Any]],
     programs: NestedPrograms,
     settings: Mapping[str, Any],
@@ -94,49 +95,35 @@ def identity_of(
     positions: PyTree,
 ) -> dict[str, Part]:
     """Fingerprint of the run, by parts; see `batchkit.run._same_run`."""
-    known = _functions(functions, positions)
-    if "likelihood" not in known:
-        # Of an algorithm that shows no likelihood the whole step tells, layout and all.
-        known["algorithm"] = Part(programs.digest(), is_function=True)
     counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
-    shown = {_ARGUMENTS.get(name, name): value for name, value in settings.items()}
-    told = of_words(
-        dict(settings),
-        programs.num_live,
-        programs.num_delete,
-        shown={**shown, **counts},
-    )
+    arrays = {name: x for name, x in settings.items() if hasattr(x, "dtype")}
     return {
-        **known,
-        # Names that an algorithm binds are blackjax's.
-        "settings": told._replace(has_own_names=True),
+        **_functions(functions, positions),
+        "sampler": of_words(qualified_name(getattr(api, "differentiable", api))),
+        "settings": of_words(
+            settings_in_words(settings),
+            *counts.values(),
+            shown={**settings_in_words(settings), **counts},
+        ),
+        **{name: of_arrays(x) for name, x in arrays.items()},
         "first live points": of_arrays(positions),
         "key": of_arrays(rng_key),
     }
 
 
 def values_of(
-    functions: Mapping[str, Callable[..., Any]],
-    programs: NestedPrograms,
-    rng_key: Any,
+    functions: Mapping[str, Callable[..., Any]], programs: NestedPrograms
 ) -> Compare:
     """Return the comparison of a checkpoint with functions, see `_same_run.py`.
 
     The functions are evaluated at a few of its points, from the prior to the highest
-    likelihoods. An algorithm that does not show them is initialised at its live points.
+    likelihoods.
     """
 
     def values(saved: Saved, parts: Sequence[str]) -> list[Values]:
         state = state_in(saved, "state", programs.state_shapes)
         live = Dying.of(state.sampler.particles)
         found: list[Values] = []
-        if "algorithm" in parts:
-            again = programs.init(rng_key, live.positions)
-            new = Dying.of(to_host(again.sampler.particles))
-            rounding = relative_rounding(np.asarray(live.loglikelihood).dtype)
-            for name in ("loglikelihood", "logprior"):
-                pair = getattr(live, name), getattr(new, name)
-                found.append(Values.of_logdensity(("algorithm",), *pair, rounding))
         dead_shapes = programs.dead_shapes(int(state.status.step))
         points = _some_points(tree_of("dead", saved.arrays, dead_shapes), live)
         before = {"prior": points.logprior, "likelihood": points.loglikelihood}
@@ -186,8 +173,6 @@ def _expected(
     sites: Iterable[ReachedSite],
 ) -> str:
     """The largest array that one likelihood makes, times those at the same time."""
-    if "loglikelihood_fn" not in functions:
-        return "bytes unknown"
     row = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
     largest = _largest(jax.make_jaxpr(functions["loglikelihood_fn"])(row).jaxpr)
     at_once = max((_most_at_once(x) for x in sites if x.functions), default=1)

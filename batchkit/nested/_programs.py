@@ -18,14 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..batchers._around import whole
-from ..batchers._digest import digest
 from ..reports._reached import ReachedSite, records_of
 from ..reports._watch import watching
 from ..run._kept import Kept, type_of
 from ..run._program import Program, shapes_of
 from ._chains_moved import ChainCounts, chain_counts
 from ._evaluations import evaluations_of
-from ._guard import is_invalid
+from ._guard import is_invalid_point
 from ._states import with_particles
 from ._status import NestedStatus
 from ._stop import AbstractStop
@@ -155,11 +154,6 @@ class NestedPrograms:
             Dying.of(self._info.particles),
         )
 
-    def digest(self) -> str:
-        """What the step computes, for an algorithm of which no parts are known."""
-        jaxpr = jax.make_jaxpr(self._step)(self._key_shape, self._state)
-        return digest(jaxpr, values=True)
-
     @property
     def num_inner_steps(self) -> int | None:
         """How long the chain is that makes a new point; None if it does not tell."""
@@ -177,7 +171,7 @@ class NestedPrograms:
             sampler,
             NestedStatus.first(live, self.num_delete),
             jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._chains),
-            jnp.any(is_invalid(live)),
+            jnp.any(is_invalid_point(sampler.particles)),
         )
 
     def _block(
@@ -214,7 +208,7 @@ class NestedPrograms:
                     0 if evaluations is None else evaluations,
                 ),
                 jax.tree.map(jnp.add, state.chains, counts),
-                jnp.any(is_invalid(live)),
+                jnp.any(is_invalid_point(sampler.particles)),
             )
             return new, dead, made + 1
 

@@ -1,11 +1,13 @@
 """`run_nested`: from live points to a result, in blocks that may be killed."""
 
 import os
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal
 
 from jaxtyping import Array, Key, PyTree, UInt32
 
+from ..batchers import AbstractBatcher
+from ..rebuild import AbstractPolicy
 from ..run._arguments import check_not_traced
 from ..run._checkpoint import Checkpoint
 from ..run._kept import kept_for
@@ -14,7 +16,6 @@ from ..run._processes import on_host
 from ..run._progress import check_progress
 from ..run._saving import Saver, checkpoint_from
 from ._arguments import (
-    check_algorithm,
     check_counts,
     check_functions,
     check_options,
@@ -22,8 +23,8 @@ from ._arguments import (
     live_points,
     refusing_mixed_dtypes,
 )
-from ._chains_moved import recording
-from ._guard import counter_of, rejecting, revealing, settings_of, users_functions
+from ._build import built, check_api, refusing_algorithms
+from ._guard import counter_of
 from ._loop import Loop
 from ._nested_run import NestedRun
 from ._plan import (
@@ -31,6 +32,7 @@ from ._plan import (
     identity_of,
     layout_of,
     say_what_is_run,
+    settings_in_words,
     values_of,
 )
 from ._programs import NestedPrograms
@@ -40,16 +42,24 @@ from ._stop import AbstractStop, RemainingEvidence
 _STOP: Final = RemainingEvidence()
 
 
+@refusing_algorithms
 def run_nested(
-    algorithm: Any,
+    api: Any,
+    logprior_fn: Callable[[Any], Any],
+    loglikelihood_fn: Callable[[Any], Any],
     rng_key: Key[Array, ""] | UInt32[Array, " words"],
     positions: PyTree,
     *,
+    batcher: AbstractBatcher
+    | AbstractPolicy
+    | Mapping[str, AbstractBatcher]
+    | None = None,
     stop: AbstractStop = _STOP,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
-    on_invalid: str = "raise",
+    on_invalid: Literal["raise", "reject"] = "raise",
     fresh: bool = False,
     progress: bool | Callable[[Any], object] = True,
+    **settings: Any,
 ) -> NestedRun:
     """Runs a nested sampler from live points to evidence and posterior.
 
@@ -70,28 +80,40 @@ def run_nested(
     def logprior(x):  # uniform between -5 and 5
         return jnp.where(jnp.all(jnp.abs(x) < 5), -2 * jnp.log(10.0), -jnp.inf)
 
-    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Continuous(8))
-    algorithm = nss(
-        logprior_fn=logprior,
-        loglikelihood_fn=lambda x: -0.5 * jnp.sum(x**2) - jnp.log(2 * jnp.pi),
-        num_inner_steps=5,
-        num_delete=20,
-    )
+    def loglikelihood(x):
+        return -0.5 * jnp.sum(x**2) - jnp.log(2 * jnp.pi)
+
     key, prior_key = jax.random.split(jax.random.key(0))
     positions = jax.random.uniform(prior_key, (100, 2), minval=-5.0, maxval=5.0)
-    run = bk.run_nested(algorithm, key, positions, progress=False)
+    run = bk.run_nested(
+        blackjax.nss,
+        logprior,
+        loglikelihood,
+        key,
+        positions,
+        batcher=bk.Continuous(8),
+        num_inner_steps=5,
+        num_delete=20,
+        progress=False,
+    )
     exact = -2 * jnp.log(10.0)
     assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
     ```
 
     **Arguments:**
 
-    - `algorithm`: a nested sampler such as `blackjax.nss(...)`, rebuilt or not;
-        anything with `init` and `step` whose states and infos are those of
-        `blackjax.ns`.
+    - `api`: a nested sampler such as `blackjax.nss`, rebuilt or not: a function of
+        `logprior_fn`, `loglikelihood_fn` and settings, by name, to something with
+        `init` and `step` whose states and infos are those of `blackjax.ns`.
+    - `logprior_fn`: a function from one position to the log-density of the prior, a
+        scalar.
+    - `loglikelihood_fn`: a function from one position to the log-likelihood, a scalar.
     - `rng_key`: a key of JAX.
     - `positions`: the first live points, draws from the prior: a pytree of arrays of
         shape `(live points, ...)`. The names of a dict appear in all that is told.
+    - `batcher`: how points are laid out: a batcher, a policy or a mapping, with which
+        `api` is rebuilt, see [`rebuild_sampler`][batchkit.rebuild_sampler]. By default
+        `api` is used as it is, rebuilt before or not.
     - `stop`: when to end; by default `RemainingEvidence(1e-3)`. Rules combine with `|`
         and `&`. A run also ends when no likelihood is above those of its live points.
     - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
@@ -107,6 +129,8 @@ def run_nested(
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
         of `batchkit` elsewhere; True by default. A function is called about twice a
         second with a `batchkit.nested.NestedProgress` instead.
+    - `**settings`: what else `api` takes: `num_inner_steps`, which `blackjax.nss`
+        needs; `num_delete`, `max_steps`, `max_shrinkage`.
 
     **Returns:**
 
@@ -114,14 +138,15 @@ def run_nested(
 
     **Raises:**
 
-    `TypeError` and `ValueError` for arguments that cannot be right: positions that are
-    not finite, not in the prior, or too few; functions that return no scalar.
+    `TypeError` and `ValueError` for arguments that cannot be right: an algorithm that
+    is built already; settings that the sampler does not take; positions that are not
+    finite, not in the prior, or too few; functions that return no scalar.
     `batchkit.InvalidLikelihoodError` if a likelihood is NaN or plus infinity.
     `batchkit.CheckpointError` if the file is of another run, is damaged, or cannot be
     written. `KeyboardInterrupt` after Ctrl-C, once the run is saved.
     """
     check_not_traced("run_nested", rng_key, positions)
-    check_algorithm(algorithm)
+    check_api(api, settings)
     check_options(stop, on_invalid, fresh)
     check_progress(progress, "run_nested")
     check_key(rng_key, "run_nested")
@@ -129,8 +154,8 @@ def run_nested(
     rng_key, positions = on_host((rng_key, positions))
     live = live_points(positions)
     check_positions(live)
-    functions = users_functions(algorithm)
-    kept = kept_for("run_nested", algorithm, on_invalid)
+    functions = {"logprior_fn": logprior_fn, "loglikelihood_fn": loglikelihood_fn}
+    kept = kept_for("run_nested", api, functions, batcher, settings, on_invalid)
     check_functions(functions, live, kept)
     check_processes(
         functions,
@@ -142,29 +167,28 @@ def run_nested(
         fresh=fresh,
     )
 
-    num_delete = settings_of(algorithm).get("num_delete")
+    num_delete = settings.get("num_delete")
     if isinstance(num_delete, int):  # before a step is traced, which would fail
         check_counts(live, num_delete)
     with counter_of(kept) as (rejected, kept):
-        if on_invalid == "reject":
-            guarded = rejecting(algorithm, rejected)
-        else:
-            guarded = revealing(algorithm)
+        counter = rejected if on_invalid == "reject" else None
+        algorithm = built(api, functions, settings, batcher, counter)
         with refusing_mixed_dtypes(functions, live):
-            programs = NestedPrograms(recording(guarded), rng_key, live, kept)
+            programs = NestedPrograms(algorithm, rng_key, live, kept)
         check_counts(live, programs.num_delete)
-        settings = say_what_is_run(algorithm, functions, live, programs)
+        told = settings_in_words(settings)
+        say_what_is_run(told, functions, live, programs)
         identity = {}
         if place is not None:
-            identity = identity_of(functions, programs, settings, rng_key, live)
+            identity = identity_of(api, functions, programs, settings, rng_key, live)
         with Saver(
             place,
             "nested run",
             identity,
-            compare=values_of(functions, programs, rng_key),
+            compare=values_of(functions, programs),
             start_of=lambda header: header["step"],
             layout=layout_of(programs),
             fresh=fresh,
         ) as saver:
-            loop = Loop(programs, rng_key, stop, saver, progress, rejected, settings)
+            loop = Loop(programs, rng_key, stop, saver, progress, rejected, told)
             return loop.run(live)

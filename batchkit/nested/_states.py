@@ -9,8 +9,6 @@ Its states and infos are wrapped here, so that nothing else sees a difference.
 import functools
 from typing import Any, Final, NamedTuple, final
 
-from ..run._arguments import in_short
-
 
 _FIELDS: Final = ("particles", "loglikelihood", "loglikelihood_birth", "logprior")
 
@@ -75,7 +73,7 @@ def with_particles(algorithm: Any) -> NestedSampler:
         if is_of_fork(state):
             return ForkState(state)
         if not hasattr(getattr(state, "particles", None), "loglikelihood"):
-            raise TypeError(_not_nested(algorithm, state))
+            raise TypeError(_not_nested(state))
         return state
 
     def step(rng_key: Any, state: Any) -> Any:
@@ -101,11 +99,11 @@ def _points(x: Any) -> Points:
     return Points(x.particles, x.logprior, x.loglikelihood, x.loglikelihood_birth)
 
 
-def _not_nested(algorithm: Any, state: Any) -> str:
+def _not_nested(state: Any) -> str:
     names = ", ".join(getattr(state, "_fields", ())) or "no named fields"
     return (
-        f"run_nested(algorithm={in_short(algorithm)}): algorithm must be a nested "
-        "sampler, such as blackjax.nss(...), whose states have the log-likelihoods of "
-        f"their points in `particles`; its `init` returned a {type(state).__name__} "
-        f"with {names}. For Markov chains use `run_chains`."
+        "run_nested(api=...): api must be a nested sampler, such as blackjax.nss, "
+        "whose states have the log-likelihoods of their points in `particles`; `init` "
+        f"returned a {type(state).__name__} with {names}. For Markov chains use "
+        "`run_chains`."
     )

@@ -57,14 +57,12 @@ class Part(NamedTuple):
     - `words`: a setting, or settings by their names, as JSON has them; None for others.
     - `sketch`: computes the sketch of arrays; None for others.
     - `is_function`: whether only values tell between versions that it is the same.
-    - `has_own_names`: whether another version may have more or fewer names in `words`.
     """
 
     digest: str
     words: Any = None
     sketch: Callable[[], Sketch] | None = None
     is_function: bool = False
-    has_own_names: bool = False
 
 
 def digests(parts: Mapping[str, Part]) -> dict[str, str]:

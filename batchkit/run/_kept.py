@@ -30,6 +30,7 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher
 from ..rebuild._finder import closure_contents
 from ..rebuild._ownership import Packages
+from ..rebuild._policies import AbstractPolicy
 
 
 _T = TypeVar("_T")
@@ -119,6 +120,8 @@ class _Walk:
             case None | bool() | int() | float() | complex() | str() | bytes():
                 return type(part), repr(part)  # -0.0 is not 0.0, nor 1 True
             case np.dtype() | jax.tree_util.PyTreeDef() | AbstractBatcher():
+                return part
+            case AbstractPolicy():
                 return part
             case jax.ShapeDtypeStruct():
                 return type_of(part)

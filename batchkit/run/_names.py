@@ -1,5 +1,6 @@
-"""The names of parameters, from the pytree of their positions."""
+"""The names of parameters, from the pytree of their positions, and of functions."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,3 +70,20 @@ def path_name(path: tuple[Any, ...]) -> str:
             case _:
                 name = f"{name or 'x'}{entry}"
     return name or "x"
+
+
+def qualified_name(function: Any) -> str:
+    """Return the module and qualified name of a function, equal if it was rebuilt."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    known = function if hasattr(function, "__qualname__") else type(function)
+    return f"{known.__module__}.{known.__qualname__}"
+
+
+def setting_as_json(value: Any) -> Any:
+    """Return a setting for JSON: a function by its name, an array by its shape."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return f"an array of shape {np.shape(value)}"

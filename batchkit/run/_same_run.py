@@ -214,9 +214,6 @@ class SameRun:
                 unknown.append(name)
             elif part.sketch is None:
                 old, new = words.get(name), _as_json(part.words)
-                if part.has_own_names:
-                    both = [key for key in new if key in old]
-                    old, new = ({key: x[key] for key in both} for x in (old, new))
                 if old != new:
                     different.append(name)
             elif not _agree(self._sketches.get(name), part.sketch()):

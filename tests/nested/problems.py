@@ -42,6 +42,23 @@ class Known(NamedTuple):
             num_delete=num_delete,
         )
 
+    def arguments(
+        self,
+        num_delete: int,
+        batcher: Any = None,
+        num_inner_steps: int | None = None,
+        api: Any = blackjax.nss,
+    ) -> dict[str, Any]:
+        """What `run_nested` is called with, besides a key and positions."""
+        return {
+            "api": api,
+            "logprior_fn": self.logprior,
+            "loglikelihood_fn": self.loglikelihood,
+            "batcher": batcher,
+            "num_inner_steps": num_inner_steps or max(5, 2 * self.dim),
+            "num_delete": num_delete,
+        }
+
     def positions(self, num_live: int, seed: int = 0) -> jax.Array:
         return jax.random.uniform(
             jax.random.key(1000 + seed),
@@ -57,14 +74,15 @@ class Known(NamedTuple):
         seed: int = 0,
         batcher: Any = None,
         num_inner_steps: int | None = None,
+        api: Any = blackjax.nss,
         **options: Any,
     ) -> bk.NestedRun:
         # The layout is seen as a profiler sees it, to which every check is a call.
         with unchecked():
             return bk.run_nested(
-                self.algorithm(num_delete, batcher, num_inner_steps),
-                jax.random.key(seed),
-                self.positions(num_live, seed),
+                **self.arguments(num_delete, batcher, num_inner_steps, api),
+                rng_key=jax.random.key(seed),
+                positions=self.positions(num_live, seed),
                 **{"progress": False, **options},
             )
 

@@ -21,15 +21,21 @@ KEY = jax.random.key(0)
 
 def attempt(**changed: Any) -> Any:
     def start() -> Any:
-        given = {"algorithm": PROBLEM.algorithm(20), "rng_key": KEY, "positions": GOOD}
+        given = {**PROBLEM.arguments(20), "rng_key": KEY, "positions": GOOD}
         return bk.run_nested(**{**given, "progress": False, **changed})
 
     return start
 
 
 CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
-    "an API": ({"algorithm": blackjax.nss}, TypeError, ("have been built", "nss")),
-    "no algorithm": ({"algorithm": 3}, TypeError, ("algorithm=3", "`step`")),
+    "an algorithm": (
+        {"api": PROBLEM.algorithm(20)},
+        TypeError,
+        ("built already", "`run_nested(blackjax.nss, logprior_fn, loglikelihood_fn"),
+    ),
+    "no api": ({"api": 3}, TypeError, ("api=3", "blackjax.nss", "The order is")),
+    "no function": ({"loglikelihood_fn": GOOD}, TypeError, ("float32[100,2]", "order")),
+    "unknown": ({"num_steps": 3}, TypeError, ("num_steps=3", "num_inner_steps")),
     "no key": ({"rng_key": 0}, TypeError, ("rng_key=0", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY)}, ValueError, ("one key", "(2,)")),
     "no rule": ({"stop": 1e-3}, TypeError, ("stop=0.001", "RemainingEvidence")),
@@ -60,42 +66,47 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ("1 of 100 live points are not in the prior", "-inf at row 7", "x[0] = 6"),
     ),
     "vector": (
-        {"algorithm": PROBLEM._replace(loglikelihood=lambda x: x).algorithm(20)},
+        {"loglikelihood_fn": lambda x: x},
         TypeError,
         ("loglikelihood_fn", "float32[2]", "jnp.sum"),
     ),
     "tuple": (
-        {
-            "algorithm": PROBLEM._replace(loglikelihood=lambda x: (x[0], 1)).algorithm(
-                20
-            )
-        },
+        {"loglikelihood_fn": lambda x: (x[0], 1)},
         TypeError,
         ("loglikelihood_fn", "(float32[], int32[])"),
     ),
     "an int": (
-        {"algorithm": PROBLEM._replace(loglikelihood=lambda x: 1).algorithm(20)},
+        {"loglikelihood_fn": lambda x: 1},
         TypeError,
         ("loglikelihood_fn", "int32[]", "jnp.asarray(value, float)"),
     ),
     "chains": (
-        {"algorithm": blackjax.nuts(lambda x: -jnp.sum(x**2), 0.1, jnp.ones(2))},
+        {"api": blackjax.nuts},
         TypeError,
-        ("algorithm", "nested sampler", "HMCState with position", "run_chains"),
+        ("nested sampler", "logdensity_fn", "run_chains"),
+    ),
+    "an API of chains in disguise": (
+        {
+            "api": lambda logprior_fn, loglikelihood_fn, **_: blackjax.nuts(
+                logprior_fn, 0.1, jnp.ones(2)
+            )
+        },
+        TypeError,
+        ("nested sampler", "HMCState with position", "run_chains"),
     ),
     "swapped": (
         {"rng_key": GOOD, "positions": KEY},
         TypeError,
         ("rng_key=float32[100,2]", "jax.random.key(0)"),
     ),
-    "first": ({"algorithm": GOOD}, TypeError, ("float32[100,2]", "The order is")),
+    "first": ({"api": GOOD}, TypeError, ("float32[100,2]", "The order is")),
     "no elements": (
         {"positions": {"a": GOOD, "b": jnp.ones((100, 0))}},
         ValueError,
         ("positions['b'] has no elements", "(100, 0)"),
     ),
     "more than live": (
-        {"algorithm": PROBLEM.algorithm(101)},
+        {"num_delete": 101},
         ValueError,
         ("100 live points", "replaces 101", "num_delete"),
     ),
@@ -115,9 +126,8 @@ def test_refused_before_the_likelihood_is_compiled() -> None:
         jax.debug.callback(calls.append, x)
         return PROBLEM.loglikelihood(x)
 
-    algorithm = PROBLEM._replace(loglikelihood=loglikelihood).algorithm(20)
     with pytest.raises(ValueError, match="not in the prior"):
-        attempt(algorithm=algorithm, positions=GOOD.at[7].set(6.0))()
+        attempt(loglikelihood_fn=loglikelihood, positions=GOOD.at[7].set(6.0))()
     assert not calls
 
 
@@ -171,9 +181,18 @@ LIKELIHOODS: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_errors_of_a_likelihood_say_how_it_was_called(name: str) -> None:
     likelihood, error, words = LIKELIHOODS[name]
-    algorithm = PROBLEM._replace(loglikelihood=likelihood).algorithm(20)
     with pytest.raises(error) as info:
-        attempt(algorithm=algorithm)()
+        attempt(loglikelihood_fn=likelihood)()
     notes = " ".join(info.value.__notes__)
     for word in words:
         assert word in notes
+
+
+def test_a_setting_that_is_missing() -> None:
+    given = PROBLEM.arguments(20)
+    del given["num_inner_steps"]
+    assert_refuses(
+        lambda: bk.run_nested(**given, rng_key=KEY, positions=GOOD),
+        TypeError,
+        ("needs num_inner_steps", "by name"),
+    )

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from blackjax.ns.from_mcmc import build_kernel, reject_constrained_step
+from blackjax.ns.from_mcmc import (
+    build_kernel,
+    reject_constrained_step,
+    update_with_mcmc_take_last,
+)
 
 import batchkit as bk
 from batchkit.nested import ChainCounts, chain_counts, diagnose
-from batchkit.nested._chains_moved import Recorded, describe_moves, recording
+from batchkit.nested._build import built
+from batchkit.nested._chains_moved import Recorded, describe_moves
 from batchkit.nested._diagnostics import copies
 
 from ..helpers import unchecked
@@ -46,25 +51,37 @@ def test_distances_and_correlations_of_an_autoregressive_process() -> None:
     np.testing.assert_allclose(counts.correlations, [*(r**steps), 0], atol=0.02)
 
 
-def random_walk(problem: Known, num_inner_steps: int) -> Any:
+def random_walk(
+    logprior_fn: Any,
+    loglikelihood_fn: Any,
+    num_inner_steps: int,
+    num_delete: int,
+    update_strategy: Any = update_with_mcmc_take_last,
+) -> Any:
     """A nested sampler of blackjax's parts, with another inner kernel."""
     make_point = jax.tree_util.Partial(
         blackjax.ns.base.init_state_strategy,
-        logprior_fn=problem.logprior,
-        loglikelihood_fn=problem.loglikelihood,
+        logprior_fn=logprior_fn,
+        loglikelihood_fn=loglikelihood_fn,
     )
     walk = blackjax.additive_step_random_walk.build_kernel()
 
     def move(rng_key: Any, state: Any, logdensity_fn: Any) -> Any:
-        normal = blackjax.mcmc.random_walk.normal(0.3 * jnp.ones(problem.dim))
+        normal = blackjax.mcmc.random_walk.normal(0.3 * jnp.ones(3))
         return walk(rng_key, state, logdensity_fn, normal)
 
     step = reject_constrained_step(
-        make_point, problem.logprior, blackjax.additive_step_random_walk.init, move
+        make_point, logprior_fn, blackjax.additive_step_random_walk.init, move
     )
-    kernel = build_kernel(step, num_inner_steps, lambda *_: {}, num_delete=20)
+    kernel = build_kernel(
+        step,
+        num_inner_steps,
+        lambda *_: {},
+        num_delete=num_delete,
+        update_strategy=update_strategy,
+    )
     api: Any = blackjax.nss
-    init = api(problem.logprior, problem.loglikelihood, 1).init
+    init = api(logprior_fn, loglikelihood_fn, 1).init
 
     def first(position: Any, rng_key: Any = None) -> Any:
         return init(position, rng_key)._replace(inner_kernel_params={})
@@ -72,20 +89,30 @@ def random_walk(problem: Known, num_inner_steps: int) -> Any:
     return blackjax.SamplingAlgorithm(first, kernel)
 
 
-ALGORITHMS: dict[str, Any] = {
-    "nss": lambda p: p.algorithm(20, num_inner_steps=4),
-    "nsswig": lambda p: p.algorithm(20, num_inner_steps=4, api=blackjax.nsswig),
-    "continuous": lambda p: p.algorithm(20, bk.Continuous(8), num_inner_steps=4),
-    "random walk": lambda p: random_walk(p, 4),
+APIS: dict[str, Any] = {
+    "nss": blackjax.nss,
+    "nsswig": blackjax.nsswig,
+    "continuous": bk.rebuild_sampler(blackjax.nss, batcher=bk.Continuous(8)),
+    "random walk": random_walk,
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+def recording(problem: Known, api: Any, num_delete: int, num_inner_steps: int) -> Any:
+    """The algorithm as `run_nested` builds it."""
+    functions = {
+        "logprior_fn": problem.logprior,
+        "loglikelihood_fn": problem.loglikelihood,
+    }
+    settings = {"num_delete": num_delete, "num_inner_steps": num_inner_steps}
+    return built(api, functions, settings, None, None)
+
+
+@pytest.mark.parametrize("name", APIS)
 def test_chains_lead_from_live_points_to_new_points(name: str) -> None:
     problem = gaussian(3)
-    algorithm = ALGORITHMS[name](problem)
+    algorithm = problem.algorithm(20, num_inner_steps=4, api=APIS[name])
     with unchecked():
-        recorded = recording(algorithm)
+        recorded = recording(problem, APIS[name], 20, 4)
         state = jax.jit(algorithm.init)(problem.positions(60))
         plain, _ = jax.jit(algorithm.step)(KEY, state)
         new, info = jax.jit(recorded.step)(KEY, state)
@@ -104,22 +131,16 @@ def test_chains_lead_from_live_points_to_new_points(name: str) -> None:
 
 def test_large_positions_are_compared_in_part() -> None:
     problem = gaussian(100)
-    algorithm = recording(problem.algorithm(5, num_inner_steps=1, api=blackjax.nsswig))
+    algorithm = recording(problem, blackjax.nsswig, 5, 1)
     shapes = jax.eval_shape(algorithm.init, problem.positions(20))
     info = jax.eval_shape(algorithm.step, KEY, shapes)[1]
     assert info.update_info.before.shape == (5, 1, 64)
 
 
-def test_an_algorithm_out_of_reach_is_left_alone() -> None:
-    algorithm = gaussian(2).algorithm(5)
-    jitted = blackjax.SamplingAlgorithm(algorithm.init, jax.jit(algorithm.step))
-    assert recording(jitted) is jitted
-
-
 def warned(num_inner_steps: int, seeds: int) -> list[bool]:
     """Return, for many short runs of 30 steps from the prior, which of them warn."""
     problem = gaussian(10, 0.95)
-    algorithm = recording(problem.algorithm(20, num_inner_steps=num_inner_steps))
+    algorithm = recording(problem, blackjax.nss, 20, num_inner_steps)
 
     def one(seed: Any) -> ChainCounts:
         key, first = jax.random.split(jax.random.fold_in(KEY, seed))
@@ -206,15 +227,7 @@ def copying(rng_key: Any, state: Any, loglikelihood_0: Any, **_: Any) -> Any:
 
 def test_a_sampler_that_copies_its_survivors_has_not_converged() -> None:
     problem = gaussian(10, 0.95)
-    algorithm = blackjax.nss(
-        logprior_fn=problem.logprior,
-        loglikelihood_fn=problem.loglikelihood,
-        num_inner_steps=10,
-        num_delete=20,
-        update_strategy=lambda *_: copying,
-    )
-    with unchecked():
-        run = bk.run_nested(algorithm, KEY, problem.positions(100), progress=False)
+    run = problem.run(num_inner_steps=10, update_strategy=lambda *_: copying)
     deviation = run.log_evidence - problem.log_evidence
     assert abs(deviation) > 10 * run.log_evidence_err
     names = [x.name for x in run.warnings]

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested._guard import users_functions
 
-from ..helpers import explained
 from .problems import gaussian
 
 
@@ -136,23 +134,49 @@ def test_nothing_is_accepted_that_is_not_above_the_contour() -> None:
     np.testing.assert_array_equal(run.dead.loglikelihood[20:], alive)
 
 
-def test_layout_is_that_of_the_algorithm_given() -> None:
-    algorithm = PROBLEM.algorithm(
-        20, bk.ByPhase(init=bk.Chunked(7), step=bk.Chunked(3))
-    )
-    functions = users_functions(algorithm)
-    assert set(functions) == {"logprior_fn", "loglikelihood_fn"}
-    (site,) = explained(jax.jit(algorithm.init), PROBLEM.positions(100))[:1]
-    assert site.batcher == "Chunked(7)"
+def test_a_chain_does_not_leave_an_invalid_point() -> None:
+    """However many steps follow, the run ends where a chain first came across it."""
+    with pytest.raises(bk.InvalidLikelihoodError) as info:
+        with_hole(math.nan, num_inner_steps=40)
+    found = int(str(info.value).split("after step ")[1].split()[0])
+    first: list[int] = []
+    for steps in range(1, found + 1):
+        run = with_hole(
+            math.nan,
+            on_invalid="reject",
+            num_inner_steps=40,
+            stop=bk.NumSteps(steps),
+        )
+        if any(x.name == "invalid likelihoods" for x in run.warnings):
+            first.append(steps)
+            break
+    assert first == [found]
 
 
-def test_jitted_algorithms_run_but_cannot_be_guarded() -> None:
-    bare = PROBLEM.algorithm(20)
-    jitted: Any = blackjax.SamplingAlgorithm(jax.jit(bare.init), jax.jit(bare.step))
-    options: Any = {"progress": False, "stop": bk.NumSteps(3)}
-    args = jax.random.key(0), PROBLEM.positions(100)
-    run = bk.run_nested(jitted, *args, **options)
-    same = bk.run_nested(bare, *args, **options)
+def test_an_api_that_hides_its_chains_is_guarded_at_their_ends() -> None:
+    def api(logprior_fn: Any, loglikelihood_fn: Any, **settings: Any) -> Any:
+        return blackjax.nss(
+            logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn, **settings
+        )
+
+    with pytest.raises(bk.InvalidLikelihoodError):
+        with_hole(math.nan, api=api)
+    run = with_hole(math.nan, api=api, on_invalid="reject")
+    assert any(x.name == "invalid likelihoods" for x in run.warnings)
+
+
+def test_an_infinite_prior_is_found() -> None:
+    def logprior(x: Any) -> Any:
+        return jnp.where(in_hole(x), jnp.inf, PROBLEM.logprior(x))
+
+    arguments = {**PROBLEM.arguments(20), "logprior_fn": logprior}
+    key, positions = jax.random.key(0), PROBLEM.positions(100)
+    with pytest.raises(bk.InvalidLikelihoodError, match="log-prior of"):
+        bk.run_nested(**arguments, rng_key=key, positions=positions, progress=False)
+
+
+def test_marks_of_the_user_stay() -> None:
+    marked = PROBLEM._replace(loglikelihood=bk.expensive(PROBLEM.loglikelihood))
+    options: Any = {"batcher": bk.Continuous(4), "stop": bk.NumSteps(3)}
+    run, same = marked.run(**options), PROBLEM.run(**options)
     np.testing.assert_array_equal(run.dead.positions, same.dead.positions)
-    with pytest.raises(ValueError, match="out of reach"):
-        bk.run_nested(jitted, *args, on_invalid="reject", **options)

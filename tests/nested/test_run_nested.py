@@ -179,29 +179,29 @@ def test_positions_may_be_any_pytree() -> None:
         "mass": jnp.linspace(0.1, 0.9, 60),
         "shear": (jax.random.uniform(jax.random.key(3), (60, 2)),),
     }
-    algorithm = blackjax.nss(
-        logprior_fn=lambda p: jnp.where(
+    run = bk.run_nested(
+        blackjax.nss,
+        lambda p: jnp.where(
             (p["mass"] > 0)
             & (p["mass"] < 1)
             & jnp.all(jnp.abs(p["shear"][0] - 0.5) < 0.5),
             0.0,
             -jnp.inf,
         ),
-        loglikelihood_fn=lambda p: -p["mass"] - jnp.sum(p["shear"][0]),
+        lambda p: -p["mass"] - jnp.sum(p["shear"][0]),
+        jax.random.key(0),
+        positions,
         num_inner_steps=6,
         num_delete=10,
+        progress=False,
     )
-    run = bk.run_nested(algorithm, jax.random.key(0), positions, progress=False)
     assert set(run.summary().values) == {"mass", "shear[0][0]", "shear[0][1]"}
     exact = 3 * math.log(1 - math.exp(-1))
     assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
 
 
 def test_nsswig() -> None:
-    algorithm = PROBLEM.algorithm(20, api=blackjax.nsswig)
-    run = bk.run_nested(
-        algorithm, jax.random.key(0), PROBLEM.positions(100), progress=False
-    )
+    run = PROBLEM.run(api=blackjax.nsswig)
     assert abs(run.log_evidence - PROBLEM.log_evidence) < 3 * run.log_evidence_err
 
 

@@ -26,28 +26,28 @@ def loglikelihood(x: Any) -> Any:
 
 
 def call(likelihood: Any, seed: int, **options: Any) -> bk.NestedRun:
-    """With an algorithm of its own, as `blackjax.nss` makes in each call."""
-    algorithm = blackjax.nss(logprior, likelihood, num_inner_steps=2, num_delete=5)
     key, other = jax.random.split(jax.random.key(seed))
     positions = jax.random.uniform(other, (20, 2), minval=-2.9, maxval=2.9)
-    options = {"stop": BOTH, "progress": False, **options}
-    return bk.run_nested(algorithm, key, positions, **options)
+    settings: Any = {"num_inner_steps": 2, "num_delete": 5, "progress": False}
+    settings |= {"stop": BOTH, **options}
+    return bk.run_nested(blackjax.nss, logprior, likelihood, key, positions, **settings)
 
 
-def test_another_key_and_rule_compile_nothing() -> None:
+@pytest.mark.parametrize("batcher", [None, bk.ByPhase(init=bk.Chunked(4))], ids=str)
+def test_another_key_and_rule_compile_nothing(batcher: Any) -> None:
     fun, traces = counted(loglikelihood)
-    first = call(fun, 0)
+    first = call(fun, 0, batcher=batcher)
     before = len(traces)
     longer = bk.NumSteps(3) | bk.Evaluations(10**10) | bk.RemainingEvidence(1e-4)
     with compilations() as names:
-        second = call(fun, 1, stop=longer)
-    again = call(fun, 0)
+        second = call(fun, 1, stop=longer, batcher=batcher)
+    again = call(fun, 0, batcher=batcher)
     assert names == []
     assert len(traces) == before
     assert (first.num_steps, second.num_steps) == (2, 3)
     assert second.seconds.compile == 0.0
     # Programs that are kept and programs that are new give the same bits.
-    alone = call(lambda x: loglikelihood(x), 1, stop=longer)
+    alone = call(lambda x: loglikelihood(x), 1, stop=longer, batcher=batcher)
     for one, two in ((again, first), (second, alone)):
         assert_same(one.dead.positions, two.dead.positions, ulps=0)
 

@@ -6,10 +6,8 @@ import blackjax
 import jax
 import numpy as np
 
-import batchkit as bk
 from batchkit.nested import finalise
 
-from ..helpers import unchecked
 from .problems import gaussian
 
 
@@ -70,12 +68,12 @@ def forked(algorithm: Any) -> Any:
 
 
 def test_the_layout_of_the_fork_makes_no_difference() -> None:
+    def api(logprior_fn: Any, loglikelihood_fn: Any, **settings: Any) -> Any:
+        return forked(blackjax.nss(logprior_fn, loglikelihood_fn, **settings))
+
     problem = gaussian(2)
-    algorithm = problem.algorithm(20)
-    positions, key = problem.positions(60), jax.random.key(0)
-    with unchecked():
-        expected = bk.run_nested(algorithm, key, positions, progress=False)
-        run = bk.run_nested(forked(algorithm), key, positions, progress=False)
+    expected = problem.run(num_live=60)
+    run = problem.run(num_live=60, api=api)
     np.testing.assert_array_equal(run.dead.loglikelihood, expected.dead.loglikelihood)
     np.testing.assert_array_equal(run.dead.positions, expected.dead.positions)
     assert run.log_evidence == expected.log_evidence

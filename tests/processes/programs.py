@@ -18,7 +18,7 @@ from batchkit.run._program import Program
 from batchkit.run._trees import to_host
 
 from ..helpers import collectives, unchecked
-from ..nested.problems import Known, gaussian
+from ..nested.problems import gaussian
 from .together import say
 
 
@@ -176,15 +176,17 @@ def run(
     options: dict[str, Any] = {"on_invalid": "reject"} if invalid else {}
     if saved:
         options["checkpoint"] = bk.Checkpoint(folder / "run.h5", every=every)
-    if sampler == "nss":
-        algorithm = problem.algorithm(num_delete, _batcher(batcher), 3)
-    else:
-        algorithm = _walk(problem, num_delete, _batcher(batcher))
+    arguments = problem.arguments(num_delete, _batcher(batcher), 3)
+    if sampler != "nss":
+        laid_out = arguments.pop("batcher")
+        arguments["api"] = lambda *, num_inner_steps, **given: _walk(
+            batcher=laid_out, **given
+        )
     with unchecked():
         result = bk.run_nested(
-            algorithm,
-            jax.random.key(0),
-            problem.positions(num_live),
+            **arguments,
+            rng_key=jax.random.key(0),
+            positions=problem.positions(num_live),
             progress=tell,
             stop=bk.NumSteps(steps) if steps else bk.RemainingEvidence(fraction),
             **options,
@@ -325,10 +327,11 @@ class _Walk(NamedTuple):
     step: Any
 
 
-def _walk(problem: Known, num_delete: int, batcher: Any) -> _Walk:
+def _walk(
+    logprior_fn: Any, loglikelihood_fn: Any, num_delete: int, batcher: Any
+) -> _Walk:
     def points(x: Any, birth: Any) -> _Particles:
-        prior, likelihood = problem.logprior, problem.loglikelihood
-        densities = batcher(lambda x: (prior(x), likelihood(x)))(x)
+        densities = batcher(lambda x: (logprior_fn(x), loglikelihood_fn(x)))(x)
         return _Particles(x, densities[0], densities[1], birth)
 
     def init(positions: Any) -> _State:
@@ -345,8 +348,8 @@ def _walk(problem: Known, num_delete: int, batcher: Any) -> _Walk:
         def walk(key: Any, x: Any) -> Any:
             def turn(i: Any, x: Any) -> Any:
                 y = x + jax.random.normal(jax.random.fold_in(key, i), x.shape)
-                inside = problem.logprior(y) > -jnp.inf
-                return jnp.where(inside & (problem.loglikelihood(y) > contour), y, x)
+                inside = logprior_fn(y) > -jnp.inf
+                return jnp.where(inside & (loglikelihood_fn(y) > contour), y, x)
 
             return jax.lax.fori_loop(0, 5, turn, x)
 

@@ -44,15 +44,17 @@ def nested(number: int) -> None:
         return -0.5 * jnp.sum(x**2) * (1 + number)
 
     FUNCTIONS.append(weakref.ref(loglikelihood))
-    algorithm = blackjax.nss(
+    bk.run_nested(
+        blackjax.nss,
         lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), -jnp.log(2.0), -jnp.inf),
         loglikelihood,
+        jax.random.key(number),
+        np.linspace(-0.9, 0.9, 10)[:, None],
         num_inner_steps=1,
         num_delete=2,
+        stop=bk.NumSteps(2),
+        progress=False,
     )
-    positions = np.linspace(-0.9, 0.9, 10)[:, None]
-    stop, key = bk.NumSteps(2), jax.random.key(number)
-    bk.run_nested(algorithm, key, positions, stop=stop, progress=False)
 
 
 def shards(number: int) -> None:
