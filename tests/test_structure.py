@@ -1,14 +1,18 @@
-"""The house rules that a reader of the package relies on."""
+"""The house rules that a reader of the package relies on.
+
+Each rule is one test that reads the whole package and lists every offender.
+"""
 
 import ast
+import graphlib
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import equinox as eqx
-import pytest
 
 import batchkit
 
@@ -19,61 +23,139 @@ MODULES = {
     name: importlib.import_module(name)
     for _, name, _ in pkgutil.walk_packages(batchkit.__path__, "batchkit.")
 }
-# Each folder may import those before it.
-FOLDERS = (
-    "batchers",
-    "continuous",
-    "auto",
-    "rebuild",
-    "reports",
-    "fitting",
-    "run",
-    "nested",
-    "chains",
-    "shards",
-    "plots",
-)
-IN_FOLDERS = {name: module for name, module in MODULES.items() if name != "batchkit"}
-every_module = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+# The packages that each package imports, wherever it does so: neither more nor fewer.
+IMPORTS = {
+    "batchers": set(),
+    "continuous": {"batchers"},
+    "auto": {"batchers", "continuous"},
+    "rebuild": {"batchers"},
+    "reports": {"batchers", "rebuild"},
+    "fitting": {"auto", "batchers", "continuous", "rebuild", "reports"},
+    "run": {"batchers", "rebuild"},
+    "nested": {"batchers", "rebuild", "reports", "run"},
+    "chains": {"batchers", "rebuild", "reports", "run"},
+    "shards": {"batchers", "chains", "rebuild", "run"},
+    "plots": {"chains", "nested", "run"},
+}
+# Runs call blackjax itself; everything else works on the API that it is given.
+IMPORT_BLACKJAX = {"nested", "chains", "shards"}
 
 
-@every_module
-def test_abstract_or_final(module: ModuleType) -> None:
-    for name, cls in inspect.getmembers(module, inspect.isclass):
-        if cls.__module__ != module.__name__:
-            continue
+def classes() -> Iterator[type]:
+    """Every class of the package, once."""
+    for module in MODULES.values():
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            if cls.__module__ == module.__name__:
+                yield cls
+
+
+def test_classes_are_abstract_or_final() -> None:
+    offenders: list[str] = []
+    for cls in classes():
         is_final = getattr(cls, "__final__", False)
-        assert is_final != name.lstrip("_").startswith("Abstract"), name
-        if not is_final:
-            assert inspect.isabstract(cls), name
-        for base in cls.__mro__[1:]:
-            assert not getattr(base, "__final__", False), name
+        is_abstract = cls.__name__.lstrip("_").startswith("Abstract")
+        if is_final == is_abstract or (is_abstract and not inspect.isabstract(cls)):
+            offenders.append(f"{_name(cls)} is neither final nor abstract")
+        offenders += [
+            f"{_name(cls)} derives from {_name(base)}, which is final"
+            for base in cls.__mro__[1:]
+            if getattr(base, "__final__", False)
+        ]
+    assert offenders == []
 
 
-@every_module
-def test_concrete_methods_are_not_overridden(module: ModuleType) -> None:
-    for name, cls in inspect.getmembers(module, inspect.isclass):
-        ours = [base for base in cls.__mro__[1:] if base.__module__ in MODULES]
-        for base in ours:
-            for method, defined in vars(base).items():
-                if inspect.isfunction(defined) and not method.startswith("__"):
-                    abstract = getattr(defined, "__isabstractmethod__", False)
-                    assert abstract or method not in vars(cls), f"{name}.{method}"
+def test_concrete_methods_are_not_overridden() -> None:
+    offenders = [
+        f"{_name(cls)}.{method} overrides that of {_name(base)}"
+        for cls in classes()
+        for base in cls.__mro__[1:]
+        if base.__module__ in MODULES
+        for method, defined in vars(base).items()
+        if inspect.isfunction(defined) and not method.startswith("__")
+        if not getattr(defined, "__isabstractmethod__", False)
+        if method in vars(cls)
+    ]
+    assert offenders == []
 
 
-def test_one_interface() -> None:
+def test_batchers_have_one_interface() -> None:
     assert batchkit.AbstractBatcher.__abstractmethods__ == {"batch"}
     for batcher in BATCHERS.values():
         assert isinstance(batcher, batchkit.AbstractBatcher | eqx.Module)
         assert "__call__" not in vars(type(batcher))
 
 
-def _imports(module: ModuleType) -> set[str]:
-    """The absolute names of what a module imports, wherever it does so."""
-    path = Path(module.__file__ or "")
+def test_imports_between_packages_are_those_of_the_table() -> None:
+    found: dict[str, set[str]] = {name: set() for name in IMPORTS}
+    for module in MODULES.values():
+        package = module.__name__.split(".")[1]
+        found[package] |= {name.split(".")[1] for name in imports(module)} - {package}
+        assert "batchkit" not in _imported(module), "it imports the packages"
+    assert found == IMPORTS
+
+
+def test_imports_run_one_way() -> None:
+    """Neither packages nor the files of one import each other in a circle."""
+    graphlib.TopologicalSorter(IMPORTS).prepare()
+    graphlib.TopologicalSorter(
+        {name: imports(module) - {name} for name, module in MODULES.items()}
+    ).prepare()
+
+
+def test_only_runs_import_blackjax() -> None:
+    offenders = [
+        name
+        for name, module in MODULES.items()
+        if any(x.split(".")[0] == "blackjax" for x in _imported(module))
+        if name.split(".")[1] not in IMPORT_BLACKJAX
+    ]
+    assert offenders == []
+
+
+def test_only_public_names_of_jax_and_equinox_are_imported() -> None:
+    private = ("jax._", "jaxlib", "equinox._", "equinox.internal")
+    offenders = [
+        f"{name} imports {imported}"
+        for name, module in MODULES.items()
+        for imported in sorted(_imported(module))
+        if imported.startswith(private)
+    ]
+    assert offenders == []
+
+
+def test_annotations_are_evaluated() -> None:
+    offenders = [
+        name for name, module in MODULES.items() if "__future__" in _imported(module)
+    ]
+    assert offenders == []
+
+
+def test_public_classes_document_what_they_take() -> None:
+    """A class says what it is, and the `__init__` of a batcher what it takes."""
+    offenders: list[str] = []
+    for name in dir(batchkit):
+        cls = getattr(batchkit, name)
+        if not name[0].isupper():
+            continue
+        if not (inspect.getdoc(cls) or "").split("\n")[0].endswith("."):
+            offenders.append(f"{name} has no sentence that says what it is")
+        if inspect.isabstract(cls) or not issubclass(cls, batchkit.AbstractBatcher):
+            continue
+        if "**Arguments:**" not in (cls.__init__.__doc__ or ""):
+            offenders.append(f"{name}.__init__ does not document its arguments")
+    assert offenders == []
+
+
+def imports(module: ModuleType) -> set[str]:
+    """The modules of batchkit that a module imports, wherever it does so."""
+    return _imported(module) & MODULES.keys()
+
+
+def _imported(module: ModuleType) -> set[str]:
+    """The absolute name of everything that a module imports, wherever it does so."""
     package = module.__package__ or ""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(ast.parse(Path(module.__file__ or "").read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -84,34 +166,5 @@ def _imports(module: ModuleType) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("module", IN_FOLDERS.values(), ids=IN_FOLDERS)
-def test_imports_run_one_way(module: ModuleType) -> None:
-    place = FOLDERS.index(module.__name__.split(".")[1])
-    for name in _imports(module):
-        # Only runs call blackjax itself; the rest works on whatever it is given.
-        assert not name.startswith("blackjax") or place >= FOLDERS.index("run")
-        if name.startswith("batchkit"):
-            assert FOLDERS.index(name.split(".")[1]) <= place
-
-
-@every_module
-def test_public_jax_only(module: ModuleType) -> None:
-    for name in _imports(module):
-        assert not name.startswith(("jax._", "jaxlib", "equinox._", "equinox.internal"))
-
-
-@every_module
-def test_annotations_are_evaluated(module: ModuleType) -> None:
-    source = Path(module.__file__ or "").read_text("utf-8")
-    assert "from __future__ import annotations" not in source
-
-
-@pytest.mark.parametrize("name", [n for n in dir(batchkit) if n[0].isupper()])
-def test_docstrings(name: str) -> None:
-    """A class says what it is, and its `__init__` what it takes."""
-    cls = getattr(batchkit, name)
-    doc = inspect.getdoc(cls)
-    assert doc is not None
-    assert doc.split("\n")[0].endswith(".")
-    if not inspect.isabstract(cls) and issubclass(cls, batchkit.AbstractBatcher):
-        assert "**Arguments:**" in (cls.__init__.__doc__ or "")
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
