@@ -226,7 +226,7 @@ class ChainRun:
     ) -> Any:
         """The run for ArviZ.
 
-        It needs `pip install 'batchkit[arviz]'`. The groups are
+        It needs `pip install 'batchkit-jax[arviz]'`. The groups are
 
         - `posterior`: each array of a position under its name (`"lens.mass"`).
         - `sample_stats`, as far as the sampler tells: `lp`, `diverging` (whether any

@@ -307,7 +307,7 @@ class NestedRun:
     ) -> Any:
         """The run for ArviZ, whose draws are all of equal weight.
 
-        It needs `pip install 'batchkit[arviz]'`. The groups are
+        It needs `pip install 'batchkit-jax[arviz]'`. The groups are
 
         - `posterior`: one chain of draws, as `posterior` draws them, each array of a
             position under its name (`"lens.mass"`).
@@ -357,7 +357,7 @@ class NestedRun:
     def to_anesthetic(self) -> Any:
         """The run for anesthetic, with all points, their births and their deaths.
 
-        It needs `pip install 'batchkit[anesthetic]'`. A likelihood of zero becomes
+        It needs `pip install 'batchkit-jax[anesthetic]'`. A likelihood of zero becomes
         `exp(-1e30)`, for anesthetic leaves points out that lie at minus infinity.
 
         ```python

@@ -40,7 +40,7 @@ def plot_corner(
     are from it; the contours hold about 68 % and 95 % of the posterior. The figure is
     made by [corner](https://corner.readthedocs.io).
 
-    It needs `pip install 'batchkit[plots]'`.
+    It needs `pip install 'batchkit-jax[plots]'`.
 
     ```python
     import numpy as np

@@ -37,7 +37,7 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
     - the same ranks in the order in which points were born, with the means of pieces:
         where in the run the ranks depart.
 
-    It needs `pip install 'batchkit[plots]'`.
+    It needs `pip install 'batchkit-jax[plots]'`.
 
     ```python
     import jax

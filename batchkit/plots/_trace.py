@@ -37,7 +37,7 @@ def plot_trace(
     posterior there. Of chains the draws of each chain are shown in turn, with marks
     below where a transition diverged.
 
-    It needs `pip install 'batchkit[plots]'`.
+    It needs `pip install 'batchkit-jax[plots]'`.
 
     ```python
     import numpy as np

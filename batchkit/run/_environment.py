@@ -7,6 +7,8 @@ from typing import Any, Final, NamedTuple, final
 
 
 _PACKAGES: Final = ("batchkit", "jax", "jaxlib", "blackjax", "numpy")
+# Packages that are distributed under another name than they are imported by.
+_DISTRIBUTIONS: Final = {"batchkit": "batchkit-jax"}
 # What decides the bits of a run, and how a function looks as a jaxpr.
 _DECIDING: Final = (*_PACKAGES, "python")
 
@@ -89,7 +91,7 @@ def provenance_from(values: Mapping[str, Any]) -> tuple[Provenance, ...]:
 
 def _version(name: str) -> str:
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
     except importlib.metadata.PackageNotFoundError:
         # A copy of the source that runs without being installed has none.
         return "unknown"

@@ -22,7 +22,7 @@ def extra(module: str, name: str, caller: str) -> Any:
     import pytest
     from batchkit.run import extra
 
-    with pytest.raises(ImportError, match=r"pip install 'batchkit\\[plots\\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'batchkit-jax\\[plots\\]'"):
         extra("no_such_package", "plots", "plot_corner")
     ```
 
@@ -46,6 +46,6 @@ def extra(module: str, name: str, caller: str) -> Any:
         package = module.split(".")[0]
         raise ImportError(
             f"{caller} needs {package}, which cannot be imported: {error}. Install it "
-            f"by `pip install 'batchkit[{name}]'`.",
+            f"by `pip install 'batchkit-jax[{name}]'`.",
             name=package,
         ) from error

@@ -161,5 +161,5 @@ def test_draws_and_nothing_else() -> None:
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "arviz", None)
-    words = ("ChainRun.to_arviz needs arviz", "pip install 'batchkit[arviz]'")
+    words = ("ChainRun.to_arviz needs arviz", "pip install 'batchkit-jax[arviz]'")
     assert_refuses(bk.ChainRun(X).to_arviz, ImportError, words)

@@ -139,5 +139,5 @@ def test_anesthetic_refuses_names() -> None:
 def test_without_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     run = run_of(lens)
-    words = (f"NestedRun.to_{name} needs {name}", f"pip install 'batchkit[{name}]'")
+    words = (f"NestedRun.to_{name} needs {name}", f"pip install 'batchkit-jax[{name}]'")
     assert_refuses(getattr(run, f"to_{name}"), ImportError, words)

@@ -186,5 +186,5 @@ def test_without_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     package = module.split(".")[0]
-    words = (f"{name} needs {package}", "pip install 'batchkit[plots]'")
+    words = (f"{name} needs {package}", "pip install 'batchkit-jax[plots]'")
     assert_refuses(lambda: FIGURES[name](nested(two)), ImportError, words)
