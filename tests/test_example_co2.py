@@ -86,6 +86,7 @@ def test_a_failed_factorisation_is_no_candidate(co2: ModuleType) -> None:
     assert log_likelihood(position | {"trend size": 400.0}) == -math.inf
 
 
+@pytest.mark.slow
 def test_run(
     co2: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,6 +113,7 @@ def test_run(
     assert (tmp_path / "co2.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_memory(co2: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     co2.main(["--memory", "--chunk", "2"])
     printed = capsys.readouterr().out
