@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test lint types docs serve unit blocks slow matrix bench coverage example clean
+.PHONY: help test lint types docs serve unit blocks slow beartype matrix bench coverage example clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export NO_MKDOCS_2_WARNING := 1
 
-# A process for each core; the tests of a file share compiled functions.
+# A process for each core; the tests of a file share compiled functions. Files with many
+# tests come first.
 PARALLEL := --numprocesses auto --dist loadfile
 
 # $(VENV)/.with-X says that the package is installed with its extra X.
@@ -26,9 +27,11 @@ $(VENV)/.with-%: pyproject.toml
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Cheap checks come first. They are run one after the other, also under make -j.
+# Cheap checks come first, side by side as each uses one core. The tests use all cores and
+# are run one after the other, also under make -j.
 test: $(DEV) ## Run every check: what a change must pass.
-	@for check in lint types docs unit blocks; do \
+	@$(MAKE) --no-print-directory --jobs 2 lint types docs
+	@for check in unit blocks; do \
 		$(MAKE) --no-print-directory $$check || exit 1; done
 
 lint: $(DEV) ## Check style and format.
@@ -48,12 +51,18 @@ unit: $(DEV) ## Run the unit tests, but not the slow ones.
 	$(BIN)/pytest $(PARALLEL)
 
 blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
-	$(BIN)/pytest README.md docs batchkit
+	$(BIN)/pytest $(PARALLEL) README.md docs batchkit
 
 slow: $(DEV) ## Run the slow tests.
 	$(BIN)/pytest $(PARALLEL) -m slow
 
-matrix: $(DEV) ## Run the unit tests on every Python, and with the oldest dependencies.
+# Checking the types of every call takes as long as the tests themselves. It is part of
+# `make matrix` and not of `make test`, where pyright checks types.
+beartype: $(DEV) ## Run the unit tests with the types of every call checked.
+	$(BIN)/pytest $(PARALLEL) --jaxtyping-packages=batchkit,beartype.beartype \
+		--ignore tests/coverage --ignore tests/processes
+
+matrix: $(DEV) ## Run the unit tests on every Python, with the oldest dependencies, and with types checked.
 	$(BIN)/nox
 
 bench: $(DEV) ## Run the benchmarks.

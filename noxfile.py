@@ -1,4 +1,7 @@
-"""The unit tests on every Python, and with the oldest dependencies: `make matrix`."""
+"""The unit tests on every Python, with the oldest dependencies, and with types checked.
+
+`make matrix` runs all of these.
+"""
 
 import os
 import shutil
@@ -59,21 +62,38 @@ def _lowest() -> list[str]:
     return pins
 
 
-def _test(session: nox.Session, *pins: str) -> None:
+def _install(session: nox.Session, *pins: str) -> None:
     session.install("--quiet", *pins, "-e", ".[test]")
     session.run("python", "-m", "pip", "check")
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
+
+
+def _test(session: nox.Session, *options: str) -> None:
     parallel = ("--numprocesses", "auto", "--dist", "loadfile")
-    session.run("pytest", *parallel, "tests", *session.posargs)
+    session.run("pytest", *parallel, *options, "tests", *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def newest(session: nox.Session) -> None:
     """The newest dependencies that this Python has."""
+    _install(session)
     _test(session)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The lower bounds."""
-    _test(session, *_lowest())
+    _install(session, *_lowest())
+    _test(session)
+
+
+@nox.session(python=PYTHONS[-1])
+def beartype(session: nox.Session) -> None:
+    """The types of every call, as `make beartype` checks them."""
+    _install(session)
+    _test(
+        session,
+        "--jaxtyping-packages=batchkit,beartype.beartype",
+        "--ignore=tests/coverage",
+        "--ignore=tests/processes",
+    )
