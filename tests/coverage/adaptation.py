@@ -162,12 +162,9 @@ CASES = (
         1e-12,
         variant="chains",
         eager=True,
-        quick=(),
     ),
     Case("meads_adaptation", _meads(), STEPS, 1e-13),
-    Case(
-        "meads_adaptation", _meads(low_rank_rank=1), STEPS, 1e-13, "low_rank", quick=()
-    ),
+    Case("meads_adaptation", _meads(low_rank_rank=1), STEPS, 1e-13, "low_rank"),
     Case("chees_adaptation", _chees(), STEPS, 1e-13),
     Case(
         "chees_adaptation",
@@ -175,16 +172,14 @@ CASES = (
         STEPS,
         1e-13,
         variant="metric",
-        quick=(),
     ),
-    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11, quick=()),
+    Case("pathfinder_adaptation", _pathfinder(), STEPS, 1e-11),
     Case(
         "pathfinder_adaptation",
         _pathfinder(num_chains=5, n_paths=1),
         STEPS,
         1e-11,
         variant="chains",
-        quick=(),
     ),
     Case(
         "pathfinder_adaptation",
@@ -192,7 +187,6 @@ CASES = (
         STEPS,
         1e-11,
         variant="paths",
-        quick=(),
     ),
     Case(
         "pathfinder_adaptation",
@@ -200,9 +194,8 @@ CASES = (
         STEPS,
         1e-11,
         variant="empirical",
-        quick=(),
     ),
-    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True, quick=()),
+    Case("mclmc_lrd_warmup", _low_rank, 40, 1e-11, eager=True),
     Case("mclmc_find_L_and_step_size", _mclmc, LANES, 1e-13),
     Case(
         "adjusted_mclmc_find_L_and_step_size",

@@ -11,11 +11,6 @@ import jax.numpy as jnp
 # Lanes that neither chunks of three nor two devices divide.
 LANES = 7
 
-# The layouts that split the tasks, and those that a case keeps to save time: without a
-# loop of its own length for each task, `Continuous` runs as `Chunked`.
-ALL = ("Chunked", "Sequential", "Sharded", "Continuous")
-ONE = ("Chunked",)
-
 Fun = Callable[..., Any]
 Program = tuple[Fun, tuple[Any, ...]]
 
@@ -28,8 +23,6 @@ class Case:
     function and its arguments. The function runs `steps` steps and returns arrays.
     Layouts that split the tasks give the floats to `tolerance`, relative and absolute.
     An `eager` function reads values back to Python, so it cannot be jitted as a whole.
-    Layouts that are not `quick` are left to the slow tests: most of the time goes into
-    compiling.
     """
 
     name: str
@@ -38,7 +31,6 @@ class Case:
     tolerance: float
     variant: str = ""
     eager: bool = False
-    quick: tuple[str, ...] = ONE
 
     def __str__(self) -> str:
         return f"{self.name}[{self.variant}]" if self.variant else self.name

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from .cases import (
-    ALL,
     DIM,
     LANES,
     Case,
@@ -156,7 +155,7 @@ _EXACT = 0.0  # no vmap, so one program in every layout
 
 
 def _plain(name: str, settings: Settings = dict) -> Case:
-    return Case(name, _chain(settings), STEPS, _EXACT, quick=ALL)
+    return Case(name, _chain(settings), STEPS, _EXACT)
 
 
 CASES = (
@@ -183,8 +182,8 @@ CASES = (
     _plain("barker", lambda: {"step_size": 0.3}),
     _plain("barker_proposal", lambda: {"step_size": 0.3}),
     Case("elliptical_slice", _elliptical, STEPS, _EXACT),
-    Case("slice_sampling", _SLICE, STEPS, 1e-13, quick=ALL),
-    Case("coordinate_slice", _SLICE, STEPS, 1e-13, quick=ALL),
+    Case("slice_sampling", _SLICE, STEPS, 1e-13),
+    Case("coordinate_slice", _SLICE, STEPS, 1e-13),
     _plain("gist_step_size", _metric(initial_step_size=0.2, max_search_steps=3)),
     _plain("gist_trajectory_length", _metric(step_size=0.2, max_num_steps=16)),
     _plain("mclmc", _MCLMC),

@@ -6,7 +6,7 @@ from typing import Any
 import blackjax
 import jax
 
-from .cases import ALL, Case, Program, chain, loglikelihood, logprior, positions
+from .cases import Case, Program, chain, loglikelihood, logprior, positions
 
 
 # Eleven live points and five replacements: chunks of three and two devices divide
@@ -50,9 +50,9 @@ def _uniform_prior(api: Any) -> Program:
 
 
 CASES = (
-    Case("nss", _sampler(3), steps=3, tolerance=1e-13, quick=ALL),
-    Case("nss", _covariance, 2, 1e-13, "covariance", quick=()),
-    Case("nsswig", _sampler(3), steps=3, tolerance=1e-13, quick=ALL),
-    Case("ns_family", _sampler(3, lambda x: x[0]), 3, 1e-13, quick=ALL),
+    Case("nss", _sampler(3), steps=3, tolerance=1e-13),
+    Case("nss", _covariance, 2, 1e-13, "covariance"),
+    Case("nsswig", _sampler(3), steps=3, tolerance=1e-13),
+    Case("ns_family", _sampler(3, lambda x: x[0]), 3, 1e-13),
     Case("ns", _uniform_prior, steps=1, tolerance=1e-13, variant="uniform_prior"),
 )

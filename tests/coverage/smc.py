@@ -238,7 +238,7 @@ def _from_module(generate: Any) -> Any:
 
 CASES = (
     Case("tempered_smc", _tempered(_whole), steps=2, tolerance=1e-13),
-    Case("tempered_smc", _tempered(_whole, "nuts"), 2, 1e-13, "nuts", quick=()),
+    Case("tempered_smc", _tempered(_whole, "nuts"), 2, 1e-13, "nuts"),
     Case("tempered_smc", _waste_free, 2, 1e-13, "waste_free"),
     Case("tempered_smc", _unshared, 2, 1e-13, "unshared"),
     Case("tempered", _tempered(_of_module), steps=2, tolerance=1e-13),

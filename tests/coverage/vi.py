@@ -98,8 +98,8 @@ CASES = (
     Case("meanfield_vi", _renyi, steps=2, tolerance=1e-13, variant="renyi"),
     Case("fullrank_vi", _gaussian, steps=2, tolerance=1e-13),
     Case("pathfinder", _pathfinder, steps=1, tolerance=1e-12),
-    Case("pathfinder", _pathfinder_functions, 1, 1e-12, "functions", quick=()),
-    Case("multipathfinder", _multipathfinder, 1, 1e-12, quick=()),
+    Case("pathfinder", _pathfinder_functions, 1, 1e-12, "functions"),
+    Case("multipathfinder", _multipathfinder, 1, 1e-12),
     Case("schrodinger_follmer", _schrodinger_follmer, steps=2, tolerance=1e-13),
     Case("svgd", _svgd, steps=3, tolerance=1e-13),
 )
