@@ -2,6 +2,7 @@
 
 import pathlib
 import pickle
+import tomllib
 
 import pytest
 from hypothesis import given, strategies as st
@@ -70,9 +71,15 @@ def test_versions_are_of_what_the_numbers_depend_on():
         "platform",
     }
     assert all(found.values())
-    assert "unknown" not in found.values()
     assert found["jax"] == __import__("jax").__version__
     assert found["numpy"] == __import__("numpy").__version__
+
+
+def test_the_version_is_that_of_the_distribution(monkeypatch):
+    pyproject = pathlib.Path(__file__).parents[2] / "pyproject.toml"
+    project = tomllib.loads(pyproject.read_text("utf-8"))["project"]
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"that of {name}")
+    assert versions()["batchkit"] == f"that of {project['name']}"
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
