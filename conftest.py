@@ -1,4 +1,4 @@
-"""The device the tests run on, and how the code blocks of the documentation run.
+"""The device and the compilation cache of all tests, and how code blocks are run.
 
 Every `python` block of a Markdown page and of a docstring in the package is a test. The
 blocks of one page run from top to bottom and share their names, as a reader types them
@@ -8,6 +8,7 @@ in. A block in a docstring starts from nothing: it has to work copied on its own
 import os
 from typing import Any
 
+import pytest
 from sybil import Example, Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.example import NotEvaluated
@@ -22,6 +23,25 @@ _flags = os.environ.get("XLA_FLAGS", "")
 if _COUNT not in _flags:
     os.environ["XLA_FLAGS"] = f"{_flags} {_COUNT}=4".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_on_disk(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """JAX's cache on disk: many tests and pages make new functions of equal programs.
+
+    Each process of pytest-xdist has a cache of its own. JAX writes to one without a
+    lock, so another process could read half a program.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    # What the user has set stands, as above.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = str(tmp_path_factory.mktemp("cache"))
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # What was compiled while tests were collected has fixed that there is no cache.
+    compilation_cache.reset_cache()
 
 
 def _fresh(namespace: dict[str, Any]) -> None:
