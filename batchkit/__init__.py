@@ -3,7 +3,7 @@
 from .auto import (
     Auto as Auto,
     BudgetError as BudgetError,
-    Selection as Selection,
+    plan as plan,
 )
 from .batchers import (
     AbstractBatcher as AbstractBatcher,
@@ -23,7 +23,7 @@ from .chains import (
     run_chains as run_chains,
 )
 from .continuous import Continuous as Continuous, LaneStats as LaneStats
-from .fitting import Fitted as Fitted, fit as fit
+from .explain import explain as explain, memory as memory
 from .nested import (
     AbstractStop as AbstractStop,
     DeadPoints as DeadPoints,
@@ -50,13 +50,6 @@ from .rebuild import (
     UnreachableSiteError as UnreachableSiteError,
     rebuild_sampler as rebuild_sampler,
     sites as sites,
-)
-from .reports import (
-    Explanation as Explanation,
-    MemoryUse as MemoryUse,
-    ReachedSite as ReachedSite,
-    explain as explain,
-    memory as memory,
 )
 from .run import (
     Checkpoint as Checkpoint,
@@ -96,18 +89,13 @@ __all__ = [
     "Diagnostic",
     "EffectiveSize",
     "Evaluations",
-    "Explanation",
-    "Fitted",
     "InvalidLikelihoodError",
     "LaneStats",
-    "MemoryUse",
     "NestedRun",
     "NumSteps",
-    "ReachedSite",
     "RemainingEvidence",
     "SamplingPlan",
     "SamplingStats",
-    "Selection",
     "Sequential",
     "ShardFailure",
     "ShardRun",
@@ -123,9 +111,9 @@ __all__ = [
     "expensive",
     "explain",
     "filter_batch",
-    "fit",
     "memory",
     "merge",
+    "plan",
     "plot_corner",
     "plot_run",
     "plot_trace",

@@ -1,7 +1,7 @@
 """Does `Auto` choose well, does what it chooses fit, and what does choosing cost?
 
 Budgets: the dense inversion of `memory.py` at full size, for budgets of 1, 4 and 16 GB.
-`fit` chooses for `init` and `step` as wholes; the table shows XLA's bytes for the whole
+`plan` chooses for `init` and `step` as wholes; the table shows XLA's bytes for each
 compiled program, and those of the next larger size. Nothing runs.
 
 Choices: each problem is timed under every batcher of a sweep, side by side, and under
@@ -40,7 +40,7 @@ from batchkit.auto._auto import _CHOICES
 
 
 def budgets(small: bool) -> None:
-    """`fit` and `Auto` on the dense inversion."""
+    """`plan` and `Auto` on the dense inversion."""
     pixels, sources = (1_536, 150) if small else (15_361, 1_500)
     loglikelihood_fn = make_loglikelihood(pixels, sources)
     positions = jax.ShapeDtypeStruct((N_LIVE, 2), jnp.float64)
@@ -60,15 +60,15 @@ def budgets(small: bool) -> None:
         state = jax.eval_shape(algorithm.init, positions)
         return bk.memory(algorithm.step, key, state).total
 
-    print(f"dense inversion, {pixels:,} x {sources:,}: whole programs, chosen by fit")
+    print(f"dense inversion, {pixels:,} x {sources:,}: whole programs, chosen by plan")
     print(f"  {'budget':>8} {'phase':6}{'batcher':16}{'bytes':>10}   one lane more")
     for gigabytes in (1, 4, 16):
         budget = gigabytes * (10**7 if small else 10**9)
         start = time.perf_counter()
-        fitted = bk.fit(blackjax.nss, budget, positions, **settings)
+        plan = bk.plan(blackjax.nss, budget, positions, **settings)
         seconds = time.perf_counter() - start
         for phase in ("init", "step"):
-            batcher = getattr(fitted, phase)
+            batcher = getattr(plan, phase)
             name, more = "Vmap()", "all tasks, nothing larger"
             if isinstance(batcher, bk.Chunked):
                 name = f"Chunked({batcher.size})"
@@ -76,10 +76,10 @@ def budgets(small: bool) -> None:
             if isinstance(batcher, bk.Continuous):
                 name = f"Continuous({batcher.lanes})"
                 more = readable(total(phase, bk.Continuous(batcher.lanes + 1)))
-            used = getattr(fitted, f"{phase}_memory").total
+            used = getattr(plan, f"{phase}_memory").total
             row = f"{readable(budget):>8} {phase:6}{name:16}{readable(used):>10}"
             print(f"  {row}   {more}", flush=True)
-        print(f"  {'':8} fit took {seconds:.0f} s")
+        print(f"  {'':8} plan took {seconds:.0f} s")
         rows = jnp.zeros((N_LIVE, 2))
         chosen = bk.Auto(budget).select(loglikelihood_fn, rows)
         print(f"  {'':8} Auto, init's site: {chosen.reason}")

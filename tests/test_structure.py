@@ -25,15 +25,15 @@ MODULES = {
 }
 # The packages that each package imports, wherever it does so: neither more nor fewer.
 IMPORTS = {
-    "batchers": set(),
-    "continuous": {"batchers"},
-    "auto": {"batchers", "continuous"},
-    "rebuild": {"batchers"},
-    "reports": {"batchers", "rebuild"},
-    "fitting": {"auto", "batchers", "continuous", "rebuild", "reports"},
-    "run": {"batchers", "rebuild"},
-    "nested": {"batchers", "rebuild", "reports", "run"},
-    "chains": {"batchers", "rebuild", "reports", "run"},
+    "_util": set(),
+    "batchers": {"_util"},
+    "continuous": {"_util", "batchers"},
+    "rebuild": {"_util", "batchers"},
+    "explain": {"_util", "batchers", "rebuild"},
+    "auto": {"_util", "batchers", "continuous", "explain", "rebuild"},
+    "run": {"_util", "batchers", "rebuild"},
+    "nested": {"_util", "batchers", "explain", "rebuild", "run"},
+    "chains": {"_util", "batchers", "explain", "rebuild", "run"},
     "shards": {"batchers", "chains", "rebuild", "run"},
     "plots": {"chains", "nested", "run"},
 }

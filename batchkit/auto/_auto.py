@@ -1,4 +1,4 @@
-"""The batcher that chooses another, from a budget."""
+"""`Auto`: a batcher that chooses another batcher to fit a memory budget."""
 
 import collections
 import threading
@@ -10,43 +10,43 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._util._digest import digest
 from ..batchers import AbstractBatcher, Vmap
-from ..batchers._around import parts_around
+from ..batchers._around import num_outer_lanes
 from ..batchers._call import Call
-from ..batchers._digest import digest
 from ..batchers._marks import in_task
-from ..batchers._task import Task
-from ..batchers._watching import note, unwatched
-from ._budget import budget_or_free, bytes_of_budget
-from ._select import run_task, select
-from ._selection import Selection
+from ..batchers._trace_log import log_note, logging_disabled
+from ..batchers._traced_task import TracedTask
+from ._budget import budget_or_free, parse_budget
+from ._select import Selection, run_with, select
 
 
-# How many choices are remembered, the latest ones.
-_REMEMBERED: Final = 1024
+# The least recent choices are dropped beyond this number.
+_MAX_CHOICES: Final = 1024
 _CHOICES: collections.OrderedDict[Hashable, Selection] = collections.OrderedDict()
 _LOCK: Final = threading.Lock()
 
 
 @final
 class Auto(AbstractBatcher):
-    """As many tasks at once as fit a budget of memory; or lanes that never wait.
+    """As many tasks at once as fit a memory budget, or `Continuous` if it is faster.
 
-    While it is traced, the task is compiled for a few numbers of lanes and XLA tells
-    what it would allocate; nothing runs. From that follows the batcher that computes
-    the tasks: `Continuous` where lanes take different ways through loops around an
-    expensive function, `Vmap` where everything fits, else `Chunked` with the largest
-    number that does. `select` and `batchkit.explain` tell which, and why. Where the
-    sizes of all arrays together are far below the budget, nothing is compiled. What
-    was chosen for a task is remembered, by what it computes and by its shapes.
+    While it is traced, the task is compiled for a few numbers of lanes to find the
+    memory that XLA would allocate; nothing runs. `Auto` then chooses `Continuous`, if
+    tasks loop a different number of times around an expensive function; `Vmap`, if all
+    tasks fit the budget; else the largest `Chunked` that fits. `select` and
+    `batchkit.explain` show the choice and the reason. If the sizes of all arrays
+    together are far below the budget, nothing is compiled. Choices are cached by the
+    computation and the shapes of a task.
 
     The budget is for the lanes on one device: temporaries, and the rows and results of
-    as many tasks. What the function closes over is there once and is not counted, and
-    neither is what stands around the site; `batchkit.fit` chooses for a program as a
-    whole. Not seen are what callbacks and libraries outside XLA allocate, a `jax.vmap`
-    of your own around it, and what reverse-mode differentiation *through* the batch
-    keeps for the backward pass. Inside a batcher that runs several lanes, each of them
-    gets its part of the budget. A `Continuous` inside its tasks runs as `Vmap()`.
+    as many tasks. Arrays that the function closes over are shared by all lanes and not
+    counted, nor is the program around the site; `batchkit.plan` chooses for a whole
+    program. Also not counted are allocations of callbacks and of libraries outside
+    XLA, the lanes of a `jax.vmap` of your own around it, and the intermediate values
+    that reverse-mode differentiation *through* the batch stores for the backward pass.
+    Inside a batcher that runs several lanes, the budget is divided by their number. A
+    `Continuous` inside its tasks runs as `Vmap()`.
 
     ```python
     import jax.numpy as jnp
@@ -62,27 +62,26 @@ class Auto(AbstractBatcher):
 
     budget: int | str | None = eqx.field(static=True)
 
-    looks_for_marks: ClassVar[bool] = True
-    looks_around: ClassVar[bool] = True
+    uses_expensive_marks: ClassVar[bool] = True
+    uses_outer_lanes: ClassVar[bool] = True
 
     def __init__(self, budget: int | str | None = None) -> None:
         """**Arguments:**
 
         - `budget`: bytes on each device, as an int or as a text such as `"512 MB"`
-            (powers of 1000) or `"8 GiB"` (powers of 1024). By default half of what the
-            device reports free, or of the free memory of the machine on CPU, at the
-            time of tracing.
+            (powers of 1000) or `"8 GiB"` (powers of 1024). By default half of the
+            free memory of the device, or on CPU of the machine, at the time of tracing.
 
         **Raises:**
 
         `TypeError` if `budget` is neither an int nor a string, `ValueError` if it
-        cannot be read or is below one byte.
+        cannot be parsed or is below one byte.
         """
         self.budget = budget
 
     def __check_init__(self) -> None:
         if self.budget is not None:
-            bytes_of_budget(self.budget, str(self))
+            parse_budget(self.budget, str(self))
 
     def batch(self, call: Call) -> PyTree:
         if call.size == 0:
@@ -92,9 +91,9 @@ class Auto(AbstractBatcher):
             out = selection.batcher.batch(call)
         else:
             axes = call.axis_name, call.spmd_axis_name
-            run = run_task(selection.batcher, task, *axes)
+            run = run_with(selection.batcher, task, *axes)
             out = task.finish(run(task.closure, task.rows))
-        note(selection.reason)
+        log_note(selection.reason)
         return out
 
     def select(
@@ -104,7 +103,7 @@ class Auto(AbstractBatcher):
         in_axes: Any = 0,
         axis_size: int | None = None,
     ) -> Selection:
-        """The batcher that would compute `fun` for all these arguments, and why.
+        """Choose the batcher for `fun` and these arguments, without running it.
 
         ```python
         import jax.numpy as jnp
@@ -119,16 +118,16 @@ class Auto(AbstractBatcher):
         - `fun`: the function of one task.
         - `*args`: its arguments for all tasks; `jax.ShapeDtypeStruct` may stand for an
             array.
-        - `in_axes`: which axes are mapped, as for `jax.vmap`.
-        - `axis_size`: the number of tasks, if no argument tells.
+        - `in_axes`: the mapped axes, as for `jax.vmap`.
+        - `axis_size`: the number of tasks. It is needed only if no argument is mapped.
 
         **Returns:**
 
-        The choice.
+        A [`Selection`][batchkit.auto.Selection]: the batcher, the reason and the bytes.
 
         **Raises:**
 
-        What calling the batcher would raise.
+        The errors of calling the batcher.
         """
         chosen: list[Selection] = []
 
@@ -140,15 +139,16 @@ class Auto(AbstractBatcher):
         jax.eval_shape(choose, *args)
         return chosen[0]
 
-    def _choose(self, call: Call) -> tuple[Task | None, Selection]:
-        """The task of a call, if it can be told apart, and what computes it."""
+    def _choose(self, call: Call) -> tuple[TracedTask | None, Selection]:
+        """Trace the task of a call, unless it maps a `Ref`, and choose a batcher."""
         budget = budget_or_free(self.budget, str(self))
         if call.maps_refs:
             reason = "a mutable array is mapped, which cannot be cut into chunks"
-            return None, Selection(Vmap(), reason, None, budget // parts_around())
-        # An Auto inside the task gets half, which leaves room for what is around it.
-        task = call.trace(self, parts=2, splits=False)
-        around = parts_around()
+            return None, Selection(Vmap(), reason, None, budget // num_outer_lanes())
+        # The number of lanes is not known before the trace. `lanes=2` gives an Auto
+        # inside the task half of the budget, which leaves the other half for the rest.
+        task = call.trace(self, lanes=2, splits=False)
+        around = num_outer_lanes()
         key = (
             digest(task.jaxpr, values=False),
             tuple((x.shape, str(x.dtype)) for x in task.rows),
@@ -159,10 +159,10 @@ class Auto(AbstractBatcher):
         with _LOCK:
             selection = _CHOICES.get(key)
         if selection is None:
-            with unwatched():
+            with logging_disabled():
                 selection = select(task, call, self, budget, around)
             with _LOCK:
                 _CHOICES[key] = selection
-                while len(_CHOICES) > _REMEMBERED:
+                while len(_CHOICES) > _MAX_CHOICES:
                     _CHOICES.popitem(last=False)
         return task, selection

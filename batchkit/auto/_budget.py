@@ -1,76 +1,127 @@
-"""Budgets: bytes as people write them, and what a device has left."""
+"""Memory budgets: parsing them, measuring free memory, and `BudgetError`."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import jax
 
+from .._util._formats import format_bytes
 
-# Of what is free, the share that `Auto()` takes. The rest is for the arguments and
-# results of the program around it, and for whoever else needs memory.
+
+# The share of the free memory that `Auto()` uses. The rest is for the arguments and
+# results of the program around it, and for other programs.
 FREE_SHARE: Final = 0.5
 
 _UNITS: Final = {
     **{prefix.lower() + "b": 1000**i for i, prefix in enumerate(("", *"kMGT"))},
     **{prefix.lower() + "ib": 1024**i for i, prefix in enumerate("KMGT", 1)},
 }
-_WRITTEN: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
+_PATTERN: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]+)\s*")
 
 _MEMINFO: Final = Path("/proc/meminfo")
-_GROUP: Final = Path("/sys/fs/cgroup")
+_CGROUP: Final = Path("/sys/fs/cgroup")
 
 
-def bytes_of_budget(budget: Any, argument: str) -> int:
-    """A budget in bytes.
+@final
+class BudgetError(ValueError):
+    """Error for a budget that is too small for a single lane.
+
+    ```python
+    import jax.numpy as jnp
+    import pytest
+    import batchkit as bk
+
+    def squares(x):
+        return jnp.linalg.slogdet(jnp.sin(jnp.outer(x, x)))[1]
+
+    with pytest.raises(bk.BudgetError, match="one lane needs"):
+        bk.Auto("1 MB")(squares)(jnp.ones((10, 1000)))
+    ```
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        needed: int,
+        budget: int,
+        outer_lanes: int,
+        largest: Sequence[str],
+    ) -> None:
+        """**Arguments:**
+
+        - `owner`: the batcher or the call that has the budget, as the user wrote it.
+        - `needed`: the bytes of one lane.
+        - `budget`: the bytes available for it.
+        - `outer_lanes`: the number of lanes of enclosing sites.
+        - `largest`: the largest arrays in it, each with the operation that makes it.
+        """
+        self.needed = needed
+        self.budget = budget
+        each = f", for each of the {outer_lanes} lanes around it"
+        each = each if outer_lanes > 1 else ""
+        super().__init__(
+            f"{owner}: one lane needs {format_bytes(needed)}, the budget is "
+            f"{format_bytes(budget)}{each}. The largest arrays in it are "
+            f"{', '.join(largest)}. Give a larger budget, or make a lane smaller: work "
+            "through its data in blocks, or compute in float32."
+        )
+
+
+def parse_budget(budget: Any, argument: str) -> int:
+    """Return a budget in bytes.
 
     **Arguments:**
 
     - `budget`: a positive int of bytes, or a text such as `"512 MB"` (powers of 1000)
         or `"8 GiB"` (powers of 1024).
-    - `argument`: how the caller's user wrote it, for the message.
+    - `argument`: the call as the user wrote it, for the message.
 
     **Raises:**
 
-    `TypeError` if it is neither, `ValueError` if it cannot be read or is below one.
+    `TypeError` if it is neither, `ValueError` if it cannot be parsed or is below one.
     """
     if isinstance(budget, bool) or not isinstance(budget, int | str):
         raise TypeError(
-            f"{argument}: a budget is an int of bytes or a text such as '8 GiB'; got "
-            f"{type(budget).__name__}."
+            f"{argument}: budget must be an int of bytes or a text such as '8 GiB'; "
+            f"got {type(budget).__name__}."
         )
     if isinstance(budget, str):
-        match = _WRITTEN.fullmatch(budget)
+        match = _PATTERN.fullmatch(budget)
         unit = _UNITS.get(match[2].lower()) if match else None
         if match is None or unit is None:
             raise ValueError(
-                f"{argument}: a budget is written as a number and a unit, such as "
+                f"{argument}: budget must be a number and a unit, such as "
                 "'512 MB' or '8 GiB'; the units are B, kB, MB, GB, TB (powers of 1000) "
                 "and KiB, MiB, GiB, TiB (powers of 1024)."
             )
         budget = int(float(match[1]) * unit)
     if budget < 1:
-        raise ValueError(f"{argument}: a budget is at least one byte.")
+        raise ValueError(f"{argument}: budget must be at least one byte.")
     return budget
 
 
 def budget_or_free(budget: Any, argument: str) -> int:
-    """A budget in bytes; without one, the share of what is free that one takes."""
+    """Return a budget in bytes; for None, a share of the free memory.
+
+    The share is rounded down to three significant bits.
+    """
     if budget is None:
         share = int(free_bytes() * FREE_SHARE)
-        # The free memory is never the same twice, but the same program should be.
+        # Free memory fluctuates; after rounding the chosen layout is reproducible.
         unit = 1 << max(0, share.bit_length() - 3)
         return max(1, share // unit * unit)
-    return bytes_of_budget(budget, argument)
+    return parse_budget(budget, argument)
 
 
 def free_bytes() -> int:
-    """What one device could still allocate, or the machine's memory on CPU.
+    """Return the bytes that one device can still allocate, on CPU the free memory.
 
     **Raises:**
 
-    `RuntimeError` if nobody tells, or if several processes would each be told
-    something else and then run different programs.
+    `RuntimeError` if the device does not report them, or in a multi-process program,
+    whose processes would measure different figures and then run different programs.
     """
     if jax.process_count() > 1:
         raise RuntimeError(
@@ -81,27 +132,27 @@ def free_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    left = [x for x in (_free_of_machine(), _free_of_group()) if x is not None]
+    left = [x for x in (_free_on_machine(), _free_in_cgroup()) if x is not None]
     if jax.default_backend() != "cpu" or not left:
         raise RuntimeError(
-            f"Auto() cannot tell how much memory is free on "
-            f"{jax.default_backend()!r}. Give a budget, such as `Auto('8 GiB')`."
+            f"Auto() cannot measure the free memory of {jax.default_backend()!r}. Give "
+            "a budget, such as `Auto('8 GiB')`."
         )
     return min(left)
 
 
-def _free_of_machine() -> int | None:
+def _free_on_machine() -> int | None:
     if not _MEMINFO.exists():
         return None
     match = re.search(r"MemAvailable:\s+(\d+) kB", _MEMINFO.read_text())
     return int(match[1]) * 1024 if match else None
 
 
-def _free_of_group() -> int | None:
-    """What the control group of a container leaves, where there is a limit."""
+def _free_in_cgroup() -> int | None:
+    """Return the bytes left in the container's control group, if it has a limit."""
     try:
-        limit = (_GROUP / "memory.max").read_text().strip()
-        used = (_GROUP / "memory.current").read_text().strip()
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = (_CGROUP / "memory.current").read_text().strip()
     except OSError:
         return None
     return None if limit == "max" else max(0, int(limit) - int(used))

@@ -1,92 +1,184 @@
-"""From a task and a budget to a batcher, with the reason."""
+"""The choice of a batcher from a task and a budget, with the reason.
+
+This is the whole rule:
+
+1. `Continuous`, if tasks loop a different number of times around an expensive function,
+   so that lanes of a `vmap` would wait for each other. A function is expensive from
+   `MIN_OPERATIONS` floating-point operations on: below that, the work around it is more
+   than the evaluations that are saved. There is one lane for every `TASKS_PER_LANE`
+   tasks, so that few lanes are idle at the end; but at least `MIN_LANES`, with which a
+   batched call is efficient, if each of them gets `MIN_TASKS_PER_LANE`.
+2. Otherwise as many tasks at a time as fit the budget: `Vmap` if that is all of them,
+   else `Chunked`. On a CPU they must also fit `CACHE_BYTES`, if one lane does: more
+   lanes at once gain nothing there, and memory outside of the cache is slow.
+
+If not even one lane of a `Continuous` fits, the second case applies. The constants are
+measured by `benchmarks/auto.py`, which reports how often the choice is a good one.
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final, final
 
 import jax
 
+from .._util._formats import format_bytes
 from ..batchers import AbstractBatcher, Chunked, Vmap
-from ..batchers._bytes import in_words
-from ..batchers._call import Call, part_of_call
+from ..batchers._call import Call, rows_function
 from ..batchers._marks import in_task
-from ..batchers._task import Task
+from ..batchers._traced_task import TracedTask
 from ..continuous import Continuous
 from ..continuous._plan import plan_of
-from ._errors import BudgetError
-from ._probe import (
-    ROOM,
+from ._budget import BudgetError
+from ._lane_memory import (
+    SAFETY_FACTOR,
     bound_of_lane,
     bytes_of_lanes,
     bytes_of_program,
     largest_arrays,
 )
-from ._rule import bytes_that_pay, lanes_that_pay
 from ._search import largest_that_fits
-from ._selection import Selection
+
+
+MIN_OPERATIONS: Final = 2_000
+TASKS_PER_LANE: Final = 8
+MIN_LANES: Final = 16
+MIN_TASKS_PER_LANE: Final = 3
+CACHE_BYTES: Final = 16_000_000
+
+
+@final
+@dataclass(frozen=True)
+class Selection:
+    """The batcher that `Auto` uses for one call, with the reason.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    chosen = bk.Auto("1 MB").select(lambda x: jnp.outer(x, x) @ x, jnp.ones((100, 90)))
+    assert isinstance(chosen.batcher, bk.Chunked)
+    assert chosen.bytes <= chosen.budget == 1_000_000
+    print(chosen.reason)
+    ```
+    """
+
+    batcher: AbstractBatcher
+    reason: str
+    bytes: int | None
+    budget: int
+
+    def __init__(
+        self, batcher: AbstractBatcher, reason: str, bytes: int | None, budget: int
+    ) -> None:
+        """**Arguments:**
+
+        - `batcher`: the batcher.
+        - `reason`: why it was chosen, as text with the numbers.
+        - `bytes`: the bytes that XLA allocates for the lanes that run at once; `None`
+            if nothing had to be compiled, since the arrays are far below the budget.
+        - `budget`: the bytes available on each device.
+        """
+        for name, value in (
+            ("batcher", batcher),
+            ("reason", reason),
+            ("bytes", bytes),
+            ("budget", budget),
+        ):
+            object.__setattr__(self, name, value)
 
 
 def select(
-    task: Task, call: Call, batcher: object, budget: int, around: int
+    task: TracedTask, call: Call, batcher: object, budget: int, outer: int
 ) -> Selection:
-    """Chooses what computes a task.
+    """Choose the batcher that runs a task.
 
     **Arguments:**
 
     - `task`: one task, and the rows of all.
-    - `call`: where it is from.
-    - `batcher`: the one that asks, for messages.
+    - `call`: the call that it was traced from.
+    - `batcher`: the batcher that chooses, for messages.
     - `budget`: the bytes on one device.
-    - `around`: how many lanes of other sites there are around each lane of this one.
+    - `outer`: the number of outer lanes, among which the budget is divided.
 
     **Raises:**
 
     `BudgetError` if one lane does not fit; the refusal to split the tasks if they
     cannot be split and not all of them fit.
     """
-    mine = budget // around
+    share = budget // outer
     refusal = call.refusal(task, batcher)
     if refusal is None and call.spmd_axis_name is None and not in_task():
-        selection = _continuous(task, mine)
+        selection = _continuous(task, share)
         if selection is not None:
             return selection
     measure = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
     if refusal is None:
-        selection = _in_cache(task, mine, measure)
+        selection = _in_cache(task, share, measure)
         if selection is not None:
             return selection
     bound = task.size * bound_of_lane(task)
-    if bound <= mine:
-        reason = f"all {task.size} tasks at once need less than {_of(bound, mine)}"
-        return Selection(Vmap(), reason, None, mine)
-    # Of tasks that cannot be split, no other number makes a program.
+    if bound <= share:
+        reason = f"all {task.size} tasks at once need less than {_of(bound, share)}"
+        return Selection(Vmap(), reason, None, share)
+    # Tasks that cannot be split can only be compiled all together.
     least = task.size if refusal is not None else 1
-    found = largest_that_fits(measure, mine, task.size, least)
+    found = largest_that_fits(measure, share, task.size, least)
     if found.size == task.size:
-        reason = f"all {task.size} tasks at once need {_of(found.bytes, mine)}"
-        return Selection(Vmap(), reason, found.bytes, mine)
+        reason = f"all {task.size} tasks at once need {_of(found.bytes, share)}"
+        return Selection(Vmap(), reason, found.bytes, share)
     if refusal is not None:
-        needed = f"all {task.size} tasks at once need {_of(found.bytes, mine)}"
+        needed = f"all {task.size} tasks at once need {_of(found.bytes, share)}"
         refusal.add_note(f"{batcher} has to split the tasks: {needed}.")
         raise refusal
     if found.size == 0:
         largest = largest_arrays(task.jaxpr.jaxpr)
-        raise BudgetError(str(batcher), found.bytes, mine, around, largest)
+        raise BudgetError(str(batcher), found.bytes, share, outer, largest)
     reason = (
-        f"{found.size} of {task.size} tasks at once need {_of(found.bytes, mine)}, "
-        f"{found.size + 1} would need {in_words(found.of(found.size + 1))}"
+        f"{found.size} of {task.size} tasks at once need {_of(found.bytes, share)}, "
+        f"{found.size + 1} would need {format_bytes(found.bytes_at(found.size + 1))}"
     )
-    return Selection(Chunked(found.size), reason, found.bytes, mine)
+    return Selection(Chunked(found.size), reason, found.bytes, share)
 
 
-def run_task(
-    batcher: AbstractBatcher, task: Task, axis_name: Any = None, spmd: Any = None
+def continuous_lanes(tasks: int, differ: bool, operations: float) -> int:
+    """Return the number of lanes of a `Continuous`, or 0 if it would not be faster.
+
+    **Arguments:**
+
+    - `tasks`: the number of tasks.
+    - `differ`: whether tasks loop a different number of times around the expensive
+        function.
+    - `operations`: the floating-point operations of one call of it.
+    """
+    if not differ or operations < MIN_OPERATIONS:
+        return 0
+    return max(-(-tasks // TASKS_PER_LANE), min(MIN_LANES, tasks // MIN_TASKS_PER_LANE))
+
+
+def chunk_budget(budget: int, lane: int, platform: str) -> int:
+    """Return the bytes that the lanes of a `Chunked` should use together.
+
+    **Arguments:**
+
+    - `budget`: the largest number of bytes allowed.
+    - `lane`: the bytes of one lane, roughly.
+    - `platform`: JAX's name for the device.
+    """
+    if platform != "cpu" or lane > CACHE_BYTES:
+        return budget
+    return min(budget, CACHE_BYTES)
+
+
+def run_with(
+    batcher: AbstractBatcher, task: TracedTask, axis_name: Any = None, spmd: Any = None
 ) -> Callable[..., list[Any]]:
-    """A function of what a task closes over and of the rows, run by a batcher."""
+    """Make a function of the closure and the rows of a task, run by a batcher."""
 
     def run(closure: list[Any], rows: list[Any]) -> list[Any]:
         one = functools.partial(task.run, closure=closure)
-        part = part_of_call(
+        part = rows_function(
             batcher.batch, one, task.lane_out_axes, task.size, spmd, axis_name
         )
         return part(*rows)
@@ -94,12 +186,12 @@ def run_task(
     return run
 
 
-def _continuous(task: Task, budget: int) -> Selection | None:
-    """Lanes that never wait, if they pay and at least one fits."""
+def _continuous(task: TracedTask, budget: int) -> Selection | None:
+    """Choose `Continuous`, if the rule says so and at least one lane fits."""
     if in_task():
         return None
     plan = plan_of(task)
-    lanes = lanes_that_pay(task.size, bool(plan.program.branches), plan.operations)
+    lanes = continuous_lanes(task.size, bool(plan.program.branches), plan.operations)
     if lanes == 0:
         return None
 
@@ -113,7 +205,7 @@ def _continuous(task: Task, budget: int) -> Selection | None:
         return Selection(Continuous(lanes), reason, None, budget)
 
     def measure(lanes: int) -> int:
-        return bytes_of_program(task, run_task(Continuous(lanes), task))
+        return bytes_of_program(task, run_with(Continuous(lanes), task))
 
     found = largest_that_fits(measure, budget, lanes)
     if found.size == 0:
@@ -123,14 +215,14 @@ def _continuous(task: Task, budget: int) -> Selection | None:
 
 
 def _in_cache(
-    task: Task, budget: int, measure: Callable[[int], int]
+    task: TracedTask, budget: int, measure: Callable[[int], int]
 ) -> Selection | None:
-    """As many lanes as pay, where these are fewer than those that fit."""
+    """Choose the `Chunked` that fits the cache, if the cache is the tighter limit."""
     bound = bound_of_lane(task)
-    pays = bytes_that_pay(budget, bound // ROOM, jax.default_backend())
-    if pays == budget or bound * task.size <= pays:
+    limit = chunk_budget(budget, bound // SAFETY_FACTOR, jax.default_backend())
+    if limit == budget or bound * task.size <= limit:
         return None
-    found = largest_that_fits(measure, pays, task.size)
+    found = largest_that_fits(measure, limit, task.size)
     if found.size in (0, task.size):
         return None
     reason = (
@@ -141,4 +233,4 @@ def _in_cache(
 
 
 def _of(needed: int, budget: int) -> str:
-    return f"{in_words(needed)} of {in_words(budget)}"
+    return f"{format_bytes(needed)} of {format_bytes(budget)}"

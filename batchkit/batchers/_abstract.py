@@ -1,15 +1,20 @@
-"""What every batcher is: a value that lays out the tasks of a mapped function."""
+"""The interface of a batcher: a value that lays out the tasks of a mapped function."""
 
 import abc
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Hashable, Sequence
+from types import UnionType
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 from jaxtyping import PyTree
 
-from ._call import Call, function_of_calls, watched_call
+from .._util._formats import format_type, format_value
+from ._call import Call, logged_call, mapped_function
 from ._site import Site
-from ._watching import caller_outside, innermost
+from ._trace_log import calling_frame, current_entry
+
+
+_Fun = TypeVar("_Fun", bound=Callable[..., Any])
 
 
 class AbstractBatcher(eqx.Module):
@@ -18,7 +23,7 @@ class AbstractBatcher(eqx.Module):
     A batcher is immutable, hashable and a pytree without array leaves, so it can be
     closed over, passed through `jax.jit`, compared and used as a dictionary key.
     Subclasses implement one method, `batch`; calling a batcher is the same for all.
-    What `batch` is given may still change between releases.
+    The argument of `batch` may still change between releases.
 
     ```python
     import jax.numpy as jnp
@@ -30,14 +35,14 @@ class AbstractBatcher(eqx.Module):
     ```
     """
 
-    # Whether the functions marked by `expensive` are to be seen in a task.
-    looks_for_marks: ClassVar[bool] = False
-    # Whether it matters how many lanes there are around a task.
-    looks_around: ClassVar[bool] = False
+    # Whether calls of functions marked by `expensive` become equations of a task.
+    uses_expensive_marks: ClassVar[bool] = False
+    # Whether the layout depends on the number of lanes around a task.
+    uses_outer_lanes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def batch(self, call: Call) -> PyTree:
-        """Computes every task of one call.
+        """Compute every task of one call.
 
         **Arguments:**
 
@@ -47,34 +52,37 @@ class AbstractBatcher(eqx.Module):
 
         **Returns:**
 
-        What `jax.vmap` would return for the same call.
+        The result of `jax.vmap` for the same call.
         """
 
     def __call__(
         self,
-        fun: Callable[..., Any],
-        in_axes: Any = 0,
+        fun: _Fun,
+        in_axes: int | Sequence[Any] | None = 0,
         out_axes: Any = 0,
-        *,
-        axis_name: Any = None,
+        axis_name: Hashable | None = None,
         axis_size: int | None = None,
-        spmd_axis_name: Any = None,
-    ) -> Callable[..., Any]:
-        """Maps `fun` over an axis of its arguments, as `jax.vmap` does.
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+        sum_match: bool = False,
+    ) -> _Fun:
+        """Map `fun` over an axis of its arguments, as `jax.vmap` does.
 
         **Arguments:**
 
         - `fun`: the function of one task. It is traced, as under `jax.jit`.
         - `in_axes`: an int, `None` (not mapped), or a tuple with one pytree prefix of
             them per positional argument. Keyword arguments are mapped over axis 0.
-        - `out_axes`: where the mapped axis stands in each output; `None` for an output
-            that is the same for every task.
+        - `out_axes`: the position of the mapped axis in each output; `None` for an
+            output that is the same for every task.
         - `axis_name`: a name for the mapped axis. A layout that splits the tasks
             refuses collectives and `axis_index` over it.
-        - `axis_size`: the number of tasks, if no argument tells.
+        - `axis_size`: the number of tasks. It is needed only if no argument is mapped.
         - `spmd_axis_name`: the mesh axis over which the mapped axis is sharded, with
-            `jax.vmap`'s meaning for the lanes that run at once. `Sequential` and
-            `Sharded` refuse it.
+            `jax.vmap`'s meaning for the lanes that run at once. `Sequential`, `Sharded`
+            and `Continuous` refuse it.
+        - `sum_match`: whether an output that varies over the tasks, but for which
+            `out_axes` is `None`, is summed over them instead of refused. Until the sum
+            is made, the results of all tasks are in memory.
 
         **Returns:**
 
@@ -82,11 +90,11 @@ class AbstractBatcher(eqx.Module):
 
         **Raises:**
 
-        `jax.vmap`'s own errors for arguments that it would refuse, when the
-        arguments are known: `ValueError` for sizes that disagree, for nothing to map
-        and for an `out_axes=None` output that varies.
+        `jax.vmap`'s own errors for arguments that it would refuse, once the
+        arguments are known: `ValueError` if their sizes disagree, if none is mapped,
+        or if an output varies for which `out_axes` is `None`, without `sum_match`.
         """
-        return function_of_calls(
+        return mapped_function(
             self._run,
             fun,
             in_axes,
@@ -94,11 +102,37 @@ class AbstractBatcher(eqx.Module):
             axis_name=axis_name,
             axis_size=axis_size,
             spmd_axis_name=spmd_axis_name,
+            sum_match=sum_match,
         )
 
     def _run(self, call: Call) -> PyTree:
-        if innermost() is None:
+        if current_entry() is None:
             return self.batch(call)
-        code, names, line = caller_outside()
+        code, names, line = calling_frame()
         site = Site(str(names["__name__"]), code.co_qualname, line, type(self).__name__)
-        return watched_call(call, site, self, self.batch)
+        return logged_call(call, site, self, self.batch)
+
+
+def check_batcher(
+    owner: str,
+    batcher: object,
+    name: str = "batcher",
+    *,
+    rule: str = "a batcher such as `Vmap()` or `Continuous(8)`",
+    kinds: type | UnionType = AbstractBatcher,
+) -> None:
+    """Raise `TypeError` unless an argument is a batcher.
+
+    **Arguments:**
+
+    - `owner`: the function or class that takes the argument.
+    - `batcher`: the value.
+    - `name`: the name of the argument.
+    - `rule`: the values that are accepted, as text for the message.
+    - `kinds`: the accepted types.
+    """
+    if not isinstance(batcher, kinds):
+        raise TypeError(
+            f"{owner}({name}={format_value(batcher)}): {name} must be {rule}; got "
+            f"{format_type(batcher)}."
+        )

@@ -1,13 +1,11 @@
-"""What a batcher may want to know of the program around the current trace.
+"""Context of the current trace: the number of outer lanes, and replicated state.
 
-A task may itself map: the lanes of what is inside are then as many times there as there
-are lanes around. Batchers that look at memory want to know into how many parts that of
-a device is divided.
+A task may itself map: each outer lane then has its own copy of the inner lanes. A
+batcher with a memory budget divides the budget by the number of outer lanes.
 
-A program may keep all that it works on whole on every device, as a sampler does that
-sorts its points. If a batcher that spreads tasks over devices knows, it keeps what is
-around it whole. If not, XLA spreads that over the devices as well, and they talk to
-each other at every sum.
+A program may keep its state replicated on every device, as a sampler does that sorts
+its points. `Sharded` then keeps its arguments and results replicated as well.
+Otherwise XLA shards the state over the devices, and they communicate in every sum.
 """
 
 import contextlib
@@ -15,33 +13,33 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 
-_PARTS: ContextVar[int] = ContextVar("parts", default=1)
+_OUTER_LANES: ContextVar[int] = ContextVar("outer_lanes", default=1)
 _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
 
 
-def parts_around() -> int:
-    """How many lanes, those of all sites around multiplied, share a device's memory."""
-    return _PARTS.get()
+def num_outer_lanes() -> int:
+    """Return the product of the lanes of all enclosing sites on one device."""
+    return _OUTER_LANES.get()
 
 
 @contextlib.contextmanager
-def divided(parts: int) -> Iterator[None]:
-    """In the body, memory is divided among so many more."""
-    token = _PARTS.set(_PARTS.get() * max(1, parts))
+def outer_lanes(lanes: int) -> Iterator[None]:
+    """Multiply the number of outer lanes in the body."""
+    token = _OUTER_LANES.set(_OUTER_LANES.get() * max(1, lanes))
     try:
         yield
     finally:
-        _PARTS.reset(token)
+        _OUTER_LANES.reset(token)
 
 
 def is_whole_around() -> bool:
-    """Whether every device has all of what is around the tasks."""
+    """Return True if the program around the tasks keeps its state replicated."""
     return _WHOLE.get()
 
 
 @contextlib.contextmanager
 def whole() -> Iterator[None]:
-    """In the body, every device has all of what is around the tasks."""
+    """Declare in the body that the state around the tasks is replicated."""
     token = _WHOLE.set(True)
     try:
         yield

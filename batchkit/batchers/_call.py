@@ -1,35 +1,39 @@
-"""One call of a batched function: what is mapped, how often, and by whose rules.
+"""One call of a batched function: its arguments, axes, size, and the trace of one task.
 
-`jax.vmap` is asked rather than imitated. It checks the axes, it names the argument
-whose size disagrees and it says how many tasks there are: a probe that computes nothing
-is mapped over the real arguments, so every error of `jax.vmap` comes from `jax.vmap`.
+The rules of `jax.vmap` are not reimplemented. A probe that computes nothing is mapped
+over the real arguments by `jax.vmap`, which checks the axes, names an argument whose
+size disagrees and binds the number of tasks. Users see `jax.vmap`'s own errors.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, cast, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._around import divided
-from ._jaxprs import zeros
-from ._marks import in_task, looks_for_marks, with_marks
-from ._refusals import (
-    refs_are_whole,
+from .._util._jaxprs import zeros
+from ._around import outer_lanes
+from ._marks import in_task, uses_expensive_marks, with_marks
+from ._trace_log import LogEntry, bytes_per_task, logged
+from ._traced_task import (
+    TracedTask,
+    mapped_ref_error,
+    refuse_batch_dependent_draws,
     refuse_collectives,
-    refuse_draws_by_batch,
     refuse_varying_outputs,
+    varying_outputs,
 )
-from ._task import Task
-from ._watching import Reached, bytes_per_task, reaching
 
 
 # The probe's own name for the mapped axis; no function of a user binds it.
 _PROBE_AXIS = "batchkit.probe"
+
+_Fun = TypeVar("_Fun", bound=Callable[..., Any])
 
 
 @final
@@ -45,14 +49,15 @@ class Call:
     axis_name: Any
     axis_size: int | None
     spmd_axis_name: Any
-    on_task: Callable[[Task], None] | None = None  # is shown what `trace` returns
+    sum_match: bool = False
+    on_task: Callable[[TracedTask], None] | None = None  # called with each new trace
 
     def check_axes(self) -> None:
-        """Raises `jax.vmap`'s error for `in_axes` that cannot be right."""
+        """Raise `jax.vmap`'s error for `in_axes` that no arguments can have."""
         self._mapped(self.fun)
 
     def vmap(self) -> PyTree:
-        """All tasks at once, by `jax.vmap` itself."""
+        """Run all tasks at once, by `jax.vmap` itself."""
         return self._mapped(self.fun)(*self.args, **self.kwargs)
 
     @functools.cached_property
@@ -81,62 +86,63 @@ class Call:
         return sizes[0]
 
     def trace(
-        self, batcher: object, parts: int | None = None, splits: bool = True
-    ) -> Task:
-        """Traces the function once, for one task, on behalf of a splitting `batcher`.
+        self, batcher: object, lanes: int | None = None, splits: bool = True
+    ) -> TracedTask:
+        """Trace the function once, for one task, on behalf of a splitting `batcher`.
 
         **Arguments:**
 
-        - `batcher`: who splits the tasks, for the messages of refusals.
-        - `parts`: how many lanes share the memory of a device; all tasks by default.
-        - `splits`: whether tasks are to run apart from each other for sure. If not, ask
-            `refusal` before they do.
+        - `batcher`: the batcher that splits the tasks, for error messages.
+        - `lanes`: the number of lanes that share the memory of a device; all tasks by
+            default.
+        - `splits`: whether the batcher splits the tasks in any case. If not, call
+            `refusal` before it does.
 
         **Returns:**
 
         The task: its jaxpr, the mapped arguments with the mapped axis in front, and
-        where the outputs belong.
+        the axes of the outputs.
 
         **Raises:**
 
         `ValueError` if the task cannot be split from the others: it communicates over
         `axis_name`, draws random bits that depend on the layout, or has a varying
-        output for which `out_axes` says `None`.
+        output for which `out_axes` is `None`, without `sum_match`.
         """
         size = self.size
         if self.maps_refs:
-            raise refs_are_whole(batcher)
-        same = {id(x) for x in jax.tree.leaves((self.args, self.kwargs))}
+            raise mapped_ref_error(batcher)
+        original = {id(x) for x in jax.tree.leaves((self.args, self.kwargs))}
         traced: list[Any] = []
 
         # `jax.vmap` makes the row of one task, since a type may have rules of its own:
-        # the shape of a sparse array is no leaf. Unmapped leaves reach the function as
-        # they are, also those that are no arrays.
-        # The name of the axis is bound, at its true size, while the task is traced:
-        # `psum(1, name)` is a constant then, and a real collective shows up in the
+        # the shape of a sparse array is no leaf. Unmapped leaves, also those that are
+        # not arrays, reach the function unchanged, by which they are recognised.
+        # The axis name is bound, at its true size, while the task is traced:
+        # `psum(1, name)` is then a constant, and a real collective shows up in the
         # jaxpr instead of binding an outer axis of the same name by accident.
         def probe(*args: Any, **kwargs: Any) -> list[Any]:
-            seen, treedef = jax.tree.flatten((args, kwargs))
-            mapped = [id(x) not in same for x in seen]
+            leaves, treedef = jax.tree.flatten((args, kwargs))
+            mapped = [id(x) not in original for x in leaves]
             row = [
                 x
-                for x, is_mapped in zip(seen, mapped, strict=True)
+                for x, is_mapped in zip(leaves, mapped, strict=True)
                 if is_mapped and not _is_float0(x)
             ]
 
             def one_task(*row: Any) -> Any:
-                given = iter(row)
+                values = iter(row)
                 full = [
                     x
                     if not is_mapped
                     else np.zeros(x.shape, x.dtype)
                     if _is_float0(x)
-                    else next(given)
-                    for x, is_mapped in zip(seen, mapped, strict=True)
+                    else next(values)
+                    for x, is_mapped in zip(leaves, mapped, strict=True)
                 ]
                 args, kwargs = jax.tree.unflatten(treedef, full)
                 out = self.fun(*args, **kwargs)
-                # What is no array is judged by jax.vmap, so that the error is its own.
+                # Let `jax.vmap` reject non-array outputs, so that users see its error.
                 for leaf in jax.tree.leaves(out):
                     if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
                         jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))
@@ -153,11 +159,11 @@ class Call:
                 axis_size=self.axis_size,
             )(*self.args, **self.kwargs)
 
-        with divided(size if parts is None else parts):
-            marks = looks_for_marks(batcher) and not in_task()
+        with outer_lanes(size if lanes is None else lanes):
+            marks = uses_expensive_marks(batcher) and not in_task()
             all_rows = with_marks(rows) if marks else rows()
         jaxpr, out_shapes = traced[0]
-        task = Task(
+        task = TracedTask(
             jaxpr=jaxpr,
             rows=[jnp.asarray(x) for x in all_rows],
             size=size,
@@ -167,23 +173,26 @@ class Call:
         )
         if self.on_task is not None:
             self.on_task(task)
-        refuse_varying_outputs(task, self.axis_name)
+        if self.sum_match:
+            task = self._with_sums(task)
+        else:
+            refuse_varying_outputs(task, self.axis_name)
         if splits and (refusal := self.refusal(task, batcher)):
             raise refusal
         return task
 
-    def refusal(self, task: Task, batcher: object) -> ValueError | None:
-        """Why a `batcher` cannot split the tasks, if it cannot."""
+    def refusal(self, task: TracedTask, batcher: object) -> ValueError | None:
+        """Return the error why `batcher` cannot split the tasks, or None if it can."""
         try:
             refuse_collectives(task, self.axis_name, batcher)
-            refuse_draws_by_batch(task, batcher)
+            refuse_batch_dependent_draws(task, batcher)
         except ValueError as error:
             return error
         return None
 
     @property
     def maps_refs(self) -> bool:
-        """True if a mutable array is mapped, which all tasks then write to in place."""
+        """True if a mapped argument is a mutable array, which tasks write in place."""
         leaves = jax.tree.leaves((self.args, self.kwargs))
         pairs = zip(leaves, self._leaf_axes(), strict=True)
         return any(axis is not None and isinstance(x, jax.Ref) for x, axis in pairs)
@@ -194,7 +203,7 @@ class Call:
         return bytes_per_task((self.args, self.kwargs), self._leaf_axes(), self.size)
 
     def _check_size(self, size: int) -> None:
-        """Compares `axis_size` with the arguments, which JAX before 0.10 does not."""
+        """Compare `axis_size` with the arguments, which JAX before 0.10 does not."""
         leaves = jax.tree.leaves((self.args, self.kwargs))
         for leaf, axis in zip(leaves, self._leaf_axes(), strict=True):
             if axis is not None and leaf.shape[axis] != size:
@@ -213,7 +222,19 @@ class Call:
             axis_name=self.axis_name,
             axis_size=self.axis_size,
             spmd_axis_name=self.spmd_axis_name,
+            sum_match=self.sum_match,
         )
+
+    def _with_sums(self, task: TracedTask) -> TracedTask:
+        """Map the outputs that `sum_match` sums; `TracedTask.finish` sums them.
+
+        The sums are over the results of all tasks, in one reduction as under
+        `jax.vmap`, so rounding does not depend on the layout.
+        """
+        varies = varying_outputs(task, self.axis_name)
+        pairs = zip(task.is_mapped, varies, strict=True)
+        mapped = [is_mapped or varying for is_mapped, varying in pairs]
+        return dataclasses.replace(task, is_mapped=mapped, sum_match=True)
 
     def _leaf_axes(self) -> list[int | None]:
         """The mapped axis of each argument leaf; `jax.vmap` has checked the prefix."""
@@ -223,7 +244,7 @@ class Call:
         return leaf_axes((in_axes, 0), (self.args, self.kwargs))
 
     def _mapped_outputs(self, out_shapes: PyTree) -> list[bool]:
-        """Which output leaves are mapped; `jax.vmap` checks the axes, on zeros."""
+        """Find the mapped output leaves; `jax.vmap` checks the axes, on zeros."""
         if not (isinstance(self.out_axes, int) and self.out_axes == 0):
             jax.eval_shape(
                 jax.vmap(
@@ -235,25 +256,28 @@ class Call:
         return [axis is not None for axis in leaf_axes(self.out_axes, out_shapes)]
 
 
-def function_of_calls(
+def mapped_function(
     run: Callable[[Call], PyTree],
-    fun: Callable[..., Any],
+    fun: _Fun,
     in_axes: Any,
     out_axes: Any,
-    **axis: Any,
-) -> Callable[..., Any]:
-    """What `jax.vmap(fun, ...)` returns, but with each call handed to `run`."""
-    make_call = functools.partial(Call, fun, in_axes=in_axes, out_axes=out_axes, **axis)
+    **options: Any,
+) -> _Fun:
+    """Wrap `fun` as `jax.vmap(fun, ...)` does, but pass each call to `run`."""
+    make_call = functools.partial(
+        Call, fun, in_axes=in_axes, out_axes=out_axes, **options
+    )
     make_call(args=(), kwargs={}).check_axes()
 
     @functools.wraps(fun)
     def batched(*args: Any, **kwargs: Any) -> Any:
         return run(make_call(args=args, kwargs=kwargs))
 
-    return batched
+    # Its arguments have one axis more than those of `fun`, which no type can express.
+    return cast(_Fun, batched)
 
 
-def part_of_call(
+def rows_function(
     batch: Callable[[Call], PyTree],
     run: Callable[..., list[Any]],
     out_axes: list[int | None],
@@ -261,33 +285,33 @@ def part_of_call(
     spmd_axis_name: Any = None,
     axis_name: Any = None,
 ) -> Callable[..., list[Any]]:
-    """A function of the rows of `size` tasks, which an inner batcher's `batch` runs."""
+    """Make a function of the rows of `size` tasks that runs an inner batcher."""
 
-    def part(*rows: Any) -> list[Any]:
+    def run_rows(*rows: Any) -> list[Any]:
         return batch(Call(run, rows, {}, 0, out_axes, axis_name, size, spmd_axis_name))
 
-    return part
+    return run_rows
 
 
-def watched_call(
+def logged_call(
     call: Call,
-    place: Any,
+    site: Any,
     batcher: Any,
     run: Callable[[Call], PyTree],
-    **about: Any,
+    **fields: Any,
 ) -> PyTree:
-    """Runs a call and tells the watcher of the trace about it."""
-    with reaching(Reached(place, batcher, **about)) as reached:
+    """Run a call and record it in the log of the trace."""
+    with logged(LogEntry(site, batcher, **fields)) as entry:
         out = run(call)
-        reached.tasks = call.size
-        reached.bytes_in = call.bytes_in
+        entry.tasks = call.size
+        entry.bytes_in = call.bytes_in
         axes = leaf_axes(call.out_axes, out)
-        reached.bytes_out = bytes_per_task(out, axes, call.size)
+        entry.bytes_out = bytes_per_task(out, axes, call.size)
     return out
 
 
 def leaf_axes(prefix: PyTree, tree: PyTree) -> list[int | None]:
-    """The entry of `prefix` for each leaf of `tree`; `None` in `tree` is no leaf."""
+    """Look up each leaf of `tree` in `prefix`; `None` in `tree` is not a leaf."""
 
     def is_none(x: Any) -> bool:
         return x is None

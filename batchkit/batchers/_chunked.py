@@ -1,8 +1,8 @@
-"""A bounded number of tasks at once, in equal chunks, with one compiled body.
+"""`Chunked`: a bounded number of tasks at once, in equal chunks, one compiled body.
 
 `jax.lax.map(batch_size=k)` compiles its function twice, once for the full chunks and
 once for the remainder, and holds the memory of both. Here the chunks are balanced and
-the few rows that are missing are copies of real ones, so one body serves all.
+the last one is padded with copies of real rows, so one body serves all.
 """
 
 from typing import Any, final
@@ -11,31 +11,31 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from ._abstract import AbstractBatcher
-from ._call import Call, part_of_call
+from .._util._formats import format_type, format_value
+from ._abstract import AbstractBatcher, check_batcher
+from ._call import Call, rows_function
 from ._padding import cut_rows, pad_rows
-from ._task import Task
-from ._values import check_batcher, in_short, kind_of
+from ._trace_log import log_split
+from ._traced_task import TracedTask
 from ._vmap import Vmap
-from ._watching import note_cut
 
 
 @final
 class Chunked(AbstractBatcher):
-    """At most `size` tasks at once; chunk after chunk.
+    """At most `size` tasks at once, in chunks that run one after the other.
 
     Temporary memory is that of `size` tasks instead of all. Chunks are balanced: 50
-    tasks at size 16 run as four chunks of 13. The last chunk is filled up by repeating
+    tasks at size 16 run as four chunks of 13. The last chunk is padded by repeating
     real tasks, whose results are dropped; their side effects (callbacks,
     `jax.debug.print`) happen again. With `size` at or above the number of tasks it is
-    exactly its `inner` batcher. `spmd_axis_name` is passed to `inner` and means the
-    lanes of one chunk.
+    exactly its `inner` batcher. `spmd_axis_name` is passed to `inner` and applies to
+    the lanes of one chunk.
 
     In reverse mode JAX keeps the intermediate values of every chunk for the backward
     pass, which can take more memory than `jax.vmap` does; `remat=True` recomputes them
-    chunk by chunk instead, at the price of a second forward pass. A `jax.custom_vjp`
-    whose backward pass is not linear (one that clips gradients) sees the cotangent of a
-    repeated task in parts.
+    chunk by chunk instead, at the cost of a second forward pass. The cotangent of a
+    repeated task is split over its copies, which changes the result of a
+    `jax.custom_vjp` whose backward pass is not linear, such as gradient clipping.
 
     ```python
     import jax.numpy as jnp
@@ -65,8 +65,8 @@ class Chunked(AbstractBatcher):
 
         **Raises:**
 
-        `TypeError` if `size` is no int or `inner` no batcher, `ValueError` if `size` is
-        below 1.
+        `TypeError` if `size` is not an int, `inner` not a batcher or `remat` not a
+        bool; `ValueError` if `size` is below 1.
         """
         self.size = size
         self.inner = Vmap() if inner is None else inner
@@ -75,13 +75,14 @@ class Chunked(AbstractBatcher):
     def __check_init__(self) -> None:
         if isinstance(self.size, bool) or not isinstance(self.size, int):
             raise TypeError(
-                f"Chunked(size={in_short(self.size)}): size must be an int, the "
-                f"largest number of tasks that run at once; got {kind_of(self.size)}."
+                f"Chunked(size={format_value(self.size)}): size must be an int, the "
+                "largest number of tasks that run at once; got "
+                f"{format_type(self.size)}."
             )
         if self.size < 1:
             raise ValueError(
-                f"Chunked(size={self.size}): size must be at least 1, the number of "
-                "tasks that run at once. For one at a time without a batch "
+                f"Chunked(size={self.size}): size, the number of tasks that run at "
+                "once, must be at least 1. For one task at a time without a batch "
                 "dimension use `Sequential()`."
             )
         if not isinstance(self.remat, bool):
@@ -94,35 +95,39 @@ class Chunked(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.size <= self.size:
             return self.inner.batch(call)
-        task = call.trace(self, parts=balanced(call.size, self.size)[1])
-        return in_chunks(task, self.size, self.inner, call.spmd_axis_name, self.remat)
+        lanes = balanced_chunks(call.size, self.size)[1]
+        task = call.trace(self, lanes=lanes)
+        return run_in_chunks(
+            task, self.size, self.inner, call.spmd_axis_name, self.remat
+        )
 
 
-def balanced(tasks: int, size: int) -> tuple[int, int]:
-    """How many chunks there are, and how many tasks each of them has."""
+def balanced_chunks(tasks: int, size: int) -> tuple[int, int]:
+    """Return the number of chunks, and the number of tasks in each of them."""
     chunks = -(-tasks // size)
     return chunks, -(-tasks // chunks)
 
 
-def in_chunks(
-    task: Task,
+def run_in_chunks(
+    task: TracedTask,
     size: int,
     inner: AbstractBatcher,
     spmd_axis_name: Any = None,
     remat: bool = False,
 ) -> PyTree:
-    """Runs a task for all its rows, at most `size` at a time, as `Chunked` does."""
-    chunks, lanes = balanced(task.size, size)
-    note_cut(task.size, chunks, 1, lanes, "chunk")
-    part = part_of_call(
+    """Run a task for all its rows, at most `size` at a time, as `Chunked` does."""
+    chunks, lanes = balanced_chunks(task.size, size)
+    log_split(task.size, chunks, 1, lanes, "chunk")
+    run_chunk = rows_function(
         inner.batch, task.run, task.lane_out_axes, lanes, spmd_axis_name
     )
 
     def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:
-        return carry, part(*rows)
+        return carry, run_chunk(*rows)
 
     if remat:
-        # A scan keeps XLA from merging the two forward passes by itself.
+        # Inside a scan XLA cannot merge the two forward passes. The barriers that
+        # `prevent_cse` adds would only block fusion.
         body = jax.checkpoint(body, prevent_cse=False)
     rows = [
         pad_rows(x, chunks * lanes).reshape(chunks, lanes, *x.shape[1:])

@@ -1,25 +1,27 @@
-"""Batching functions of pytrees that hold more than arrays."""
+"""`filter_batch`: batching of functions whose pytrees hold more than arrays."""
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar, cast, final
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._abstract import AbstractBatcher
-from ._jaxprs import zeros
-from ._values import check_batcher
+from .._util._jaxprs import zeros
+from ._abstract import AbstractBatcher, check_batcher
 
 
-def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
-    """The twin of `equinox.filter_vmap` for any batcher.
+_Fun = TypeVar("_Fun", bound=Callable[..., Any])
 
-    Arrays in the arguments are mapped over their leading axis; everything else (an
-    activation function in an Equinox module, a string) goes to every task as it is, and
-    may come back out.
+
+def filter_batch(batcher: AbstractBatcher) -> "FilteredBatcher":
+    """Make the counterpart of `equinox.filter_vmap` for any batcher.
+
+    Arrays in the arguments are mapped over their leading axis; other leaves (an
+    activation function in an Equinox module, a string) are passed to every task
+    unchanged, and may be returned.
 
     ```python
     import equinox as eqx
@@ -36,7 +38,7 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
 
     **Arguments:**
 
-    - `batcher`: how the tasks are laid out.
+    - `batcher`: the layout of the tasks.
 
     **Returns:**
 
@@ -48,37 +50,49 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
 
     **Raises:**
 
-    `TypeError` if `batcher` is none, or where an int stands for something that is no
-    array; and what the batcher raises for the same arrays.
+    `TypeError` if `batcher` is not a batcher, or if an axis is an int for a leaf that
+    is not an array; and the errors of the batcher for the same arrays.
     """
-
     check_batcher(
         "filter_batch",
         batcher,
         rule="a batcher such as `Chunked(16)`, with the function in a second call, "
         "`filter_batch(batcher)(fun)`",
     )
+    return FilteredBatcher(batcher)
 
-    def batch(
-        fun: Callable[..., Any],
+
+@final
+class FilteredBatcher(eqx.Module):
+    """The result of `filter_batch`: maps the arrays of a function's arguments."""
+
+    batcher: AbstractBatcher
+
+    def __call__(
+        self,
+        fun: _Fun,
         in_axes: Any = eqx.if_array(0),
         out_axes: Any = eqx.if_array(0),
         *,
-        axis_name: Any = None,
+        axis_name: Hashable | None = None,
         axis_size: int | None = None,
-        spmd_axis_name: Any = None,
-    ) -> Callable[..., Any]:
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+    ) -> _Fun:
+        """Map `fun` over the arrays of its arguments, see `filter_batch`."""
+
         @functools.wraps(fun)
         def batched(*args: Any, **kwargs: Any) -> Any:
             prefix = _positional_axes(fun, in_axes, len(args))
             axes = _leaf_axes((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
             leaves, treedef = jax.tree.flatten((args, kwargs))
-            layout: list[Any] = []
             row_axes = tuple(axis for axis in axes if axis is not None)
             of_leaf = iter(axes)
+            # In the order of `leaves`, where dictionaries are sorted by key.
             for part in (*args, *(kwargs[name] for name in sorted(kwargs))):
                 part_axes = [next(of_leaf) for _ in jax.tree.leaves(part)]
-                _refuse_own_rules(part, part_axes, "in_axes")
+                _refuse_custom_vmap_types(part, part_axes, "in_axes")
+            # Structure and non-array leaves of the output, set while `fun` is traced.
+            layout: list[Any] = []
 
             def one_task(*row: Any) -> tuple[list[Any], list[Any]]:
                 rows = iter(row)
@@ -88,25 +102,25 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
                 ]
                 args, kwargs = jax.tree.unflatten(treedef, full)
                 out = fun(*args, **kwargs)
-                to = _leaf_axes(out_axes, out, "out_axes")
-                _refuse_own_rules(out, to, "out_axes")
+                to_axes = _leaf_axes(out_axes, out, "out_axes")
+                _refuse_custom_vmap_types(out, to_axes, "out_axes")
                 outs, out_treedef = jax.tree.flatten(out)
                 static = [None if eqx.is_array(x) else x for x in outs]
-                layout[:] = [to, static, out_treedef]
-                pairs = list(zip(outs, to, strict=True))
-                spread = [x for x, axis in pairs if axis is not None]
-                same = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
-                return spread, same
+                layout[:] = [to_axes, static, out_treedef]
+                pairs = list(zip(outs, to_axes, strict=True))
+                mapped = [x for x, axis in pairs if axis is not None]
+                unmapped = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
+                return mapped, unmapped
 
             if not row_axes and axis_size is None:
-                spread, same = one_task()
-                if spread:
+                mapped, unmapped = one_task()
+                if mapped:
                     raise ValueError(
                         "There is nothing to map: no argument has an axis, so an "
                         "output cannot have one. Pass axis_size, or out_axes=None."
                     )
             else:
-                mapped = batcher(
+                batched_task = self.batcher(
                     one_task,
                     row_axes,
                     (0, None),
@@ -115,26 +129,26 @@ def filter_batch(batcher: AbstractBatcher) -> Callable[..., Callable[..., Any]]:
                     spmd_axis_name=spmd_axis_name,
                 )
                 pairs = zip(leaves, axes, strict=True)
-                spread, same = mapped(*[x for x, axis in pairs if axis is not None])
-            to, static, out_treedef = layout
-            spread_outs, same_outs = iter(spread), iter(same)
+                rows = [x for x, axis in pairs if axis is not None]
+                mapped, unmapped = batched_task(*rows)
+            to_axes, static, out_treedef = layout
+            mapped_outs, unmapped_outs = iter(mapped), iter(unmapped)
             merged = [
-                jnp.moveaxis(next(spread_outs), 0, axis)
+                jnp.moveaxis(next(mapped_outs), 0, axis)
                 if axis is not None
-                else (next(same_outs) if x is None else x)
-                for x, axis in zip(static, to, strict=True)
+                else (next(unmapped_outs) if x is None else x)
+                for x, axis in zip(static, to_axes, strict=True)
             ]
             return jax.tree.unflatten(out_treedef, merged)
 
-        return batched
+        # Its arguments have one axis more than those of `fun`, which no type expresses.
+        return cast(_Fun, batched)
 
-    return batch
 
+def _refuse_custom_vmap_types(tree: Any, axes: list[int | None], name: str) -> None:
+    """Raise for types that `jax.vmap` maps by rules of their own, as Equinox does.
 
-def _refuse_own_rules(tree: Any, axes: list[int | None], name: str) -> None:
-    """Raises for types that `jax.vmap` maps by rules of their own, as Equinox does.
-
-    Their leaves alone do not say what a task sees: the shape of a sparse array is none.
+    Their leaves alone do not determine a row: the shape of a sparse array is no leaf.
     """
     if all(axis is None for axis in axes):
         return
@@ -152,14 +166,14 @@ def _refuse_own_rules(tree: Any, axes: list[int | None], name: str) -> None:
             raise
         raise ValueError(
             f"{name} maps the leaves of a type that JAX maps as a whole, such as a "
-            "sparse array, in a tree of type "
-            f"{type(tree).__name__}. Use the batcher itself, which maps it as "
-            "`jax.vmap` does, or map its arrays and build it inside of the function."
+            f"sparse array, in a tree of type {type(tree).__name__}. Use the batcher "
+            "itself, which maps it as `jax.vmap` does, or map its arrays and build it "
+            "inside of the function."
         ) from error
 
 
 def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:
-    """`in_axes` with one entry for each of `count` positional arguments."""
+    """Return `in_axes` with one entry for each of `count` positional arguments."""
     if isinstance(in_axes, dict):
         names = list(inspect.signature(fun).parameters)[:count]
         unknown = [name for name in in_axes if name not in names]
@@ -175,14 +189,14 @@ def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:
 
 
 def _leaf_axes(prefix: Any, tree: Any, name: str) -> list[int | None]:
-    """The axis of each leaf of `tree`, from a prefix of ints, `None` and functions."""
+    """Find the axis of each leaf, from a prefix of ints, `None` and functions."""
 
     def resolve(axis: Any, subtree: Any) -> Any:
         def of_leaf(leaf: Any) -> int | None:
             chosen: Any = axis(leaf) if callable(axis) else axis
             if chosen is not None and not eqx.is_array(leaf):
                 raise TypeError(
-                    f"{name} maps axis {chosen} of {leaf!r}, which is no JAX array. "
+                    f"{name} maps axis {chosen} of {leaf!r}, which is not a JAX array. "
                     "Use `equinox.if_array(axis)` to map arrays only, or None."
                 )
             return chosen

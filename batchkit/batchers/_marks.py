@@ -1,8 +1,8 @@
-"""Marking the functions whose calls lanes should make together.
+"""Marks of expensive functions, whose calls `Continuous` evaluates for all lanes.
 
-A mark costs nothing where nobody asks for it: it is a plain call of the function. Only
-while a task is traced for a batcher that looks for marks does it become an equation
-with a name, a call of `jax.jit`, which differentiation and batching keep.
+Usually a marked function is a plain call of the function. Only while a task is traced
+for a batcher that uses marks does the call become an equation with a name: a call of a
+jitted function, since differentiation and batching keep its name.
 """
 
 import functools
@@ -17,16 +17,16 @@ import jax.core
 import numpy as np
 
 
-# Names of functions that are called together, as they stand in a program: those that
-# a user marked, and those that were taken for it.
+# Prefixes of the names of such equations: functions that a user marked, and those
+# that a rebuilt sampler marks as candidates.
 MARKED: Final = "batchkit.expensive:"
 SUPPOSED: Final = "batchkit.function:"
 
-# Where a marked function has the one that was marked.
+# The attribute of a marked function with the original one.
 _WITHOUT: Final = "__batchkit_without_mark__"
 
-# Bound while a task is traced for a batcher that looks for marks. JAX looks up what it
-# has traced before by the axes that are bound, so no trace without marks is reused.
+# Bound while a task is traced for a batcher that uses marks. The bound axes are part of
+# the key of JAX's trace cache, so no cached trace without marks is reused.
 _TASK_AXIS: Final = "batchkit.task"
 
 _P = ParamSpec("_P")
@@ -39,16 +39,16 @@ class _Function:
     """A marked function for arguments of one type."""
 
     fun: Any
-    static: Any  # arguments that are no tracers, kept for their identity
+    static: Any  # arguments that are not tracers, kept alive since ids are in the key
     jitted: Callable[..., Any]
-    plain: Any = None  # results that are no arrays
-    opaque: bool = False  # whether there may be arrays in those
+    plain: Any = None  # results that are not arrays
+    opaque: bool = False  # whether these may contain arrays
 
 
 @final
 @dataclass
 class _Calls:
-    """The marked functions that one trace has come by."""
+    """The marked functions called in one trace."""
 
     names: dict[str, Any] = field(default_factory=dict)
     functions: dict[Hashable, _Function] = field(default_factory=dict)
@@ -58,12 +58,12 @@ _CALLS: ContextVar[_Calls | None] = ContextVar("calls", default=None)
 
 
 def expensive(fun: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Marks a function whose calls the lanes of `Continuous` should make together.
+    """Mark a function whose calls the lanes of `Continuous` should make together.
 
     Mark the likelihood, or the log-density, and not the whole step around it. Outside
     the tasks of a `Continuous` the mark does nothing. Derivatives of the function are
     evaluated together as well. In an algorithm from `rebuild_sampler` your functions
-    need no mark: the costliest is found, unless you mark one.
+    need no mark: the one with the most operations is chosen, unless you mark one.
 
     ```python
     import jax
@@ -88,8 +88,8 @@ def expensive(fun: Callable[_P, _T]) -> Callable[_P, _T]:
 
     **Arguments:**
 
-    - `fun`: a pure function, as for `jax.jit`. Arguments and results that are no arrays
-        are fine.
+    - `fun`: a pure function, as for `jax.jit`. Its arguments and results may include
+        values that are not arrays.
 
     **Returns:**
 
@@ -108,7 +108,7 @@ def expensive(fun: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def mark(fun: Callable[_P, _T], kind: str, name: str) -> Callable[_P, _T]:
-    """Marks a function as one of a kind, under a name."""
+    """Mark a function as one of a kind, under a name."""
 
     @functools.wraps(fun)
     def marked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -122,14 +122,14 @@ def mark(fun: Callable[_P, _T], kind: str, name: str) -> Callable[_P, _T]:
 
 
 def without_mark(fun: Any) -> Any:
-    """What a mark was put on; anything else as it is."""
+    """Return the original of a marked function, and any other value unchanged."""
     while hasattr(fun, _WITHOUT):
         fun = getattr(fun, _WITHOUT)
     return fun
 
 
 def in_task() -> bool:
-    """Whether a task is being traced for a batcher that looks for marks."""
+    """Return True while a task is traced for a batcher that uses marks."""
     try:
         jax.lax.axis_size(_TASK_AXIS)
     except NameError:
@@ -137,21 +137,21 @@ def in_task() -> bool:
     return True
 
 
-def looks_for_marks(batcher: object) -> bool:
-    """Whether a batcher, or one inside it, looks for marks in its tasks."""
-    return wants(batcher, "looks_for_marks")
+def uses_expensive_marks(batcher: object) -> bool:
+    """Return True if a batcher, or one inside it, uses the marks in its tasks."""
+    return has_flag(batcher, "uses_expensive_marks")
 
 
-def wants(batcher: object, what: str) -> bool:
-    """Whether a batcher, or one inside it, has a class variable that says yes."""
-    if getattr(batcher, what, False):
+def has_flag(batcher: object, name: str) -> bool:
+    """Return True if a class variable is set in a batcher, or in one inside it."""
+    if getattr(batcher, name, False):
         return True
-    inner = [x for x in vars(batcher).values() if hasattr(x, what)]
-    return any(wants(x, what) for x in inner)
+    inner = [x for x in vars(batcher).values() if hasattr(x, name)]
+    return any(has_flag(x, name) for x in inner)
 
 
 def with_marks(trace: Callable[[], _T]) -> _T:
-    """Traces something with the marks in it as equations."""
+    """Run `trace` so that calls of marked functions become equations."""
     traced: list[_T] = []
 
     def probe() -> tuple[()]:
@@ -169,13 +169,13 @@ def with_marks(trace: Callable[[], _T]) -> _T:
 def _call(
     calls: _Calls, fun: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A call of `fun` as one equation, traced once for each type of its arguments."""
-    # What is known while tracing, such as an array of NumPy, stays known.
+    """Call `fun` as one equation, traced once for each type of its arguments."""
+    # Concrete values, such as NumPy arrays, stay concrete inside of `fun`.
     dynamic, static = eqx.partition((args, kwargs), _is_traced)
     key = (id(fun), name, _types(dynamic), _identities(static))
     try:
         function = calls.functions.get(key)
-    except TypeError:  # a tree that cannot be compared: a trace of its own
+    except TypeError:  # a tree that cannot be hashed or compared is traced each time
         key, function = object(), None
     if function is None:
 
@@ -189,8 +189,8 @@ def _call(
         named.__name__ = named.__qualname__ = _unique(calls, fun, name)
         made = function = _Function(fun, static, jax.jit(named))
         calls.functions[key] = made
-    # Its first call tells whether it is opaque: what it returns, such as a function,
-    # may close over arrays, which must not leave the trace of the call.
+    # `opaque` is set while the first call is traced. A result such as a function may
+    # close over arrays of that trace, which must not leave it.
     arrays = None if function.opaque else function.jitted(dynamic)
     if function.opaque:
         return fun(*args, **kwargs)
@@ -203,13 +203,13 @@ def _types(tree: Any) -> Hashable:
 
 
 def _identities(tree: Any) -> Hashable:
-    """What tells trees apart whose leaves may be neither hashed nor compared."""
+    """Make a key for trees whose leaves may be neither hashed nor compared."""
     leaves, treedef = jax.tree.flatten(tree)
     return treedef, tuple((type(x), repr(x)) if _is_plain(x) else id(x) for x in leaves)
 
 
 def _unique(calls: _Calls, fun: Any, name: str) -> str:
-    """The name, with a number where another function goes by it already."""
+    """Return the name, with a number if another function has it already."""
     number, found = 1, name
     while calls.names.setdefault(found, fun) is not fun:
         number += 1

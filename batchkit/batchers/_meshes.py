@@ -1,9 +1,9 @@
-"""The types of arrays as they are on one device, without the mesh they lie on.
+"""Removal of the mesh from the types in a jaxpr, so that it runs on one device.
 
-What `jax.shard_map` returns has the mesh in its type, and so has everything computed
-from it. A task that is traced with such an array carries the type into its loops and
-calls, and would refuse to run inside another `shard_map`, where the same array is one
-device's own.
+The results of `jax.shard_map` have the mesh in their type, and so has every array
+computed from them. A task that is traced with such an array has the type in its loops
+and calls. JAX rejects it inside another `shard_map`, where the array is local to one
+device.
 """
 
 import functools
@@ -15,25 +15,26 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 
 
-# Where a sharding is what was asked for, and not only the type of the result.
-_PLACES: Final = frozenset(
+# In these a sharding is an instruction; in other equations it only types the result.
+_KEEP_SHARDING: Final = frozenset(
     {"device_put", "jit", "pjit", "shard_map", "sharding_constraint"}
 )
 
 
 def without_mesh(closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
-    """The same jaxpr over arrays that lie on no mesh; its constants stay.
+    """Return the jaxpr with types that have no mesh; its constants are unchanged.
 
-    Where there is no mesh in it, it is the same object.
+    A jaxpr without any mesh is returned as the same object.
     """
-    return _Stripping().closed(closed)
+    return _MeshRemover().closed(closed)
 
 
 @final
-class _Stripping:
-    """Strips a jaxpr and those inside it, each of them once."""
+class _MeshRemover:
+    """Rewrites a jaxpr and the jaxprs nested in it, each of them once."""
 
     def __init__(self) -> None:
+        # By id; the old jaxpr is kept alive so that its id stays unique.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def closed(self, closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
@@ -46,16 +47,16 @@ class _Stripping:
 
     def open(self, jaxpr: Any) -> Any:
         if id(jaxpr) not in self._done:
-            self._done[id(jaxpr)] = jaxpr, self._strip(jaxpr)
+            self._done[id(jaxpr)] = jaxpr, self._rewrite(jaxpr)
         return self._done[id(jaxpr)][1]
 
-    def _strip(self, jaxpr: Any) -> Any:
+    def _rewrite(self, jaxpr: Any) -> Any:
         new: dict[Any, Any] = {}
 
         def strip(atom: Any) -> Any:
             if isinstance(atom, jex.core.Literal):
                 return atom
-            if atom not in new and _lies_on_mesh(atom.aval):
+            if atom not in new and _has_mesh(atom.aval):
                 new[atom] = type(atom)(_type(atom.aval))
             return new.get(atom, atom)
 
@@ -65,7 +66,7 @@ class _Stripping:
         }
         parts["eqns"] = []
         for eqn in jaxpr.eqns:
-            if eqn.primitive.name == "reshard":  # of a type only: there is one device
+            if eqn.primitive.name == "reshard":  # the identity on a single device
                 new[eqn.outvars[0]] = strip(eqn.invars[0])
                 continue
             changes = {
@@ -93,13 +94,13 @@ class _Stripping:
                 return value
             make = getattr(type(value), "_make", type(value))
             return make(items)
-        if isinstance(value, NamedSharding) and primitive not in _PLACES:
+        if isinstance(value, NamedSharding) and primitive not in _KEEP_SHARDING:
             return None
         return value
 
 
 def _same(whole: Any, parts: dict[str, Any]) -> bool:
-    """Whether the parts are what `whole` consists of already."""
+    """Return True if each part is the same object as that of `whole`."""
     for name, new in parts.items():
         old = getattr(whole, name)
         if isinstance(new, dict):
@@ -115,26 +116,29 @@ def _same(whole: Any, parts: dict[str, Any]) -> bool:
 
 @functools.cache
 def _context_without_mesh() -> Any:
-    """What an equation is told of its surroundings where there is no mesh."""
+    """Return the context of an equation that is traced without a mesh.
+
+    JAX has no public constructor for it.
+    """
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         return jax.make_jaxpr(jnp.sin)(0.0).jaxpr.eqns[0].ctx
 
 
 def type_mesh(x: Any) -> AbstractMesh:
-    """The mesh in the type of an array."""
+    """Return the mesh in the type of an array, or an empty one."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     is_named = isinstance(sharding, NamedSharding)
     return sharding.mesh.abstract_mesh if is_named else AbstractMesh((), ())
 
 
-def _lies_on_mesh(aval: Any) -> bool:
+def _has_mesh(aval: Any) -> bool:
     sharding = getattr(aval, "sharding", None)
     return isinstance(sharding, NamedSharding) and not sharding.mesh.empty
 
 
 def _type(aval: Any) -> Any:
     inner = getattr(aval, "inner_aval", None)
-    if inner is not None:  # of a mutable array
+    if inner is not None:  # the type of a mutable array
         return aval.update(inner_aval=_type(inner))
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         return aval.update(sharding=None)

@@ -1,10 +1,10 @@
-"""Padding to a full last chunk, and cutting it off again, also in reverse mode.
+"""Padding of the last chunk, and its removal, with a derivative that is safe from NaN.
 
 Padded rows repeat real ones: zeros could give NaN or a loop that never ends. In reverse
-mode cutting them off would hand them a cotangent of zero, and zero times an infinite
-derivative is NaN, which would leak into the gradient of everything the rows share. So
-the derivative of the cut splits each cotangent evenly over the copies of its row: every
-copy then contributes what the row itself would, and the sum is the row's gradient.
+mode a plain slice gives padded rows a cotangent of zero, and zero times an infinite
+derivative is NaN, which would spread to the gradient of every array that the rows
+share. So the derivative of the slice splits each cotangent evenly over the copies of
+its row. The derivative is linear, so the copies add up to the gradient of the row.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Shaped
 
 
 def pad_rows(rows: Shaped[Array, "n ..."], total: int) -> Shaped[Array, "total ..."]:
-    """Appends copies of the first rows, over and over, up to `total` rows."""
+    """Append copies of the first rows, as often as needed, up to `total` rows."""
     size = rows.shape[0]
     if total == size:
         return rows
@@ -27,7 +27,7 @@ def pad_rows(rows: Shaped[Array, "n ..."], total: int) -> Shaped[Array, "total .
 
 
 def cut_rows(padded: Shaped[Array, "total ..."], size: int) -> Shaped[Array, "n ..."]:
-    """The first `size` rows of what was computed from `pad_rows`."""
+    """Return the first `size` rows of a result computed from `pad_rows`."""
     if padded.shape[0] == size:
         return padded
     if jnp.issubdtype(padded.dtype, jnp.inexact):

@@ -1,4 +1,4 @@
-"""One task at a time."""
+"""`Sequential`: one task at a time, by `jax.lax.scan`."""
 
 from typing import Any, final
 
@@ -7,7 +7,7 @@ from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
 from ._call import Call
-from ._watching import note_cut
+from ._trace_log import log_split
 
 
 @final
@@ -16,7 +16,7 @@ class Sequential(AbstractBatcher):
 
     Needs the memory of one task. `cond` stays a branch, a `while_loop` stops when its
     own task is done, and callbacks that cannot be vectorised work. There is no mapped
-    axis inside, so `spmd_axis_name` is refused.
+    axis that could be sharded, so `spmd_axis_name` is refused.
 
     ```python
     import jax
@@ -36,14 +36,15 @@ class Sequential(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.spmd_axis_name is not None:
             raise ValueError(
-                f"Sequential() got spmd_axis_name={call.spmd_axis_name!r}, but it has "
-                "no mapped axis that could be sharded: tasks run one by one. Leave it "
-                "out, or use `Vmap()` or `Chunked(size)`."
+                f"Sequential() got spmd_axis_name={call.spmd_axis_name!r}, but it runs "
+                "tasks one by one and has no mapped axis that could be sharded. Leave "
+                "spmd_axis_name out, or use `Vmap()` or `Chunked(size)`."
             )
-        task = call.trace(self, parts=1)
+        task = call.trace(self, lanes=1)
+        # There is no row to compute an unmapped output from.
         if task.size == 0 and None in task.lane_out_axes:
             return call.vmap()
-        note_cut(task.size, task.size, 1, 1, "task")
+        log_split(task.size, task.size, 1, 1, "task")
 
         def body(carry: None, row: list[Any]) -> tuple[None, list[Any]]:
             return carry, task.run(*row)

@@ -1,9 +1,8 @@
-"""Tasks spread over devices.
+"""`Sharded`: tasks spread over devices, by `jax.shard_map`.
 
-The tasks are cut into one contiguous share per device, and everything else happens
-inside `jax.shard_map`: a device only ever holds its own tasks, and an inner batcher
-chunks them where they are. (Chunking from the outside, as `jax.lax.map` does on a
-sharded array, gathers every chunk first.)
+The tasks are cut into one contiguous share per device. An inner batcher runs the share
+inside of `jax.shard_map`, so that a device only ever holds its own tasks. (Chunking
+outside of it, as `jax.lax.map` does on a sharded array, gathers every chunk first.)
 """
 
 import dataclasses
@@ -18,19 +17,18 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ._abstract import AbstractBatcher
+from .._util._multihost import check_agreement, spans_all_processes
+from ._abstract import AbstractBatcher, check_batcher
 from ._around import is_whole_around
-from ._call import Call, part_of_call
+from ._call import Call, rows_function
 from ._meshes import type_mesh, without_mesh
 from ._padding import cut_rows, pad_rows
-from ._processes import check_agreement, spans_all
-from ._task import Task
-from ._values import check_batcher
+from ._trace_log import log_split
+from ._traced_task import TracedTask
 from ._vmap import Vmap
-from ._watching import note_cut
 
 
-# Bound while a task is traced that will run on one device of several.
+# Bound while tracing a task that will run inside of `shard_map`.
 _DEVICE_AXIS = "batchkit.device"
 
 
@@ -38,14 +36,15 @@ _DEVICE_AXIS = "batchkit.device"
 class Sharded(AbstractBatcher):
     """Tasks spread evenly over the devices of a mesh, each share run by `inner`.
 
-    `Sharded(mesh, inner=Chunked(16))` means 16 tasks at a time on each device. What the
-    function closes over is replicated. A number of tasks that the devices do not
-    divide is filled up by repeating real tasks, whose results are dropped. Inside
-    another `Sharded`, or any `jax.shard_map`, it acts as its `inner` batcher, because
-    the devices are taken already. `spmd_axis_name` is refused: the mesh says it all.
+    `Sharded(mesh, inner=Chunked(16))` means 16 tasks at a time on each device. Arrays
+    that the function closes over are replicated. If the number of devices does not
+    divide the number of tasks, real tasks are repeated as padding and their results
+    dropped. Inside another `Sharded`, or any `jax.shard_map`, it acts as its `inner`
+    batcher, because the devices are already in use. `spmd_axis_name` is refused, since
+    `mesh_axis` says over which axis tasks are sharded.
 
-    With several processes (`jax.distributed`) all of them call it, with the same arrays
-    or with global ones; `ValueError` if they disagree about shapes.
+    With several processes (`jax.distributed`) every process calls it, with the same
+    arrays or with global ones; `ValueError` if their shapes differ.
 
     Under `jax.jit`, arguments must not be committed to a single device of a larger
     mesh: that is JAX's rule for every sharded program.
@@ -79,8 +78,9 @@ class Sharded(AbstractBatcher):
 
         **Raises:**
 
-        `TypeError` if `mesh` is no `jax.sharding.Mesh`, `mesh_axis` no name or `inner`
-        no batcher, `ValueError` if the mesh has no such axis or it is named twice.
+        `TypeError` if `mesh` is not a `jax.sharding.Mesh`, `mesh_axis` not a name or
+        `inner` not a batcher; `ValueError` if the mesh has no such axis, or an axis is
+        named twice.
         """
         self.mesh = mesh
         self.mesh_axis = mesh_axis
@@ -113,62 +113,66 @@ class Sharded(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.spmd_axis_name is not None:
             raise ValueError(
-                f"Sharded got spmd_axis_name={call.spmd_axis_name!r}, but the batcher "
-                "itself says over which mesh axis tasks are spread. Leave it out; to "
-                "constrain shardings inside the function use it with `Vmap()`."
+                f"Sharded got spmd_axis_name={call.spmd_axis_name!r}, but its own "
+                "mesh_axis says over which axis tasks are sharded. Leave "
+                "spmd_axis_name out; to constrain shardings inside the function use "
+                "it with `Vmap()`."
             )
-        if devices_are_taken():
+        if inside_shard_map():
             return self.inner.batch(call)
         mesh = self.mesh
         if mesh is None:
             context = jax.sharding.get_abstract_mesh()
-            mesh = all_devices() if context.empty else context
+            mesh = mesh_of_all_devices() if context.empty else context
         axes = self._axes(mesh)
         shards = math.prod(mesh.shape[axis] for axis in axes)
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
         share = -(-call.size // shards)
-        task = _trace_for_a_device(call, self, share)
-        _refuse_closed_over_refs(task, self)
+        task = _trace_for_one_device(call, self, share)
+        _refuse_replicated_refs(task, self)
         if self.mesh is not None:
-            mesh = with_plain_axes(self.mesh, [*task.rows, *task.closure])
-        if spans_all(mesh):
+            mesh = with_auto_axes(self.mesh, [*task.rows, *task.closure])
+        if spans_all_processes(mesh):
             _check_agreement(task, mesh)
-        note_cut(task.size, 1, shards, share, "chunk")
-        spread, whole = PartitionSpec(axes), PartitionSpec()
+        log_split(task.size, 1, shards, share, "chunk")
+        sharded, replicated = PartitionSpec(axes), PartitionSpec()
 
         def on_device(closure: list[Any], rows: list[Any]) -> list[Any]:
             def run(*row: Any) -> list[Any]:
                 return task.run(*row, closure=closure)
 
-            inner = part_of_call(self.inner.batch, run, task.lane_out_axes, share)
+            inner = rows_function(self.inner.batch, run, task.lane_out_axes, share)
             return inner(*rows)
 
-        # Replication checking rejects a while_loop whose carry starts out replicated
-        # and ends up varying, which is what a slice sampler's loop does.
+        # `check_vma=True` rejects a while_loop whose carry is replicated at first and
+        # varies after the first turn, as in a slice sampler.
         out_axes = task.lane_out_axes
-        sharded = jax.shard_map(
+        run_on_devices = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(whole, spread),
-            out_specs=[whole if axis is None else spread for axis in out_axes],
+            in_specs=(replicated, sharded),
+            out_specs=[replicated if axis is None else sharded for axis in out_axes],
             check_vma=False,
         )
         if not any(isinstance(x, Tracer) for x in [*task.closure, *task.rows]):
-            # Called eagerly, `shard_map` compiles each operation for itself, those of
-            # loops in every call anew.
-            sharded = jax.jit(sharded)
-        rows, is_whole = task.rows, is_whole_around() or share * shards != task.size
-        if is_whole:
-            # Also behind the copying: each device then does it for itself.
-            rows = put_on(rows, mesh, whole)
-            rows = put_on([pad_rows(x, share * shards) for x in rows], mesh, whole)
-        outs = sharded(
-            put_on(task.closure, mesh, whole),
-            put_on(rows, mesh, spread),
+            # An eager `shard_map` compiles operation by operation, and the operations
+            # of loops again in every call.
+            run_on_devices = jax.jit(run_on_devices)
+        rows, is_padded = task.rows, share * shards != task.size
+        is_replicated = is_whole_around() or is_padded
+        if is_replicated:
+            # Constrain the rows before and after padding: each device then pads its own
+            # copy. Sharded rows would be communicated to be padded.
+            rows = put_on_mesh(rows, mesh, replicated)
+            rows = [pad_rows(x, share * shards) for x in rows]
+            rows = put_on_mesh(rows, mesh, replicated)
+        outs = run_on_devices(
+            put_on_mesh(task.closure, mesh, replicated),
+            put_on_mesh(rows, mesh, sharded),
         )
-        if is_whole:
-            outs = put_on(outs, mesh, whole)
+        if is_replicated:
+            outs = put_on_mesh(outs, mesh, replicated)
         return task.finish(
             [
                 out if axis is None else cut_rows(out, task.size)
@@ -189,12 +193,12 @@ class Sharded(AbstractBatcher):
         return axes
 
 
-def with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
-    """The mesh with automatic axes, unless the program works with explicit ones.
+def with_auto_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
+    """Return the mesh with automatic axes, unless the program uses explicit ones.
 
-    Explicit axes, which `jax.make_mesh` gives by default, are a part of the types of
-    arrays. A program without them elsewhere would be asked about the sharding of
-    everything that it computes from the results.
+    Explicit axes, which `jax.make_mesh` makes by default, are a part of the types of
+    arrays. If the results had them, JAX would demand explicit shardings in a program
+    that has none.
     """
     meshes = [jax.sharding.get_abstract_mesh(), *(type_mesh(x) for x in arrays)]
     if any(AxisType.Explicit in each.axis_types for each in meshes):
@@ -202,12 +206,13 @@ def with_plain_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names)
 
 
-def all_devices() -> Mesh:
+def mesh_of_all_devices() -> Mesh:
+    """Make a mesh with one axis, `tasks`, over the devices of all processes."""
     return Mesh(np.array(jax.devices()), ("tasks",))
 
 
-def devices_are_taken() -> bool:
-    """Whether this is part of something that runs on one device of several."""
+def inside_shard_map() -> bool:
+    """Return True while tracing a program that `shard_map` runs on each device."""
     try:
         jax.lax.axis_size(_DEVICE_AXIS)
     except NameError:
@@ -215,12 +220,12 @@ def devices_are_taken() -> bool:
     return True
 
 
-def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
-    """Traces one task as it will run: on a single device, without a mesh around it."""
-    tasks: list[Task] = []
+def _trace_for_one_device(call: Call, batcher: object, share: int) -> TracedTask:
+    """Trace one task as it will run: on a single device, without an outer mesh."""
+    tasks: list[TracedTask] = []
 
     def probe() -> tuple[()]:
-        tasks.append(call.trace(batcher, parts=share))
+        tasks.append(call.trace(batcher, lanes=share))
         return ()
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
@@ -229,26 +234,26 @@ def _trace_for_a_device(call: Call, batcher: object, share: int) -> Task:
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
 
 
-def _refuse_closed_over_refs(task: Task, batcher: object) -> None:
+def _refuse_replicated_refs(task: TracedTask, batcher: object) -> None:
     if any(isinstance(x, jax.Ref) for x in task.closure):
         raise ValueError(
-            "The function reads or writes a mutable array (`jax.Ref`) that is the same "
-            f"for all tasks, but under {batcher} they run on several devices, and a "
-            "mutable array lies on one. Pass its values, `ref[...]`, instead."
+            "The function closes over a mutable array (`jax.Ref`), which is on one "
+            f"device, but {batcher} runs tasks on several devices. Pass its values, "
+            "`ref[...]`, instead."
         )
 
 
-def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:
-    """Raises if processes are about to map over arrays of other shapes."""
+def _check_agreement(task: TracedTask, mesh: Mesh | AbstractMesh) -> None:
+    """Raise `ValueError` in every process if their shapes differ."""
     rows, closure, outs = (
         ", ".join(f"{x.dtype}{list(jnp.shape(x))}" for x in arrays) or "nothing"
         for arrays in (task.rows, task.closure, task.jaxpr.out_avals)
     )
     check_agreement(
-        f"has {task.size} tasks ({rows}), that each return {outs} and close over "
+        f"has {task.size} tasks ({rows}) that each return {outs} and close over "
         f"{closure}, on {dict(mesh.shape)}",
-        lambda told: ValueError(
-            f"Sharded: the processes disagree about the shapes: {told}. Give every "
+        lambda differences: ValueError(
+            f"Sharded: shapes differ between processes: {differences}. Give every "
             "process the same arrays, those of all tasks; or make one global array of "
             "the parts that they have, with "
             "`jax.make_array_from_process_local_data`."
@@ -257,24 +262,24 @@ def _check_agreement(task: Task, mesh: Mesh | AbstractMesh) -> None:
     )
 
 
-def put_on(
+def put_on_mesh(
     arrays: list[Any], mesh: Mesh | AbstractMesh, spec: PartitionSpec
 ) -> list[Any]:
-    """Moves arrays onto the mesh, since they may be committed elsewhere."""
+    """Move arrays onto the mesh, since they may be committed to other devices."""
     sharding = NamedSharding(mesh, spec)
     if any(kind == AxisType.Explicit for kind in mesh.axis_types):
         return [jax.reshard(x, sharding) for x in arrays]
-    if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh: it knows no devices
+    if isinstance(mesh, AbstractMesh):  # set by jax.set_mesh, without devices
         return [jax.lax.with_sharding_constraint(x, spec) for x in arrays]
-    return [_moved(x, sharding) for x in arrays]
+    return [_put(x, sharding) for x in arrays]
 
 
-def _moved(x: Any, sharding: NamedSharding) -> Any:
+def _put(x: Any, sharding: NamedSharding) -> Any:
     if isinstance(x, Tracer):
-        # In a derivative, `device_put` would move the gradient of a constant back to
-        # where that had been, which a jitted program cannot do.
+        # The transpose of `device_put` moves the cotangent of a constant back to the
+        # device of the constant, which is not allowed in a jitted program.
         try:
             return jax.lax.with_sharding_constraint(x, sharding)
-        except ValueError:  # not jitted, and on another device
+        except ValueError:  # outside of jit, for an array on another device
             pass
     return jax.device_put(x, sharding)

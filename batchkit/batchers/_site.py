@@ -1,4 +1,4 @@
-"""One place in the source where tasks are mapped."""
+"""`Site`: a place in the source where tasks are mapped."""
 
 from dataclasses import dataclass
 from typing import final
@@ -46,10 +46,10 @@ class Site:
         - `qualname`: the function that calls the vmap, such as
             `"build_kernel.<locals>.kernel"`.
         - `line`: the line of the call in the module's file.
-        - `spelling`: the vmap as it stands there: `"jax.vmap"`, `"vmap"`, `"@jax.vmap"`
-            for a decorator, or the name of a variable that holds it.
+        - `spelling`: the vmap as written in the source: `"jax.vmap"`, `"vmap"`,
+            `"@jax.vmap"` for a decorator, or the name of a variable that holds it.
         - `phase`: the part of the algorithm that reaches the site: `"init"`, `"step"`,
-            or `None` where a part cannot be told.
+            or `None` if it is not known.
         """
         for name, value in (
             ("module", module),
@@ -62,7 +62,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        """`module:qualname`, which names patterns are matched with."""
+        """`module:qualname`, which the patterns of a policy are matched with."""
         return f"{self.module}:{self.qualname}"
 
     def __str__(self) -> str:

@@ -1,21 +1,22 @@
-"""All tasks at once."""
+"""`Vmap`: all tasks at once, by `jax.vmap`."""
 
 from typing import final
 
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
-from ._around import divided
+from ._around import outer_lanes
 from ._call import Call
-from ._watching import innermost, note_cut
+from ._trace_log import current_entry, log_split
 
 
 @final
 class Vmap(AbstractBatcher):
     """All tasks at once: exactly what `jax.vmap` does.
 
-    Fastest where everything fits in memory. `cond` computes both branches, and a
-    `while_loop` runs until its slowest task is done. `spmd_axis_name` is passed on.
+    Fastest if all tasks fit in memory. `cond` computes both branches, and a
+    `while_loop` runs until its slowest task is done. `spmd_axis_name` is passed to
+    `jax.vmap`.
 
     ```python
     import jax
@@ -31,7 +32,8 @@ class Vmap(AbstractBatcher):
         """**Arguments:** none."""
 
     def batch(self, call: Call) -> PyTree:
-        if innermost() is not None:
-            note_cut(call.size, 1, 1, call.size, "chunk")
-        with divided(call.size):
+        # Without a log this spares the probe that finds the size.
+        if current_entry() is not None:
+            log_split(call.size, 1, 1, call.size, "chunk")
+        with outer_lanes(call.size):
             return call.vmap()

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..batchers._bytes import in_words
-from ..reports._memory import memory_of
+from .._util._formats import format_bytes
+from ..explain._memory_use import memory_of
 from ..run._file import understood
 from ..run._processes import explaining_loss, speaker
 from ..run._progress import Reporter
@@ -214,7 +214,7 @@ class ChainLoop:
         with self._reporter.waiting(f"compiling {what}"):
             compiled = compile()
         try:
-            needed = in_words(memory_of(compiled).total)
+            needed = format_bytes(memory_of(compiled).total)
         except NotImplementedError:
             needed = "an unknown number of bytes"
         seconds = time.perf_counter() - start

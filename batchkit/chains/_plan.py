@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..batchers._watching import Reached, leave, start
-from ..reports._reached import records_of
+from ..batchers._trace_log import LogEntry, leave, start_log
+from ..explain._explain import records_of
 from ..run._fingerprint import Part, of_arrays, of_function, of_words
 from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._processes import speaker
@@ -114,7 +114,7 @@ def layout_of(chains: Chains) -> list[str]:
     """How chains are laid out, in words; it traces them."""
 
     def traced() -> list[str]:
-        token = start(root := Reached(None))
+        token = start_log(root := LogEntry(None))
         try:
             chains.trace_advance()
         finally:

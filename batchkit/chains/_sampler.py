@@ -12,8 +12,8 @@ from typing import Any, Final, NamedTuple, final
 
 from jaxtyping import PyTree
 
+from .._util._formats import format_value as in_short
 from ..batchers import expensive
-from ..batchers._values import in_short
 from ..run._extras import delayed
 from ._warmup import Warmup
 

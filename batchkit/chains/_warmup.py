@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers._values import in_short
+from .._util._formats import format_value as in_short
 from ..run._extras import delayed
 
 

@@ -7,13 +7,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
-from ..batchers._call import Call, function_of_calls
-from ..batchers._chunked import balanced, in_chunks
+from ..batchers._call import Call, mapped_function
+from ..batchers._chunked import balanced_chunks, run_in_chunks
 from ..batchers._marks import in_task
-from ..batchers._task import Task
-from ..batchers._values import in_short, kind_of
-from ..batchers._watching import note, note_cut, unseen
+from ..batchers._trace_log import log_note, log_split, profiler_paused
+from ..batchers._traced_task import TracedTask
 from ._derivative import Compute, with_derivative
 from ._equations import with_weak_type
 from ._machine import Machine
@@ -95,7 +95,7 @@ class Continuous(AbstractBatcher):
     lanes: int = eqx.field(static=True)
     expensive: str | None = eqx.field(static=True)
 
-    looks_for_marks: ClassVar[bool] = True
+    uses_expensive_marks: ClassVar[bool] = True
 
     def __init__(self, lanes: int, expensive: str | None = None) -> None:
         """**Arguments:**
@@ -119,8 +119,8 @@ class Continuous(AbstractBatcher):
     def __check_init__(self) -> None:
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int):
             raise TypeError(
-                f"Continuous(lanes={in_short(self.lanes)}): lanes must be an int, the "
-                f"number of tasks under way at once; got {kind_of(self.lanes)}."
+                f"Continuous(lanes={format_value(self.lanes)}): lanes must be an int, "
+                f"the number of tasks under way at once; got {format_type(self.lanes)}."
             )
         if self.lanes < 1:
             raise ValueError(
@@ -173,7 +173,7 @@ class Continuous(AbstractBatcher):
         A function that returns a pair: what the batched function returns, and a
         `LaneStats`.
         """
-        return function_of_calls(
+        return mapped_function(
             lambda call: self._batch(call, count=True),
             fun,
             in_axes,
@@ -185,34 +185,36 @@ class Continuous(AbstractBatcher):
 
     def _batch(self, call: Call, count: bool) -> tuple[PyTree, LaneStats]:
         if in_task():
-            note("in a task of another Continuous, run as Vmap")
+            log_note("in a task of another Continuous, run as Vmap")
             return Vmap().batch(call), _stats(0, 0)
         if call.size == 0 or (call.size == 1 and not count):
             return Vmap().batch(call), _stats(0, 0)
         _refuse_spmd(call)
         lanes = min(self.lanes, call.size)
-        task = call.trace(self, parts=lanes)
-        with unseen():
+        task = call.trace(self, lanes=lanes)
+        with profiler_paused():
             return self._compute(task, lanes, count)
 
-    def _compute(self, task: Task, lanes: int, count: bool) -> tuple[PyTree, LaneStats]:
+    def _compute(
+        self, task: TracedTask, lanes: int, count: bool
+    ) -> tuple[PyTree, LaneStats]:
         plan = plan_of(task, self.expensive)
         program = plan.program
         if not program.branches:
-            note("every task takes the same way, so run as Chunked")
-            out = in_chunks(task, self.lanes, Vmap())
+            log_note("every task takes the same way, so run as Chunked")
+            out = run_in_chunks(task, self.lanes, Vmap())
             calls = sum(pause.times for pause in program.pauses())
-            chunks, in_each = balanced(task.size, self.lanes)
+            chunks, in_each = balanced_chunks(task.size, self.lanes)
             return out, _stats(chunks * in_each * calls, task.size * calls)
         refuse_effects(task.jaxpr.jaxpr, plan.pauses, self)
         refuse_draws_by_batch(program, self)
-        note_cut(task.size, 1, 1, lanes, "lane")
+        log_split(task.size, 1, 1, lanes, "lane")
 
-        def prepare(each: Task) -> Compute:
+        def prepare(each: TracedTask) -> Compute:
             if each is not task:
                 return _on_lanes(each, plan_of(each, self.expensive), lanes, count)[0]
             compute, machine = _on_lanes(task, plan, lanes, count)
-            note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
+            log_note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
             return compute
 
         outs, counts = with_derivative(prepare, task)
@@ -230,7 +232,7 @@ def _refuse_spmd(call: Call) -> None:
 
 
 def _on_lanes(
-    task: Task, plan: Plan, lanes: int, count: bool
+    task: TracedTask, plan: Plan, lanes: int, count: bool
 ) -> tuple[Compute, Machine]:
     """Lays out a task on lanes."""
     machine = Machine(plan.program, lanes, task.size, plan.operations < _CHEAP)
@@ -244,10 +246,10 @@ def _on_lanes(
     return compute, machine
 
 
-def _placed(task: Task, outs: list[Any], differs: list[bool]) -> list[Any]:
+def _placed(task: TracedTask, outs: list[Any], differs: list[bool]) -> list[Any]:
     """Outputs with the tasks in front, or without where none are wanted."""
     placed: list[Any] = []
-    avals = task.with_bytes(task.jaxpr.out_avals)
+    avals = task.with_values(task.jaxpr.out_avals)
     for out, differ, axis, aval in zip(
         outs, differs, task.lane_out_axes, avals, strict=True
     ):

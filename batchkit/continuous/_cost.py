@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.extend as jex
 
-from ..batchers._jaxprs import equations, inner_jaxprs
+from .._util._jaxprs import equations, inner_jaxprs
 from ..batchers._marks import MARKED, SUPPOSED
 from ._equations import called, communicates, control_flow, name_of_call
 

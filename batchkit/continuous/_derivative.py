@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.interpreters import ad, batching, mlir
 
-from ..batchers._task import Task
+from ..batchers._traced_task import TracedTask
 from ._equations import is_literal
 
 
@@ -30,7 +30,7 @@ Compute: TypeAlias = Callable[[list[Any], list[Any]], tuple[list[Any], Any]]
 
 
 def with_derivative(
-    prepare: Callable[[Task], Compute], task: Task
+    prepare: Callable[[TracedTask], Compute], task: TracedTask
 ) -> tuple[list[Any], Any]:
     """Computes a task, and its derivative where that is asked for.
 
@@ -72,8 +72,8 @@ def with_derivative(
 
 
 def _derivative(
-    task: Task, row_tangents: Sequence[Any], closure_tangents: Sequence[Any]
-) -> tuple[Task, list[int | None]]:
+    task: TracedTask, row_tangents: Sequence[Any], closure_tangents: Sequence[Any]
+) -> tuple[TracedTask, list[int | None]]:
     """A task that also returns tangents, and where the one of each output is."""
     moved_rows = [i for i, t in enumerate(row_tangents) if _is_moved(t)]
     moved_closure = [i for i, t in enumerate(closure_tangents) if _is_moved(t)]
@@ -98,13 +98,13 @@ def _derivative(
     row = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in rows]
     count = len(task.rows)
     jaxpr = jax.make_jaxpr(one_task)(row[:count], row[count:])
-    is_mapped = task.with_bytes(task.is_mapped)
+    is_mapped = task.with_values(task.is_mapped)
     inexact = [
         i
         for i, x in enumerate(jaxpr.out_avals[: len(is_mapped)])
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
-    derivative = Task(
+    derivative = TracedTask(
         jaxpr=jaxpr,
         rows=rows,
         size=task.size,

@@ -16,7 +16,7 @@ import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 
-from ..batchers._jaxprs import inner_equations
+from .._util._jaxprs import inner_equations
 
 
 # Equations that only call a jaxpr, and the parameter that holds it.

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Sequence
 from typing import Any, final
 
-from ..batchers._jaxprs import inner_jaxprs
+from .._util._jaxprs import inner_jaxprs
 from ._equations import (
     Cond,
     Jaxpr,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import final
 
 from ..batchers._marks import MARKED, SUPPOSED
-from ..batchers._task import Task
+from ..batchers._traced_task import TracedTask
 from ._cost import costliest, marked_calls, without_callers
 from ._equations import opened
 from ._lower import lowered
@@ -25,7 +25,7 @@ class Plan:
     operations: float  # of one of its calls
 
 
-def plan_of(task: Task, expensive: str | None = None) -> Plan:
+def plan_of(task: TracedTask, expensive: str | None = None) -> Plan:
     """Takes a task apart.
 
     **Arguments:**
@@ -39,13 +39,13 @@ def plan_of(task: Task, expensive: str | None = None) -> Plan:
     """
     pauses, note, name, operations = _pauses(task, expensive)
     program = lowered(opened(task.jaxpr), pauses)
-    program.finish.outputs = task.with_bytes(program.finish.outputs)
+    program.finish.outputs = task.with_values(program.finish.outputs)
     simplify(program)
     return Plan(program, pauses, note, name, operations)
 
 
 def _pauses(
-    task: Task, expensive: str | None
+    task: TracedTask, expensive: str | None
 ) -> tuple[AbstractPauses, str, str, float]:
     calls = marked_calls(task.jaxpr.jaxpr)
     if not calls:

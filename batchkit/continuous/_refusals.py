@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from ..batchers._jaxprs import inner_jaxprs
-from ..batchers._refusals import draws_by_batch
-from ..batchers._sharded import devices_are_taken
+from .._util._jaxprs import inner_jaxprs
+from ..batchers._sharded import inside_shard_map
+from ..batchers._traced_task import batch_dependent_draws
 from ._equations import communicates, is_literal
 from ._pauses import AbstractPauses
 from ._program import Instruction, Pause, Program, Value
@@ -17,7 +17,7 @@ from ._running import run
 def refuse_effects(jaxpr: Any, pauses: AbstractPauses, batcher: object) -> None:
     """Raises if a task has effects anywhere but in the expensive function."""
     # Lanes of one program over all devices come to a `shard_map` together.
-    alone = not devices_are_taken()
+    alone = not inside_shard_map()
     for eqn, is_expensive, is_spread in _innermost(jaxpr, pauses, False, False):
         if communicates(eqn) and not (is_spread and alone):
             raise ValueError(
@@ -81,7 +81,7 @@ def _drawn_by(instruction: Instruction) -> str | None:
         return run(eqn, *values)
 
     row = [aval for aval, differs in zip(avals, differ, strict=True) if differs]
-    return draws_by_batch([eqn], on_a_lane, row)
+    return batch_dependent_draws([eqn], on_a_lane, row)
 
 
 def _innermost(

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers._bytes import in_words
-from ..reports._memory import memory_of
+from .._util._formats import format_bytes
+from ..explain._memory_use import memory_of
 from ..run._checkpoint import CheckpointError
 from ..run._diagnostic import Diagnostic
 from ..run._file import understood
@@ -202,7 +202,7 @@ class Loop:
         with self._reporter.waiting(f"compiling {what}"):
             compiled = program.compile(*args)
         try:
-            bytes_needed = in_words(memory_of(compiled).total)
+            bytes_needed = format_bytes(memory_of(compiled).total)
         except NotImplementedError:
             bytes_needed = "an unknown number of bytes"
         speaker(_log).info(

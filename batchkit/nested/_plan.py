@@ -9,8 +9,8 @@ import jax.extend as jex
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers._bytes import in_words
-from ..reports._reached import ReachedSite
+from .._util._formats import format_bytes
+from ..explain._explain import ReachedSite
 from ..run._fingerprint import (
     Part,
     digests,
@@ -177,8 +177,8 @@ def _expected(
     largest = _largest(jax.make_jaxpr(functions["loglikelihood_fn"])(row).jaxpr)
     at_once = max((_most_at_once(x) for x in sites if x.functions), default=1)
     return (
-        f"at least {in_words(largest * at_once)} expected: {at_once} likelihoods at "
-        f"once, each with an array of {in_words(largest)}"
+        f"at least {format_bytes(largest * at_once)} expected: {at_once} likelihoods "
+        f"at once, each with an array of {format_bytes(largest)}"
     )
 
 

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._util._digest import digest
 from ..batchers._around import whole
-from ..reports._reached import ReachedSite, records_of
-from ..reports._watch import watching
+from ..explain._explain import ReachedSite, records_of
+from ..explain._tracing import recording
 from ..run._kept import Kept, type_of
 from ..run._program import Program, shapes_of
 from ._chains_moved import ChainCounts, chain_counts
@@ -124,7 +125,7 @@ class NestedPrograms:
         self._key_shape, shape = shapes_of((rng_key, positions))
 
         def traced() -> tuple[Any, tuple[Any, Any], tuple[ReachedSite, ...]]:
-            with watching() as root:
+            with recording() as root:
                 first = jax.eval_shape(bare, self._key_shape, shape)
                 after = jax.eval_shape(step, self._key_shape, first)
             return first, after, records_of(root)

@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 import jax.extend as jex
 
-from ..batchers._jaxprs import inner_jaxprs
+from .._util._jaxprs import inner_jaxprs
 
 
 MOVES_DATA: Final = frozenset(

@@ -22,7 +22,7 @@ class Marker:
     """Marks functions, each of them once for every argument that it is."""
 
     def __init__(self, policy: AbstractBatcher | AbstractPolicy) -> None:
-        self._marks = may_want(policy, "looks_for_marks")
+        self._marks = may_want(policy, "uses_expensive_marks")
         # By the identity of a function, which its mark keeps alive.
         self._marked: weakref.WeakValueDictionary[tuple[int, str], Any] = (
             weakref.WeakValueDictionary()

@@ -14,9 +14,9 @@ import jax
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Site, Vmap
-from ..batchers._call import Call, function_of_calls, watched_call
-from ..batchers._task import Task
-from ..batchers._watching import innermost
+from ..batchers._call import Call, logged_call, mapped_function
+from ..batchers._trace_log import current_entry
+from ..batchers._traced_task import TracedTask
 from ._data_movement import OnlyMovesDataError, only_moves_data
 from ._finder import site_of_call
 from ._marks import REBUILT
@@ -43,7 +43,7 @@ class Mapper:
         self._policy = policy
         self._phase = phase
         self._users = users
-        self._looks_around = may_want(policy, "looks_around")
+        self._uses_outer_lanes = may_want(policy, "uses_outer_lanes")
         self._sites: dict[tuple[CodeType, int], Site] = {}
 
         def vmap(
@@ -75,13 +75,13 @@ class Mapper:
         assert mapped.site is not None
         site = self._in_phase(mapped.site)
         batcher = chosen(self._policy, site)
-        new = function_of_calls(
+        new = mapped_function(
             functools.partial(self._run, site, batcher),
             mapped.fun,
             **mapped.arguments,
             on_task=_leave_data_movement,
         )
-        if batcher == Vmap() and not self._looks_around:
+        if batcher == Vmap() and not self._uses_outer_lanes:
             new = _unless_watched(new, jax.vmap(mapped.fun, **mapped.arguments))
         remember_mapped(new, mapped, self)
         return new
@@ -109,9 +109,9 @@ class Mapper:
 
     def _run(self, site: Site, batcher: AbstractBatcher, call: Call) -> PyTree:
         run = functools.partial(_run_batcher, batcher)
-        if innermost() is None:
+        if current_entry() is None:
             return run(call)
-        return watched_call(call, site, batcher, run, known=self._users)
+        return logged_call(call, site, batcher, run, user_functions=self._users)
 
 
 def _unless_watched(
@@ -124,7 +124,7 @@ def _unless_watched(
 
     @functools.wraps(plain)
     def mapped(*args: Any, **kwargs: Any) -> Any:
-        return (plain if innermost() is None else watched)(*args, **kwargs)
+        return (plain if current_entry() is None else watched)(*args, **kwargs)
 
     return mapped
 
@@ -133,12 +133,12 @@ def _run_batcher(batcher: AbstractBatcher, call: Call) -> PyTree:
     try:
         return batcher.batch(call)
     except OnlyMovesDataError:
-        reached = innermost()
+        reached = current_entry()
         if reached is not None:
             reached.note = "only moves data, kept as vmap"
         return Vmap().batch(call)
 
 
-def _leave_data_movement(task: Task) -> None:
+def _leave_data_movement(task: TracedTask) -> None:
     if only_moves_data(task.jaxpr):
         raise OnlyMovesDataError

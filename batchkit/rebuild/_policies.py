@@ -11,9 +11,10 @@ from typing import Any, Final, final
 
 import equinox as eqx
 
+from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Site, Vmap
-from ..batchers._marks import wants
-from ..batchers._values import check_batcher, in_short, kind_of
+from ..batchers._abstract import check_batcher
+from ..batchers._marks import has_flag
 from ._inside import children
 from ._phases import PHASES
 from ._table import table
@@ -186,9 +187,10 @@ def policy_from(
         return batcher
     if not isinstance(batcher, Mapping):
         raise TypeError(
-            f"rebuild_sampler(batcher={in_short(batcher)}): batcher must be a batcher "
-            "such as `Chunked(16)`, a policy such as `ByPhase(step=Chunked(16))`, or a "
-            'mapping such as {"step": Chunked(16)}; got ' + kind_of(batcher) + "."
+            f"rebuild_sampler(batcher={format_value(batcher)}): batcher must be a "
+            "batcher such as `Chunked(16)`, a policy such as "
+            "`ByPhase(step=Chunked(16))`, or a mapping such as "
+            f'{{"step": Chunked(16)}}; got {format_type(batcher)}.'
         )
     if not batcher:
         raise ValueError(
@@ -199,8 +201,9 @@ def policy_from(
     phases = {name: batcher[name] for name in names if name in batcher}
     if None in phases.values():
         raise TypeError(
-            f"rebuild_sampler(batcher={in_short(dict(batcher))}): a value must be a "
-            "batcher such as `Chunked(16)`; leave a key out for its default; got None."
+            f"rebuild_sampler(batcher={format_value(dict(batcher))}): a value must be "
+            "a batcher such as `Chunked(16)`; leave a key out for its default; got "
+            "None."
         )
     sites = {key: value for key, value in batcher.items() if key not in names}
     by_phase = ByPhase(**phases)
@@ -214,9 +217,9 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
     batcher = policy.choose(site)
     if not isinstance(batcher, AbstractBatcher):
         raise TypeError(
-            f"{type(policy).__name__}.choose({site}) returned {in_short(batcher)}: it "
-            f"must return a batcher, `Vmap()` to leave the site as it is; got "
-            f"{kind_of(batcher)}."
+            f"{type(policy).__name__}.choose({site}) returned {format_value(batcher)}: "
+            f"it must return a batcher, `Vmap()` to leave the site as it is; got "
+            f"{format_type(batcher)}."
         )
     return batcher
 
@@ -224,7 +227,7 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
 def may_want(policy: object, what: str) -> bool:
     """Whether some batcher of a policy may have a class variable that says yes."""
     if isinstance(policy, AbstractBatcher):
-        return wants(policy, what)
+        return has_flag(policy, what)
     if isinstance(policy, ByPhase | BySite):
         inside = children(policy, lambda x: isinstance(x, AbstractPolicy))
         parts = [

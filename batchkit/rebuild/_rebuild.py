@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+from .._util._formats import format_value
 from ..batchers import AbstractBatcher
-from ..batchers._values import in_short
 from ._family import Family
 from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
@@ -80,7 +80,7 @@ def rebuild_sampler(
     family = Family(policy, owners)
     if not holds_code_of(api, owners) or isinstance(api, type):
         raise ValueError(
-            f"rebuild_sampler(api={in_short(api)}): there is no function of the "
+            f"rebuild_sampler(api={format_value(api)}): there is no function of the "
             f"packages {owners.names} in it, so there is nothing to rebuild. Pass an "
             "API such as `blackjax.nss`, or name your own package in `packages`."
         )

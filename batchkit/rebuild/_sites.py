@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, final, overload
 
+from .._util._formats import format_value
 from ..batchers import Site
-from ..batchers._values import in_short
 from ._finder import holds_code_of, reachable_by_phase
 from ._ownership import packages_from
 from ._table import html_table, table
@@ -103,7 +103,7 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
     owners = packages_from("sites", packages)
     if not holds_code_of(api, owners):
         raise ValueError(
-            f"sites(api={in_short(api)}): there is no function of the packages "
+            f"sites(api={format_value(api)}): there is no function of the packages "
             f"{owners.names} in it. Pass an API such as `blackjax.nss`, or name your "
             "own package in `packages`; what a function of yours reaches is told by "
             "`explain`."

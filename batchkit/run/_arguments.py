@@ -15,11 +15,8 @@ from jax.errors import (
 )
 from jaxtyping import PyTree
 
-from ..batchers._values import (
-    check_batcher as check_batcher,
-    in_short as in_short,
-    kind_of as kind_of,
-)
+from .._util._formats import format_type as kind_of, format_value as in_short
+from ..batchers._abstract import check_batcher as check_batcher
 
 
 _BOOL_ERRORS: Final = TracerBoolConversionError

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..batchers._digest import digest
-from ..batchers._jaxprs import equations
+from .._util._digest import digest
+from .._util._jaxprs import equations
 from ._program import shapes_of
 
 

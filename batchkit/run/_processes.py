@@ -24,13 +24,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from ..batchers._processes import (
-    PIECE,
-    from_one,
-    gathered,
-    is_first as is_first,
-    numbers_of_all,
-    several as several,
+from .._util._multihost import (
+    MAX_MESSAGE as PIECE,
+    allgather_bytes as gathered,
+    allgather_numbers as numbers_of_all,
+    broadcast_bytes as from_one,
+    is_first_process as is_first,
+    is_multiprocess as several,
 )
 from ._checkpoint import CheckpointError
 from ._safe_log import SafeLog

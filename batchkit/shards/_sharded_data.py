@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from ..batchers import Sharded
-from ..batchers._sharded import all_devices
+from ..batchers._sharded import mesh_of_all_devices
 from ._rows import as_array, count_rows, table_of_parts
 
 
@@ -65,7 +65,7 @@ class ShardedData(eqx.Module):
         numbers, without rows or with different numbers of them, and if the mesh or its
         axes are none.
         """
-        mesh = all_devices() if mesh is None else mesh
+        mesh = mesh_of_all_devices() if mesh is None else mesh
         Sharded(mesh, mesh_axis)  # it says what is wrong with either
         self.num_rows = count_rows("ShardedData", data)
         axes = mesh.axis_names if mesh_axis is None else mesh_axis

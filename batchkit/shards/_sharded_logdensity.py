@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
-from ..batchers._sharded import devices_are_taken, put_on
+from ..batchers._sharded import inside_shard_map, put_on_mesh
 from ._rows import check_functions, check_logprior, sum_over_rows
 from ._sharded_data import ShardedData
 
@@ -109,7 +109,7 @@ def _of_devices(
     longer = data.num_rows % data.num_parts
     if data.num_parts == 1:  # whatever mesh is set
         return sum_over_rows(loglikelihood_fn, params, data.rows, None, True)
-    if devices_are_taken():
+    if inside_shard_map():
         raise ValueError(
             "sharded_logdensity: it is called inside of a `Sharded` or a "
             "`jax.shard_map`, whose devices it would need for the data. Lay the chains "
@@ -153,4 +153,4 @@ def _check_mesh(mesh: Any, data: ShardedData) -> None:
 
 def _put(tree: PyTree, mesh: Any, spec: PartitionSpec) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
-    return jax.tree.unflatten(treedef, put_on(leaves, mesh, spec))
+    return jax.tree.unflatten(treedef, put_on_mesh(leaves, mesh, spec))

@@ -1,4 +1,4 @@
-"""`Auto`: what it chooses, that it fits, and that nothing is run to find out."""
+"""`Auto`: the choice, that it fits the budget, and that nothing runs to find it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +12,10 @@ import pytest
 import batchkit as bk
 from batchkit.auto import _auto, _select
 from batchkit.auto._budget import FREE_SHARE, free_bytes
-from batchkit.auto._probe import bytes_of_lanes, quick_options
-from batchkit.auto._rule import CACHE
+from batchkit.auto._lane_memory import bytes_of_lanes, fast_compile_options
+from batchkit.auto._select import CACHE_BYTES
+from batchkit.explain._explain import records_of
+from batchkit.explain._tracing import recording
 
 from ..helpers import (
     assert_refuses,
@@ -22,6 +24,7 @@ from ..helpers import (
     explained,
     mesh,
     temp_bytes,
+    unchecked,
 )
 
 
@@ -38,7 +41,7 @@ def squares(x: jax.Array) -> jax.Array:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of lanes that were compiled; nothing is remembered from before."""
+    """The numbers of lanes that are compiled, with an empty cache of choices."""
     monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
     sizes: list[int] = []
 
@@ -51,7 +54,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("budget", [3 * LANE, 10 * LANE, 40 * LANE, 100 * LANE])
-def test_the_largest_chunk_that_fits(budget: int, compiled: list[int]) -> None:
+def test_chosen_chunk_is_the_largest_that_fits(
+    budget: int, compiled: list[int]
+) -> None:
     chosen = bk.Auto(budget).select(squares, X)
     assert isinstance(chosen.batcher, bk.Chunked)
     assert len(compiled) <= 3
@@ -70,7 +75,7 @@ def test_the_largest_chunk_that_fits(budget: int, compiled: list[int]) -> None:
     assert temp_bytes(bk.Auto(budget)(squares), X) <= budget + X.nbytes
 
 
-def test_results_are_those_of_the_chosen_batcher() -> None:
+def test_results_equal_those_of_the_chosen_batcher() -> None:
     auto = bk.Auto(10 * LANE)
     chosen = auto.select(squares, X).batcher
     found = jax.jit(auto(squares))(X)
@@ -78,7 +83,7 @@ def test_results_are_those_of_the_chosen_batcher() -> None:
     np.testing.assert_allclose(found, jax.vmap(squares)(X), rtol=1e-5)
 
 
-def test_vmap_where_all_fits(compiled: list[int]) -> None:
+def test_vmap_is_chosen_if_all_tasks_fit(compiled: list[int]) -> None:
     whole = bytes_of_whole()
     assert bk.Auto(whole).select(squares, X).batcher == bk.Vmap()
     assert bk.Auto(whole - 1).select(squares, X).batcher != bk.Vmap()
@@ -91,25 +96,25 @@ def bytes_of_whole() -> int:
     return stats.temp_size_in_bytes + stats.output_size_in_bytes + X.nbytes
 
 
-def test_where_all_fits_by_far_nothing_is_compiled(compiled: list[int]) -> None:
+def test_nothing_is_compiled_far_below_the_budget(compiled: list[int]) -> None:
     chosen = bk.Auto("1 GiB").select(squares, X[:4])
     assert (chosen.batcher, chosen.bytes, compiled) == (bk.Vmap(), None, [])
     found = jax.jit(bk.Auto("1 GiB")(squares))(X[:4])
     assert_same(found, jax.jit(jax.vmap(squares))(X[:4]), ulps=0)
 
 
-def test_no_more_lanes_than_stay_in_the_cache_of_a_cpu() -> None:
+def test_lanes_on_a_cpu_fit_its_cache() -> None:
     if jax.default_backend() != "cpu":
         pytest.skip("about CPUs")
     many = jnp.concatenate([X] * 20)
     chosen = bk.Auto("1 GiB").select(squares, many)
     assert isinstance(chosen.batcher, bk.Chunked)
     assert chosen.bytes is not None
-    assert 0.9 * CACHE < chosen.bytes <= CACHE
+    assert 0.9 * CACHE_BYTES < chosen.bytes <= CACHE_BYTES
     assert "stay in the cache of a CPU" in chosen.reason
 
 
-def test_choices_are_remembered_by_what_is_computed(compiled: list[int]) -> None:
+def test_choices_are_cached_by_computation_and_shapes(compiled: list[int]) -> None:
     def make(power: float) -> Callable[[jax.Array], jax.Array]:
         return lambda x: squares(x) ** power
 
@@ -125,13 +130,13 @@ def test_choices_are_remembered_by_what_is_computed(compiled: list[int]) -> None
         assert len(compiled) > before or other.size < X.size
 
 
-def test_a_function_is_traced_once() -> None:
+def test_function_is_traced_once() -> None:
     fun, traces = counted(squares)
     jax.jit(bk.Auto(10 * LANE)(fun))(X)
     assert len(traces) == 1
 
 
-def test_nothing_runs_while_it_chooses(compiled: list[int]) -> None:
+def test_nothing_runs_during_the_choice(compiled: list[int]) -> None:
     ran: list[int] = []
 
     def task(x: jax.Array) -> jax.Array:
@@ -145,7 +150,7 @@ def test_nothing_runs_while_it_chooses(compiled: list[int]) -> None:
     assert ran == []
 
 
-def test_what_is_closed_over_counts_once() -> None:
+def test_closed_over_arrays_count_once() -> None:
     data = jnp.ones((1000, SIDE))
     task = lambda x: jnp.sum(data @ x) + squares(x)
     one = bk.Auto(10 * LANE).select(squares, X)
@@ -155,7 +160,7 @@ def test_what_is_closed_over_counts_once() -> None:
     assert other.batcher.size >= one.batcher.size - 1  # a lane has `data @ x` more
 
 
-def test_closed_over_tracers() -> None:
+def test_function_may_close_over_tracers() -> None:
     @jax.jit
     def outer(scale: jax.Array, x: jax.Array) -> jax.Array:
         return bk.Auto(10 * LANE)(lambda x: squares(scale * x))(x)
@@ -174,7 +179,7 @@ def test_closed_over_tracers() -> None:
         (bk.Auto("1 GB"), 2),
     ],
 )
-def test_lanes_around_share_the_budget(
+def test_budget_is_divided_among_outer_lanes(
     outer: bk.AbstractBatcher, parts: int, compiled: list[int]
 ) -> None:
     budget = 40 * LANE
@@ -186,7 +191,7 @@ def test_lanes_around_share_the_budget(
     np.testing.assert_allclose(found[3], jax.vmap(squares)(X), rtol=1e-5)
 
 
-def test_inside_a_chunk_and_on_devices() -> None:
+def test_auto_inside_sharded_chunks_each_share() -> None:
     batcher = bk.Sharded(mesh(2), inner=bk.Auto(10 * LANE))
     (record,) = explained(batcher(squares), X)
     assert record.layout.startswith("2 devices of 30, ")
@@ -196,7 +201,7 @@ def test_inside_a_chunk_and_on_devices() -> None:
     )
 
 
-def test_an_axis_around() -> None:
+def test_collective_over_an_outer_axis_is_compiled() -> None:
     def task(x: jax.Array) -> jax.Array:
         return squares(x) / jax.lax.psum(jnp.sum(x), "outer")
 
@@ -208,7 +213,7 @@ def test_an_axis_around() -> None:
     np.testing.assert_allclose(found, outer(jax.vmap, both), rtol=1e-5)
 
 
-def test_tasks_that_communicate_run_together_or_not_at_all() -> None:
+def test_communicating_tasks_are_never_split() -> None:
     def task(x: jax.Array) -> jax.Array:
         return squares(x) / jax.lax.pmax(jnp.sum(x), "tasks")
 
@@ -220,7 +225,7 @@ def test_tasks_that_communicate_run_together_or_not_at_all() -> None:
     assert "all 60 tasks at once need" in info.value.__notes__[0]
 
 
-def test_not_even_one_lane() -> None:
+def test_budget_below_one_lane_is_an_error() -> None:
     with pytest.raises(bk.BudgetError, match="one lane needs") as info:
         bk.Auto("1 kB").select(squares, X)
     assert info.value.budget == 1000
@@ -229,12 +234,12 @@ def test_not_even_one_lane() -> None:
     assert "Auto(budget='1 kB')" in str(info.value)
 
 
-def test_no_tasks() -> None:
+def test_zero_tasks_need_no_budget() -> None:
     assert bk.Auto("1 kB")(squares)(X[:0]).shape == (0,)
     assert bk.Auto("1 kB").select(squares, X[:0]).batcher == bk.Vmap()
 
 
-def test_select_takes_shapes_and_axes() -> None:
+def test_select_accepts_shapes_and_axes() -> None:
     rows = jax.ShapeDtypeStruct((SIDE, 60), jnp.float32)
     auto = bk.Auto(10 * LANE)
     chosen = auto.select(lambda x, y: squares(x * y), rows, 2.0, in_axes=(1, None))
@@ -243,30 +248,32 @@ def test_select_takes_shapes_and_axes() -> None:
     assert auto.select(lambda: squares(X[0]), axis_size=5).batcher == bk.Vmap()
 
 
-def test_without_a_budget_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_budget_is_half_of_the_free_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     chosen = bk.Auto().select(squares, X)
     free = free_bytes()
     assert 0.5 * FREE_SHARE * free < chosen.budget <= 1.1 * FREE_SHARE * free
     assert chosen.batcher == bk.Vmap()
 
 
-def test_backward_mode() -> None:
+def test_reverse_mode_equals_vmap() -> None:
     auto = bk.Auto(10 * LANE)
     found = jax.jit(jax.grad(lambda x: auto(squares)(x).sum()))(X)
     expected = jax.grad(lambda x: jax.vmap(squares)(x).sum())(X)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_quick_compilation_assigns_the_same_buffers() -> None:
+def test_fast_compile_options_keep_the_buffers() -> None:
     lowered = jax.jit(jax.vmap(squares)).lower(X)
-    one, other = lowered.compile(), lowered.compile(quick_options())
+    one, other = lowered.compile(), lowered.compile(fast_compile_options())
     quick, slow = one.memory_analysis(), other.memory_analysis()
     assert quick is not None
     assert slow is not None
     assert quick.temp_size_in_bytes == slow.temp_size_in_bytes
 
 
-# Lanes that take different ways.
+# Tasks that loop a different number of times.
 
 
 def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
@@ -279,7 +286,7 @@ def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
     return lambda x: jax.lax.while_loop(lambda x: x > 0.1, half, x)
 
 
-def test_lanes_that_never_wait_for_what_is_expensive() -> None:
+def test_continuous_is_chosen_for_expensive_loops() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     chosen = bk.Auto("1 GB").select(halvings(20_000), x)
     assert chosen.batcher == bk.Continuous(16)
@@ -289,7 +296,7 @@ def test_lanes_that_never_wait_for_what_is_expensive() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_fewer_lanes_where_memory_is_short() -> None:
+def test_continuous_lanes_are_reduced_to_fit() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     task = halvings(20_000)
     chosen = bk.Auto(5 * 20_000 * 4).select(task, x)
@@ -301,38 +308,45 @@ def test_fewer_lanes_where_memory_is_short() -> None:
 
 
 @pytest.mark.parametrize("task", [halvings(10), lambda x: jnp.sin(x)])
-def test_lanes_wait_otherwise(task: Callable[..., Any]) -> None:
+def test_cheap_or_loopless_tasks_get_no_continuous(task: Callable[..., Any]) -> None:
     assert bk.Auto("1 GB").select(task, jnp.linspace(0.2, 9, 80)).batcher == bk.Vmap()
 
 
-def test_every_site_of_a_rebuilt_sampler() -> None:
-    work = np.linspace(0.0, 1.0, 20_000, dtype=np.float32)
-    algorithm = bk.rebuild_sampler(blackjax.nss, batcher=bk.Auto("1 MB"))(
-        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
-        loglikelihood_fn=lambda x: (
-            -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(work * x[0]))
-        ),
-        num_inner_steps=3,
-        num_delete=20,
+WORK = np.linspace(0.0, 1.0, 20_000, dtype=np.float32)
+NSS: dict[str, Any] = {
+    "logprior_fn": lambda x: -0.5 * jnp.sum(x**2),
+    "loglikelihood_fn": lambda x: (
+        -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(WORK * x[0]))
+    ),
+    "num_inner_steps": 3,
+    "num_delete": 20,
+}
+POSITIONS = jax.random.normal(jax.random.key(0), (40, 2))
+
+
+def test_auto_chooses_for_every_site_of_nss() -> None:
+    auto = bk.rebuild_sampler(blackjax.nss, batcher=bk.Auto("1 MB"))(**NSS)
+    with unchecked(), recording() as root:
+        state = jax.eval_shape(auto.init, POSITIONS)
+        jax.eval_shape(auto.step, jax.random.key(1), state)
+    sites = records_of(root)
+    init, step = (
+        next(x for x in sites if x.site.phase == phase) for phase in ("init", "step")
     )
-    plain = blackjax.nss(
-        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
-        loglikelihood_fn=lambda x: (
-            -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(work * x[0]))
-        ),
-        num_inner_steps=3,
-        num_delete=20,
-    )
-    positions = jax.random.normal(jax.random.key(0), (40, 2))
-    init, *_ = explained(algorithm.init, positions)
-    assert init.batcher == "Auto(budget='1 MB')"
+    assert {x.batcher for x in sites} == {"Auto(budget='1 MB')"}
     assert "of 40 tasks at once need" in init.note
-    state = jax.jit(plain.init)(positions)
-    step, *_ = explained(algorithm.step, jax.random.key(1), state)
     assert step.layout == "6 lanes kept busy"
     assert "loglikelihood_fn" in step.note
-    new, _ = jax.jit(algorithm.step)(jax.random.key(1), state)
-    expected, _ = jax.jit(plain.step)(jax.random.key(1), state)
+    assert sites[-1].note == "only moves data, kept as vmap"
+
+
+@pytest.mark.slow
+def test_nss_under_auto_has_the_numbers_of_upstream() -> None:
+    auto = bk.rebuild_sampler(blackjax.nss, batcher=bk.Auto("1 MB"))(**NSS)
+    upstream = blackjax.nss(**NSS)
+    state = jax.jit(upstream.init)(POSITIONS)
+    new, _ = jax.jit(auto.step)(jax.random.key(1), state)
+    expected, _ = jax.jit(upstream.step)(jax.random.key(1), state)
     np.testing.assert_allclose(
         new.particles.loglikelihood, expected.particles.loglikelihood, rtol=1e-5
     )
@@ -347,7 +361,7 @@ def test_every_site_of_a_rebuilt_sampler() -> None:
         (lambda: bk.Auto(True), TypeError, ("budget=True", "bool")),
     ],
 )
-def test_constructor(
+def test_invalid_budget_is_refused(
     make: Callable[[], Any], error: type[Exception], words: tuple[str, ...]
 ) -> None:
     assert_refuses(make, error, words)

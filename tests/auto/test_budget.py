@@ -1,4 +1,4 @@
-"""Budgets as people write them, and what is free."""
+"""Parsing of budgets, and the free memory."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from batchkit.auto import _budget
-from batchkit.auto._budget import bytes_of_budget, free_bytes
+from batchkit.auto._budget import free_bytes, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -24,36 +24,36 @@ from batchkit.auto._budget import bytes_of_budget, free_bytes
         (" 2 gib ", 2 * 1024**3),
     ],
 )
-def test_what_can_be_read(written, expected):
-    assert bytes_of_budget(written, "Auto") == expected
+def test_budget_is_parsed(written, expected):
+    assert parse_budget(written, "Auto") == expected
 
 
 @given(st.integers(1, 10**15))
-def test_an_int_is_bytes(count):
-    assert bytes_of_budget(count, "Auto") == bytes_of_budget(f"{count} B", "Auto")
+def test_int_budget_is_bytes(count):
+    assert parse_budget(count, "Auto") == parse_budget(f"{count} B", "Auto")
 
 
 @pytest.mark.parametrize(
     "written", ["", "8", "GiB", "8 GiBs", "-8 GiB", "8 G", "1e9 B"]
 )
-def test_what_cannot_be_read_says_how_to_write_it(written):
+def test_unparsable_budget_is_refused_with_an_example(written):
     with pytest.raises(ValueError, match=r"Auto\(budget\).*'512 MB' or '8 GiB'"):
-        bytes_of_budget(written, "Auto(budget)")
+        parse_budget(written, "Auto(budget)")
 
 
 @pytest.mark.parametrize("budget", [0, -1, "0 GiB", "0.1 B"])
-def test_a_budget_is_at_least_a_byte(budget):
+def test_budget_below_one_byte_is_refused(budget):
     with pytest.raises(ValueError, match="at least one byte"):
-        bytes_of_budget(budget, "Auto(budget)")
+        parse_budget(budget, "Auto(budget)")
 
 
 @pytest.mark.parametrize("budget", [True, 1.5, [8], b"8 GiB"])
-def test_other_types_are_refused(budget):
+def test_budget_of_another_type_is_refused(budget):
     with pytest.raises(TypeError, match=f"got {type(budget).__name__}"):
-        bytes_of_budget(budget, "Auto(budget)")
+        parse_budget(budget, "Auto(budget)")
 
 
-def test_a_machine_has_something_free():
+def test_free_memory_is_plausible():
     assert 2**20 < free_bytes() < 2**50
 
 
@@ -61,25 +61,25 @@ def test_a_machine_has_something_free():
     ("limit", "used", "expected"),
     [("max", "5", 3000 * 1024), ("1000000", "400000", 600000), ("9", "10", 0)],
 )
-def test_a_container_may_have_less(limit, used, expected, tmp_path, monkeypatch):
+def test_limit_of_a_container_counts(limit, used, expected, tmp_path, monkeypatch):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       8000 kB\nMemAvailable:   3000 kB\n")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     monkeypatch.setattr(_budget, "_MEMINFO", meminfo)
-    monkeypatch.setattr(_budget, "_GROUP", tmp_path)
+    monkeypatch.setattr(_budget, "_CGROUP", tmp_path)
     assert free_bytes() == expected
 
 
-def test_a_machine_that_does_not_tell_is_an_error(monkeypatch):
+def test_unknown_free_memory_is_an_error(monkeypatch):
     nowhere = pathlib.Path("nowhere")
     monkeypatch.setattr(_budget, "_MEMINFO", nowhere)
-    monkeypatch.setattr(_budget, "_GROUP", nowhere)
+    monkeypatch.setattr(_budget, "_CGROUP", nowhere)
     with pytest.raises(RuntimeError, match="Give a budget"):
         free_bytes()
 
 
-def test_several_processes_must_be_given_a_budget(monkeypatch):
+def test_multiprocess_program_needs_a_budget(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(RuntimeError, match="2 processes would measure different"):
         free_bytes()

@@ -180,7 +180,7 @@ def test_mutable_arrays_that_tasks_only_read(batcher: bk.AbstractBatcher) -> Non
     ref = jax.new_ref(jnp.ones(2))
     run = lambda mapped: mapped(lambda x: x + ref[...].sum())(X)
     if isinstance(batcher, bk.Sharded) and batcher != BATCHERS["Sharded(1)"]:
-        with pytest.raises(ValueError, match="lies on one"):
+        with pytest.raises(ValueError, match="is on one device"):
             run(batcher)
     else:
         assert_same(run(batcher), run(jax.vmap))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.batchers._values import in_short, kind_of
+from batchkit._util._formats import format_type, format_value
 
 from ..helpers import assert_refuses
 
@@ -41,12 +41,12 @@ class Rude:
     ids=range(10),
 )
 def test_arrays_are_elided(value: Any, text: str) -> None:
-    assert in_short(value) == text
+    assert format_value(value) == text
 
 
 def test_traced_arrays_are_elided() -> None:
     seen: list[str] = []
-    jax.jit(lambda x: seen.append(in_short({"x": x})))(jnp.ones((2, 3)))
+    jax.jit(lambda x: seen.append(format_value({"x": x})))(jnp.ones((2, 3)))
     assert seen == ["{'x': float32[2,3]}"]
 
 
@@ -64,7 +64,7 @@ def test_traced_arrays_are_elided() -> None:
     ],
 )
 def test_classes_in_place_of_objects(cls: type, remedy: str) -> None:
-    assert kind_of(cls) == f"the class {cls.__name__}{remedy}"
+    assert format_type(cls) == f"the class {cls.__name__}{remedy}"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from blackjax.smc import extend_params, resampling
 
 import batchkit as bk
-from batchkit.batchers._watching import Reached, leave, start
+from batchkit.batchers._trace_log import LogEntry, leave, start_log
 
 from . import mcmc
 from .cases import DIM, LANES, Case, loglikelihood, logprior, positions
@@ -79,8 +79,8 @@ def chain(case: Case) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def traced(fun: Callable[..., Any], *args: Any) -> tuple[Any, list[str]]:
     """The traced program, and what the batchers in it have to say."""
-    root = Reached(None)
-    token = start(root)
+    root = LogEntry(None)
+    token = start_log(root)
     try:
         program = jax.jit(fun).trace(*args)
     finally:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 import batchkit as bk
-from batchkit.batchers._watching import Reached, leave, start
+from batchkit.batchers._trace_log import LogEntry, leave, start_log
 
 
 LANES = 3
@@ -42,8 +42,8 @@ def nss(batcher: Any = None, **settings: Any) -> Any:
 
 def notes(fun: Fun, *args: Any) -> list[str]:
     """What the batchers say in one trace, which is neither compiled nor profiled."""
-    root = Reached(None)
-    token = start(root)
+    root = LogEntry(None)
+    token = start_log(root)
     try:
         jax.make_jaxpr(fun)(*args)
     finally:

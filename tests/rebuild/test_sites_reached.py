@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import batchkit as bk
+from batchkit.explain import ReachedSite
 
 from ..helpers import explained
 from .problems import SMC
@@ -27,7 +28,7 @@ def place(site: bk.Site) -> Place:
     return site.module, site.qualname, site.line, site.spelling
 
 
-def run_by_batchers(reached: tuple[bk.ReachedSite, ...]) -> Iterator[bk.ReachedSite]:
+def run_by_batchers(reached: tuple[ReachedSite, ...]) -> Iterator[ReachedSite]:
     """The reached sites that have been rebuilt, also the nested ones."""
     for each in reached:
         if each.batcher:

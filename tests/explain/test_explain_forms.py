@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import batchkit as bk
+from batchkit.explain import Explanation
 
 
 pytestmark = pytest.mark.usefixtures("no_type_checks")
@@ -49,7 +50,7 @@ def test_a_vmap_of_a_batcher():
 
 
 def test_an_explanation_inside():
-    seen: list[bk.Explanation] = []
+    seen: list[Explanation] = []
 
     def fun(x: jax.Array) -> jax.Array:
         seen.append(bk.explain(bk.Chunked(2)(norm), X))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.explain import MemoryUse
 
 
 X = jnp.ones((64, 32))
@@ -28,7 +29,7 @@ def by_xla(jitted: Any, *args: Any, **kwargs: Any) -> Any:
     return jitted.lower(*args, **kwargs).compile().memory_analysis()
 
 
-def assert_is(use: bk.MemoryUse, stats: Any) -> None:
+def assert_is(use: MemoryUse, stats: Any) -> None:
     assert use.argument == stats.argument_size_in_bytes
     assert use.output == stats.output_size_in_bytes
     assert use.temporary == stats.temp_size_in_bytes
@@ -133,15 +134,15 @@ def test_a_platform_that_does_not_tell_is_named(monkeypatch):
     monkeypatch.setattr(
         jax.stages.Compiled, "memory_analysis", lambda self: None, raising=True
     )
-    with pytest.raises(NotImplementedError, match=r"does not tell .* on 'cpu'"):
+    with pytest.raises(NotImplementedError, match=r"does not report .* on 'cpu'"):
         bk.memory(outer, X)
 
 
 def test_it_is_a_frozen_value():
-    use = bk.MemoryUse(argument=1, output=20, temporary=300, alias=5)
-    assert use == bk.MemoryUse(1, 20, 300, 5)
-    assert hash(use) == hash(bk.MemoryUse(1, 20, 300, 5))
-    assert use != bk.MemoryUse(1, 20, 300, 6)
+    use = MemoryUse(argument=1, output=20, temporary=300, alias=5)
+    assert use == MemoryUse(1, 20, 300, 5)
+    assert hash(use) == hash(MemoryUse(1, 20, 300, 5))
+    assert use != MemoryUse(1, 20, 300, 6)
     assert use.total == 316
     for field in dataclasses.fields(use):
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -161,7 +162,7 @@ def test_it_is_a_frozen_value():
     ],
 )
 def test_it_prints_as_a_table(size, words):
-    use = bk.MemoryUse(argument=size, output=0, temporary=0, alias=0)
+    use = MemoryUse(argument=size, output=0, temporary=0, alias=0)
     rows = [re.split(r"  +", line) for line in repr(use).splitlines()]
     assert rows[0] == ["memory", "size", "bytes"]
     assert rows[1] == ["argument", words, f"{size:,}"]

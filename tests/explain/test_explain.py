@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.explain import ReachedSite
 
 from ..helpers import mesh
 
@@ -30,7 +31,7 @@ def norm(r: jax.Array) -> jax.Array:
     return jnp.sum(r**2)
 
 
-def only(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> bk.ReachedSite:
+def only(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> ReachedSite:
     (reached,) = bk.explain(fun, *args, **kwargs).reached
     return reached
 

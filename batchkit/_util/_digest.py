@@ -1,7 +1,7 @@
-"""A name for what a jaxpr computes: equal for equal programs, also in another process.
+"""Digest of a jaxpr: equal for equal programs, also in another process.
 
-Variables enter by the order in which they appear, functions by their code, and no
-address in memory enters at all, so that a program traced anew has the same digest.
+Variables are numbered in order of appearance, functions are hashed by their bytecode,
+and memory addresses are removed, so that tracing a program again gives the same digest.
 """
 
 import enum
@@ -18,29 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from ._processes import bytes_of_parts
+from ._multihost import global_array_bytes
 
 
 _ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
 
 
 def digest(closed: jex.core.ClosedJaxpr, values: bool) -> str:
-    """The digest of a jaxpr, in hexadecimal.
+    """Return the digest of a jaxpr, in hexadecimal.
 
     **Arguments:**
 
     - `closed`: the jaxpr.
-    - `values`: whether the values of its constants count, which may then be no tracers,
-        or only their shapes and types.
+    - `values`: whether to hash the values of its constants, which must not be tracers
+        then, or only their shapes and dtypes.
     """
-    writer = _Writer(values)
+    writer = _JaxprHasher(values)
     writer.write(closed)
     return writer.hash.hexdigest()
 
 
 @final
-class _Writer:
-    """Feeds values into a hash, each behind a word that tells what it is."""
+class _JaxprHasher:
+    """Feeds values into a hash, each after a tag with its type."""
 
     def __init__(self, values: bool) -> None:
         self.hash = hashlib.sha256()
@@ -49,7 +49,7 @@ class _Writer:
     def write(self, x: Any) -> None:
         match x:
             case jex.core.ClosedJaxpr():
-                self._say("closed")
+                self._add("closed")
                 self._jaxpr(x.jaxpr)
                 self.write(list(x.consts))
             case jex.core.Jaxpr():
@@ -57,76 +57,78 @@ class _Writer:
             case jax.Array() | np.ndarray() | np.generic():
                 self._array(x)
             case list() | tuple():
-                self._say(type(x).__name__, len(x))
+                self._add(type(x).__name__, len(x))
                 for item in x:
                     self.write(item)
             case Mapping():
-                self._say("mapping", len(x))
+                self._add("mapping", len(x))
                 for key in sorted(x, key=str):
-                    self._say(key)
+                    self._add(key)
                     self.write(x[key])
             case set() | frozenset():
-                self._say("set", *sorted(map(_text, x)))
+                self._add("set", *sorted(map(_text, x)))
             case functools.partial():
-                self._say("partial")
+                self._add("partial")
                 self.write([x.func, x.args, x.keywords])
             case FunctionType():
-                self._say("function", x.__module__, x.__qualname__)
+                self._add("function", x.__module__, x.__qualname__)
                 self._code(x.__code__)
             case enum.Enum() | None | bool() | int() | float() | complex() | str():
-                self._say(type(x).__name__, repr(x))
+                self._add(type(x).__name__, repr(x))
             case _:
-                self._say(type(x).__qualname__, _text(x))
+                self._add(type(x).__qualname__, _text(x))
 
     def _jaxpr(self, jaxpr: Any) -> None:
         numbers: dict[Any, int] = {}
 
         def atom(x: Any) -> None:
             if isinstance(x, jex.core.Literal):
-                self._say("literal", _type(x.aval), repr(x.val))
+                self._add("literal", _type(x.aval), repr(x.val))
             else:
-                self._say("var", numbers.get(x, -1))
+                self._add("var", numbers.get(x, -1))
 
-        def binder(x: Any) -> None:
+        def bind(x: Any) -> None:
             numbers[x] = len(numbers)
-            self._say("new", _type(x.aval))
+            self._add("new", _type(x.aval))
 
-        self._say("jaxpr", len(jaxpr.eqns))
+        self._add("jaxpr", len(jaxpr.eqns))
         for x in (*jaxpr.constvars, *jaxpr.invars):
-            binder(x)
+            bind(x)
         for eqn in jaxpr.eqns:
-            self._say("equation", eqn.primitive.name, len(eqn.invars))
+            self._add("equation", eqn.primitive.name, len(eqn.invars))
             for x in eqn.invars:
                 atom(x)
             self.write(dict(eqn.params))
             for x in eqn.outvars:
-                binder(x)
+                bind(x)
         for x in jaxpr.outvars:
             atom(x)
 
     def _array(self, x: Any) -> None:
         dtype = getattr(x, "dtype", None)
-        self._say("array", np.shape(x), dtype or type(x).__name__)
+        self._add("array", np.shape(x), dtype or type(x).__name__)
         if isinstance(x, Tracer) or not self._values:
             return
         if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
+        # No process may be able to hold a global array as a whole.
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            for piece in bytes_of_parts(x):
+            for piece in global_array_bytes(x):
                 self.hash.update(piece)
             return
         self.hash.update(np.ascontiguousarray(np.asarray(x)).tobytes())
 
     def _code(self, code: CodeType) -> None:
-        self._say("code", code.co_names, code.co_varnames)
+        self._add("code", code.co_names, code.co_varnames)
         self.hash.update(code.co_code)
         for constant in code.co_consts:
             if isinstance(constant, CodeType):
                 self._code(constant)
             else:
-                self._say(_text(constant))
+                self._add(_text(constant))
 
-    def _say(self, *words: Any) -> None:
+    def _add(self, *words: Any) -> None:
+        # With its length in front, `("ab", "c")` differs from `("a", "bc")`.
         for word in words:
             text = str(word).encode()
             self.hash.update(len(text).to_bytes(8, "little") + text)

@@ -1,4 +1,4 @@
-"""`memory`: what XLA will allocate for a function, without running it."""
+"""`memory`: the bytes that XLA allocates for a function, without running it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Any, final
 
 import jax
 
-from ..batchers._bytes import in_words
+from .._util._formats import format_bytes
 from ..rebuild._table import html_table, table
-from ._program import trace
+from ._tracing import trace
 
 
 @final
@@ -37,9 +37,9 @@ class MemoryUse:
 
         - `argument`: bytes of the arguments.
         - `output`: bytes of the results.
-        - `temporary`: bytes that are needed in between.
-        - `alias`: bytes of results that are written over donated arguments, and are
-            counted in both.
+        - `temporary`: bytes of temporaries, needed while the program runs.
+        - `alias`: bytes of results that overwrite donated arguments, and are counted
+            in both.
         """
         for name, value in (
             ("argument", argument),
@@ -55,27 +55,27 @@ class MemoryUse:
         return self.argument + self.output + self.temporary - self.alias
 
     def __repr__(self) -> str:
-        return table(_HEAD, self._rows())
+        return table(_COLUMNS, self._rows())
 
     def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
+        return html_table(_COLUMNS, self._rows())
 
     def _rows(self) -> list[tuple[str, str, str]]:
         names = ("argument", "output", "temporary", "alias", "total")
         sizes = [(name, getattr(self, name)) for name in names]
-        return [(name, in_words(size), f"{size:,}") for name, size in sizes]
+        return [(name, format_bytes(size), f"{size:,}") for name, size in sizes]
 
 
-_HEAD = ("memory", "size", "bytes")
+_COLUMNS = ("memory", "size", "bytes")
 
 
 def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
-    """Tells what XLA will allocate for `fun(*args, **kwargs)`, without running it.
+    """Compute the bytes that XLA allocates for `fun(*args, **kwargs)`.
 
-    The function is compiled as under `jax.jit`, from nothing but the shapes of its
-    arguments. XLA's own figure for the peak is not used: on CPU it leaves out
-    the temporaries. Not seen are host callbacks and what libraries allocate outside
-    XLA, such as workspaces of linear algebra on a GPU.
+    The function is compiled as under `jax.jit`, from the shapes of its arguments, and
+    does not run. XLA's own figure for the peak is not used: on CPU it leaves out the
+    temporaries. Allocations outside of XLA are not counted, such as those of host
+    callbacks and workspaces of linear algebra on a GPU.
 
     ```python
     import blackjax
@@ -95,29 +95,29 @@ def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
 
     **Arguments:**
 
-    - `fun`: a function, jitted or not. What `jax.jit(fun)` donates is respected.
+    - `fun`: a function, jitted or not. Donated arguments of `jax.jit(fun)` count once.
     - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
-        What is no array, such as a number of Python, is a constant of the program,
-        unless `fun` is jitted.
+        A value that is not an array, such as a Python number, is a constant of the
+        program, unless `fun` is jitted.
 
     **Returns:**
 
-    The bytes on each device.
+    A [`MemoryUse`][batchkit.explain.MemoryUse]: the bytes on each device.
 
     **Raises:**
 
-    What tracing or compiling `fun` raises, and `NotImplementedError` on a platform
-    where XLA does not tell.
+    The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
+    where XLA does not report the memory.
     """
     return memory_of(trace(fun, args, kwargs).lower().compile())
 
 
 def memory_of(compiled: jax.stages.Compiled) -> MemoryUse:
-    """The figures of a compiled program."""
+    """Read the figures of a compiled program."""
     stats = compiled.memory_analysis()
     if stats is None:
         raise NotImplementedError(
-            f"XLA does not tell the memory of programs on {jax.default_backend()!r}."
+            f"XLA does not report the memory of programs on {jax.default_backend()!r}."
         )
     return MemoryUse(
         stats.argument_size_in_bytes,

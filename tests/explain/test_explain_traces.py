@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 import batchkit as bk
+from batchkit.explain import Explanation
 
 from ..helpers import counted, mesh
 
@@ -285,12 +286,12 @@ def rebuilt() -> Any:
 
 
 @functools.cache
-def explained_init() -> bk.Explanation:
+def explained_init() -> Explanation:
     return bk.explain(rebuilt().init, POSITIONS)
 
 
 @functools.cache
-def explained_step() -> bk.Explanation:
+def explained_step() -> Explanation:
     state = jax.eval_shape(rebuilt().init, POSITIONS)
     step = jax.jit(rebuilt().step)
     jax.eval_shape(step, KEY, state)

@@ -1,0 +1,1 @@
+"""Helpers shared by several packages; none of them is public."""

@@ -1,0 +1,8 @@
+"""What one trace of a function reaches, and the memory that XLA allocates for it."""
+
+from ._explain import (
+    Explanation as Explanation,
+    ReachedSite as ReachedSite,
+    explain as explain,
+)
+from ._memory_use import MemoryUse as MemoryUse, memory as memory

@@ -1,0 +1,257 @@
+"""`explain`: the sites that a trace of a function reaches, their layout and memory."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+from .._util._formats import format_bytes
+from ..batchers import AbstractBatcher, Site, Vmap
+from ..batchers._trace_log import LogEntry, Split
+from ..rebuild._table import html_table, table
+from ._memory_use import MemoryUse, memory_of
+from ._tracing import recording, trace_uncached
+
+
+@final
+@dataclass(frozen=True)
+class ReachedSite:
+    """One site that a trace reached: a place where tasks are mapped.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    fun = bk.Chunked(4)(lambda x: jnp.sum(x**2))
+    (reached,) = bk.explain(fun, jnp.ones((10, 3))).reached
+    assert reached.batcher == "Chunked(4)"
+    assert reached.layout == "3 chunks of 4 (2 repeated)"
+    assert (reached.tasks, reached.at_once) == (10, 4)
+    assert (reached.bytes_in, reached.bytes_out) == (12, 4)
+    ```
+    """
+
+    site: Site
+    batcher: str
+    tasks: int
+    layout: str
+    at_once: int
+    bytes_in: int
+    bytes_out: int
+    functions: tuple[str, ...]
+    note: str
+    inside: tuple["ReachedSite", ...]
+
+    def __init__(
+        self,
+        site: Site,
+        batcher: str,
+        tasks: int,
+        layout: str,
+        at_once: int,
+        bytes_in: int,
+        bytes_out: int,
+        functions: tuple[str, ...],
+        note: str,
+        inside: tuple["ReachedSite", ...],
+    ) -> None:
+        """**Arguments:**
+
+        - `site`: the place in the source, which may be in your own code.
+        - `batcher`: the batcher that runs it, as you would write it; empty for a
+            `jax.vmap` that is not rebuilt.
+        - `tasks`: the number of tasks.
+        - `layout`: how the batcher splits them, as text.
+        - `at_once`: the number of tasks of this site that one device computes at the
+            same time: its own lanes times those of every enclosing site.
+        - `bytes_in`: bytes of the mapped arguments of one task.
+        - `bytes_out`: bytes of the results of one task.
+        - `functions`: those of your functions that are called inside.
+        - `note`: remarks of the batcher, such as why it chose the layout.
+        - `inside`: the sites that are reached while this site's tasks are traced.
+        """
+        values = dict(locals())
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, values[field.name])
+
+
+@final
+class Explanation:
+    """The sites that one trace reached, and the memory of the compiled program.
+
+    Prints as a table, in which nested sites are indented.
+
+    ```python
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    explanation = bk.explain(bk.Chunked(4)(jnp.sin), jnp.ones(10))
+    assert [x.tasks for x in explanation.reached] == [10]
+    assert explanation.memory.total > 0
+    ```
+    """
+
+    def __init__(self, reached: tuple[ReachedSite, ...], memory: MemoryUse) -> None:
+        """**Arguments:**
+
+        - `reached`: the sites, in the order in which the trace reached them.
+        - `memory`: the bytes that XLA will allocate.
+        """
+        self.reached = reached
+        self.memory = memory
+
+    def __repr__(self) -> str:
+        rows = list(self._rows())
+        sites = table(_COLUMNS, rows) if rows else "no site was reached"
+        return f"{sites}\n\n{self.memory!r}"
+
+    def _repr_html_(self) -> str:
+        return html_table(_COLUMNS, list(self._rows())) + self.memory._repr_html_()
+
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for reached, depth in _depth_first(self.reached, 0):
+            site = reached.site
+            yield (
+                "  " * depth + str(site),
+                site.spelling,
+                site.phase or "",
+                str(reached.tasks),
+                reached.batcher,
+                reached.layout,
+                str(reached.at_once),
+                format_bytes(reached.bytes_in),
+                format_bytes(reached.bytes_out) if reached.batcher else "",
+                ", ".join(reached.functions),
+                reached.note,
+            )
+
+
+_COLUMNS = (
+    "site",
+    "spelling",
+    "phase",
+    "tasks",
+    "batcher",
+    "layout",
+    "at once",
+    "in/task",
+    "out/task",
+    "calls",
+    "note",
+)
+
+
+def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """List the sites that a function reaches, their layout, and the memory it needs.
+
+    The function is traced once and compiled, but not run. Functions inside of it that
+    are already jitted are traced as well. The list has the sites of rebuilt samplers,
+    the batchers that you call yourself, and every `jax.vmap` that no batcher runs: your
+    own, and those of a sampler that has not been rebuilt. Equal sites are listed once.
+
+    ```python
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(16))
+    algorithm = nss(
+        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
+        loglikelihood_fn=lambda x: -2.0 * jnp.sum((x - 1.0) ** 2),
+        num_inner_steps=5,
+    )
+    print(bk.explain(jax.jit(algorithm.init), jnp.zeros((150, 2))))
+    ```
+
+    **Arguments:**
+
+    - `fun`: a function, jitted or not, such as `algorithm.step`.
+    - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
+        A value that is not an array, such as a Python number, is a constant of the
+        program, unless `fun` is jitted.
+
+    **Returns:**
+
+    An [`Explanation`][batchkit.explain.Explanation]: the sites in the order in which
+    they were reached, nested, and the memory of the compiled program.
+
+    **Raises:**
+
+    The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
+    where XLA does not report the memory.
+    """
+    with recording() as root:
+        traced = trace_uncached(fun, args, kwargs)
+    return Explanation(records_of(root), memory_of(traced.lower().compile()))
+
+
+def _depth_first(
+    reached: tuple[ReachedSite, ...], depth: int
+) -> Iterator[tuple[ReachedSite, int]]:
+    for each in reached:
+        yield each, depth
+        yield from _depth_first(each.inside, depth + 1)
+
+
+def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
+    """Make immutable records of the sites inside an entry, without duplicates.
+
+    Duplicates arise where JAX traces a function twice, such as the body of a loop.
+    """
+    records: list[ReachedSite] = []
+    for inner in entry.inside:
+        at_once = outer * (inner.splits[-1].lanes if inner.splits else inner.tasks)
+        record = ReachedSite(
+            site=inner.site,
+            batcher=format_batcher(inner.batcher),
+            tasks=inner.tasks,
+            layout=_format_layout(inner.splits),
+            at_once=at_once,
+            bytes_in=inner.bytes_in,
+            bytes_out=inner.bytes_out,
+            functions=tuple(inner.called),
+            note=inner.note,
+            inside=records_of(inner, at_once),
+        )
+        if record not in records:
+            records.append(record)
+    return tuple(records)
+
+
+def _format_layout(splits: list[Split]) -> str:
+    """Format splits from the outside in: `2 devices of 25, 2 chunks of 13`."""
+    parts: list[str] = []
+    for split in splits:
+        if split.kind == "task":
+            parts.append(f"{split.rounds} one by one")
+            continue
+        if split.kind == "lane":
+            parts.append(f"{split.lanes} lanes kept busy")
+            continue
+        text = f"{split.devices} devices of {split.lanes}" if split.devices > 1 else ""
+        if split.rounds > 1:
+            text = f"{split.rounds} {split.kind}s of {split.lanes}"
+        if split.repeated > 0:
+            text += f" ({split.repeated} repeated)"
+        if text:
+            parts.append(text)
+    return ", ".join(parts) or "all at once"
+
+
+def format_batcher(value: Any) -> str:
+    """Format a batcher as its user would write it: `Chunked(16)`."""
+    if not isinstance(value, AbstractBatcher):
+        return "" if value is None else repr(value)
+    arguments: list[str] = []
+    for name, parameter in inspect.signature(type(value)).parameters.items():
+        argument = getattr(value, name, parameter.default)
+        if argument == parameter.default or (
+            parameter.default is None and argument == Vmap()
+        ):
+            continue
+        text = format_batcher(argument)
+        is_short = type(argument) is int and not arguments
+        arguments.append(text if is_short else f"{name}={text}")
+    return f"{type(value).__name__}({', '.join(arguments)})"
