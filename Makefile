@@ -38,8 +38,9 @@ lint: $(DEV) ## Check style and format.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(DEV) ## Check types.
+types: $(DEV) ## Check types, and a user's program also with mypy.
 	$(BIN)/pyright
+	$(BIN)/mypy
 
 docs: $(DEV) ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict --quiet
@@ -76,5 +77,5 @@ example: $(EXAMPLES) ## Run examples/co2.py.
 	$(BIN)/python examples/co2.py
 
 clean: ## Remove everything that the targets above have made.
-	rm -rf $(VENV) .nox .hypothesis .pytest_cache .ruff_cache build dist site
+	rm -rf $(VENV) .nox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

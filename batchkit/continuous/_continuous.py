@@ -1,7 +1,7 @@
 """The batcher whose lanes never wait for the slowest."""
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from ._machine import Machine
 from ._plan import Plan, plan_of
 from ._refusals import refuse_draws_by_batch, refuse_effects
 
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 # An expensive function with fewer operations than this is not expensive: it pays to
 # hold up to one lane in eight, so that the code around it runs for several at once.
@@ -141,14 +144,14 @@ class Continuous(AbstractBatcher):
 
     def with_stats(
         self,
-        fun: Callable[..., Any],
-        in_axes: Any = 0,
+        fun: Callable[_P, _T],
+        in_axes: int | Sequence[Any] | None = 0,
         out_axes: Any = 0,
-        *,
-        axis_name: Any = None,
+        axis_name: Hashable | None = None,
         axis_size: int | None = None,
-        spmd_axis_name: Any = None,
-    ) -> Callable[..., tuple[Any, LaneStats]]:
+        spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
+        sum_match: bool = False,
+    ) -> Callable[_P, tuple[_T, LaneStats]]:
         """The same as calling the batcher, but with how busy the lanes were.
 
         ```python
@@ -173,7 +176,7 @@ class Continuous(AbstractBatcher):
         A function that returns a pair: what the batched function returns, and a
         `LaneStats`.
         """
-        return mapped_function(
+        with_stats = mapped_function(
             lambda call: self._batch(call, count=True),
             fun,
             in_axes,
@@ -181,7 +184,9 @@ class Continuous(AbstractBatcher):
             axis_name=axis_name,
             axis_size=axis_size,
             spmd_axis_name=spmd_axis_name,
+            sum_match=sum_match,
         )
+        return cast("Callable[_P, tuple[_T, LaneStats]]", with_stats)
 
     def _batch(self, call: Call, count: bool) -> tuple[PyTree, LaneStats]:
         if in_task():

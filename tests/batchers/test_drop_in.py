@@ -1,6 +1,7 @@
 """A batcher is a drop-in for `jax.vmap`: same signature, pytrees, transforms."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -388,6 +389,78 @@ def test_spmd_axis_name_is_passed_on(name: str) -> None:
         if eqn.primitive.name == "sharding_constraint"
     ]
     assert specs == [PartitionSpec("tasks")]
+
+
+def test_signature_is_that_of_vmap() -> None:
+    """The same names, defaults and kinds, so that arguments may be positional."""
+    expected = [
+        (x.name, x.kind, x.default)
+        for x in inspect.signature(jax.vmap).parameters.values()
+    ]
+    for method in (bk.Chunked(3).__call__, bk.Continuous(3).with_stats):
+        parameters = inspect.signature(method).parameters.values()
+        assert [(x.name, x.kind, x.default) for x in parameters] == expected
+
+
+@every_batcher
+def test_arguments_by_position(batcher: bk.AbstractBatcher) -> None:
+    f = lambda x: x / jax.lax.axis_size("i")
+    run = lambda mapped: mapped(f, 1, 0, "i", N, None, True)(_grid(2, N))
+    assert_same(run(batcher), run(jax.vmap))
+
+
+def _loop(x: Any, steps: int = 2) -> Any:
+    """A loop of which one output varies over the tasks and the other does not."""
+    body = lambda carry, _: ((carry[0] * x, carry[1] + 1.0), None)
+    return jax.lax.scan(body, (x, 0.5), None, length=steps)[0]
+
+
+SUMS: dict[str, Callable[[Any], Any]] = {
+    "varying": lambda m: m(jnp.sin, out_axes=None, sum_match=True)(_grid(N, 2)),
+    "not varying": lambda m: m(lambda x: 2.0, out_axes=None, sum_match=True)(_grid(N)),
+    "mapped": lambda m: m(jnp.sin, out_axes=-1, sum_match=True)(_grid(N, 2)),
+    "one of several": lambda m: m(
+        lambda x: {"a": x, "b": (x, 3.0), "c": x.astype(int)},
+        out_axes={"a": 0, "b": None, "c": None},
+        sum_match=True,
+    )(_grid(N)),
+    "one output of a loop": lambda m: m(_loop, out_axes=None, sum_match=True)(
+        _grid(N) / N
+    ),
+    "an unmapped argument": lambda m: m(
+        lambda x, y: (x * y, y), (0, None), None, sum_match=True
+    )(_grid(N), _grid(2)),
+    "float0": lambda m: m(lambda t, x: (t, x), out_axes=(0, None), sum_match=True)(
+        np.zeros((N, 2), jax.dtypes.float0), _grid(N)
+    ),
+    "no tasks": lambda m: m(jnp.sin, out_axes=None, sum_match=True)(_grid(0, 2)),
+    "gradient": lambda m: jax.grad(
+        lambda w: m(lambda x: jnp.sin(x * w), out_axes=None, sum_match=True)(_grid(N))
+    )(np.float32(0.5)),
+    "outer vmap": lambda m: jax.vmap(m(_loop, out_axes=None, sum_match=True))(
+        _grid(2, N) / N
+    ),
+}
+
+
+@every_batcher
+@pytest.mark.parametrize("name", SUMS)
+def test_sum_match(batcher: bk.AbstractBatcher, name: str) -> None:
+    """Outputs that vary are summed, if `out_axes` is None; others are returned once."""
+    if name == "gradient" and isinstance(batcher, bk.Continuous):
+        name = "varying"  # it refuses reverse mode
+    actual, expected = (
+        jax.jit(lambda m=m: SUMS[name](m))() for m in (batcher, jax.vmap)
+    )
+    assert_same(actual, expected, ulps=0 if same_layout(batcher) else 8)
+
+
+@pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
+def test_sum_match_refuses_what_vmap_refuses(name: str) -> None:
+    keys = lambda m: m(lambda k: k, out_axes=None, sum_match=True)(_keys())
+    for mapped in (jax.vmap, BATCHERS[name]):
+        with pytest.raises(NotImplementedError, match="abstract method sum"):
+            keys(mapped)
 
 
 @every_batcher
