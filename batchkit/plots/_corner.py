@@ -1,4 +1,4 @@
-"""The posterior of each parameter and of each pair."""
+"""`plot_corner`: the posterior of each parameter and of each pair."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -8,8 +8,8 @@ import numpy as np
 from ..chains import ChainRun
 from ..nested import NestedRun
 from ..run._extras import extra
+from ._axis_numbers import format_median, scale_of
 from ._figure import COLOURS, new_figure
-from ._numbers import median_in_words, scale_of
 from ._parameters import parameters_of, quantiles, weights_of
 from ._run import evidence_of
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 _MOST: Final = 10
-# What a figure shows of the mass, and by how much more than that.
+# The range of an axis: these quantiles, and a margin relative to their distance.
 _SHOWN: Final = (0.003, 0.997)
 _MARGIN: Final = 0.1
 _LEVELS: Final = (0.68, 0.95)
-# In bins.
+# The width of the Gaussian filter, in bins.
 _SMOOTH: Final = 0.8
 _QUANTILES: Final = (0.16, 0.5, 0.84)
 
@@ -33,11 +33,11 @@ def plot_corner(
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> "matplotlib.figure.Figure":
-    """Draws the posterior of each parameter, and of each pair of them.
+    """Draw the posterior of each parameter, and of each pair of them.
 
-    The points of a nested run count by their weights, the draws of chains all alike.
-    Above each histogram stand the median and how far the 16 % and the 84 % quantiles
-    are from it; the contours hold about 68 % and 95 % of the posterior. The figure is
+    The points of a nested run are weighted, the draws of chains have equal weights.
+    The title of each histogram has the median and its distances to the 16 % and 84 %
+    quantiles; the contours contain about 68 % and 95 % of the posterior. The figure is
     made by [corner](https://corner.readthedocs.io).
 
     It needs `pip install 'batchkit-jax[plots]'`.
@@ -54,21 +54,20 @@ def plot_corner(
     **Arguments:**
 
     - `run`: a nested run or chains.
-    - `names`: which parameters, by the name of a number (`"shear[0]"`) or of all in an
+    - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 10.
-    - `labels`: what stands at the axis in place of a name, such as a unit; names by
-        default.
+    - `labels`: axis labels by name, for example with a unit; names by default.
 
     **Returns:**
 
-    A figure of matplotlib that pyplot does not know of. `savefig` writes it, and as the
-    last line of a notebook's cell it is shown.
+    A matplotlib figure that is not registered with pyplot. `savefig` writes it, and
+    notebooks display it as the last line of a cell.
 
     **Raises:**
 
-    `TypeError` if `run` is something else; `ValueError` if there are more than 10
-    parameters and no `names`, if there is none of a name, if values are not finite, or
-    if there are fewer points than parameters; `ImportError` if corner is not installed.
+    `TypeError` if `run` is of another type; `ValueError` if there are more than 10
+    parameters and no `names`, if a name is unknown, if values are not finite, or if
+    there are fewer points than parameters; `ImportError` if corner is not installed.
     """
     parameters = parameters_of(run, names, labels, _MOST, "plot_corner")
     weights = weights_of(run)
@@ -78,7 +77,8 @@ def plot_corner(
     if len(weights) < count:
         raise ValueError(
             f"plot_corner(run=...): there are {len(weights)} points for {count} "
-            "parameters, and a figure needs as many. Choose fewer by `names=`."
+            "parameters, but a figure needs at least as many points as parameters. "
+            "Choose fewer parameters with `names=`."
         )
     columns = [x.values[heavy] for x in parameters]
     ranges = [_range(x, weights) for x in columns]
@@ -108,32 +108,33 @@ def plot_corner(
     axes = np.array(figure.axes).reshape(count, count)
     for i, column in enumerate(columns):
         low, middle, high = quantiles(column, weights, _QUANTILES)
-        axes[i, i].set_title(median_in_words(low, middle, high), fontsize=11)
+        axes[i, i].set_title(format_median(low, middle, high), fontsize=11)
         scales[i].rewrite(axes[-1, i].xaxis)
         scales[i].rewrite(axes[i, 0].yaxis)
     if count > 1:
-        figure.text(0.98, 0.98, _told(run), ha="right", va="top")
+        figure.text(0.98, 0.98, _caption(run), ha="right", va="top")
     return figure
 
 
-def _told(run: NestedRun | ChainRun) -> str:
+def _caption(run: NestedRun | ChainRun) -> str:
     if isinstance(run, NestedRun):
-        of = f"{evidence_of(run)}\n{len(run.dead):,} points worth {run.ess:,.0f}"
+        of = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
     else:
         of = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
     return f"{of}\ncontours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}"
 
 
 def _bins(size: float) -> int:
-    """The number of bins for a number of draws that are worth `size`.
+    """Return the number of bins for an effective sample size.
 
-    With these and the smoothing the contours of 1,000 normal draws hold 70 % and 96 %.
+    The widths of bins and of the filter are small enough that the contours of 1,000
+    normal draws contain 70 % and 96 %.
     """
     return int(np.clip(3 * size ** (1 / 3), 15, 50))
 
 
 def _range(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     low, high = quantiles(values, weights, _SHOWN)
-    # What never changes is shown, too.
+    # A constant parameter needs a range, too.
     width = high - low or abs(high) or 1.0
     return low - _MARGIN * width, high + _MARGIN * width

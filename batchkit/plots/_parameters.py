@@ -1,4 +1,4 @@
-"""Which parameters a figure shows, and how they are called there."""
+"""Selection of the parameters in a figure, their labels and their values."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
@@ -12,16 +12,16 @@ from ..nested import NestedRun
 from ..run._names import columns, leaves
 
 
-# So many names are listed in a message.
-_LISTED: Final = 20
+# The largest number of names in a message.
+_MAX_NAMES: Final = 20
 
 
 @final
 class Parameter(NamedTuple):
-    """One number of a position.
+    """One scalar parameter of a position.
 
     - `name`: its name.
-    - `label`: what stands at its axis.
+    - `label`: the label of its axis.
     - `values`: its value at each point, or at each draw of all chains in turn.
     """
 
@@ -31,7 +31,7 @@ class Parameter(NamedTuple):
 
 
 def weights_of(run: NestedRun | ChainRun) -> Float[np.ndarray, " n"]:
-    """The weight of each point or draw; they sum to one."""
+    """Return the weight of each point or draw; they sum to one."""
     if isinstance(run, NestedRun):
         return run.weights
     count = run.num_chains * run.num_samples
@@ -43,7 +43,7 @@ def quantiles(
     weights: Float[np.ndarray, " n"],
     of: Sequence[float],
 ) -> Float[np.ndarray, " k"]:
-    """Quantiles of weighted values."""
+    """Compute quantiles of weighted values."""
     return np.quantile(values, of, weights=weights, method="inverted_cdf")
 
 
@@ -54,20 +54,20 @@ def parameters_of(
     most: int,
     caller: str,
 ) -> list[Parameter]:
-    """The parameters to show.
+    """Select the parameters of a figure.
 
     **Arguments:**
 
     - `run`: a `NestedRun` or a `ChainRun`.
-    - `names`: which, by the name of a number or of a whole array; None for all.
-    - `labels`: what stands at the axes in place of names.
-    - `most`: how many there may be if nobody chose them.
-    - `caller`: who asks, for messages.
+    - `names`: the names of scalars or of whole arrays; None for all.
+    - `labels`: axis labels that replace names.
+    - `most`: the largest number of parameters without `names`.
+    - `caller`: the public function, for messages.
 
     **Raises:**
 
-    `TypeError` if `run` is something else; `ValueError` if there are too many, if there
-    is none of a name, or if a value that has weight is not finite.
+    `TypeError` if `run` is of another type; `ValueError` if there are too many
+    parameters, if a name is unknown, or if a value with weight is not finite.
     """
     if not isinstance(run, NestedRun | ChainRun):
         raise TypeError(
@@ -76,22 +76,26 @@ def parameters_of(
         )
     tree = run.dead.positions if isinstance(run, NestedRun) else run.samples
     named = dict(columns(tree) if isinstance(run, NestedRun) else pooled_columns(tree))
-    wholes = {name: list(_numbers(name, named)) for name, _ in leaves(tree)}
+    arrays = {name: list(_scalar_names(name, named)) for name, _ in leaves(tree)}
     if names is None:
         _check_count(caller, list(named), most)
         names = list(named)
     chosen = [
-        x for name in _as_list(names) for x in _found(caller, name, named, wholes)
+        x for name in _as_list(names) for x in _resolve(caller, name, named, arrays)
     ]
     chosen = list(dict.fromkeys(chosen))
     if not chosen:
-        raise ValueError(f"{caller}(names={names!r}): names must hold a parameter.")
+        raise ValueError(
+            f"{caller}(names={names!r}): names must contain at least one parameter."
+        )
     labels = dict(labels or {})
     for name in labels:
-        _found(caller, name, named, wholes, "labels")
+        _resolve(caller, name, named, arrays, "labels")
     weights = weights_of(run)
     return [
-        Parameter(name, labels.get(name, name), _checked(caller, name, values, weights))
+        Parameter(
+            name, labels.get(name, name), _check_finite(caller, name, values, weights)
+        )
         for name in chosen
         for values in [named[name].astype(np.float64)]
     ]
@@ -101,51 +105,52 @@ def _as_list(names: Sequence[str]) -> list[str]:
     return [names] if isinstance(names, str) else list(names)
 
 
-def _numbers(whole: str, named: Mapping[str, Any]) -> Iterator[str]:
+def _scalar_names(array: str, named: Mapping[str, Any]) -> Iterator[str]:
+    """Iterate over the names of the scalars in an array: `x[0]`, `x[1]`."""
     for name in named:
-        if name == whole or (name.startswith(f"{whole}[") and name.endswith("]")):
+        if name == array or (name.startswith(f"{array}[") and name.endswith("]")):
             yield name
 
 
-def _found(
+def _resolve(
     caller: str,
     name: str,
     named: Mapping[str, Any],
-    wholes: Mapping[str, list[str]],
+    arrays: Mapping[str, list[str]],
     argument: str = "names",
 ) -> list[str]:
     if name in named:
         return [name]
-    if name in wholes:
-        return wholes[name]
+    if name in arrays:
+        return arrays[name]
     raise ValueError(
-        f"{caller}({argument}=...): there is no parameter {name!r}. There are "
-        f"{_listed(list(named))}."
+        f"{caller}({argument}=...): there is no parameter {name!r}. The parameters are "
+        f"{_format_names(list(named))}."
     )
 
 
 def _check_count(caller: str, names: list[str], most: int) -> None:
     if len(names) > most:
         raise ValueError(
-            f"{caller}(names=None): a figure shows at most {most} parameters, and the "
-            f"run has {len(names)}: {_listed(names)}. Choose some, such as "
+            f"{caller}(names=None): a figure shows at most {most} parameters, but the "
+            f"run has {len(names)}: {_format_names(names)}. Choose some, such as "
             f"names={names[:3]!r}."
         )
 
 
-def _listed(names: list[str]) -> str:
-    hidden = len(names) - _LISTED
-    text = ", ".join(names[:_LISTED])
+def _format_names(names: list[str]) -> str:
+    hidden = len(names) - _MAX_NAMES
+    text = ", ".join(names[:_MAX_NAMES])
     return f"{text} and {hidden} more" if hidden > 0 else text
 
 
-def _checked(
+def _check_finite(
     caller: str, name: str, values: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     bad = ~np.isfinite(values) & (weights > 0)
     if bad.any():
         raise ValueError(
             f"{caller}: {np.sum(bad):,} of {len(bad):,} values of {name} are not "
-            "finite. Choose other parameters by `names=`."
+            "finite. Choose other parameters with `names=`."
         )
     return values

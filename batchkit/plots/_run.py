@@ -1,4 +1,4 @@
-"""How a nested run went, in one figure."""
+"""`plot_run`: evidence, live points and insertion ranks of a nested run."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,24 +18,24 @@ VOLUME: Final = r"prior volume, $-\ln X$  [nats]"
 _BLUE, _ORANGE, _GREEN, *_ = COLOURS
 _MASS: Final = r"posterior mass per unit of $\ln X$"
 _BINS: Final = 20
-# Means of so many ranks or more are nearly normal.
+# The mean of at least this number of ranks is nearly normal.
 _PIECE: Final = 25
 
 
 def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
-    """Draws how a nested run went: evidence, live points, and the insertion ranks.
+    """Draw the evidence, the live points and the insertion ranks of a nested run.
 
-    The volume of the prior is the mean that the live points tell, `-ln X = sum 1 / n`.
-    Four panels show against it or beside it
+    The prior volume is its expected value for the live points, `-ln X = sum 1 / n`.
+    The four panels show
 
-    - the likelihood, and the mass of the posterior for each unit of `ln X`, each
-        divided by its maximum. A run that ended too early ends with much mass.
+    - the likelihood, and the posterior mass per unit of `ln X`, each divided by its
+        maximum. If a run stopped too early, the mass is still high at its end.
     - the number of live points.
-    - the insertion ranks of new points, which are uniform in a sound run, with the
-        range in which 95 % of such bars are (Fowlie, Handley and Su 2020,
-        arXiv:2006.03371).
-    - the same ranks in the order in which points were born, with the means of pieces:
-        where in the run the ranks depart.
+    - the insertion ranks of new points, which are uniform if the sampler is unbiased,
+        with the range of 95 % of the bars of a uniform histogram (Fowlie, Handley and
+        Su 2020, arXiv:2006.03371).
+    - the same ranks in order of birth, with running means, which show at which point
+        of the run the ranks are biased.
 
     It needs `pip install 'batchkit-jax[plots]'`.
 
@@ -62,12 +62,12 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
 
     **Returns:**
 
-    A figure of matplotlib that pyplot does not know of. `savefig` writes it, and as the
-    last line of a notebook's cell it is shown.
+    A matplotlib figure that is not registered with pyplot. `savefig` writes it, and
+    notebooks display it as the last line of a cell.
 
     **Raises:**
 
-    `TypeError` if `run` is something else; `ImportError` if matplotlib is not
+    `TypeError` if `run` is of another type; `ImportError` if matplotlib is not
     installed.
     """
     if not isinstance(run, NestedRun):
@@ -91,18 +91,18 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
         tidy(each)
     figure.suptitle(
         f"{evidence_of(run)},  information {run.information:.2f} nats,  "
-        f"{len(run.dead):,} points worth {run.ess:,.0f}"
+        f"{len(run.dead):,} points, ESS {run.ess:,.0f}"
     )
     return figure
 
 
 def evidence_of(run: NestedRun) -> str:
-    """The evidence and its error, as a figure has them."""
+    """Format the evidence and its error for a figure."""
     return rf"$\ln Z = {run.log_evidence:.2f} \pm {run.log_evidence_err:.2f}$"
 
 
 def depth_of(run: NestedRun) -> np.ndarray:
-    """The mean of minus the log-volume at each point: `sum 1 / n` over those before.
+    """Return the expected `-ln X` at each point: the cumulative sum of `1 / n`.
 
     Skilling 2006, Bayesian Analysis 1(4), 833-859.
     """
@@ -110,9 +110,9 @@ def depth_of(run: NestedRun) -> np.ndarray:
 
 
 def relative_mass(run: NestedRun) -> np.ndarray:
-    """The mass of the posterior for each unit of the log-volume, over its maximum.
+    """Return the posterior mass per unit of the log-volume, divided by its maximum.
 
-    A point stands for the volume between the midpoints to its neighbours.
+    A point represents the volume between the midpoints to its neighbours.
     """
     steps = 1 / run.dead.num_live
     widths = (steps + np.append(steps[1:], 1.0)) / 2
@@ -126,7 +126,7 @@ def _mass(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
     axes.fill_between(depth, mass, color=_ORANGE, alpha=0.25, linewidth=0)
     axes.plot(depth, mass, color=_ORANGE, lw=1, label=_MASS)
     axes.plot(depth, np.exp(logl - logl[-1]), color=_BLUE, lw=1.5, label="likelihood")
-    # The legend stands above the curves.
+    # The limit leaves room for the legend above the curves.
     axes.set(ylim=(0, 1.35), yticks=np.linspace(0, 1, 6), xlim=(0, depth[-1]))
     axes.set(ylabel="relative to the maximum", title="Where the evidence is")
     axes.legend(frameon=False, loc="upper left")
@@ -142,7 +142,7 @@ def _live(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
 def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
     axes.set_title("Insertion ranks")
     if len(ranks) == 0:
-        _nothing(axes)
+        _no_ranks(axes)
         return
     axes.set(xlim=(0, 1), xlabel="insertion rank / live points", ylabel="new points")
     axes.hist(ranks, np.linspace(0, 1, _BINS + 1), color=_BLUE, alpha=0.7)
@@ -155,9 +155,9 @@ def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
 
 
 def _order(axes: Any, ranks: np.ndarray) -> None:
-    axes.set_title("Their means along the run")
+    axes.set_title("Insertion ranks along the run")
     if len(ranks) == 0:
-        _nothing(axes)
+        _no_ranks(axes)
         return
     axes.set(xlabel="new points, in order of birth", xlim=(0, len(ranks)))
     axes.set(ylabel="insertion rank / live points", ylim=(0, 1))
@@ -165,7 +165,7 @@ def _order(axes: Any, ranks: np.ndarray) -> None:
     pieces = np.array_split(
         np.arange(len(ranks)), max(1, min(20, len(ranks) // _PIECE))
     )
-    # A uniform number has the variance 1 / 12.
+    # The variance of a uniform number is 1 / 12.
     spread = np.array([1.96 / np.sqrt(12 * len(x)) for x in pieces])
     ends = np.array([x[0] for x in pieces] + [len(ranks)])
     axes.stairs(
@@ -175,6 +175,6 @@ def _order(axes: Any, ranks: np.ndarray) -> None:
     axes.stairs(means, ends, baseline=None, color=_ORANGE, lw=1.5)
 
 
-def _nothing(axes: Any) -> None:
+def _no_ranks(axes: Any) -> None:
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, "no point was replaced", ha="center", transform=axes.transAxes)

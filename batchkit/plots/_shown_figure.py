@@ -1,7 +1,10 @@
-"""A figure that a notebook shows.
+"""A figure that notebooks display.
 
-IPython shows a figure of matplotlib only once pyplot has been imported there. Of other
-objects it asks for their PNG by `_repr_png_`, as do other notebooks.
+IPython displays matplotlib's figures only after an import of pyplot. For other objects
+IPython, like other notebooks, calls `_repr_png_`.
+
+The class is in a file of its own because it needs matplotlib when it is defined, and a
+class defined inside of a function could not be pickled.
 """
 
 import io
@@ -12,10 +15,10 @@ from matplotlib.figure import Figure
 
 @final
 class ShownFigure(Figure):
-    """A `matplotlib.figure.Figure` that is its own PNG."""
+    """A `matplotlib.figure.Figure` with a PNG representation for notebooks."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        # As IPython does with the figures of pyplot.
+        # The options that IPython uses for the figures of pyplot.
         self.savefig(file, format="png", bbox_inches="tight")
         return file.getvalue()

@@ -1,4 +1,4 @@
-"""Each parameter along a run."""
+"""`plot_trace`: each parameter along a run."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +21,7 @@ _MOST: Final = 12
 _BINS: Final = 30
 _SHOWN: Final = (0.0005, 0.9995)
 _ROW: Final = 1.6
-# More chains than that share colours, and have no legend.
+# With more chains colours repeat, and there is no legend.
 _NAMED_CHAINS: Final = len(COLOURS)
 
 
@@ -30,12 +30,12 @@ def plot_trace(
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> "matplotlib.figure.Figure":
-    """Draws each parameter along a run, and its posterior beside it.
+    """Draw each parameter along a run, and its posterior beside it.
 
-    Of a nested run all points are shown against the volume of the prior, `-ln X`, from
-    the whole prior on the left to the peak on the right, coloured by the mass of the
-    posterior there. Of chains the draws of each chain are shown in turn, with marks
-    below where a transition diverged.
+    For a nested run, all points are plotted against the prior volume `-ln X`, from the
+    whole prior on the left to the peak on the right, coloured by the posterior mass.
+    For chains, the draws of each chain are plotted in order, with marks at the bottom
+    for divergent transitions.
 
     It needs `pip install 'batchkit-jax[plots]'`.
 
@@ -51,20 +51,19 @@ def plot_trace(
     **Arguments:**
 
     - `run`: a nested run or chains.
-    - `names`: which parameters, by the name of a number (`"shear[0]"`) or of all in an
+    - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 12.
-    - `labels`: what stands at the axis in place of a name, such as a unit; names by
-        default.
+    - `labels`: axis labels by name, for example with a unit; names by default.
 
     **Returns:**
 
-    A figure of matplotlib that pyplot does not know of. `savefig` writes it, and as the
-    last line of a notebook's cell it is shown.
+    A matplotlib figure that is not registered with pyplot. `savefig` writes it, and
+    notebooks display it as the last line of a cell.
 
     **Raises:**
 
-    `TypeError` if `run` is something else; `ValueError` if there are more than 12
-    parameters and no `names`, if there is none of a name, or if values are not finite;
+    `TypeError` if `run` is of another type; `ValueError` if there are more than 12
+    parameters and no `names`, if a name is unknown, or if values are not finite;
     `ImportError` if matplotlib is not installed.
     """
     parameters = parameters_of(run, names, labels, _MOST, "plot_trace")
@@ -92,7 +91,7 @@ def _nested(
     figure: Any, axes: Any, run: NestedRun, parameters: list[Parameter]
 ) -> None:
     depth, mass = depth_of(run), relative_mass(run)
-    # What has weight is drawn last.
+    # Points with much mass are drawn last, on top of the others.
     order = np.argsort(mass)
     weights = weights_of(run)
     points: Any = None
@@ -134,7 +133,7 @@ def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) 
         if run.num_chains > _NAMED_CHAINS:
             _posterior(right, values, weights)
         right.set_title(f"R-hat {rhat[name]:.3f}, ESS {size[name]:,.0f}", fontsize=9)
-        # An empty line that is not clipped would make the layout collapse.
+        # matplotlib's constrained layout collapses for an empty line without clipping.
         if np.any(run.divergences):
             _, at = np.nonzero(np.asarray(run.diverging))
             left.plot(
@@ -164,7 +163,7 @@ def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) 
 
 
 def _posterior(axes: Any, values: np.ndarray, weights: np.ndarray) -> None:
-    """A histogram that lies on its side."""
+    """Draw a horizontal histogram."""
     heights, edges = np.histogram(values, _edges(values, weights), weights=weights)
     axes.stairs(
         heights,
@@ -177,5 +176,5 @@ def _posterior(axes: Any, values: np.ndarray, weights: np.ndarray) -> None:
 
 
 def _edges(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The edges of bins over nearly all of the posterior."""
+    """Return the edges of bins over nearly all of the posterior."""
     return np.histogram_bin_edges(quantiles(values, weights, _SHOWN), _BINS)

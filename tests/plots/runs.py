@@ -1,4 +1,4 @@
-"""Runs to draw."""
+"""Synthetic runs for figures."""
 
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +41,7 @@ def six(x: np.ndarray) -> Any:
 
 
 def odd(x: np.ndarray) -> Any:
-    """What numbers may be like."""
+    """Constant, boolean, integer, narrow and half-precision parameters."""
     return {
         "constant": 0 * x[..., 0] + 7,
         "zero": 0 * x[..., 0],

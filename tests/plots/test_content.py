@@ -1,4 +1,4 @@
-"""What figures show is what others compute."""
+"""Figures show the values that independent code computes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from scipy import stats
 
 import batchkit as bk
 from batchkit.nested import insertion_ranks
-from batchkit.plots._numbers import Scale, median_in_words, scale_of
+from batchkit.plots._axis_numbers import Scale, format_median, scale_of
 
 from ..nested.perfect import plateau, result, sample
 from .runs import chains, nested, six, two
@@ -20,7 +20,7 @@ def line(axes: Any, label: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("problem", [None, plateau(1.0), plateau(-np.inf)])
-def test_evidence_and_live_points(problem: Any) -> None:
+def test_evidence_and_live_points_equal_those_of_anesthetic(problem: Any) -> None:
     run = nested(two) if problem is None else result(sample(problem, 0, 100))
     figure: Any = bk.plot_run(run)
     mass, _, live = figure.axes[:3]
@@ -42,14 +42,14 @@ def test_evidence_and_live_points(problem: Any) -> None:
 
 
 @pytest.mark.parametrize("biased", [1.0, 0.6])
-def test_insertion_ranks(biased: float) -> None:
+def test_histogram_and_band_of_insertion_ranks(biased: float) -> None:
     run = nested(two, biased=biased)
     axes: Any = bk.plot_run(run).axes
     ranks = insertion_ranks(run.dead)
     heights = [bar.get_height() for bar in axes[1].patches if bar.get_width() < 0.5]
     np.testing.assert_array_equal(heights, np.histogram(ranks, 20, (0, 1))[0])
     np.testing.assert_array_equal(axes[3].lines[0].get_ydata(), ranks)
-    # What is sound stays in the band, what is not does not.
+    # Unbiased ranks stay in the band, biased ones do not.
     low, high = stats.binom.interval(0.95, len(ranks), 1 / 20)
     outside = np.mean((heights < low) | (heights > high))
     assert outside < 0.2 if biased == 1 else outside > 0.5
@@ -58,7 +58,7 @@ def test_insertion_ranks(biased: float) -> None:
     assert band.get_y() + band.get_height() == pytest.approx(high, abs=2)
 
 
-def test_nothing_but_the_prior() -> None:
+def test_run_without_replaced_points_is_drawn() -> None:
     x = np.linspace(0, 1, 50)
     dead = bk.DeadPoints({"x": x}, -x, np.full(50, -np.inf), np.zeros(50))
     texts = [
@@ -67,7 +67,7 @@ def test_nothing_but_the_prior() -> None:
     assert texts == ["no point was replaced"] * 2
 
 
-def test_points_of_a_nested_run() -> None:
+def test_trace_shows_all_points_of_a_nested_run() -> None:
     run = nested(six)
     figure: Any = bk.plot_trace(run, ["lens.shear"])
     for axes, column in zip(figure.axes[:4:2], (0, 1), strict=True):
@@ -82,7 +82,7 @@ def test_points_of_a_nested_run() -> None:
         assert abs(order[heaviest] - len(order)) < 0.05 * len(order)
 
 
-def test_draws_of_chains() -> None:
+def test_trace_shows_draws_and_divergences_of_chains() -> None:
     run = chains(two)
     figure: Any = bk.plot_trace(run)
     left, right = figure.axes[:2]
@@ -99,7 +99,7 @@ def test_draws_of_chains() -> None:
 
 
 def shown_in_corner(run: Any, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The values and the weights that a corner plot has to show."""
+    """The values and the weights that a corner plot must show."""
     if isinstance(run, bk.NestedRun):
         columns = [run.dead.positions[name] for name in names]
         return np.stack(columns), run.weights
@@ -119,12 +119,12 @@ def test_corner_counts_points_by_weight(make: Any) -> None:
         np.testing.assert_allclose(heights, expected, atol=1e-12)
         assert expected.sum() > 0.995
         middle = np.quantile(column, 0.5, weights=weights, method="inverted_cdf")
-        told = float(axes[i, i].get_title().strip("$").split("^")[0])
-        assert told == pytest.approx(middle, abs=0.005)
+        printed = float(axes[i, i].get_title().strip("$").split("^")[0])
+        assert printed == pytest.approx(middle, abs=0.005)
 
 
 @pytest.mark.parametrize("make", [nested, chains])
-def test_contours_hold_what_they_say(make: Any) -> None:
+def test_contours_contain_their_nominal_mass(make: Any) -> None:
     run = make(two)
     axes = np.array(bk.plot_corner(run).axes).reshape(2, 2)
     values, weights = shown_in_corner(run, ["mass", "slope"])
@@ -134,7 +134,7 @@ def test_contours_hold_what_they_say(make: Any) -> None:
     assert inside == pytest.approx([0.68, 0.95], abs=0.06)
 
 
-def test_fewer_points_than_parameters() -> None:
+def test_fewer_points_than_parameters_are_refused() -> None:
     x = np.random.default_rng(0).normal(size=(3, 4))
     dead = bk.DeadPoints(x, np.arange(3.0), np.full(3, -np.inf), np.zeros(3))
     with pytest.raises(ValueError, match=r"3 points for 4 parameters.*`names=`"):
@@ -155,8 +155,8 @@ def test_fewer_points_than_parameters() -> None:
         ((2459000.4, 2459000.5, 2459000.6), "$2459000.50^{+0.10}_{-0.10}$"),
     ],
 )
-def test_medians(numbers: tuple[float, float, float], words: str) -> None:
-    assert median_in_words(*numbers) == words
+def test_format_of_medians(numbers: tuple[float, float, float], words: str) -> None:
+    assert format_median(*numbers) == words
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_medians(numbers: tuple[float, float, float], words: str) -> None:
         ((-100.004, -100.0), Scale(-100.002, -3), "(m + 100.002) / $10^{-3}$"),
     ],
 )
-def test_scales(ends: tuple[float, float], scale: Scale, label: str) -> None:
+def test_scale_of_an_axis(ends: tuple[float, float], scale: Scale, label: str) -> None:
     found = scale_of(*ends)
     assert found == pytest.approx(scale)
     assert found.label("m") == label

@@ -1,4 +1,4 @@
-"""What holds for every figure: it can be drawn, and nothing else changes."""
+"""Properties of every figure: it can be drawn, and nothing else changes."""
 
 import io
 import itertools
@@ -54,24 +54,24 @@ def drawn(figure: Figure) -> np.ndarray:
         if name != "plot_run" or "chains" not in run
     ],
 )
-def test_drawn_and_nothing_else_changed(name: str, run: str) -> None:
+def test_figure_is_drawn_without_side_effects(name: str, run: str) -> None:
     settings = dict(mpl.rcParams)
-    mine = plt.figure()
+    current = plt.figure()
     try:
         figure = FIGURES[name](RUNS[run]())
         pixels = drawn(figure)
         assert isinstance(figure, Figure)
         assert np.ptp(pixels) > 200
-        assert plt.get_fignums() == [mine.number]
-        assert plt.gcf() is mine
-        assert mine.axes == []
+        assert plt.get_fignums() == [current.number]
+        assert plt.gcf() is current
+        assert current.axes == []
     finally:
-        plt.close(mine)
+        plt.close(current)
     assert dict(mpl.rcParams) == settings
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_notebook_shows_a_figure(name: str) -> None:
+def test_figure_has_a_png_for_notebooks(name: str) -> None:
     """IPython asks the last value of a cell for `_repr_png_`."""
     figure = FIGURES[name](nested(two))
     pixels = plt.imread(io.BytesIO(figure._repr_png_()), format="png")
@@ -81,7 +81,7 @@ def test_a_notebook_shows_a_figure(name: str) -> None:
     assert np.ptp(pixels[..., :3]) > 0.8
 
 
-def test_a_figure_survives_pickling() -> None:
+def test_figure_can_be_pickled() -> None:
     figure = pickle.loads(pickle.dumps(bk.plot_trace(chains(two))))
     assert np.ptp(drawn(figure)) > 200
 
@@ -99,7 +99,7 @@ def test_healthy_chains_keep_their_layout(names: int) -> None:
     assert all(a.y0 > b.y1 for a, b in itertools.pairwise(boxes))
 
 
-def test_an_import_of_batchkit_imports_no_extra() -> None:
+def test_import_of_batchkit_imports_no_extra() -> None:
     code = (
         "import sys, batchkit; extras = {'matplotlib', 'corner', 'arviz', 'xarray', "
         "'anesthetic', 'pandas'}; assert not extras & set(sys.modules)"
@@ -108,7 +108,7 @@ def test_an_import_of_batchkit_imports_no_extra() -> None:
 
 
 def labels(name: str, figure: Figure, count: int) -> list[str]:
-    """What stands at the axes of parameters."""
+    """The labels of the parameters' axes."""
     if name == "plot_trace":
         return [axes.get_ylabel() for axes in figure.axes[: 2 * count : 2]]
     return [axes.get_xlabel() for axes in figure.axes[-count:]]
@@ -127,25 +127,25 @@ def test_parameters_are_found_by_name(name: str, make: Any) -> None:
 
 
 @with_names
-def test_labels_stand_in_place_of_names(name: str) -> None:
+def test_labels_replace_names(name: str) -> None:
     units = {"mass": r"mass [$M_\odot$]"}
     figure = FIGURES[name](nested(two), labels=units)
     assert labels(name, figure, 2) == [r"mass [$M_\odot$]", "slope"]
 
 
 @with_names
-def test_names_that_are_refused(name: str) -> None:
+def test_unknown_names_are_refused(name: str) -> None:
     run, plot = chains(six), FIGURES[name]
     words = (f"{name}(names=...): there is no parameter 'mass'", "source.at[0]")
     assert_refuses(lambda: plot(run, ["mass"]), ValueError, words)
     words = (f"{name}(labels=...): there is no parameter 'mass'",)
     assert_refuses(lambda: plot(run, labels={"mass": "m"}), ValueError, words)
-    words = ("names must hold a parameter",)
+    words = ("names must contain at least one parameter",)
     assert_refuses(lambda: plot(run, []), ValueError, words)
 
 
 @with_names
-def test_many_parameters_have_to_be_chosen(name: str) -> None:
+def test_too_many_parameters_are_refused(name: str) -> None:
     run, plot = chains(lambda x: np.tile(x, 8)), FIGURES[name]
     words = (
         "shows at most 1",
@@ -158,13 +158,13 @@ def test_many_parameters_have_to_be_chosen(name: str) -> None:
 
 
 @with_names
-def test_values_that_are_not_finite(name: str) -> None:
+def test_non_finite_values_are_refused(name: str) -> None:
     run = chains(lambda x: {"a": np.where(x[..., 0] > 2, np.nan, 1), "b": x[..., 1]})
     assert_refuses(lambda: FIGURES[name](run), ValueError, ("values of a are not",))
     FIGURES[name](run, ["b"])
 
 
-def test_runs_that_are_none() -> None:
+def test_other_types_are_refused() -> None:
     words = ("must be a NestedRun; got ChainRun", "use `plot_trace`")
     assert_refuses(lambda: bk.plot_run(chains(two)), TypeError, words)  # pyright: ignore
     for name in ("plot_trace", "plot_corner"):
@@ -181,7 +181,7 @@ def test_runs_that_are_none() -> None:
         ("plot_corner", "corner"),
     ],
 )
-def test_without_the_extra(
+def test_missing_extra_is_named(
     name: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
