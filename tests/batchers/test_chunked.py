@@ -51,7 +51,9 @@ def test_one_compiled_body(n: int) -> None:
 
 @pytest.mark.parametrize("inner", [bk.Vmap(), bk.Sequential(), bk.Chunked(2)])
 @pytest.mark.parametrize("n", [0, 1, 7])
-def test_enough_lanes_is_the_inner_batcher(inner: bk.AbstractBatcher, n: int) -> None:
+def test_size_of_at_least_all_tasks_is_the_inner_batcher(
+    inner: bk.AbstractBatcher, n: int
+) -> None:
     f = lambda x: jnp.sin(x) @ jnp.ones(2)
     x = np.ones((n, 2), np.float32)
     jaxprs = {
@@ -61,7 +63,7 @@ def test_enough_lanes_is_the_inner_batcher(inner: bk.AbstractBatcher, n: int) ->
     assert len(jaxprs) == 1
 
 
-def test_memory() -> None:
+def test_temporary_memory_is_that_of_the_lanes() -> None:
     """The temporary memory is that of the lanes, not of the tasks."""
     f = lambda x: jnp.sort(jnp.outer(x, x).reshape(-1))[::64]
     x = np.ones((64, 64), np.float32)
@@ -71,7 +73,7 @@ def test_memory() -> None:
     assert one_task <= temp_bytes(bk.Sequential()(f), x) < 2 * one_task
 
 
-def test_remat_memory() -> None:
+def test_remat_stores_no_intermediate_values() -> None:
     """With `remat` the backward pass does not keep what every chunk computed."""
     a = np.ones((32, 32), np.float32) / 32
     x = np.linspace(0.1, 1.0, 32 * 32, dtype=np.float32).reshape(32, 32)
@@ -110,7 +112,7 @@ def test_padding_repeats_real_rows(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["Chunked(4, remat)", "Chunked(3)"])
-def test_padding_and_nan_checks(name: str) -> None:
+def test_padding_passes_nan_checks(name: str) -> None:
     """Without `jit` JAX checks what a chunk returns, before padded rows are cut off."""
     x = np.arange(1, 8, dtype=np.float32)
     with jax.debug_nans(True):
@@ -126,7 +128,7 @@ def test_padding_and_nan_checks(name: str) -> None:
         bk.Chunked(3, bk.Sequential(), remat=True),
     ],
 )
-def test_chunks_of_chunks(batcher: bk.AbstractBatcher) -> None:
+def test_nested_chunks_equal_vmap(batcher: bk.AbstractBatcher) -> None:
     x = np.arange(26, dtype=np.float32).reshape(13, 2)
     f = lambda x: (jnp.sqrt(x), x.sum())
     assert_same(jax.jit(batcher(f))(x), jax.jit(jax.vmap(f))(x))

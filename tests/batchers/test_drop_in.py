@@ -264,7 +264,7 @@ def _transformed(name: str) -> Any:
 
 @every_splitting_batcher
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms(batcher: bk.AbstractBatcher, name: str) -> None:
+def test_transforms_equal_those_of_vmap(batcher: bk.AbstractBatcher, name: str) -> None:
     actual = jax.jit(TRANSFORMS[name](batcher(_smooth, (0, None))))(X, W)
     assert_same(actual, _transformed(name))
 
@@ -278,7 +278,9 @@ def test_transforms_without_jit(name: str) -> None:
 
 @every_splitting_batcher
 @pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
-def test_nested_in_another(batcher: bk.AbstractBatcher, name: str) -> None:
+def test_nested_batchers_equal_nested_vmap(
+    batcher: bk.AbstractBatcher, name: str
+) -> None:
     """Mapped over rows and, inside, over columns, with the outer row closed over."""
     x, y = _grid(N, 3), _grid(5)
 
@@ -290,7 +292,7 @@ def test_nested_in_another(batcher: bk.AbstractBatcher, name: str) -> None:
 
 
 @every_batcher
-def test_static_argument(batcher: bk.AbstractBatcher) -> None:
+def test_batcher_is_a_static_argument_and_a_pytree(batcher: bk.AbstractBatcher) -> None:
     @functools.partial(jax.jit, static_argnums=0)
     def static(batcher: bk.AbstractBatcher, x: Any) -> Any:
         return batcher(jnp.sum)(x)
@@ -306,7 +308,7 @@ def test_static_argument(batcher: bk.AbstractBatcher) -> None:
 
 
 @every_batcher
-def test_decorator(batcher: bk.AbstractBatcher) -> None:
+def test_batcher_is_a_decorator(batcher: bk.AbstractBatcher) -> None:
     @batcher
     def double(x: Any) -> Any:
         """Twice."""
@@ -323,7 +325,7 @@ def test_decorator(batcher: bk.AbstractBatcher) -> None:
     assert_same(scale(3.0, X), jnp.asarray(3 * X))
 
 
-def test_values() -> None:
+def test_batchers_are_hashable_values() -> None:
     """Batchers are immutable, compare by value and serve as dictionary keys."""
     twins: list[Callable[[], bk.AbstractBatcher]] = [
         bk.Vmap,
@@ -353,7 +355,7 @@ def test_values() -> None:
 
 @every_batcher
 @pytest.mark.parametrize("x64", [True, False])
-def test_x64(batcher: bk.AbstractBatcher, x64: bool) -> None:
+def test_dtypes_with_and_without_x64(batcher: bk.AbstractBatcher, x64: bool) -> None:
     with jax.enable_x64(x64):
         x = np.arange(1, 1 + 2 * N, dtype=np.float64).reshape(N, 2)
         i = np.arange(N)
@@ -364,7 +366,7 @@ def test_x64(batcher: bk.AbstractBatcher, x64: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["Vmap()", "Sequential()", "Chunked(3)", "Sharded(4)"])
-def test_committed_arrays(name: str) -> None:
+def test_committed_arrays_may_be_on_one_device(name: str) -> None:
     """Arguments and closed-over arrays may live on one device, outside of `jit`."""
     batcher = BATCHERS[name]
     x, w = jax.device_put((X, W), jax.devices()[-1])
@@ -445,7 +447,7 @@ SUMS: dict[str, Callable[[Any], Any]] = {
 
 @every_batcher
 @pytest.mark.parametrize("name", SUMS)
-def test_sum_match(batcher: bk.AbstractBatcher, name: str) -> None:
+def test_sum_match_sums_varying_outputs(batcher: bk.AbstractBatcher, name: str) -> None:
     """Outputs that vary are summed, if `out_axes` is None; others are returned once."""
     if name == "gradient" and isinstance(batcher, bk.Continuous):
         name = "varying"  # it refuses reverse mode
@@ -456,7 +458,7 @@ def test_sum_match(batcher: bk.AbstractBatcher, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
-def test_sum_match_refuses_what_vmap_refuses(name: str) -> None:
+def test_sum_match_raises_the_errors_of_vmap(name: str) -> None:
     keys = lambda m: m(lambda k: k, out_axes=None, sum_match=True)(_keys())
     for mapped in (jax.vmap, BATCHERS[name]):
         with pytest.raises(NotImplementedError, match="abstract method sum"):
@@ -479,7 +481,7 @@ def test_axis_size_is_a_constant(batcher: bk.AbstractBatcher) -> None:
 
 
 @pytest.mark.parametrize("name", SPLITTING)
-def test_collectives_over_another_axis(name: str) -> None:
+def test_collectives_over_an_outer_axis(name: str) -> None:
     """Those over an axis bound outside communicate as under `jax.vmap`."""
 
     def both(mapped: Any) -> Any:
@@ -491,7 +493,7 @@ def test_collectives_over_another_axis(name: str) -> None:
 
 
 @every_batcher
-def test_inner_axis_of_the_same_name(batcher: bk.AbstractBatcher) -> None:
+def test_inner_axis_may_reuse_the_name(batcher: bk.AbstractBatcher) -> None:
     """A vmap inside the function may use the name again for its own axis."""
     f = lambda x: jax.vmap(lambda v: v / jax.lax.psum(v, "i"), axis_name="i")(x)
     x = _grid(N, 3)
@@ -500,7 +502,7 @@ def test_inner_axis_of_the_same_name(batcher: bk.AbstractBatcher) -> None:
 
 
 @every_batcher
-def test_effects(
+def test_effects_of_every_task_happen(
     batcher: bk.AbstractBatcher, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Every task prints its line; padded rows print theirs again, as documented."""
@@ -515,7 +517,7 @@ def test_effects(
     assert {f"task {i}" for i in range(1, N + 1)} <= set(lines)
 
 
-def test_custom_derivatives() -> None:
+def test_custom_derivative_rules_are_kept() -> None:
     """`custom_jvp` and `custom_vjp` rules survive, also where they are closed over."""
 
     @jax.custom_jvp
@@ -541,7 +543,7 @@ def test_custom_derivatives() -> None:
 
 
 @pytest.mark.parametrize("name", SPLITTING)
-def test_only_splitting_batchers_split(name: str) -> None:
-    """The table is what its name says: none of these leaves `jax.vmap`'s program."""
+def test_splitting_batchers_change_the_program(name: str) -> None:
+    """No batcher of the table `SPLITTING` runs the program of `jax.vmap`."""
     f = lambda x: jnp.sin(x)
     assert primitives(SPLITTING[name](f), X) != primitives(jax.vmap(f), X)

@@ -1,4 +1,4 @@
-"""`filter_batch(batcher)` is `equinox.filter_vmap` in another layout."""
+"""`filter_batch(batcher)` equals `equinox.filter_vmap`, in another layout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +51,7 @@ CALLS: dict[str, Call] = {
         out_axes=(1, eqx.if_array(0)),
     )({"x": jnp.ones((2, N)), "y": jnp.ones(2)}, (jnp.ones((3, N)), "text")),
     "static outputs": lambda m: m(lambda x: (x, "text", jnp.sin, 3, None))(X),
-    "outputs that are the same": lambda m: m(
+    "unmapped outputs": lambda m: m(
         lambda x, y: (x, y * 2, "text"), in_axes=(0, None), out_axes=(0, None, None)
     )(X, X),
     "axis_size alone": lambda m: m(lambda x: x * 2, in_axes=None, axis_size=N)(X),
@@ -88,7 +88,7 @@ def test_traced_once(batcher: bk.AbstractBatcher) -> None:
 
 
 @every_batcher
-def test_transforms(batcher: bk.AbstractBatcher) -> None:
+def test_gradients_equal_those_of_filter_vmap(batcher: bk.AbstractBatcher) -> None:
     def run(mapped: Any) -> Any:
         def loss(model: Scaled) -> Any:
             return mapped(lambda x: model(x))(X).sum()
@@ -98,14 +98,14 @@ def test_transforms(batcher: bk.AbstractBatcher) -> None:
     assert_same(run(bk.filter_batch(batcher)), run(eqx.filter_vmap))
 
 
-def test_keyword_arguments() -> None:
-    """More than `filter_vmap` does: as everywhere, they are mapped over axis 0."""
+def test_keyword_arguments_are_mapped() -> None:
+    """Unlike in `filter_vmap`: as in all batchers, over axis 0."""
     f = bk.filter_batch(bk.Chunked(3))(lambda x, *, y, mode: (x + y, mode))
     assert_same(f(X, y=2 * X, mode="a"), (3 * X, "a"))
 
 
 @pytest.mark.parametrize("name", ["Vmap()", "Sequential()", "Chunked(3)", "Sharded(4)"])
-def test_refusals(name: str) -> None:
+def test_invalid_axes_are_refused(name: str) -> None:
     mapped = bk.filter_batch(BATCHERS[name])
     with pytest.raises(ValueError, match="inconsistent sizes"):
         mapped(lambda x, y: x)(jnp.ones(12), jnp.ones(14))

@@ -42,7 +42,7 @@ def _root(x: Any, w: Any) -> Any:
 
 @every_padding
 @pytest.mark.parametrize("closed_over", [True, False])
-def test_infinite_gradients(
+def test_infinite_gradients_do_not_become_nan(
     batcher: bk.AbstractBatcher, n: int, closed_over: bool
 ) -> None:
     x, w = _rows(n), np.float32(0)
@@ -68,7 +68,9 @@ def test_infinite_gradients(
 
 
 @every_padding
-def test_infinite_tangents(batcher: bk.AbstractBatcher, n: int) -> None:
+def test_infinite_tangents_do_not_become_nan(
+    batcher: bk.AbstractBatcher, n: int
+) -> None:
     x, w = _rows(n), np.float32(0)
 
     def tangents(mapped: Any) -> Any:
@@ -79,7 +81,9 @@ def test_infinite_tangents(batcher: bk.AbstractBatcher, n: int) -> None:
 
 
 @every_padding
-def test_second_order(batcher: bk.AbstractBatcher, n: int) -> None:
+def test_second_order_derivatives_equal_vmap(
+    batcher: bk.AbstractBatcher, n: int
+) -> None:
     """Forward over reverse and reverse over reverse, with an infinite curvature."""
     x, w = _rows(n), np.float32(0)
 
@@ -93,7 +97,7 @@ def test_second_order(batcher: bk.AbstractBatcher, n: int) -> None:
 
 
 @every_padding
-def test_cotangents_of_dtypes(batcher: bk.AbstractBatcher, n: int) -> None:
+def test_cotangents_keep_their_dtype(batcher: bk.AbstractBatcher, n: int) -> None:
     """Splitting a cotangent over the copies of a row keeps its dtype and its value."""
     x = _rows(n) / 8 + 1
 
@@ -122,7 +126,7 @@ def test_float0_cotangents(batcher: bk.AbstractBatcher) -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-def test_closed_over_is_counted_once(devices: int) -> None:
+def test_gradient_by_a_closed_over_array_counts_once(devices: int) -> None:
     """Not once per device: `shard_map` transposes what it closes over to a sum."""
     x = np.arange(1, 9, dtype=np.float32)
     mapped = bk.Sharded(mesh(devices))

@@ -1,4 +1,4 @@
-"""Any sizes, chunk sizes, axes and dtypes: the same as `jax.vmap`."""
+"""Equality with `jax.vmap` for random sizes, chunk sizes, axes and dtypes."""
 
 from typing import Any
 
@@ -99,7 +99,9 @@ def test_gradients_equal_those_of_vmap(
 
 @few
 @given(batcher=batchers(depth=2), n=st.integers(0, 9), seed=st.integers(0, 5))
-def test_random_draws(batcher: bk.AbstractBatcher, n: int, seed: int) -> None:
+def test_random_draws_equal_those_of_vmap(
+    batcher: bk.AbstractBatcher, n: int, seed: int
+) -> None:
     keys = jax.random.split(jax.random.key(seed), n)
     run = lambda mapped: jax.jit(mapped(jax.random.bits))(keys)
     assert_same(run(batcher), run(jax.vmap), ulps=0)

@@ -1,4 +1,4 @@
-"""Random draws per task are `jax.vmap`'s draws, or there are none."""
+"""Random draws of each task are those of `jax.vmap`, or the layout is refused."""
 
 import functools
 from collections.abc import Callable
@@ -46,14 +46,14 @@ def _drawn_by_vmap(impl: str) -> Any:
 
 
 @every_batcher
-def test_threefry(batcher: bk.AbstractBatcher) -> None:
+def test_threefry_draws_equal_those_of_vmap(batcher: bk.AbstractBatcher) -> None:
     expected = _drawn_by_vmap("threefry2x32")
     assert_same(_drawn(batcher, "threefry2x32"), expected, ulps=0)
 
 
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("name", SAME)
-def test_rbg_in_the_same_layout(name: str, impl: str) -> None:
+def test_rbg_draws_in_the_layout_of_vmap(name: str, impl: str) -> None:
     assert_same(_drawn(BATCHERS[name], impl), _drawn_by_vmap(impl), ulps=0)
 
 
@@ -97,7 +97,9 @@ VARYING: dict[str, Callable[[Any], Any]] = {
 
 @every_splitting_batcher
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-def test_rbg_in_another_layout(batcher: bk.AbstractBatcher, impl: str) -> None:
+def test_rbg_draws_in_another_layout_are_refused(
+    batcher: bk.AbstractBatcher, impl: str
+) -> None:
     with pytest.raises(ValueError, match=str(_keys(impl).dtype)) as info:
         jax.eval_shape(batcher(jax.random.bits), _keys(impl))
     message = str(info.value)
@@ -109,13 +111,13 @@ def test_rbg_in_another_layout(batcher: bk.AbstractBatcher, impl: str) -> None:
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("fun", VARYING.values(), ids=VARYING)
-def test_rbg_draws_anywhere(name: str, impl: str, fun: Any) -> None:
+def test_nested_rbg_draws_are_refused(name: str, impl: str, fun: Any) -> None:
     with pytest.raises(ValueError, match=r"first\s+key"):
         jax.eval_shape(BATCHERS[name](fun), _keys(impl))
 
 
 @every_splitting_batcher
-def test_rbg_keys_that_are_only_derived(batcher: bk.AbstractBatcher) -> None:
+def test_derived_rbg_keys_equal_those_of_vmap(batcher: bk.AbstractBatcher) -> None:
     """`split` and `fold_in` of rbg keys are threefry's, whatever the layout."""
     f = lambda key: (jax.random.split(key, 2), jax.random.fold_in(key, 5))
     run = lambda mapped: jax.jit(mapped(f))(_keys("rbg"))
@@ -123,7 +125,7 @@ def test_rbg_keys_that_are_only_derived(batcher: bk.AbstractBatcher) -> None:
 
 
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)"])
-def test_unsafe_rbg_keys_cannot_be_derived(name: str) -> None:
+def test_deriving_unsafe_rbg_keys_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="key<urbg>"):
         jax.eval_shape(BATCHERS[name](jax.random.split), _keys("unsafe_rbg"))
     fold = lambda key: jax.random.fold_in(key, 1)
@@ -147,7 +149,9 @@ SHARED: dict[str, Callable[[Any, Any], Any]] = {
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
 @pytest.mark.parametrize("fun", SHARED.values(), ids=SHARED)
-def test_rbg_key_that_is_the_same(name: str, impl: str, fun: Any) -> None:
+def test_draws_from_an_unmapped_rbg_key_equal_vmap(
+    name: str, impl: str, fun: Any
+) -> None:
     """All tasks draw the same bits from it, under `jax.vmap` and under any layout."""
     key, x = jax.random.key(3, impl=impl), jnp.arange(1.0, N + 1)
     run = lambda mapped: jax.jit(
@@ -161,7 +165,7 @@ def test_rbg_key_that_is_the_same(name: str, impl: str, fun: Any) -> None:
 
 @pytest.mark.parametrize("name", ["Sequential()", "Sharded(4)"])
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
-def test_rbg_with_one_task(name: str, impl: str) -> None:
+def test_rbg_draws_of_a_single_task_equal_vmap(name: str, impl: str) -> None:
     """One task alone draws what it draws as the first of a batch of one."""
     run = lambda mapped: jax.jit(mapped(jax.random.normal))(_keys(impl, 1))
     assert_same(run(BATCHERS[name]), run(jax.vmap), ulps=0)

@@ -1,6 +1,6 @@
-"""What a batcher cannot do it refuses while tracing, and it says what to do instead.
+"""Batchers refuse unsupported programs while tracing, with a remedy in the message.
 
-What `jax.vmap` refuses is refused with `jax.vmap`'s own words.
+Errors of `jax.vmap` are raised with its own words.
 """
 
 from collections.abc import Callable
@@ -96,15 +96,15 @@ def _refuses(batcher: bk.AbstractBatcher, fun: Callable[[Any], Any]) -> None:
 
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
 @pytest.mark.parametrize("fun", COLLECTIVES.values(), ids=COLLECTIVES)
-def test_collectives(name: str, fun: Callable[[Any], Any]) -> None:
+def test_collectives_are_refused(name: str, fun: Callable[[Any], Any]) -> None:
     _refuses(BATCHERS[name], fun)
-    # What is refused is something that `jax.vmap` can do.
+    # `jax.vmap` accepts the same function.
     jax.eval_shape(jax.vmap(fun, axis_name="i"), X)
 
 
 @every_splitting_batcher
 @pytest.mark.parametrize("fun", WRAPPERS.values(), ids=WRAPPERS)
-def test_nested_collectives(
+def test_nested_collectives_are_refused(
     batcher: bk.AbstractBatcher, fun: Callable[[Any], Any]
 ) -> None:
     _refuses(batcher, fun)
@@ -112,7 +112,9 @@ def test_nested_collectives(
 
 @every_splitting_batcher
 @pytest.mark.parametrize("name", ["psum", "ppermute", "axis_index", "all_gather"])
-def test_never_binds_an_outer_axis(batcher: bk.AbstractBatcher, name: str) -> None:
+def test_collective_does_not_bind_an_outer_axis(
+    batcher: bk.AbstractBatcher, name: str
+) -> None:
     """As many tasks outside as inside, so that nothing else would fail."""
     outer = jax.vmap(batcher(COLLECTIVES[name], axis_name="i"), axis_name="i")
     with pytest.raises(ValueError, match="axis_name='i'"):
@@ -120,7 +122,7 @@ def test_never_binds_an_outer_axis(batcher: bk.AbstractBatcher, name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["Vmap()", "Chunked(100)", "Sharded(1)"])
-def test_collectives_of_tasks_that_run_together(name: str) -> None:
+def test_collectives_work_if_tasks_run_together(name: str) -> None:
     def f(x: Any) -> Any:
         return _psum(x), jax.lax.axis_index("i"), _shift(x)
 
@@ -129,14 +131,16 @@ def test_collectives_of_tasks_that_run_together(name: str) -> None:
 
 
 @every_batcher
-def test_unbound_axis_name(batcher: bk.AbstractBatcher) -> None:
+def test_unbound_axis_name_is_an_error(batcher: bk.AbstractBatcher) -> None:
     """Without `axis_name` the axis has no name, as under `jax.vmap`."""
     with pytest.raises(NameError, match="unbound axis name: i"):
         batcher(_psum)(X)
 
 
 @every_splitting_batcher
-def test_collectives_whose_output_is_the_same(batcher: bk.AbstractBatcher) -> None:
+def test_collectives_with_unmapped_outputs_are_refused(
+    batcher: bk.AbstractBatcher,
+) -> None:
     f = lambda x: (x - jax.lax.pmean(x, "i"), jax.lax.pmean(x, "i"))
     run = lambda mapped: mapped(f, out_axes=(0, None), axis_name="i")(X)
     with pytest.raises(ValueError, match="axis_name='i'"):
@@ -156,7 +160,7 @@ def _counted(mapped: Any) -> Any:
 
 
 @every_splitting_batcher
-def test_mapped_mutable_arrays(batcher: bk.AbstractBatcher) -> None:
+def test_mapped_mutable_arrays_are_refused(batcher: bk.AbstractBatcher) -> None:
     with pytest.raises(ValueError, match="cannot be cut into chunks") as info:
         _counted(batcher)
     assert "`jax.Ref`" in str(info.value)
@@ -164,7 +168,7 @@ def test_mapped_mutable_arrays(batcher: bk.AbstractBatcher) -> None:
 
 
 @pytest.mark.parametrize("name", ["Vmap()", "Chunked(100)", "Sharded(1)", "Auto"])
-def test_mapped_mutable_arrays_of_tasks_that_run_together(name: str) -> None:
+def test_mapped_mutable_arrays_work_if_tasks_run_together(name: str) -> None:
     batcher = bk.Auto("1 GB") if name == "Auto" else BATCHERS[name]
     assert_same(_counted(batcher), _counted(jax.vmap), ulps=0)
 
@@ -176,7 +180,9 @@ def test_auto_selects_vmap_for_a_mapped_mutable_array() -> None:
 
 
 @every_batcher
-def test_mutable_arrays_that_tasks_only_read(batcher: bk.AbstractBatcher) -> None:
+def test_closed_over_mutable_arrays_work_on_one_device(
+    batcher: bk.AbstractBatcher,
+) -> None:
     ref = jax.new_ref(jnp.ones(2))
     run = lambda mapped: mapped(lambda x: x + ref[...].sum())(X)
     if isinstance(batcher, bk.Sharded) and batcher != BATCHERS["Sharded(1)"]:
@@ -233,26 +239,25 @@ ERRORS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
 @pytest.mark.parametrize("call", ERRORS.values(), ids=ERRORS)
-def test_errors_of_vmap(name: str, call: Callable[[Any], Any]) -> None:
+def test_errors_equal_those_of_vmap(name: str, call: Callable[[Any], Any]) -> None:
     assert _raised(lambda: call(BATCHERS[name])) == _raised(lambda: call(jax.vmap))
 
 
 @every_splitting_batcher
-def test_axis_size_that_disagrees(batcher: bk.AbstractBatcher) -> None:
+def test_inconsistent_axis_size_is_refused(batcher: bk.AbstractBatcher) -> None:
     """JAX before 0.10 does not compare it with the arguments, so there is no oracle."""
     with pytest.raises(ValueError, match=r"axis_size|size 8"):
         batcher(_two, axis_size=8)(X, X)
 
 
 @every_splitting_batcher
-def test_no_callable(batcher: Any) -> None:
+def test_non_callable_is_refused(batcher: Any) -> None:
     with unchecked(), pytest.raises(TypeError, match="Expected a callable value"):
         batcher(3)
 
 
 @every_splitting_batcher
-def test_notes(batcher: bk.AbstractBatcher) -> None:
-    """`jax.vmap`'s errors say what is wrong; ours add what to do."""
+def test_errors_of_vmap_have_a_remedy_as_note(batcher: bk.AbstractBatcher) -> None:
     with pytest.raises(ValueError, match="inconsistent sizes") as info:
         batcher(_two)(np.ones(12), np.ones(14))
     assert any("in_axes to None" in note for note in info.value.__notes__)
@@ -262,7 +267,7 @@ def test_notes(batcher: bk.AbstractBatcher) -> None:
 
 
 @pytest.mark.parametrize("name", ["Sequential()", "Sharded(4)", "Sharded(1)"])
-def test_spmd_axis_name(name: str) -> None:
+def test_spmd_axis_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="spmd_axis_name='tasks'") as info:
         BATCHERS[name](jnp.sin, spmd_axis_name="tasks")(X)
     assert "`Vmap()`" in str(info.value)
@@ -300,12 +305,12 @@ def test_spmd_axis_name(name: str) -> None:
         (lambda: bk.filter_batch(jnp.sin), TypeError, ("batcher=", "second call")),  # pyright: ignore
     ],
 )
-def test_constructors(
+def test_invalid_fields_are_refused(
     make: Callable[[], Any], error: type[Exception], words: tuple[str, ...]
 ) -> None:
     assert_refuses(make, error, words)
 
 
-def test_mesh_axis_that_a_mesh_found_later_does_not_have() -> None:
+def test_unknown_axis_of_the_default_mesh_is_refused() -> None:
     with pytest.raises(ValueError, match="has no axis 'x'"):
         bk.Sharded(mesh_axis="x")(jnp.sin)(X)

@@ -28,7 +28,7 @@ def test_cond_stays_a_branch() -> None:
     assert "select_n" in primitives(jax.vmap(f), X)
 
 
-def test_evaluations() -> None:
+def test_untaken_branches_and_finished_loops_do_not_run() -> None:
     """Only the branch that is taken runs, and a loop ends with its own task."""
     seen: list[float] = []
 
@@ -50,7 +50,7 @@ def test_evaluations() -> None:
 @pytest.mark.parametrize(
     ("n", "out_axes"), [(5, 0), (1, 0), (0, 0), (5, (0, None)), (1, (0, None))]
 )
-def test_callbacks_without_a_batching_rule(n: int, out_axes: Any) -> None:
+def test_callbacks_need_no_batching_rule(n: int, out_axes: Any) -> None:
     def f(x: Any) -> Any:
         y = jax.pure_callback(lambda x: np.sin(x), SHAPE, x)
         return y, jnp.zeros(2)
@@ -64,7 +64,7 @@ def test_callbacks_without_a_batching_rule(n: int, out_axes: Any) -> None:
     assert zeros.shape == ((n, 2) if out_axes == 0 else (2,))
 
 
-def test_ordered_callbacks() -> None:
+def test_ordered_callbacks_run_in_order() -> None:
     seen: list[float] = []
 
     def f(x: Any) -> Any:
@@ -78,7 +78,7 @@ def test_ordered_callbacks() -> None:
     assert seen == X.tolist()
 
 
-def test_no_batch_dimension() -> None:
+def test_products_have_no_batch_dimension() -> None:
     """Each product is that of one task: there is no batched `dot_general`."""
     a = np.ones((3, 3), np.float32)
     jaxpr = str(jax.make_jaxpr(bk.Sequential()(lambda x: a @ x))(np.ones((5, 3))))

@@ -1,4 +1,4 @@
-"""Tasks spread over devices: no device ever gathers what another one computes."""
+"""Tasks spread over devices: no device gathers the tasks or results of another."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,13 +20,13 @@ def _rows(n: int) -> np.ndarray:
 
 
 def _until_100(x: Any) -> Any:
-    """Takes a different number of steps for every task."""
+    """A loop with a different number of steps for every task."""
     return jax.lax.while_loop(lambda y: y < 100, lambda y: 1.5 * y, x)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize("n", [1, 2, 5, 12])
-def test_any_count(devices: int, n: int) -> None:
+def test_any_number_of_tasks_equals_vmap(devices: int, n: int) -> None:
     f = lambda x: (_until_100(x), jnp.arange(2) * x)
     run = lambda mapped: jax.jit(mapped(f))(_rows(n))
     assert_same(run(bk.Sharded(mesh(devices))), run(jax.vmap))
@@ -39,7 +39,9 @@ INNERS = [bk.Vmap(), bk.Sequential(), bk.Chunked(2)]
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
 @pytest.mark.parametrize("inner", INNERS)
-def test_no_collective(devices: int, inner: bk.AbstractBatcher) -> None:
+def test_even_shares_need_no_collective(
+    devices: int, inner: bk.AbstractBatcher
+) -> None:
     mapped = bk.Sharded(mesh(devices), inner=inner)(lambda x: _until_100(x.sum()))
     sharding = NamedSharding(mesh(devices), P("tasks"))
     x = jax.device_put(np.ones((12, 3), np.float32), sharding)
@@ -48,7 +50,9 @@ def test_no_collective(devices: int, inner: bk.AbstractBatcher) -> None:
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
 @pytest.mark.parametrize("inner", INNERS)
-def test_no_collective_inside_loops(devices: int, inner: bk.AbstractBatcher) -> None:
+def test_uneven_shares_need_no_collective_inside_loops(
+    devices: int, inner: bk.AbstractBatcher
+) -> None:
     """An uneven count moves rows before the loop over chunks, and after it."""
     f = lambda x: _until_100(x.sum())
     x = np.ones((13, 3), np.float32)
@@ -56,8 +60,8 @@ def test_no_collective_inside_loops(devices: int, inner: bk.AbstractBatcher) -> 
     assert inside == []
 
 
-def test_collectives_are_seen() -> None:
-    """The reader of programs finds what chunking from the outside costs."""
+def test_reader_of_programs_finds_collectives() -> None:
+    """Chunking outside of `shard_map` needs collectives, and the reader finds them."""
     x = jax.device_put(np.ones((16, 3), np.float32), NamedSharding(mesh(4), P("tasks")))
     found, _ = collectives(lambda x: jax.lax.map(jnp.sum, x, batch_size=2), x)
     assert found == ["all-gather"]
@@ -72,7 +76,7 @@ def test_collectives_are_seen() -> None:
     assert collectives(mapped, x) == (["all-reduce"], ["all-reduce"])
 
 
-def test_shares_are_chunked_on_each_device() -> None:
+def test_chunks_inside_and_outside_of_shards() -> None:
     x = _rows(24)
     inside = bk.Sharded(mesh(4), inner=bk.Chunked(2))
     outside = bk.Chunked(8, inner=bk.Sharded(mesh(4)))
@@ -82,7 +86,7 @@ def test_shares_are_chunked_on_each_device() -> None:
 
 
 @pytest.mark.parametrize("n", [4, 5])
-def test_closes_over_tracers(n: int) -> None:
+def test_function_may_close_over_tracers(n: int) -> None:
     """Arguments of `jit`, of an outer vmap and of a scan; arrays, keys and integers."""
 
     def run(mapped: Any) -> Any:
@@ -112,10 +116,9 @@ OUTERS: dict[str, Callable[[], bk.AbstractBatcher]] = {
 @pytest.mark.parametrize(
     "inner", [bk.Sharded(), bk.Sharded(mesh(4), inner=bk.Chunked(2))]
 )
-def test_inside_another_sharded(
+def test_sharded_inside_sharded_acts_as_its_inner_batcher(
     outer: Callable[[], bk.AbstractBatcher], inner: bk.AbstractBatcher
 ) -> None:
-    """The devices are taken already, so it acts as its inner batcher."""
     y = _rows(5)
     f = lambda mapped: lambda x: jnp.cumsum(x) * mapped(lambda v: v * x.sum())(y).sum()
     x = np.arange(18, dtype=np.float32).reshape(9, 2)
@@ -126,7 +129,9 @@ def test_inside_another_sharded(
 
 @pytest.mark.parametrize("check_vma", [True, False])
 @pytest.mark.parametrize("inner", [bk.Vmap(), bk.Chunked(2), bk.Sequential()])
-def test_inside_shard_map(inner: bk.AbstractBatcher, check_vma: bool) -> None:
+def test_sharded_inside_shard_map_acts_as_its_inner_batcher(
+    inner: bk.AbstractBatcher, check_vma: bool
+) -> None:
     w = jnp.float32(3)
 
     def share(x: Any) -> Any:
@@ -159,7 +164,7 @@ AXES: list[tuple[Any, int]] = [
 
 
 @pytest.mark.parametrize(("axis", "shards"), AXES)
-def test_mesh_with_two_axes(axis: Any, shards: int) -> None:
+def test_tasks_are_spread_over_the_named_axes(axis: Any, shards: int) -> None:
     """Devices along an axis that is not named repeat the work, also in gradients."""
     batcher = bk.Sharded(_grid(), axis)
     x = _rows(7)
@@ -175,7 +180,7 @@ def test_mesh_with_two_axes(axis: Any, shards: int) -> None:
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("n", [2, 7, 8])
 @pytest.mark.parametrize("where", ["argument", "set_mesh", "both"])
-def test_axis_types(types: AxisType, n: int, where: str) -> None:
+def test_automatic_and_explicit_meshes(types: AxisType, n: int, where: str) -> None:
     """Meshes of `jax.make_mesh`, given to the batcher or set around the call."""
     grid = jax.make_mesh((4,), ("tasks",), axis_types=(types,))
     batcher = bk.Sharded(None if where == "set_mesh" else grid, inner=bk.Chunked(1))
@@ -195,8 +200,7 @@ def test_axis_types(types: AxisType, n: int, where: str) -> None:
 
 
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-def test_sharded_arguments(types: AxisType) -> None:
-    """Rows that lie on their devices already stay there."""
+def test_sharded_arguments_stay_on_their_devices(types: AxisType) -> None:
     grid = jax.make_mesh((4,), ("tasks",), axis_types=(types,))
     sharding = NamedSharding(grid, P("tasks"))
     x = jax.device_put(_rows(8), sharding)
@@ -207,19 +211,19 @@ def test_sharded_arguments(types: AxisType) -> None:
     assert_same(jax.device_get(z), jax.device_get(y))
 
 
-def test_all_devices_by_default() -> None:
+def test_default_mesh_has_all_devices() -> None:
     y = bk.Sharded()(jnp.sin)(_rows(8))
     assert y.sharding.device_set == set(jax.devices())
     assert outputs_of(bk.Sharded()(jnp.sin), "sin", _rows(8)) == [(2,)]
 
 
-def test_mesh_of_set_mesh() -> None:
+def test_default_mesh_is_that_of_set_mesh() -> None:
     with jax.set_mesh(mesh(2)):
         assert outputs_of(bk.Sharded()(jnp.sin), "sin", _rows(8)) == [(4,)]
 
 
 @pytest.mark.parametrize("where", ["jit", "no jit"])
-def test_output_that_is_the_same(where: str) -> None:
+def test_unmapped_outputs_equal_vmap(where: str) -> None:
     f = lambda x, w: (x * w, {"w": w * 2, "one": jnp.ones(2)})
     wrap = jax.jit if where == "jit" else lambda f: f
     run = lambda m: wrap(m(f, (0, None), out_axes=(0, None)))(_rows(5), jnp.float32(3))
@@ -227,7 +231,7 @@ def test_output_that_is_the_same(where: str) -> None:
 
 
 def _after_a_sharded(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """`fun` of a batcher, of plain rows, and of rows that lie on the mesh already."""
+    """Calls `fun` with a batcher, plain rows, and rows with the mesh in their type."""
     spread = bk.Sharded(mesh(2))
     return lambda x: fun(spread, x, spread(jnp.sin)(x))
 
@@ -255,8 +259,8 @@ WITH_ROWS_ON_A_MESH: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", WITH_ROWS_ON_A_MESH)
-def test_arrays_that_lie_on_the_mesh_already(name: str) -> None:
-    """What a first `Sharded` returned has the mesh in its type."""
+def test_arrays_with_the_mesh_in_their_type(name: str) -> None:
+    """The results of a first `Sharded` have the mesh in their type."""
     fun = WITH_ROWS_ON_A_MESH[name]
     x = jnp.arange(4.0)
     actual = jax.jit(_after_a_sharded(fun))(x)
@@ -274,8 +278,8 @@ def test_gradient_by_a_constant_of_a_jitted_program() -> None:
     assert_same(jax.device_get(actual), jax.device_get(gradient(jax.vmap)))
 
 
-def test_a_mesh_of_explicit_axes_in_a_program_without() -> None:
-    """`jax.make_mesh` makes such meshes; what is computed from the results is free."""
+def test_explicit_mesh_in_a_program_without_explicit_axes() -> None:
+    """`jax.make_mesh` makes such meshes; the results have no explicit sharding."""
     explicit = jax.make_mesh((2,), ("tasks",), devices=jax.devices()[:2])
     spread = bk.Sharded(explicit)
 
@@ -290,7 +294,7 @@ def test_a_mesh_of_explicit_axes_in_a_program_without() -> None:
     assert_same(jax.device_get(fun(spread, x)), jax.device_get(fun(jax.vmap, x)))
 
 
-def test_a_solver_over_arrays_on_the_mesh() -> None:
+def test_linear_solve_over_arrays_on_the_mesh() -> None:
     """The jaxprs of a linear solve are parts of a named tuple."""
     x = jnp.arange(4.0)
 
@@ -303,7 +307,7 @@ def test_a_solver_over_arrays_on_the_mesh() -> None:
     assert_same(solve(bk.Sharded(mesh(2))), solve(jax.vmap), ulps=64)
 
 
-def test_a_mutable_array_over_arrays_on_the_mesh() -> None:
+def test_mutable_array_over_arrays_on_the_mesh() -> None:
     x = jnp.arange(4.0)
 
     def fun(mapped: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Types that JAX maps by rules of their own: a sparse array's shape is no leaf."""
+"""Sparse arrays, which JAX maps by rules of their own: their shape is no leaf."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,15 +70,15 @@ def _sparse(tree: Any) -> list[Any]:
     return [x for x in jax.tree.leaves(tree, is_leaf=is_sparse) if is_sparse(x)]
 
 
-def test_auto() -> None:
+def test_auto_maps_sparse_arrays() -> None:
     case = CASES["BCOO"]
     assert_same(case(bk.Auto("1 GB")), case(jax.vmap))
     found = bk.Auto("1 MB").select(_times, BCOO, V, in_axes=(0, None))
     assert found.batcher == bk.Vmap()
 
 
-def test_loops_of_lanes() -> None:
-    """With a loop in the task, which Continuous would otherwise run as Chunked."""
+def test_sparse_arrays_in_loops_of_continuous() -> None:
+    """Without a loop in the task, `Continuous` would run as `Chunked`."""
 
     def task(a: Any) -> Any:
         turn = lambda c: (c[0] + a.data.sum() / a.shape[0], a * 2.0)
@@ -91,8 +91,8 @@ def test_loops_of_lanes() -> None:
 
 
 @pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
-def test_rows_that_are_broadcast_are_refused(name: str) -> None:
-    """One row of indices for all: `jax.vmap` reads past its end."""
+def test_broadcast_indices_are_refused(name: str) -> None:
+    """With one row of indices for all data `jax.vmap` reads out of bounds."""
     indices = BCOO.indices[:1]
     with pytest.raises(ValueError, match="size 1 along its mapped axis 0"):
         BATCHERS[name](lambda a: a @ V)(
@@ -100,8 +100,8 @@ def test_rows_that_are_broadcast_are_refused(name: str) -> None:
         )
 
 
-def test_filter_batch_refuses_to_map_their_leaves() -> None:
-    """So does Equinox, by an error about prefixes or an assertion."""
+def test_filter_batch_refuses_to_map_sparse_arrays() -> None:
+    """Equinox refuses them, too, with another error."""
     batch = bk.filter_batch(bk.Chunked(2))
     for fun, x in (
         (lambda a: a.data.sum(), {"a": BCOO}),

@@ -21,7 +21,8 @@ from batchkit.explain import ReachedSite
 from ..helpers import mesh
 
 
-# Watching is told of every call; checking the types of each takes longer than all else.
+# The profiler is called for every function; checking types in each call takes longer
+# than all else.
 pytestmark = pytest.mark.usefixtures("no_type_checks")
 
 X = jnp.ones((10, 3))
@@ -73,7 +74,7 @@ LAYOUTS: list[tuple[bk.AbstractBatcher, str, int]] = [
 
 
 @pytest.mark.parametrize(("batcher", "layout", "at_once"), LAYOUTS, ids=range(19))
-def test_a_batcher_that_is_called_directly(batcher, layout, at_once):
+def test_record_of_a_batcher(batcher, layout, at_once):
     reached = only(batcher(norm), X)
     assert reached.tasks == 10
     assert reached.layout == layout
@@ -98,12 +99,12 @@ def test_a_batcher_that_is_called_directly(batcher, layout, at_once):
     ],
     ids=str,
 )
-def test_batchers_go_by_what_their_user_writes(batcher, name):
+def test_batcher_is_named_as_the_user_writes_it(batcher, name):
     assert only(batcher(norm), X).batcher == name
     assert eval(name, dict(vars(bk))) == batcher
 
 
-def test_the_place_of_a_direct_call():
+def test_site_of_a_batcher_is_the_callers_line():
     # In an interpreter of its own: the tests' type checks put frames in between.
     script = """
         import jax, jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_the_place_of_a_direct_call():
     ]
 
 
-def test_bytes_count_what_is_mapped():
+def test_bytes_count_mapped_leaves_only():
     def fun(tree: dict[str, jax.Array], y: jax.Array, *, z: jax.Array) -> Any:
         return tree["a"].astype(jnp.int8), {"y": y, "z": z.sum()}, jnp.ones(7)
 
@@ -144,7 +145,7 @@ def test_bytes_count_what_is_mapped():
     assert reached.bytes_out == 3 * 1 + 5 * 4 + 4
 
 
-def test_typed_keys_are_counted():
+def test_bytes_of_typed_keys():
     draw = bk.Chunked(2)(jax.random.normal)
     keys = jax.ShapeDtypeStruct((5,), jax.random.key(0).dtype)
     assert only(draw, keys).bytes_in == 8
@@ -177,7 +178,9 @@ def twice(r: jax.Array, *, scale: float) -> jax.Array:
     ],
     ids=range(8),
 )
-def test_the_users_functions_are_named_where_they_are_called(given, name, make_package):
+def test_user_functions_are_listed_at_the_site_that_calls_them(
+    given, name, make_package
+):
     module = make_package(
         init="""
         import jax
@@ -194,7 +197,7 @@ def test_the_users_functions_are_named_where_they_are_called(given, name, make_p
     assert called.startswith(f"{name} (test_explain.py:")
 
 
-def test_no_tasks():
+def test_zero_tasks_have_zero_bytes():
     reached = only(bk.Chunked(2)(norm), jnp.ones((0, 3)))
     assert (reached.tasks, reached.bytes_in, reached.bytes_out) == (0, 0, 0)
 
@@ -239,7 +242,7 @@ def test_lanes_multiply_three_deep():
     assert [x.at_once for x in (reached, middle, inner)] == [3, 6, 12]
 
 
-def test_sites_come_in_the_order_of_the_trace():
+def test_sites_are_in_the_order_of_the_trace():
     def fun(x: jax.Array) -> jax.Array:
         y = bk.Sequential()(norm)(x)
         z = bk.Chunked(2)(lambda r: bk.Vmap()(jnp.sin)(r).sum() + jax.vmap(norm)(x))(x)
@@ -254,7 +257,7 @@ def test_sites_come_in_the_order_of_the_trace():
     assert [x.batcher for x in explanation.reached[1].inside] == ["Vmap()", ""]
 
 
-def test_what_is_the_same_twice_is_listed_once():
+def test_equal_sites_are_listed_once():
     def fun(x: jax.Array, y: jax.Array) -> jax.Array:
         total = 0.0
         for each in (x, x, y, x):
@@ -265,14 +268,14 @@ def test_what_is_the_same_twice_is_listed_once():
     assert [x.tasks for x in reached] == [10, 7]
 
 
-def test_a_users_vmap_stays_as_it_is():
+def test_user_vmap_is_listed_and_unchanged():
     weights = jnp.ones(4)
 
     def fun(x: jax.Array) -> jax.Array:
         return jax.vmap(lambda r, w: r.sum() * w, in_axes=(1, None))(x, weights)
 
     reached = only(fun, X)
-    where = "test_a_users_vmap_stays_as_it_is.<locals>.fun"
+    where = "test_user_vmap_is_listed_and_unchanged.<locals>.fun"
     assert reached.site.name == f"{__name__}:{where}"
     assert reached.site.line == inspect.getsourcelines(fun)[1] + 1
     assert reached.site.spelling.startswith("jax.vmap of ")
@@ -296,19 +299,19 @@ VMAPS: list[tuple[Callable[[Any], Any], int]] = [
 
 
 @pytest.mark.parametrize(("fun", "tasks"), VMAPS, ids=range(len(VMAPS)))
-def test_users_vmaps_of_every_form(fun, tasks):
+def test_tasks_of_user_vmaps(fun, tasks):
     assert only(fun, X).tasks == tasks
     assert only(jax.jit(fun), np.ones((10, 3), np.float32)).tasks == tasks
 
 
-def test_jaxs_own_vmaps_are_not_listed():
+def test_vmaps_inside_jax_are_not_listed():
     jacobian = lambda x: jax.jacfwd(jnp.sin)(x[0])
     assert bk.explain(jacobian, X).reached == ()
     text = repr(bk.explain(jacobian, X))
     assert text.startswith("no site was reached\n\nmemory ")
 
 
-def test_a_vmap_that_is_wrong_raises_its_own_error():
+def test_error_of_vmap_is_raised():
     previous = sys.getprofile()
     for fun in (
         lambda x: jax.vmap(norm, in_axes=(0, 0))(x),
@@ -321,7 +324,7 @@ def test_a_vmap_that_is_wrong_raises_its_own_error():
     assert sys.getprofile() is previous
 
 
-def test_an_error_inside_a_vmap_that_is_caught():
+def test_caught_error_leaves_the_log_consistent():
     def fails(r: jax.Array) -> jax.Array:
         raise KeyError
 

@@ -1,4 +1,4 @@
-"""`explain` for functions and arguments of every form."""
+"""`explain` for many kinds of functions and arguments."""
 
 import cProfile
 from typing import Any
@@ -31,25 +31,25 @@ MAPPED = {
 
 
 @pytest.mark.parametrize("name", MAPPED)
-def test_what_is_mapped_already(name):
+def test_mapped_and_jitted_functions(name):
     (reached,) = bk.explain(MAPPED[name], X).reached
     assert reached.site.spelling == "jax.vmap of norm"
     assert (reached.tasks, reached.bytes_in) == (4, 12)
 
 
-def test_a_vmap_of_a_vmap():
+def test_vmap_of_a_vmap_is_nested():
     (outer,) = bk.explain(jax.vmap(jax.vmap(lambda v: v + 1)), X).reached
     (inner,) = outer.inside
     assert (outer.tasks, inner.tasks, inner.at_once) == (4, 3, 12)
 
 
-def test_a_vmap_of_a_batcher():
+def test_vmap_of_a_batcher_is_nested():
     (outer,) = bk.explain(jax.vmap(bk.Chunked(1)(jnp.sin)), X).reached
     (inner,) = outer.inside
     assert (inner.batcher, inner.at_once) == ("Chunked(1)", 4)
 
 
-def test_an_explanation_inside():
+def test_explain_inside_explain_has_its_own_log():
     seen: list[Explanation] = []
 
     def fun(x: jax.Array) -> jax.Array:
@@ -60,12 +60,12 @@ def test_an_explanation_inside():
     assert seen[0].reached[0].batcher == "Chunked(2)"
 
 
-def test_arguments_that_are_no_arrays():
+def test_non_array_arguments_are_constants():
     explanation = bk.explain(lambda x, dtype: x.astype(dtype), X, jnp.float16)
     assert explanation.memory.output == X.size * 2
 
 
-def test_a_table_has_no_line_within_a_line():
+def test_table_has_one_line_per_site():
     batcher = bk.Chunked(4, remat=True)
     (reached,) = bk.explain(batcher(norm), jnp.ones((9, 3))).reached
     assert reached.batcher == "Chunked(4, remat=True)"
@@ -75,7 +75,7 @@ def test_a_table_has_no_line_within_a_line():
     assert len(table.splitlines()) == 2
 
 
-def test_functions_bound_before_rebuilding():
+def test_functions_of_a_built_algorithm_are_listed():
     def loglikelihood(x: jax.Array) -> jax.Array:
         return -norm(x)
 
@@ -88,7 +88,7 @@ def test_functions_bound_before_rebuilding():
     assert names == {"norm", "loglikelihood"}
 
 
-def test_a_profiler_goes_on_afterwards():
+def test_cprofile_continues_afterwards():
     profile = cProfile.Profile()
     profile.enable()
     try:
@@ -100,7 +100,7 @@ def test_a_profiler_goes_on_afterwards():
     assert any("sorted" in str(name) for name in names)
 
 
-def test_numbers_are_constants_of_the_program():
+def test_python_numbers_are_constants():
     def repeated(x: jax.Array, n: int) -> jax.Array:
         return jnp.stack([x] * n)
 
@@ -108,7 +108,7 @@ def test_numbers_are_constants_of_the_program():
     assert bk.memory(repeated, X, n=3).output == 3 * X.size * 4
 
 
-def test_functions_handed_in_while_tracing():
+def test_functions_passed_during_the_trace_are_listed():
     def late(x: jax.Array) -> jax.Array:
         return -norm(x)
 

@@ -1,4 +1,4 @@
-"""`explain` sees through what has been traced before, and leaves no trace itself."""
+"""`explain` traces cached functions again, and has no lasting effect itself."""
 
 import functools
 import sys
@@ -18,7 +18,8 @@ from batchkit.explain import Explanation
 from ..helpers import counted, mesh
 
 
-# Watching is told of every call; checking the types of each takes longer than all else.
+# The profiler is called for every function; checking types in each call takes longer
+# than all else.
 pytestmark = pytest.mark.usefixtures("no_type_checks")
 
 X = jnp.ones((10, 3))
@@ -79,7 +80,7 @@ AROUND: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_what_has_been_jitted_and_called_is_seen(around):
+def test_sites_in_cached_jitted_functions_are_found(around):
     inner = jax.jit(bk.Chunked(4)(norm))
     outer = jax.jit(functools.partial(AROUND[around], inner))
     outer(X)
@@ -95,7 +96,7 @@ def test_what_has_been_jitted_and_called_is_seen(around):
         assert again.memory == first.memory
 
 
-def test_the_users_jit_is_not_traced_again():
+def test_cache_of_a_jitted_function_is_kept():
     single, traces = counted(norm)
     fun: Any = jax.jit(bk.Chunked(4)(single))
     expected = fun(X)
@@ -114,14 +115,14 @@ def test_the_users_jit_is_not_traced_again():
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jitted"])
-def test_it_traces_once(wrap):
+def test_function_is_traced_once(wrap):
     single, traces = counted(norm)
     fun, calls = counted(bk.Chunked(4)(single))
     bk.explain(wrap(fun), X)
     assert (len(calls), len(traces)) == (1, 1)
 
 
-def test_explaining_first_leaves_later_calls_as_they_are():
+def test_explain_before_the_first_call_has_no_effect_on_it():
     single, traces = counted(norm)
     fun = jax.jit(bk.Sharded(mesh(2), inner=bk.Chunked(2))(single))
     bk.explain(fun, X)
@@ -131,7 +132,7 @@ def test_explaining_first_leaves_later_calls_as_they_are():
     assert len(traces) == traced
 
 
-def test_the_memory_is_that_of_the_function():
+def test_memory_equals_that_of_memory():
     fun = jax.jit(bk.Chunked(2)(lambda r: jnp.sort(jnp.outer(r, r).ravel())))
     assert bk.explain(fun, X).memory == bk.memory(fun, X)
     donated = jax.jit(lambda x: 2 * x, donate_argnums=0)
@@ -144,7 +145,7 @@ def profiler(*_: Any) -> None:
 
 
 @pytest.mark.parametrize("previous", [None, profiler])
-def test_the_profile_hook_is_put_back(previous):
+def test_profiler_is_restored(previous):
     def fails(x: jax.Array) -> jax.Array:
         jax.vmap(norm)(x)
         raise KeyError("mine")
@@ -162,7 +163,7 @@ def test_the_profile_hook_is_put_back(previous):
         sys.setprofile(before)
 
 
-def test_after_an_error_nothing_is_watched():
+def test_log_ends_after_an_error():
     def fails(r: jax.Array) -> jax.Array:
         raise KeyError("mine")
 
@@ -172,7 +173,7 @@ def test_after_an_error_nothing_is_watched():
     assert (reached.batcher, reached.inside) == ("Sequential()", ())
 
 
-def test_the_previous_hook_hears_of_other_calls_again():
+def test_previous_profiler_is_called_again():
     heard: list[str] = []
 
     def hook(frame: Any, event: str, _: Any) -> None:
@@ -194,7 +195,7 @@ def test_the_previous_hook_hears_of_other_calls_again():
     [X, jax.ShapeDtypeStruct((10, 3), jnp.float32), jax.numpy.asarray(X).__array__()],
     ids=["array", "shape", "numpy"],
 )
-def test_arguments_of_every_kind(x):
+def test_pytrees_keys_and_non_arrays_as_arguments(x):
     def fun(tree: Any, how: str, *, by: Any, n: int, key: Any, none: None) -> Any:
         assert how == "in chunks"
         assert none is None
@@ -234,7 +235,7 @@ def test_methods_and_callable_objects():
         assert batchers(fun, *args) == ["Chunked(4)"]
 
 
-def test_two_threads_explain_two_things():
+def test_threads_have_separate_logs():
     in_trace = threading.Barrier(2, timeout=60)
     found: dict[int, Any] = {}
     failures: list[BaseException] = []
@@ -298,7 +299,7 @@ def explained_step() -> Explanation:
     return bk.explain(step, KEY, state)
 
 
-def test_a_rebuilt_sampler():
+def test_sites_of_a_rebuilt_nss():
     init, step = explained_init(), explained_step()
     first = init.reached[0]
     assert first.site.name == "blackjax.ns.nss:as_top_level_api.<locals>.init_fn"
@@ -322,7 +323,7 @@ def test_a_rebuilt_sampler():
         assert (rows.site.phase, rows.functions) == (phase, ())
 
 
-def test_upstream():
+def test_sites_of_upstream_nss():
     mine = explained_init().reached
     theirs = bk.explain(blackjax.nss(**SETTINGS).init, POSITIONS).reached
     assert [x.tasks for x in theirs] == [x.tasks for x in mine]
@@ -334,7 +335,7 @@ def test_upstream():
     assert str(theirs[-1].site) == str(mine[-1].site)
 
 
-def test_it_prints_as_a_table():
+def test_explanation_prints_as_a_table():
     def fun(x: jax.Array) -> jax.Array:
         return bk.Chunked(4)(lambda r: jax.vmap(jnp.sin)(r))(x)
 

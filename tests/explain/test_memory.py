@@ -1,4 +1,4 @@
-"""`memory` tells what XLA allocates, and runs nothing."""
+"""`memory` reports the bytes that XLA allocates, and runs nothing."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ def assert_is(use: MemoryUse, stats: Any) -> None:
     assert use.total == use.argument + use.output + use.temporary - use.alias
 
 
-def test_it_is_what_xla_tells():
+def test_figures_are_those_of_xla():
     use = bk.memory(outer, X)
     assert_is(use, by_xla(jax.jit(outer), X))
     assert use.argument == X.nbytes
@@ -53,7 +53,7 @@ def test_it_is_what_xla_tells():
     ids=["numpy", "shape"],
 )
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, eqx.filter_jit])
-def test_shapes_are_enough(x, wrap):
+def test_shapes_and_numpy_arrays_give_equal_figures(x, wrap):
     assert bk.memory(wrap(outer), x) == bk.memory(outer, X)
 
 
@@ -68,7 +68,7 @@ def test_donated_arguments_are_counted_once():
     assert not X.is_deleted()
 
 
-def test_arguments_of_every_kind():
+def test_pytrees_keys_and_non_arrays_as_arguments():
     def fun(tree: Any, n: int, *, how: str, by: Callable[..., Any], key: Any) -> Any:
         assert how == "twice"
         assert n == 3  # no array, so it is a constant of the program
@@ -95,7 +95,7 @@ def test_static_arguments_of_jitted_functions():
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["plain", "jitted"])
-def test_nothing_is_run(wrap):
+def test_nothing_runs(wrap):
     fired: list[int] = []
 
     def fun(x: jax.Array) -> jax.Array:
@@ -108,7 +108,7 @@ def test_nothing_is_run(wrap):
     assert fired == []
 
 
-def test_it_is_less_for_less_at_once():
+def test_chunks_need_less_temporary_memory():
     def loglikelihood(x: jax.Array) -> jax.Array:
         # Sorting needs all of its argument, so XLA cannot fuse it away.
         return -jnp.sort(jnp.sin(jnp.outer(x, jnp.arange(1000.0))).ravel())[7]
@@ -123,14 +123,14 @@ def test_it_is_less_for_less_at_once():
     assert uses[1].temporary < 0.2 * uses[0].temporary
 
 
-def test_what_tracing_raises_is_raised():
+def test_errors_of_tracing_are_raised():
     with pytest.raises(ValueError, match="Incompatible shapes"):
         bk.memory(lambda x: x + jnp.ones(5), X)
     with pytest.raises(ZeroDivisionError):
         bk.memory(lambda x: 1 // 0, X)
 
 
-def test_a_platform_that_does_not_tell_is_named(monkeypatch):
+def test_platform_without_figures_is_named(monkeypatch):
     monkeypatch.setattr(
         jax.stages.Compiled, "memory_analysis", lambda self: None, raising=True
     )
@@ -138,7 +138,7 @@ def test_a_platform_that_does_not_tell_is_named(monkeypatch):
         bk.memory(outer, X)
 
 
-def test_it_is_a_frozen_value():
+def test_memory_use_is_immutable_and_hashable():
     use = MemoryUse(argument=1, output=20, temporary=300, alias=5)
     assert use == MemoryUse(1, 20, 300, 5)
     assert hash(use) == hash(MemoryUse(1, 20, 300, 5))
@@ -161,7 +161,7 @@ def test_it_is_a_frozen_value():
         (5_000_000_000_000_000, "5e+03 TB"),
     ],
 )
-def test_it_prints_as_a_table(size, words):
+def test_memory_use_prints_as_a_table(size, words):
     use = MemoryUse(argument=size, output=0, temporary=0, alias=0)
     rows = [re.split(r"  +", line) for line in repr(use).splitlines()]
     assert rows[0] == ["memory", "size", "bytes"]

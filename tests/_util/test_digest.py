@@ -82,8 +82,8 @@ def test_constants_may_be_tracers_without_values():
 
 def test_digest_is_equal_in_another_process():
     program = (
-        "import sys; sys.path.insert(0, 'tests/auto'); import numpy as np, jax;"
-        "from tests.auto.test_digest import of, loops, X, custom;"
+        "import sys; import numpy as np, jax;"
+        "from tests._util.test_digest import of, loops, X, custom;"
         "print(of(loops, X), of(custom, X))"
     )
     run = lambda: subprocess.run(

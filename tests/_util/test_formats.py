@@ -1,4 +1,4 @@
-"""Values of arguments in error messages."""
+"""Formats of values and types in error messages."""
 
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ def test_traced_arrays_are_elided() -> None:
         (int, ""),
     ],
 )
-def test_classes_in_place_of_objects(cls: type, remedy: str) -> None:
+def test_class_is_named_with_a_remedy(cls: type, remedy: str) -> None:
     assert format_type(cls) == f"the class {cls.__name__}{remedy}"
 
 
@@ -77,7 +77,7 @@ def test_classes_in_place_of_objects(cls: type, remedy: str) -> None:
         ),
     ],
 )
-def test_arrays_in_place_of_an_api(make: Any, owner: str) -> None:
+def test_message_elides_an_array_passed_as_api(make: Any, owner: str) -> None:
     assert_refuses(lambda: make(jnp.ones((60, 2))), ValueError, (owner,))
 
 
@@ -95,6 +95,8 @@ def test_arrays_in_place_of_an_api(make: Any, owner: str) -> None:
         ),
     ],
 )
-def test_all_who_take_a_batcher_say_how_to_make_one(make: Any, owner: str) -> None:
+def test_class_passed_as_batcher_is_refused_with_a_remedy(
+    make: Any, owner: str
+) -> None:
     words = (owner, "got the class Continuous; make one: `Continuous(16)`.")
     assert_refuses(lambda: make(bk.Continuous), TypeError, words)
