@@ -149,6 +149,8 @@ class Auto(AbstractBatcher):
         # inside the task half of the budget, which leaves the other half for the rest.
         task = call.trace(self, lanes=2, splits=False)
         around = num_outer_lanes()
+        # All that the choice depends on. The dtype of zeros shows whether x64 is on,
+        # and the batcher is in the key because it is named in messages.
         key = (
             digest(task.jaxpr, values=False),
             tuple((x.shape, str(x.dtype)) for x in task.rows),
@@ -156,6 +158,8 @@ class Auto(AbstractBatcher):
             (task.size, budget, around, self, call.axis_name, call.spmd_axis_name),
             (in_task(), jax.default_backend(), str(jnp.zeros(()).dtype)),
         )
+        # The lock is not held during the choice, which compiles. Two threads may make
+        # the same choice twice.
         with _LOCK:
             selection = _CHOICES.get(key)
         if selection is None:

@@ -169,6 +169,7 @@ def plan(
             f"`step`; it makes a {type(algorithm).__name__}. For other programs give "
             "the budget to `Auto`, and measure their memory with `batchkit.memory`."
         )
+    # Of the original algorithm: states have the same types and shapes in any layout.
     state = jax.eval_shape(algorithm.init, positions)
     key = jax.eval_shape(jax.random.key, 0)
 
@@ -197,11 +198,13 @@ def _choose(
     lanes = [split.lanes for x in mapped for split in x.splits if split.kind == "lane"]
     tasks = max((x.tasks for x in mapped), default=1)
     tried: list[SearchResult] = []
+    # A `Continuous` that does not fit is replaced by `Chunked`, as under `Auto`.
     for kind, most in ((Continuous, max(lanes, default=0)), (Chunked, tasks)):
         if most == 0:
             continue
         memory: dict[int, MemoryUse] = {}
 
+        # Defaults, since a closure would see the variables of the last turn.
         def total(size: int, kind: Any = kind, memory: Any = memory) -> int:
             compiled = program(kind(size)).lower().compile(fast_compile_options())
             memory[size] = memory_of(compiled)

@@ -239,12 +239,14 @@ class Call:
     def _leaf_axes(self) -> list[int | None]:
         """The mapped axis of each argument leaf; `jax.vmap` has checked the prefix."""
         in_axes = self.in_axes
+        # A list is no prefix of a tuple of arguments, but `jax.vmap` accepts it.
         if isinstance(in_axes, list):
             in_axes = tuple(in_axes)
         return leaf_axes((in_axes, 0), (self.args, self.kwargs))
 
     def _mapped_outputs(self, out_shapes: PyTree) -> list[bool]:
         """Find the mapped output leaves; `jax.vmap` checks the axes, on zeros."""
+        # Axis 0 is valid for every output, and by far the most frequent.
         if not (isinstance(self.out_axes, int) and self.out_axes == 0):
             jax.eval_shape(
                 jax.vmap(

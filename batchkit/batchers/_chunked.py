@@ -95,6 +95,7 @@ class Chunked(AbstractBatcher):
     def batch(self, call: Call) -> PyTree:
         if call.size <= self.size:
             return self.inner.batch(call)
+        # The balanced size, since that many lanes share the memory.
         lanes = balanced_chunks(call.size, self.size)[1]
         task = call.trace(self, lanes=lanes)
         return run_in_chunks(

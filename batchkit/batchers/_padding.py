@@ -21,6 +21,7 @@ def pad_rows(rows: Shaped[Array, "n ..."], total: int) -> Shaped[Array, "total .
     size = rows.shape[0]
     if total == size:
         return rows
+    # Slicing and concatenating is cheaper than a gather, but reaches one copy only.
     if total <= 2 * size:
         return jnp.concatenate([rows, rows[: total - size]])
     return rows[np.arange(total) % size]
@@ -30,6 +31,7 @@ def cut_rows(padded: Shaped[Array, "total ..."], size: int) -> Shaped[Array, "n 
     """Return the first `size` rows of a result computed from `pad_rows`."""
     if padded.shape[0] == size:
         return padded
+    # Other dtypes have no derivative; typed keys have no arithmetic either.
     if jnp.issubdtype(padded.dtype, jnp.inexact):
         return _cut_inexact_rows(padded, size)
     return padded[:size]

@@ -126,6 +126,7 @@ class Sharded(AbstractBatcher):
             mesh = mesh_of_all_devices() if context.empty else context
         axes = self._axes(mesh)
         shards = math.prod(mesh.shape[axis] for axis in axes)
+        # Without `shard_map` the bits are those of the inner batcher.
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
         share = -(-call.size // shards)
@@ -230,6 +231,7 @@ def _trace_for_one_device(call: Call, batcher: object, share: int) -> TracedTask
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
+    # An array of the closure may still have the outer mesh in its type.
     (task,) = tasks
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
 

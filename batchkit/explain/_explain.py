@@ -202,6 +202,7 @@ def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
     """
     records: list[ReachedSite] = []
     for inner in entry.inside:
+        # The innermost split says how many lanes one device runs.
         at_once = outer * (inner.splits[-1].lanes if inner.splits else inner.tasks)
         record = ReachedSite(
             site=inner.site,

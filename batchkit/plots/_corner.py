@@ -71,6 +71,7 @@ def plot_corner(
     """
     parameters = parameters_of(run, names, labels, _MOST, "plot_corner")
     weights = weights_of(run)
+    # Points without weight would only widen the ranges, and may have NaN.
     heavy = weights > 0
     weights = weights[heavy]
     count = len(parameters)

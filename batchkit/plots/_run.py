@@ -125,6 +125,7 @@ def _mass(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
     mass = relative_mass(run)
     axes.fill_between(depth, mass, color=_ORANGE, alpha=0.25, linewidth=0)
     axes.plot(depth, mass, color=_ORANGE, lw=1, label=_MASS)
+    # The last point has the largest likelihood, so the exponential cannot overflow.
     axes.plot(depth, np.exp(logl - logl[-1]), color=_BLUE, lw=1.5, label="likelihood")
     # The limit leaves room for the legend above the curves.
     axes.set(ylim=(0, 1.35), yticks=np.linspace(0, 1, 6), xlim=(0, depth[-1]))
