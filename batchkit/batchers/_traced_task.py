@@ -214,8 +214,8 @@ def refuse_varying_outputs(task: TracedTask, axis_name: Any) -> None:
 def varying_outputs(task: TracedTask, axis_name: Any) -> list[bool]:
     """Find the output leaves that `jax.vmap` batches, so that `sum_match` sums them.
 
-    The dependencies between equations overestimate: an output of a loop that does not
-    vary would be summed. `custom_vmap` is told by `jax.vmap` itself.
+    The dependencies between equations are not enough: they would also sum an output of
+    a loop that does not vary. The rule of a `custom_vmap` gets `jax.vmap`'s own answer.
     """
     batched = [False] * len(task.is_mapped)
     if not _depend_on_rows(task, [True] * len(batched)):
