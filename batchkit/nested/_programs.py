@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._util._digest import digest
 from ..batchers._around import whole
 from ..explain._explain import ReachedSite, records_of
 from ..explain._tracing import recording

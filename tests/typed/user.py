@@ -9,7 +9,7 @@ A batched function has the type of the function, as under `jax.vmap`.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false
 
 from collections.abc import Callable
-from typing import Any, assert_type
+from typing import assert_type
 
 import blackjax
 import equinox as eqx
@@ -145,10 +145,19 @@ def nested_result(run: bk.NestedRun) -> None:
     run.save("run.h5")
 
 
-def nested_run(algorithm: Any) -> None:
-    stop = bk.RemainingEvidence(1e-3)
-    run = bk.run_nested(algorithm, key, x, stop=stop, on_invalid="reject")
-    assert_type(run, bk.NestedRun)
+nested = bk.run_nested(
+    blackjax.nss,
+    logprior,
+    loglikelihood,
+    key,
+    x,
+    batcher=plan.batcher,
+    stop=bk.RemainingEvidence(1e-3),
+    on_invalid="reject",
+    num_inner_steps=5,
+)
+assert_type(nested, bk.NestedRun)
+nested_result(nested)
 
 
 def row_loglikelihood(x: jax.Array, data: jax.Array) -> jax.Array:
