@@ -57,8 +57,8 @@ def of_shards(
         likelihood,
         data,
         key,
+        first,
         num_shards=shards,
-        initial=first,
         batcher=batcher,
         progress=False,
     )

@@ -14,7 +14,7 @@ from ..run._environment import Provenance, provenance_rows
 from ..run._file import understood
 from ..run._result_file import AGAIN
 from ._convergence import Convergence
-from ._diagnostics import diagnose_chains
+from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._exports import to_arviz
 from ._saved import load_chains, save_chains
 from ._summary import ChainSummary, named_numbers
@@ -128,6 +128,8 @@ class ChainRun:
             diverging=diverging,
             tree_depth=tree_depth,
             max_tree_depth=max_tree_depth,
+            # Where no step size was tuned there was no warm-up to prolong.
+            remedies=OF_ALGORITHM if step_size is None else OF_API,
         )
         measured = (time.perf_counter() - start,) if len(seconds) == 3 else ()
         self.seconds = ChainSeconds(*seconds, *measured)

@@ -1,7 +1,7 @@
 """What can be wrong with chains, how one sees it, and what to do."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
@@ -22,6 +22,26 @@ _MOVE: Final = (
 )
 
 
+@final
+class Remedies(NamedTuple):
+    """What warnings advise, in the settings that the call has which made the draws.
+
+    - `longer`: the settings for more transitions.
+    - `draws`: the setting for more draws.
+    - `chains`: how to have more chains.
+    - `steps`: how to have smaller steps.
+    """
+
+    longer: str = "`num_warmup` and `num_samples`"
+    draws: str = "`num_samples`"
+    chains: str = "pass more `positions`"
+    steps: str = "Raise `target_acceptance`, towards 0.99"
+
+
+OF_API: Final = Remedies()
+OF_ALGORITHM: Final = Remedies(longer="`num_samples`", steps="Use smaller steps")
+
+
 def diagnose_chains(
     samples: PyTree,
     convergence: Convergence,
@@ -30,6 +50,7 @@ def diagnose_chains(
     diverging: Any = None,
     tree_depth: Any = None,
     max_tree_depth: int | None = None,
+    remedies: Remedies = OF_API,
 ) -> tuple[Diagnostic, ...]:
     """Looks for everything that may be wrong with chains.
 
@@ -40,17 +61,21 @@ def diagnose_chains(
     - `logdensity`, `diverging`, `tree_depth`: of shape `(chains, draws)`. What is None,
         by default all of these, is not looked at.
     - `max_tree_depth`: the depth at which a trajectory is cut off; by default none.
+    - `remedies`: what warnings advise; by default what a call with an API can change.
 
     **Returns:**
 
     What was found, the most serious first.
     """
-    found = [*_not_finite(samples, logdensity), *_not_converged(samples, convergence)]
+    found = [
+        *_not_finite(samples, logdensity),
+        *_not_converged(samples, convergence, remedies),
+    ]
     if diverging is not None:
-        found += _divergences(diverging)
+        found += _divergences(diverging, remedies)
     if tree_depth is not None and max_tree_depth is not None:
         found += _deepest_trees(tree_depth, max_tree_depth)
-    return (*found, *_few_chains(samples))
+    return (*found, *_few_chains(samples, remedies))
 
 
 def _not_finite(samples: PyTree, logdensity: Any) -> Iterator[Diagnostic]:
@@ -74,7 +99,9 @@ def _not_finite(samples: PyTree, logdensity: Any) -> Iterator[Diagnostic]:
     )
 
 
-def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagnostic]:
+def _not_converged(
+    samples: PyTree, convergence: Convergence, remedies: Remedies
+) -> Iterator[Diagnostic]:
     chains, draws = jax.tree.leaves(samples)[0].shape[:2]
     if draws < FEWEST_DRAWS:
         yield Diagnostic(
@@ -82,7 +109,7 @@ def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagno
             float(draws),
             float(FEWEST_DRAWS),
             f"nothing can be said about convergence from {draws} draws a chain. Use "
-            f"`num_samples` of at least {FEWEST_DRAWS}, or better hundreds.",
+            f"{remedies.draws} of at least {FEWEST_DRAWS}, or better hundreds.",
         )
         return
     rhat = dict(named_numbers(convergence.rhat))
@@ -114,9 +141,9 @@ def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagno
             HIGHEST_RHAT,
             f"R-hat of {worst} is {high[worst]:.3f}, and {len(high)} of {len(rhat)} "
             f"are above {HIGHEST_RHAT}: the chains have not found the same "
-            "distribution. Use more `num_warmup` and `num_samples`; if that does not "
-            "help, there may be several modes, or a parametrisation in which steps "
-            "are small against the width.",
+            f"distribution. Use more {remedies.longer}; if that does not help, there "
+            "may be several modes, or a parametrisation in which steps are small "
+            "against the width.",
         )
     needed = LOWEST_ESS * chains
     for name, tree, what in (
@@ -134,11 +161,11 @@ def _not_converged(samples: PyTree, convergence: Convergence) -> Iterator[Diagno
                 f"the draws of {worst} are worth {low[worst]:,.0f} independent ones "
                 f"for {what}, and those of {len(low)} of {len(rhat)} less than "
                 f"{needed:,}, 100 a chain. Below that R-hat and the sizes themselves "
-                "are not reliable. Use more `num_samples`.",
+                f"are not reliable. Use more {remedies.draws}.",
             )
 
 
-def _divergences(diverging: Any) -> Iterator[Diagnostic]:
+def _divergences(diverging: Any, remedies: Remedies) -> Iterator[Diagnostic]:
     """Betancourt (2017, arXiv:1701.02434) says what divergences tell."""
     by_chain = np.sum(np.asarray(diverging), axis=1)
     count = int(np.sum(by_chain))
@@ -150,8 +177,8 @@ def _divergences(diverging: Any) -> Iterator[Diagnostic]:
         float(count),
         0.0,
         f"{count:,} transitions diverged, in chains {chains}: somewhere the density "
-        "is too curved for the step size, and chains miss that region. Raise "
-        "`target_acceptance`, towards 0.99; if that does not help, choose other "
+        "is too curved for the step size, and chains miss that region. "
+        f"{remedies.steps}; if that does not help, choose other "
         "parameters for the same model, such as centred ones instead of offsets.",
     )
 
@@ -172,7 +199,7 @@ def _deepest_trees(tree_depth: Any, max_tree_depth: int) -> Iterator[Diagnostic]
     )
 
 
-def _few_chains(samples: PyTree) -> Iterator[Diagnostic]:
+def _few_chains(samples: PyTree, remedies: Remedies) -> Iterator[Diagnostic]:
     chains = jax.tree.leaves(samples)[0].shape[0]
     if chains >= FEWEST_CHAINS:
         return
@@ -181,7 +208,7 @@ def _few_chains(samples: PyTree) -> Iterator[Diagnostic]:
         float(chains),
         float(FEWEST_CHAINS),
         f"there are {chains} chains. Whether chains agree is seen reliably with "
-        f"{FEWEST_CHAINS} or more, started far from each other: pass more `positions`.",
+        f"{FEWEST_CHAINS} or more, started far from each other: {remedies.chains}.",
     )
 
 

@@ -18,6 +18,11 @@ from ..run._extras import delayed
 from ._warmup import Warmup
 
 
+# The way around the warm-up, by the function that has one.
+_ALGORITHM: Final = {
+    "run_chains": " To choose the parameters yourself, pass the algorithm, which has "
+    "no warm-up: `run_chains(api(logdensity_fn, ...), rng_key, positions)`."
+}
 # What the warm-up finds, and hands to the kernel.
 _TUNED: Final = ("step_size", "inverse_mass_matrix")
 _GIVEN: Final = ("rng_key", "state", "logdensity_fn", *_TUNED)
@@ -87,6 +92,7 @@ def sampler_of_api(
     logdensity_fn: Callable[[PyTree], Any],
     target_acceptance: Any,
     settings: Mapping[str, Any],
+    caller: str = "run_chains",
 ) -> Sampler:
     """The chain of an API that Stan's warm-up tunes.
 
@@ -98,6 +104,7 @@ def sampler_of_api(
         float, or a scalar of a program.
     - `settings`: what the user gave by name, for the warm-up, for `build_kernel` and
         for the kernel.
+    - `caller`: the function that the user called.
 
     **Raises:**
 
@@ -105,9 +112,9 @@ def sampler_of_api(
     that are missing.
     """
     building = _names(api.build_kernel)
-    kernel = _kernel_of(api, building, settings)
+    kernel = _kernel_of(api, building, settings, caller)
     taken = [x for x in _names(kernel) if x not in _GIVEN]
-    _check_settings(kernel, [*_ADAPTATION, *building, *taken], settings)
+    _check_settings(kernel, [*_ADAPTATION, *building, *taken], settings, caller)
     for_warmup = {k: v for k, v in settings.items() if k in _ADAPTATION}
     for_kernel = {k: v for k, v in settings.items() if k in taken}
     marked = expensive(logdensity_fn)
@@ -130,13 +137,15 @@ def sampler_of_api(
     most = None if depth is None else settings.get("max_num_doublings", depth.default)
 
     def again(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
-        return sampler_of_api(api, logdensity_fn, target_acceptance, settings)
+        return sampler_of_api(api, logdensity_fn, target_acceptance, settings, caller)
 
     warmup = Warmup(target_acceptance, **for_warmup)
     return Sampler(init, bind, warmup, logdensity_fn, most, again)
 
 
-def _kernel_of(api: Any, building: Iterable[str], settings: Mapping[str, Any]) -> Any:
+def _kernel_of(
+    api: Any, building: Iterable[str], settings: Mapping[str, Any], caller: str
+) -> Any:
     """The kernel of an API, or an error if this warm-up is not for it."""
     required = [
         x.name
@@ -150,37 +159,34 @@ def _kernel_of(api: Any, building: Iterable[str], settings: Mapping[str, Any]) -
     asked = [_names(kernel), _names(getattr(api, "differentiable", api))]
     if kernel is None or not all(set(_TUNED) <= set(names) for names in asked):
         raise TypeError(
-            f"run_chains: there is no warm-up for {_name_of(api)}. Stan's warm-up "
+            f"{caller}: there is no warm-up for {_name_of(api)}. Stan's warm-up "
             "finds `step_size` and `inverse_mass_matrix` for a sampler that takes "
             "both and starts at a position alone, such as blackjax.nuts, "
-            "blackjax.hmc and blackjax.barker. Choose the parameters yourself and "
-            "pass the algorithm: `run_chains(api(logdensity_fn, ...), rng_key, "
-            "positions)`."
+            f"blackjax.hmc and blackjax.barker.{_ALGORITHM.get(caller, '')}"
         )
     return kernel
 
 
 def _check_settings(
-    kernel: Any, known: Iterable[str], settings: Mapping[str, Any]
+    kernel: Any, known: Iterable[str], settings: Mapping[str, Any], caller: str
 ) -> None:
     for name in settings:
         if name in _TUNED:
             raise TypeError(
-                f"run_chains({name}={in_short(settings[name])}): {name} is what the "
-                f"warm-up finds. To begin from it use `initial_{name}`; to keep it "
-                "pass the algorithm without a warm-up: `run_chains(api(logdensity_fn, "
-                "...), rng_key, positions)`."
+                f"{caller}({name}={in_short(settings[name])}): {name} is what the "
+                f"warm-up finds. To begin from it use `initial_{name}`."
+                f"{_ALGORITHM.get(caller, '')}"
             )
         if name not in known:
             raise TypeError(
-                f"run_chains({name}={in_short(settings[name])}): neither the warm-up "
+                f"{caller}({name}={in_short(settings[name])}): neither the warm-up "
                 f"nor the sampler takes {name}. They take "
                 f"{', '.join(dict.fromkeys(known))}."
             )
     missing = [x for x in _required(kernel) if x not in _GIVEN and x not in settings]
     if missing:
         raise TypeError(
-            f"run_chains: the sampler needs {', '.join(missing)}, which the warm-up "
+            f"{caller}: the sampler needs {', '.join(missing)}, which the warm-up "
             f"does not find. Pass {missing[0]}=... by name."
         )
 

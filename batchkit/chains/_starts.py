@@ -51,12 +51,21 @@ class StartError(ValueError):
         return str(self.args[0])
 
 
-def check_positions(positions: PyTree) -> None:
-    """Raises if a start is not finite."""
+def check_positions(
+    positions: PyTree, owner: str = "run_chains", argument: str = "positions"
+) -> None:
+    """Raise `StartError` if a start is not finite.
+
+    **Arguments:**
+
+    - `positions`: where the chains start, arrays of shape `(chains, ...)`.
+    - `owner`: the function that the user called.
+    - `argument`: its argument from which the positions come.
+    """
     chains, names, total = _not_finite(positions)
     if chains:
         raise StartError(
-            f"run_chains(positions=...): {few(names)} is not finite at the start of "
+            f"{owner}({argument}=...): {few(names)} is not finite at the start of "
             f"{_of_chains(chains, total)}. Start every chain at finite numbers.",
             chains,
             names,

@@ -195,7 +195,7 @@ class Warmup:
         shape = (size,) if self._is_diagonal else (size, size)
         if jnp.shape(self._matrix) != shape:
             raise ValueError(
-                f"run_chains(initial_inverse_mass_matrix={in_short(self._matrix)}): "
+                f"initial_inverse_mass_matrix={in_short(self._matrix)}: "
                 f"with is_mass_matrix_diagonal={self._is_diagonal} it must have the "
                 f"shape {shape}, for the {size} numbers of a position; it has "
                 f"{jnp.shape(self._matrix)}."

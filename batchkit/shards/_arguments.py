@@ -1,6 +1,7 @@
 """The arguments of `run_shards`, refused before anything is compiled."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..chains._sampler import is_api
-from ..run._arguments import check_acceptance, check_batcher, check_count
+from ..chains._starts import check_positions
+from ..run._arguments import (
+    check_acceptance,
+    check_batcher,
+    check_count,
+    in_short,
+    kind_of,
+)
 from ..run._kept import kept_for
 from ..run._keys import check_key
 from ..run._program import Program
@@ -21,14 +29,14 @@ ON_FAILURE = ("raise", "drop")
 
 
 def check_settings(
-    algorithm: object, batcher: object, rng_key: Any, target: object, on_failure: object
+    api: object, batcher: object, rng_key: Any, target: object, on_failure: object
 ) -> None:
     """Raises if one of them cannot be right."""
-    if not is_api(algorithm):
+    if not is_api(api):
         raise TypeError(
-            f"run_shards(algorithm={algorithm!r}): algorithm must be an API whose step "
-            "size and mass matrix a warm-up finds, such as blackjax.nuts; got "
-            f"{type(algorithm).__name__}."
+            f"run_shards(api={in_short(api)}): api must be an API whose step size and "
+            "mass matrix a warm-up finds, such as blackjax.nuts; got "
+            f"{kind_of(api)}."
         )
     check_batcher("run_shards", batcher)
     check_key(rng_key, "run_shards")
@@ -108,18 +116,56 @@ def chains_of(num_chains: int | None, plan: Any) -> int:
     return check_count("run_shards", "num_chains", num_chains)
 
 
+def check_lengths(plan: Any, **lengths: int | None) -> dict[str, int]:
+    """Return the lengths of chains that were given; raise if a plan has them too."""
+    asked = {name: x for name, x in lengths.items() if x is not None}
+    for name, value in asked.items():
+        check_count("run_shards", name, value)
+        if plan is not None:
+            raise TypeError(
+                f"run_shards({name}={value}, plan=...): the plan has a {name} of its "
+                f"own. Leave {name} out, or leave plan out and pass num_warmup and "
+                "num_samples."
+            )
+    return asked
+
+
+def plan_for(
+    shard_size: int, num_params: int, chains: int, asked: Mapping[str, int]
+) -> SamplingPlan:
+    """Return the plan for shards of some size, with the lengths that were given.
+
+    **Arguments:**
+
+    - `shard_size`: the rows of the largest shard.
+    - `num_params`: the numbers in a position.
+    - `chains`: the number of chains of each shard.
+    - `asked`: `num_warmup` and `num_samples`, or one of them, which are kept; the
+        other is that of `SamplingPlan.from_shard`.
+    """
+    lengths = {"num_warmup", "num_samples"} - asked.keys()
+    whole, adapted = (
+        SamplingPlan.from_shard(
+            shard_size, num_params, num_chains=chains, adaptive=adaptive
+        )
+        for adaptive in (False, True)
+    )
+    was_adapted = any(getattr(whole, x) != getattr(adapted, x) for x in lengths)
+    return dataclasses.replace(adapted, **asked, was_adapted=was_adapted)
+
+
 def starts_of(
-    initial: Any,
+    positions: Any,
     prior_sample_fn: Callable[[Any], PyTree] | None,
     rng_key: Any,
     shards: int,
     chains: int,
 ) -> PyTree:
-    """Where chains start, arrays of shape `(shards, chains, ...)` on the host."""
-    if (initial is None) == (prior_sample_fn is None):
-        given = "neither" if initial is None else "both"
+    """Return the starts of all chains, arrays of shape `(shards, chains, ...)`."""
+    if (positions is None) == (prior_sample_fn is None):
+        given = "neither" if positions is None else "both"
         raise TypeError(
-            f"run_shards: got {given} of initial and prior_sample_fn. Pass one: "
+            f"run_shards: got {given} of positions and prior_sample_fn. Pass one: "
             "positions of shape (chains, ...), or a function from a key to a position."
         )
     if prior_sample_fn is not None:
@@ -132,26 +178,29 @@ def starts_of(
         keys = jax.random.split(rng_key, (shards, chains))
         kept = kept_for("starts", prior_sample_fn)
         starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
-        _check_positions("prior_sample_fn", starts)
-        return jax.tree.map(np.asarray, starts)
-    _check_positions("initial", initial)
-    leaves = jax.tree_util.tree_leaves_with_path(initial)
+        _check_numbers("prior_sample_fn", starts)
+        starts = jax.tree.map(np.asarray, starts)
+        for each in range(shards):
+            of_shard = jax.tree.map(lambda x, each=each: x[each], starts)
+            check_positions(of_shard, "run_shards", "prior_sample_fn")
+        return starts
+    _check_numbers("positions", positions)
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
     for path, leaf in leaves:
         shape = np.shape(leaf)
         if not shape or shape[0] != chains:
             raise ValueError(
-                f"run_shards(initial=...): initial{jax.tree_util.keystr(path)} has the "
-                f"shape {shape}, but its first axis must be that of the {chains} "
+                f"run_shards(positions=...): positions{jax.tree_util.keystr(path)} has "
+                f"the shape {shape}, but its first axis must be that of the {chains} "
                 "chains. Stack one start for each chain along axis 0; every shard "
                 "begins there."
             )
-    return jax.tree.map(
-        lambda x: np.broadcast_to(np.asarray(jnp.asarray(x)), (shards, *np.shape(x))),
-        initial,
-    )
+    positions = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), positions)
+    check_positions(positions, "run_shards")
+    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
 
 
-def _check_positions(name: str, positions: PyTree) -> None:
+def _check_numbers(name: str, positions: PyTree) -> None:
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     if not leaves:
         raise ValueError(

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..chains._convergence import Convergence
-from ..chains._diagnostics import diagnose_chains
+from ..chains._diagnostics import Remedies, diagnose_chains
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
 from ..run._names import few
@@ -40,6 +40,13 @@ FATAL: Final = frozenset(
 )
 # Below this part of the shards, what is left is the posterior of other data.
 LOWEST_SUCCESS_RATE: Final = 0.5
+
+_PLAN: Final = "(in `plan`, if you pass one)"
+_REMEDIES: Final = Remedies(
+    longer=f"`num_warmup` and `num_samples` {_PLAN}",
+    draws=f"`num_samples` {_PLAN}",
+    chains="raise `num_chains`",
+)
 
 
 def diagnose_shards(
@@ -84,7 +91,7 @@ def diagnose_shards(
         *_disagree(shards, names, used),
         *_modes(shards, names, used),
         *_of_shards(mine),
-        *diagnose_chains(samples, convergence),
+        *diagnose_chains(samples, convergence, remedies=_REMEDIES),
         *_retried(stats),
         *_many_parameters(combine, names),
         *_moved(shift, is_refined, names),
@@ -214,8 +221,8 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             float(np.max(list(high.values()))),
             HIGHEST_SHARD_RHAT,
             f"R-hat is above {HIGHEST_SHARD_RHAT}, or NaN, in {_shards(high)}, whose "
-            "chains have not found the same distribution. Use a `plan` with more "
-            "warm-up and draws; if that does not help, there may be several modes.",
+            "chains have not found the same distribution. Use more "
+            f"{_REMEDIES.longer}; if that does not help, there may be several modes.",
         )
     low = {x.shard: x.ess for x in stats if not x.ess >= LOWEST_SHARD_ESS}
     if low:
@@ -225,7 +232,7 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             LOWEST_SHARD_ESS,
             f"the draws are worth less than {LOWEST_SHARD_ESS:.0f} independent ones, "
             f"or nothing is known, in {_shards(low)}. The weights are computed from "
-            "their covariance. Use a `plan` with more draws.",
+            f"their covariance. Use more {_REMEDIES.draws}.",
         )
 
 

@@ -39,7 +39,7 @@ def identity_of(rounds: Rounds, order: Int[np.ndarray, " rows"]) -> dict[str, Pa
     assert stand_in.warmup is not None
     tuned = Tuned(*jax.eval_shape(stand_in.warmup.init, one)[:2])
     unknown = dataclasses.replace(stand_in, logdensity_fn=None)
-    names = names_of(model.algorithm, model.settings)
+    names = names_of(model.api, model.settings)
     plan = Plan(unknown, stand_in, _settings(rounds), names)
     return {
         "prior": of_function(model.logprior_fn, one),

@@ -25,9 +25,11 @@ from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     chains_of,
     check_ending,
+    check_lengths,
     check_settings,
     check_shards,
     check_strata,
+    plan_for,
     starts_of,
 )
 from ._combine import way_to_combine
@@ -56,13 +58,15 @@ def run_shards(
     loglikelihood_fn: Callable[[PyTree, PyTree], Any],
     data: PyTree,
     rng_key: Any,
+    positions: PyTree = None,
     *,
     num_shards: int,
-    initial: PyTree = None,
     prior_sample_fn: Callable[[Any], PyTree] | None = None,
-    algorithm: Any = None,
+    api: Any = None,
     batcher: AbstractBatcher = _VMAP,
     num_chains: int | None = None,
+    num_warmup: int | None = None,
+    num_samples: int | None = None,
     plan: SamplingPlan | None = None,
     combine: str = "consensus",
     strata: Any = None,
@@ -110,8 +114,8 @@ def run_shards(
         lambda mean, rows: -0.5 * jnp.sum((rows - mean) ** 2),
         x,
         jax.random.key(0),
+        jnp.array([2.0, 2.5, 3.5, 4.0]),
         num_shards=4,
-        initial=jnp.array([2.0, 2.5, 3.5, 4.0]),
         batcher=bk.Chunked(8),
     )
     print(run.report())
@@ -127,20 +131,24 @@ def run_shards(
         shaped like the data, with any number of rows; the result is a sum over them.
     - `data`: a pytree of arrays of shape `(rows, ...)`, of NumPy or JAX.
     - `rng_key`: a key of JAX.
+    - `positions`: where the chains of every shard start, a pytree of arrays of shape
+        `(chains, ...)`; None by default.
     - `num_shards`: into how many parts the rows are split, at least 1. Their sizes
         differ by one at most.
-    - `initial`: where the chains of every shard start, a pytree of arrays of shape
-        `(chains, ...)`; None by default.
-    - `prior_sample_fn`: in its place a function from a key to one position, from which
-        every chain starts elsewhere, so that several modes are found; None by default.
-    - `algorithm`: an API that Stan's warm-up is for; `blackjax.nuts` by default.
+    - `prior_sample_fn`: in place of `positions` a function from a key to one position,
+        from which every chain starts elsewhere, so that several modes are found; None
+        by default.
+    - `api`: an API that Stan's warm-up is for; `blackjax.nuts` by default.
     - `batcher`: how the chains of all shards are laid out; all at once by default.
         `Chunked` and `Continuous` look rows up in one copy of the data, and hold those
         of as many shards as there are lanes besides. `Sharded` gives each device the
         rows of its tasks alone, once for each chain.
     - `num_chains`: chains of each shard; those of the plan, or 4, by default.
-    - `plan`: how long chains run; by default
+    - `num_warmup`, `num_samples`: the transitions of the warm-up and the draws of each
+        chain; by default those of
         `SamplingPlan.from_shard(rows of the largest shard, parameters)`.
+    - `plan`: a [`SamplingPlan`][batchkit.SamplingPlan] in place of both, and of
+        `num_chains`; None by default.
     - `combine`: `"consensus"`, the default, `"robust"` or `"kde"`: see
         [`combine_shards`][batchkit.combine_shards].
     - `strata`: a label for each row; every shard gets its part of each stratum. None,
@@ -180,42 +188,46 @@ def run_shards(
     **Raises:**
 
     Before anything is compiled: `TypeError` or `ValueError` for arguments that cannot
-    be right. Before the warm-up: `StartError` if a log-density is not finite where a
-    chain starts. `ShardFailure` if no try of a shard succeeds, unless shards may be
-    dropped, and if all fail. `CheckpointError` if the file is of another run, is
-    damaged, or cannot be written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint
-    once the run is saved.
+    be right, `StartError` for positions that are not finite. Before the warm-up:
+    `StartError` if a log-density, or its gradient, is not finite where a chain starts.
+    `ShardFailure` if no try of a shard succeeds, unless shards may be dropped, and if
+    all fail. `CheckpointError` if the file is of another run, is damaged, or cannot be
+    written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint once the run is saved.
     """
     check_functions(
         "run_shards", logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn
     )
     rows = count_rows("run_shards", data)
     count = check_shards(num_shards, rows)
-    if algorithm is None:
-        algorithm = delayed("blackjax").nuts
-    check_settings(algorithm, batcher, rng_key, target_acceptance, on_failure)
+    if api is None:
+        api = delayed("blackjax").nuts
+    check_settings(api, batcher, rng_key, target_acceptance, on_failure)
     check_strata(strata, rows)
     check_count("run_shards", "max_tries", max_tries)
     check_ending(refine, profile)
     way_to_combine(combine)
     chains = chains_of(num_chains, plan)
+    asked = check_lengths(plan, num_warmup=num_warmup, num_samples=num_samples)
     if block is not None:
         check_count("run_shards", "block", block)
     check_fresh(fresh, "run_shards")
     check_progress(progress, "run_shards")
     place = checkpoint_from(checkpoint, "run_shards")
-    rng_key, data, initial = on_host((rng_key, data, initial))
+    rng_key, data, positions = on_host((rng_key, data, positions))
     fold = jax.random.fold_in
-    starts = starts_of(initial, prior_sample_fn, fold(rng_key, _STARTS), count, chains)
+    starts = starts_of(
+        positions, prior_sample_fn, fold(rng_key, _STARTS), count, chains
+    )
     order = order_of_rows(rows, count, strata, generator(fold(rng_key, _SPLIT)))
     shards = Shards(data, order, count)
     if plan is None:
         params = sum(x[0, 0].size for x in jax.tree.leaves(starts))
-        plan = SamplingPlan.from_shard(shards.size(0), params, num_chains=chains)
-    functions = algorithm, logprior_fn, loglikelihood_fn
+        plan = plan_for(shards.size(0), params, chains, asked)
+    functions = api, logprior_fn, loglikelihood_fn
     kept = kept_for("run_shards", functions, batcher, count, plan.num_warmup, settings)
     model = Model(*functions, plan.num_warmup, plan.num_samples, settings, kept)
-    _check_algorithm(model)
+    # Raises for settings that nobody takes, before anything is traced.
+    model.sampler(logprior_fn, 0.8)
     some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
     check_additive(loglikelihood_fn, jax.tree.map(lambda x: x[0, 0], starts), some)
     rounds = Rounds(model, shards, batcher, starts, rng_key, target_acceptance, block)
@@ -263,15 +275,6 @@ def run_shards(
                 refine,
                 saver.provenance,
             )
-
-
-def _check_algorithm(model: Model) -> None:
-    """Raises for settings that nobody takes, before anything is traced."""
-    try:
-        model.sampler(model.logprior_fn, 0.8)
-    except TypeError as error:
-        error.add_note("The chains of `run_shards` are those of `run_chains`.")
-        raise
 
 
 def _trace(directory: str | Path) -> Any:

@@ -43,7 +43,7 @@ class Task(NamedTuple):
 class Model(NamedTuple):
     """Model, sampler and settings of all shards, with their compiled programs."""
 
-    algorithm: Any
+    api: Any
     logprior_fn: Callable[[PyTree], Any]
     loglikelihood_fn: Callable[[PyTree, PyTree], Any]
     num_warmup: int
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
     def sampler(self, logdensity: Callable[[PyTree], Any], target: Any) -> Sampler:
         """What a chain with some density does."""
-        return sampler_of_api(self.algorithm, logdensity, target, self.settings)
+        return sampler_of_api(self.api, logdensity, target, self.settings, "run_shards")
 
 
 @final

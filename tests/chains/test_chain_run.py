@@ -51,13 +51,26 @@ def test_divergences() -> None:
     diverging = np.zeros(SHAPE, int)
     diverging[1, :3] = 1
     diverging[3, 7] = 2
-    run = bk.ChainRun(GOOD, diverging=diverging)
+    run = bk.ChainRun(GOOD, diverging=diverging, step_size=np.full(4, 0.1))
     assert run.divergences is not None
     assert run.divergences.tolist() == [0, 3, 0, 2]
     (warning,) = run.warnings
     assert (warning.name, warning.value) == ("divergences", 5)
     assert "in chains 1, 3" in warning.message
     assert "target_acceptance" in warning.message
+
+
+def test_warnings_name_settings_of_the_call() -> None:
+    diverging = np.ones(SHAPE, int)
+    draws = GOOD[:3] + np.arange(3)[:, None, None]
+    of_warmup = "`num_warmup`", "`target_acceptance`"
+    for step_size in (None, np.full(3, 0.1)):
+        found = bk.ChainRun(draws, diverging=diverging[:3], step_size=step_size)
+        text = " ".join(warning.message for warning in found.warnings)
+        assert "`num_samples`" in text
+        assert "`positions`" in text
+        # An algorithm has no warm-up, and its step size is the user's.
+        assert [x in text for x in of_warmup] == 2 * [step_size is not None]
 
 
 def test_trajectories_cut_off() -> None:

@@ -68,10 +68,10 @@ def shards(number: int) -> None:
         np.linspace(-1.0, 1.0, 20),
         jax.random.key(number),
         num_shards=2,
-        initial=np.zeros(2),
+        positions=np.zeros(2),
         num_chains=2,
         plan=bk.SamplingPlan(10, 10, num_chains=2),
-        algorithm=blackjax.hmc,
+        api=blackjax.hmc,
         num_integration_steps=1,
         progress=False,
     )

@@ -1,5 +1,7 @@
 """When a combination is to be believed, on draws made by hand."""
 
+import inspect
+import re
 from typing import Any
 
 import jax
@@ -222,6 +224,17 @@ def test_shards_that_are_left_out() -> None:
     for words in ("shard 0", "zero", "shard 2: 3 tries failed", "shard 4", "NaN"):
         assert words in found.report()
     assert run(failed={2: "3 tries failed"}).verdict == "doubtful"
+
+
+def test_warnings_name_settings_of_run_shards() -> None:
+    accepted = set(inspect.signature(bk.run_shards).parameters)
+    x = draws()[:, :2, :50]
+    x[:, 0] += 3.0
+    told = stats((0.2,), rhat=1.2, ess=9.0)
+    found = bk.ShardRun({"a": x}, told)
+    named = set(re.findall(r"`(\w+)`", " ".join(w.message for w in found.warnings)))
+    assert {"num_warmup", "num_samples", "num_chains", "plan"} <= named
+    assert named <= accepted | {"sharded_logdensity"}
 
 
 def test_modes() -> None:

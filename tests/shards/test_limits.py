@@ -56,7 +56,7 @@ def test_a_hierarchical_model_with_many_shards_is_unreliable() -> None:
         data,
         jax.random.key(0),
         num_shards=16,
-        initial={
+        positions={
             "mean": spread,
             "log_width": spread - 0.5,
             "effects": np.tile(spread[:, None], GROUPS),
@@ -99,7 +99,7 @@ def either_sign(**given: Any) -> bk.ShardRun:
         num_shards=2,
         combine="kde",
         plan=bk.SamplingPlan(150, 300),
-        algorithm=blackjax.hmc,
+        api=blackjax.hmc,
         num_integration_steps=5,
         **given,
     )
@@ -107,7 +107,7 @@ def either_sign(**given: Any) -> bk.ShardRun:
 
 @pytest.mark.slow
 def test_starts_from_the_prior_find_a_mode_that_starts_in_one_place_miss() -> None:
-    missed = either_sign(initial=np.linspace(0.9, 1.1, 4))
+    missed = either_sign(positions=np.linspace(0.9, 1.1, 4))
     # Half of the posterior is missing, and no gradient is wrong where draws are.
     assert np.all(missed.samples > 0)
     assert missed.verdict == "reliable"

@@ -110,7 +110,7 @@ def test_consensus(name: str, shards: int) -> None:
             data,
             jax.random.key(2),
             num_shards=shards,
-            initial=starts,
+            positions=starts,
             batcher=bk.Chunked(8),
         )
         check(name, run.samples)
@@ -129,7 +129,7 @@ def test_consensus_on_devices(devices: int) -> None:
             data,
             jax.random.key(3),
             num_shards=4,
-            initial=starts,
+            positions=starts,
             batcher=bk.Sharded(mesh(devices)),
         )
         check("fair", run.samples)

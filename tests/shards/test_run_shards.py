@@ -1,5 +1,6 @@
 """`run_shards` with real chains: exact posteriors, layouts, starts, failures."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import batchkit as bk
 from batchkit.run._kept import Kept
 from batchkit.shards import _refine
+from batchkit.shards._arguments import plan_for
 from batchkit.shards._split import order_of_rows
 from batchkit.shards._tasks import Model, Shards, ShardTasks
 
@@ -26,7 +28,7 @@ DATA = {
     "y": np.random.default_rng(1).normal(size=ROWS),
 }
 STARTS = 0.1 * np.random.default_rng(2).normal(size=(CHAINS, 2)).astype(np.float32)
-HMC: dict[str, Any] = {"algorithm": blackjax.hmc, "num_integration_steps": 2}
+HMC: dict[str, Any] = {"api": blackjax.hmc, "num_integration_steps": 2}
 
 
 def logprior(params: Any) -> Any:
@@ -44,7 +46,7 @@ def run(**given: Any) -> bk.ShardRun:
         "data": DATA,
         "rng_key": KEY,
         "num_shards": SHARDS,
-        "initial": STARTS,
+        "positions": STARTS,
         "plan": bk.SamplingPlan(100, 300),
         **HMC,
         **given,
@@ -100,7 +102,7 @@ def test_each_shard_has_its_rows_and_its_part_of_the_prior(plain: bk.ShardRun) -
 def test_layouts(batcher: bk.AbstractBatcher) -> None:
     given: Any = {"plan": bk.SamplingPlan(20, 3), "max_tries": 1}
     with jax.enable_x64(True):  # chains amplify rounding
-        given["initial"] = STARTS.astype(np.float64)
+        given["positions"] = STARTS.astype(np.float64)
         found, expected = (run(batcher=b, **given) for b in (batcher, bk.Vmap()))
     np.testing.assert_allclose(found.shard_samples, expected.shard_samples, rtol=1e-6)
 
@@ -124,10 +126,27 @@ def test_the_same_again(plain: bk.ShardRun) -> None:
 
 
 def test_a_plan_by_default() -> None:
-    found = run(plan=None, num_chains=2, initial=STARTS[:2])
+    found = run(plan=None, num_chains=2, positions=STARTS[:2])
     plan = bk.SamplingPlan.from_shard(51, 2, num_chains=2)
     assert found.stats[0].plan == plan
     assert found.samples.shape == (2, plan.num_samples, 2)
+
+
+@pytest.mark.parametrize("asked", [{"num_warmup": 7}, {"num_samples": 9}], ids=str)
+def test_lengths_in_place_of_those_of_a_plan(asked: dict[str, int]) -> None:
+    found = run(plan=None, **asked, max_tries=1)
+    usual = bk.SamplingPlan.from_shard(51, 2)
+    expected = dataclasses.replace(usual, **asked)
+    assert found.stats[0].plan == expected
+    assert found.samples.shape == (CHAINS, expected.num_samples, 2)
+
+
+def test_lengths_that_were_given_are_not_adapted() -> None:
+    plan = plan_for(51, 2, 3, {"num_warmup": 7, "num_samples": 9})
+    assert plan == bk.SamplingPlan(7, 9, 3, 51, 2, was_adapted=False)
+    # 25 parameters have 500 transitions of warm-up, as many as were asked for.
+    assert not plan_for(51, 25, 3, {"num_samples": 9}).was_adapted
+    assert plan_for(51, 25, 3, {"num_warmup": 9}).was_adapted
 
 
 def test_nuts_from_draws_of_the_prior() -> None:
@@ -170,7 +189,7 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
         "logprior_fn": lambda p: -0.5 * p**2,
         "loglikelihood_fn": wild,
         "data": data,
-        "initial": np.full(CHAINS, 0.5, np.float32),
+        "positions": np.full(CHAINS, 0.5, np.float32),
         "plan": bk.SamplingPlan(100, 100),
         "refine": False,
     }
@@ -208,16 +227,36 @@ def test_starts() -> None:
     starts = {"a": STARTS.copy(), "b": np.zeros(CHAINS, np.float32)}
     starts["a"][2, 1] = 7.0
     error = start_error(
-        logprior_fn=limited, loglikelihood_fn=likelihood, initial=starts
+        logprior_fn=limited, loglikelihood_fn=likelihood, positions=starts
     )
     assert error.chains == (2,)
     for words in ("shard 0", "chain 2", "-inf", "the prior is", "a[1] = 7"):
         assert words in str(error)
     starts["a"][2, 1] = np.nan
     error = start_error(
-        loglikelihood_fn=likelihood, logprior_fn=limited, initial=starts
+        loglikelihood_fn=likelihood, logprior_fn=limited, positions=starts
     )
     assert error.parameters == ("a[1]",)
+    assert error.chains == (2,)
+
+
+def test_starts_that_are_not_finite_are_refused_before_tracing() -> None:
+    fun, traces = counted(loglikelihood)
+    bad = STARTS.copy()
+    bad[[1, 3], 0] = np.nan, np.inf
+    prior = lambda key: jnp.array([jnp.inf, 0.0])
+    for given, argument, chains in (
+        ({"positions": bad}, "positions", (1, 3)),
+        (
+            {"positions": None, "prior_sample_fn": prior},
+            "prior_sample_fn",
+            (0, 1, 2, 3),
+        ),
+    ):
+        error = start_error(loglikelihood_fn=fun, **given)
+        assert f"run_shards({argument}=...): x[0] is not finite" in str(error)
+        assert (error.chains, error.parameters) == (chains, ("x[0]",))
+    assert traces == []
 
 
 def test_a_row_that_is_not_finite_where_a_shard_starts() -> None:
@@ -261,8 +300,8 @@ def test_strata() -> None:
 
 
 def test_a_trace_is_closed_in_any_case(tmp_path: Path) -> None:
-    bad: Any = np.full((CHAINS, 2), np.nan, np.float32)
-    start_error(initial=bad, profile=tmp_path / "first")
+    data = {**DATA, "y": np.full(ROWS, np.inf)}
+    start_error(data=data, profile=tmp_path / "first")
     jax.profiler.start_trace(str(tmp_path / "second"))  # it refuses if one is open
     jax.profiler.stop_trace()
     assert list((tmp_path / "first").rglob("*.xplane.pb"))
@@ -273,7 +312,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "many shards": ({"num_shards": 204}, ValueError, ("only 203 rows",)),
     "data": ({"data": {}}, ValueError, ("run_shards(data=", "no array")),
     "functions": ({"logprior_fn": 3}, TypeError, ("logprior_fn=3",)),
-    "algorithm": ({"algorithm": jax.vmap}, TypeError, ("algorithm=", "blackjax.nuts")),
+    "api": ({"api": jax.vmap}, TypeError, ("api=", "blackjax.nuts")),
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
     "key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY)}, ValueError, ("one key",)),
@@ -302,11 +341,22 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     ),
     "plan": ({"plan": 100}, TypeError, ("plan=100", "SamplingPlan.from_shard")),
     "chains": ({"num_chains": 3}, ValueError, ("num_chains=3", "has 4 chains")),
-    "no start": ({"initial": None}, TypeError, ("neither", "prior_sample_fn")),
+    "plan and warm-up": (
+        {"num_warmup": 9},
+        TypeError,
+        ("num_warmup=9, plan=...", "has a num_warmup of its own"),
+    ),
+    "plan and draws": ({"num_samples": 9}, TypeError, ("num_samples=9, plan=",)),
+    "no warm-up": ({"plan": None, "num_warmup": 0}, ValueError, ("num_warmup=0",)),
+    "no start": ({"positions": None}, TypeError, ("neither", "prior_sample_fn")),
     "two starts": ({"prior_sample_fn": jnp.ones}, TypeError, ("both",)),
-    "starts": ({"initial": STARTS[:3]}, ValueError, ("(3, 2)", "4 chains")),
-    "one start": ({"initial": 0.0}, ValueError, ("the shape ()", "axis 0")),
-    "integers": ({"initial": np.ones((4, 2), int)}, TypeError, ("int64", "gradients")),
+    "starts": ({"positions": STARTS[:3]}, ValueError, ("(3, 2)", "4 chains")),
+    "one start": ({"positions": 0.0}, ValueError, ("the shape ()", "axis 0")),
+    "integers": (
+        {"positions": np.ones((4, 2), int)},
+        TypeError,
+        ("int64", "gradients"),
+    ),
     "a mean": (
         {"loglikelihood_fn": lambda p, rows: -jnp.mean((rows["y"] - p[0]) ** 2)},
         ValueError,
@@ -317,7 +367,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         TypeError,
         ("of shape (2,)", "jnp.sum"),
     ),
-    "settings": ({"num_steps": 3}, TypeError, ("num_steps=3",)),
+    "settings": ({"num_steps": 3}, TypeError, ("run_shards(num_steps=3)",)),
+    "tuned": ({"step_size": 3}, TypeError, ("run_shards(step_size=", "initial_step")),
+    "missing": (
+        {"num_integration_steps": 3, "api": blackjax.mala},
+        TypeError,
+        ("run_shards: there is no warm-up", "blackjax.nuts"),
+    ),
 }
 
 
@@ -357,7 +413,7 @@ def test_draws_are_moved_to_where_all_data_say() -> None:
         "logprior_fn": prior,
         "loglikelihood_fn": poisson,
         "data": data,
-        "initial": {"b": np.zeros((CHAINS, 3), np.float32)},
+        "positions": {"b": np.zeros((CHAINS, 3), np.float32)},
         "num_shards": 16,
     }
     # The exact posterior on a grid of draws: importance weights of a Gaussian.

@@ -38,7 +38,7 @@ def call(seed: int, rows: Any = ROWS, likelihood: Any = loglikelihood) -> bk.Sha
         num_shards=2,
         prior_sample_fn=sample,
         plan=bk.SamplingPlan(30, 20, num_chains=2),
-        algorithm=blackjax.hmc,
+        api=blackjax.hmc,
         num_integration_steps=2,
         max_tries=1,
         progress=False,

@@ -94,7 +94,7 @@ def go(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(module, "layout_of", lambda chains: [])
         arguments: Any = {
             "num_shards": 4,
-            "initial": np.zeros(CHAINS, np.float32),
+            "positions": np.zeros(CHAINS, np.float32),
             "plan": bk.SamplingPlan(10, SAMPLES),
             "refine": False,
             **given,
@@ -150,7 +150,7 @@ def test_only_those_that_fail_run_again(go: Any) -> None:
 
 def test_chains_start_where_they_did(go: Any) -> None:
     told: Any = {(1, 0): 0.06, (3, 0): 0.06}
-    _, rounds = go(told, initial=None, prior_sample_fn=jax.random.normal)
+    _, rounds = go(told, positions=None, prior_sample_fn=jax.random.normal)
     first, second = rounds.starts
     assert len(np.unique(first)) == 4 * CHAINS
     np.testing.assert_array_equal(second, first[[1, 3]])
