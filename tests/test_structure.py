@@ -35,7 +35,7 @@ IMPORTS = {
     "nested": {"_util", "batchers", "explain", "rebuild", "run"},
     "chains": {"_util", "batchers", "explain", "rebuild", "run"},
     "shards": {"batchers", "chains", "rebuild", "run"},
-    "plots": {"chains", "nested", "run"},
+    "plots": {"chains", "nested", "run", "shards"},
 }
 # Runs call blackjax itself; everything else works on the API that it is given.
 IMPORT_BLACKJAX = {"nested", "chains", "shards"}

@@ -15,7 +15,7 @@ from ..run._file import understood
 from ..run._result_file import AGAIN
 from ._convergence import Convergence
 from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
-from ._exports import to_arviz
+from ._exports import to_arviz, told_of_draws
 from ._saved import load_chains, save_chains
 from ._summary import ChainSummary, named_numbers
 
@@ -271,7 +271,13 @@ class ChainRun:
         name of another or of an axis; `TypeError` if `log_likelihood` does not return
         arrays of numbers for observations.
         """
-        return to_arviz(self, log_likelihood)
+        return to_arviz(
+            self.samples,
+            told_of_draws(self),
+            log_likelihood,
+            self.seconds.sampling,
+            "ChainRun.to_arviz",
+        )
 
     def __repr__(self) -> str:
         return table(_HEAD, self._rows())

@@ -1,20 +1,51 @@
 """Chains as ArviZ has them."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ..run._datatree import datatree, variables
 from ..run._over_draws import log_likelihood_over_draws
 
 
-def to_arviz(run: Any, log_likelihood: Any) -> Any:
-    """See `ChainRun.to_arviz`."""
-    caller = "ChainRun.to_arviz"
-    both = ("chain", "draw")
+_DIMS: Final = ("chain", "draw")
+
+
+def to_arviz(
+    samples: PyTree,
+    told: Mapping[str, Any],
+    log_likelihood: Any,
+    seconds: float,
+    caller: str,
+) -> Any:
+    """Return draws of several chains as ArviZ has them; see `ChainRun.to_arviz`.
+
+    **Arguments:**
+
+    - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
+    - `told`: what the sampler told of each draw, by the names of ArviZ; None is left
+        out.
+    - `log_likelihood`: a function of the user's, or None.
+    - `seconds`: the time for sampling.
+    - `caller`: the method that the user called.
+    """
+    stats = {name: x for name, x in told.items() if x is not None}
+    groups = {"posterior": variables(samples, _DIMS, caller)}
+    if stats:
+        groups["sample_stats"] = variables(stats, _DIMS, caller)
+    if log_likelihood is not None:
+        found = log_likelihood_over_draws(log_likelihood, samples, caller)
+        groups["log_likelihood"] = variables(found, _DIMS, caller)
+    return datatree(groups, {"sampling_time": seconds}, caller)
+
+
+def told_of_draws(run: Any) -> dict[str, Any]:
+    """Return what the sampler told of each draw of a `ChainRun`, as ArviZ names it."""
     shape = (run.num_chains, run.num_samples)
     diverging, depth, step = run.diverging, run.tree_depth, run.step_size
-    told = {
+    return {
         "lp": run.logdensity,
         "diverging": None if diverging is None else np.asarray(diverging) > 0,
         "acceptance_rate": run.acceptance_rate,
@@ -28,11 +59,3 @@ def to_arviz(run: Any, log_likelihood: Any) -> Any:
         if step is None
         else np.broadcast_to(np.asarray(step)[:, None], shape),
     }
-    stats = variables({k: x for k, x in told.items() if x is not None}, both, caller)
-    groups = {"posterior": variables(run.samples, both, caller)}
-    if stats:
-        groups["sample_stats"] = stats
-    if log_likelihood is not None:
-        found = log_likelihood_over_draws(log_likelihood, run.samples, caller)
-        groups["log_likelihood"] = variables(found, both, caller)
-    return datatree(groups, {"sampling_time": run.seconds.sampling}, caller)

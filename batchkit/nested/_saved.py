@@ -1,14 +1,13 @@
 """A nested run as a file: a result, or a checkpoint read as one."""
 
 import os
-from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..run._diagnostic import Diagnostic
+from ..run._diagnostic import diagnostics_as_saved, diagnostics_from
 from ..run._environment import provenance_as_saved, provenance_from
 from ..run._file import understood
 from ..run._keys import check_key
@@ -35,7 +34,7 @@ def save_nested(path: str | os.PathLike[str], run: Any) -> None:
         "num_evaluations": None if evaluations is None else int(evaluations),
         "converged": bool(run.converged),
         "stop_reason": str(run.stop_reason),
-        "warnings": _as_lists(run.warnings),
+        "warnings": diagnostics_as_saved(run.warnings),
         "seconds": [float(x) for x in run.seconds],
         "settings": describable(run.settings),
         "provenance": provenance_as_saved(run.provenance),
@@ -65,7 +64,7 @@ def for_readers(state: Any, dead: Any, run: Any | None) -> dict[str, Any]:
         told["ended"] = {
             "stop_reason": run.stop_reason,
             "converged": run.converged,
-            "warnings": _as_lists(run.warnings),
+            "warnings": diagnostics_as_saved(run.warnings),
         }
     return told
 
@@ -89,7 +88,7 @@ def load_nested(
             "num_evaluations": typed(values, "num_evaluations", int, type(None)),
             "converged": typed(values, "converged", bool),
             "stop_reason": typed(values, "stop_reason", str),
-            "warnings": [_diagnostic(x) for x in typed(values, "warnings", list)],
+            "warnings": diagnostics_from(typed(values, "warnings", list)),
             "seconds": numbers(values, "seconds", 2),
             "settings": typed(values, "settings", dict),
             "provenance": provenance_from(values),
@@ -139,14 +138,3 @@ def _values_of_checkpoint(
         "provenance": header.get("provenance", []),
         **{name: ended[name] for name in ("stop_reason", "converged", "warnings")},
     }
-
-
-def _as_lists(warnings: Sequence[Diagnostic]) -> list[list[Any]]:
-    return [[x.name, float(x.value), float(x.threshold), x.message] for x in warnings]
-
-
-def _diagnostic(parts: Any) -> Diagnostic:
-    name, value, threshold, message = parts
-    if type(name) is not str or type(message) is not str:
-        raise ValueError(f"it has a warning {parts!r}")
-    return Diagnostic(name, float(value), float(threshold), message)

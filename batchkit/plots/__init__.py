@@ -1,4 +1,4 @@
-"""Figures of nested runs and of chains."""
+"""Figures of nested runs, of chains and of shards."""
 
 from ._corner import plot_corner as plot_corner
 from ._run import plot_run as plot_run

@@ -8,9 +8,10 @@ import numpy as np
 from ..chains import ChainRun
 from ..nested import NestedRun
 from ..run._extras import extra
+from ..shards import ShardRun
 from ._axis_numbers import format_median, scale_of
 from ._figure import COLOURS, new_figure
-from ._parameters import parameters_of, quantiles, weights_of
+from ._parameters import format_draws, parameters_of, quantiles, weights_of
 from ._run import evidence_of
 
 
@@ -29,13 +30,13 @@ _QUANTILES: Final = (0.16, 0.5, 0.84)
 
 
 def plot_corner(
-    run: NestedRun | ChainRun,
+    run: NestedRun | ChainRun | ShardRun,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> "matplotlib.figure.Figure":
     """Draw the posterior of each parameter, and of each pair of them.
 
-    The points of a nested run are weighted, the draws of chains have equal weights.
+    The points of a nested run are weighted, draws have equal weights.
     The title of each histogram has the median and its distances to the 16 % and 84 %
     quantiles; the contours contain about 68 % and 95 % of the posterior. The figure is
     made by [corner](https://corner.readthedocs.io).
@@ -53,7 +54,7 @@ def plot_corner(
 
     **Arguments:**
 
-    - `run`: a nested run or chains.
+    - `run`: a nested run, chains, or shards, whose combined draws are shown.
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 10.
     - `labels`: axis labels by name, for example with a unit; names by default.
@@ -117,11 +118,11 @@ def plot_corner(
     return figure
 
 
-def _caption(run: NestedRun | ChainRun) -> str:
+def _caption(run: NestedRun | ChainRun | ShardRun) -> str:
     if isinstance(run, NestedRun):
         of = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
     else:
-        of = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
+        of = format_draws(run)
     return f"{of}\ncontours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}"
 
 

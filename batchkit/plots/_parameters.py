@@ -10,6 +10,7 @@ from ..chains import ChainRun
 from ..chains._summary import pooled_columns
 from ..nested import NestedRun
 from ..run._names import columns, leaves
+from ..shards import ShardRun
 
 
 # The largest number of names in a message.
@@ -30,12 +31,20 @@ class Parameter(NamedTuple):
     values: Float[np.ndarray, " n"]
 
 
-def weights_of(run: NestedRun | ChainRun) -> Float[np.ndarray, " n"]:
+def weights_of(run: NestedRun | ChainRun | ShardRun) -> Float[np.ndarray, " n"]:
     """Return the weight of each point or draw; they sum to one."""
     if isinstance(run, NestedRun):
         return run.weights
     count = run.num_chains * run.num_samples
     return np.full(count, 1 / count)
+
+
+def format_draws(run: ChainRun | ShardRun) -> str:
+    """Return the number of chains, draws and shards in words."""
+    words = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
+    if isinstance(run, ShardRun):
+        words += f", combined from {len(run.used):,} shards"
+    return words
 
 
 def quantiles(
@@ -58,7 +67,7 @@ def parameters_of(
 
     **Arguments:**
 
-    - `run`: a `NestedRun` or a `ChainRun`.
+    - `run`: a `NestedRun`, a `ChainRun` or a `ShardRun`.
     - `names`: the names of scalars or of whole arrays; None for all.
     - `labels`: axis labels that replace names.
     - `most`: the largest number of parameters without `names`.
@@ -69,10 +78,10 @@ def parameters_of(
     `TypeError` if `run` is of another type; `ValueError` if there are too many
     parameters, if a name is unknown, or if a value with weight is not finite.
     """
-    if not isinstance(run, NestedRun | ChainRun):
+    if not isinstance(run, NestedRun | ChainRun | ShardRun):
         raise TypeError(
-            f"{caller}(run=...): run must be a NestedRun or a ChainRun; got "
-            f"{type(run).__name__}."
+            f"{caller}(run=...): run must be a NestedRun, a ChainRun or a ShardRun; "
+            f"got {type(run).__name__}."
         )
     tree = run.dead.positions if isinstance(run, NestedRun) else run.samples
     named = dict(columns(tree) if isinstance(run, NestedRun) else pooled_columns(tree))

@@ -73,7 +73,7 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
     if not isinstance(run, NestedRun):
         raise TypeError(
             f"plot_run(run=...): run must be a NestedRun; got {type(run).__name__}. "
-            "For chains use `plot_trace`."
+            "For chains and shards use `plot_trace`."
         )
     figure = new_figure(10.0, 6.4, "plot_run", "constrained")
     axes = figure.subplot_mosaic(

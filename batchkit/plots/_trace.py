@@ -8,8 +8,9 @@ import numpy as np
 from ..chains import ChainRun
 from ..chains._summary import named_numbers
 from ..nested import NestedRun
+from ..shards import ShardRun
 from ._figure import COLOUR_MAP, COLOURS, new_figure, tidy
-from ._parameters import Parameter, parameters_of, quantiles, weights_of
+from ._parameters import Parameter, format_draws, parameters_of, quantiles, weights_of
 from ._run import VOLUME, depth_of, evidence_of, relative_mass
 
 
@@ -26,7 +27,7 @@ _NAMED_CHAINS: Final = len(COLOURS)
 
 
 def plot_trace(
-    run: NestedRun | ChainRun,
+    run: NestedRun | ChainRun | ShardRun,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> "matplotlib.figure.Figure":
@@ -35,7 +36,8 @@ def plot_trace(
     For a nested run, all points are plotted against the prior volume `-ln X`, from the
     whole prior on the left to the peak on the right, coloured by the posterior mass.
     For chains, the draws of each chain are plotted in order, with marks at the bottom
-    for divergent transitions.
+    for divergent transitions. The combined draws of shards have no marks, since each is
+    made from a draw of every shard.
 
     It needs `pip install 'batchkit-jax[plots]'`.
 
@@ -50,7 +52,7 @@ def plot_trace(
 
     **Arguments:**
 
-    - `run`: a nested run or chains.
+    - `run`: a nested run, chains, or shards, whose combined draws are shown.
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 12.
     - `labels`: axis labels by name, for example with a unit; names by default.
@@ -117,8 +119,11 @@ def _nested(
     figure.suptitle(f"{len(run.dead):,} points,  {evidence_of(run)}")
 
 
-def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) -> None:
+def _chains(
+    figure: Any, axes: Any, run: ChainRun | ShardRun, parameters: list[Parameter]
+) -> None:
     shape, weights = (run.num_chains, run.num_samples), weights_of(run)
+    diverging = run.diverging if isinstance(run, ChainRun) else None
     rhat, size = dict(named_numbers(run.rhat)), dict(named_numbers(run.ess_bulk))
     for (left, right), (name, _, values) in zip(axes, parameters, strict=True):
         draws = values.reshape(shape)
@@ -134,8 +139,8 @@ def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) 
             _posterior(right, values, weights)
         right.set_title(f"R-hat {rhat[name]:.3f}, ESS {size[name]:,.0f}", fontsize=9)
         # matplotlib's constrained layout collapses for an empty line without clipping.
-        if np.any(run.divergences):
-            _, at = np.nonzero(np.asarray(run.diverging))
+        if np.any(diverging):
+            _, at = np.nonzero(np.asarray(diverging))
             left.plot(
                 at,
                 np.zeros(len(at)),
@@ -146,10 +151,10 @@ def _chains(figure: Any, axes: Any, run: ChainRun, parameters: list[Parameter]) 
                 clip_on=False,
             )
     axes[-1, 0].set(xlabel="draw", xlim=(0, max(1, run.num_samples - 1)))
-    title = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
-    if run.divergences is not None:
-        title += f", {np.sum(run.divergences):,} divergences"
-        title += " (marked below)" if np.any(run.divergences) else ""
+    title = format_draws(run)
+    if diverging is not None:
+        title += f", {np.sum(diverging):,} divergences"
+        title += " (marked below)" if np.any(diverging) else ""
     figure.suptitle(title)
     if run.num_chains <= _NAMED_CHAINS:
         handles, words = axes[0, 0].get_legend_handles_labels()

@@ -21,7 +21,12 @@ FORMAT: Final = 1
 # What errors say can be done without the file.
 AGAIN: Final = "make the run again"
 # `kind` in the header of a checkpoint names the run; here it is that of a result.
-_KINDS: Final = {"NestedRun": "result of a nested run", "ChainRun": "result of chains"}
+_KINDS: Final = {
+    "NestedRun": "result of a nested run",
+    "ChainRun": "result of chains",
+    "ShardRun": "result of shards",
+}
+# The draws of shards become a result by functions of the user, which no file holds.
 _CHECKPOINTS: Final = {"NestedRun": "nested run", "ChainRun": "run of chains"}
 
 
@@ -57,7 +62,8 @@ def write_result(
 def read_result(
     path: str | os.PathLike[str],
     kind: str,
-    of_checkpoint: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]],
+    of_checkpoint: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+    | None = None,
 ) -> dict[str, Any]:
     """The values of a result, by name.
 
@@ -65,7 +71,8 @@ def read_result(
 
     - `path`: the file.
     - `kind`: the name of its class.
-    - `of_checkpoint`: makes the values from the header and the arrays of a checkpoint.
+    - `of_checkpoint`: makes the values from the header and the arrays of a checkpoint;
+        None if that cannot be.
 
     **Raises:**
 
@@ -76,7 +83,7 @@ def read_result(
     header, arrays = read_file(path, AGAIN)
     what = header.get("kind")
     with understood(path, AGAIN):
-        if what == _CHECKPOINTS[kind]:
+        if of_checkpoint is not None and what == _CHECKPOINTS[kind]:
             return of_checkpoint(header, arrays)
         if what != _KINDS[kind]:
             raise CheckpointError(*_other_kind(path, kind, what))
@@ -122,7 +129,7 @@ def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, 
 
 def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
     for name in _KINDS:
-        if what in (_KINDS[name], _CHECKPOINTS[name]):
+        if what in (_KINDS[name], _CHECKPOINTS.get(name, _KINDS[name])):
             return (
                 f"{path!r} holds a {what}, and not a {kind}.",
                 f"Load it with `{name}.load`.",

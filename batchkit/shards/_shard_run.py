@@ -1,5 +1,6 @@
 """What the shards have found together, and whether to believe it."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, final
 
@@ -7,16 +8,20 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..chains import ChainSummary, Convergence
+from ..chains import ChainSeconds, ChainSummary, Convergence
+from ..chains._exports import to_arviz
 from ..chains._summary import named_numbers
 from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance, provenance_rows
+from ..run._file import understood
 from ..run._names import parameter_names
+from ..run._result_file import AGAIN
 from ._checks import FATAL, diagnose_shards
 from ._combine import combine_shards
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
 from ._refine import refined
+from ._shard_file import load_shards, save_shards
 from ._stats import SamplingStats
 
 
@@ -140,6 +145,22 @@ class ShardRun:
         )
 
     @property
+    def num_chains(self) -> int:
+        """The number of chains of the combined draws, which is that of each shard."""
+        return jax.tree.leaves(self.samples)[0].shape[0]
+
+    @property
+    def num_samples(self) -> int:
+        """The number of combined draws in each chain."""
+        return jax.tree.leaves(self.samples)[0].shape[1]
+
+    @property
+    def seconds(self) -> ChainSeconds:
+        """The wall time of all tries: to compile, to warm up and to sample."""
+        rounds = {x.number: x.seconds for stats in self.stats for x in stats.tries}
+        return ChainSeconds(*(sum(x[i] for x in rounds.values()) for i in range(4)))
+
+    @property
     def rhat(self) -> PyTree:
         """Split R-hat of the combined draws, of each number of a position."""
         return self._convergence.rhat
@@ -171,6 +192,111 @@ class ShardRun:
     def summary(self) -> ChainSummary:
         """A table of the parameters: mean, deviation, quantiles, and convergence."""
         return ChainSummary(self.samples, self._convergence)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the run to a file, from which `load` makes it again, bit for bit.
+
+        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
+        arrays are in `arrays`, such as `arrays/samples/mass` and
+        `arrays/shard_samples/mass`; the rest is JSON in `header`. Another result at
+        that path is replaced whole or not at all; any other file stays.
+
+        ```python
+        import os
+        import tempfile
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        plan = bk.SamplingPlan(100, 500)
+        run = bk.ShardRun(
+            {"x": np.random.default_rng(0).normal(size=(3, 4, 500))},
+            [bk.SamplingStats(s, 10, plan, ()) for s in range(3)],
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "result.h5")
+            run.save(path)
+            again = bk.ShardRun.load(path)
+        assert np.all(again.samples["x"] == run.samples["x"])
+        ```
+
+        **Arguments:**
+
+        - `path`: the file, in a folder that exists.
+
+        **Raises:**
+
+        `CheckpointError` if it cannot be written, or if there is a file that is no
+        result of batchkit.
+        """
+        save_shards(path, self)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], *, like: PyTree | None = None) -> "ShardRun":
+        """Read a run that `save` wrote.
+
+        The checkpoint of a run is not read: to combine the draws of shards takes the
+        user's functions. Call `run_shards` again, which returns the result of a
+        finished run without sampling.
+
+        **Arguments:**
+
+        - `path`: the file.
+        - `like`: a position with the structure to have; only the structure counts. By
+            default dicts, lists and tuples are what they were, and in place of a class,
+            such as a NamedTuple, there is a dict of its fields: a file holds no code.
+
+        **Returns:**
+
+        The run, with the bits and dtypes, the warnings and the check by gradients that
+        it had.
+
+        **Raises:**
+
+        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
+        another kind, or in a newer format; `ValueError` if `like` has other names.
+        """
+        # Not by `__init__`, which combines draws anew, with functions of the user.
+        run = object.__new__(ShardRun)
+        vars(run).update(load_shards(path, like))
+        with understood(os.fspath(path), AGAIN):
+            run._convergence = Convergence(run.samples)
+        return run
+
+    def to_arviz(
+        self, *, log_likelihood: Callable[[PyTree], PyTree] | None = None
+    ) -> Any:
+        """Return the combined draws for ArviZ.
+
+        It needs `pip install 'batchkit[arviz]'`. The groups are
+
+        - `posterior`: each array of a position under its name (`"lens.mass"`).
+        - `log_likelihood`, if the argument is given: what `arviz.loo` and
+            `arviz.compare` work on.
+
+        There are no `sample_stats`: a combined draw is made of draws of all shards, and
+        no sampler has told of it.
+
+        **Arguments:**
+
+        - `log_likelihood`: a function from one position to the log-likelihoods of the
+            observations of all shards, as for
+            [`ChainRun.to_arviz`][batchkit.ChainRun.to_arviz]. By default the group is
+            left out.
+
+        **Returns:**
+
+        What the installed ArviZ works on: an `xarray.DataTree`, or an
+        `arviz.InferenceData` before ArviZ 1.0.
+
+        **Raises:**
+
+        `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
+        name of another or of an axis; `TypeError` if `log_likelihood` does not return
+        arrays of numbers for observations.
+        """
+        seconds, caller = self.seconds.sampling, "ShardRun.to_arviz"
+        return to_arviz(self.samples, {}, log_likelihood, seconds, caller)
 
     def report(self) -> str:
         """Whether to believe the result, why, and what to do, in words."""
@@ -227,11 +353,10 @@ class ShardRun:
         return html_table(_HEAD, self._rows())
 
     def _rows(self) -> list[tuple[str, str]]:
-        chains, draws = jax.tree.leaves(self.samples)[0].shape[:2]
         return [
             ("verdict", self.verdict),
             ("shards", f"{len(self.used)} of {len(self.stats)}, {self.combine}"),
-            ("draws", f"{chains:,} chains of {draws:,}"),
+            ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
             *provenance_rows(self.provenance),
             *(("warning", str(warning)) for warning in self.warnings),
         ]

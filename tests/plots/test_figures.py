@@ -168,7 +168,7 @@ def test_other_types_are_refused() -> None:
     words = ("must be a NestedRun; got ChainRun", "use `plot_trace`")
     assert_refuses(lambda: bk.plot_run(chains(two)), TypeError, words)  # pyright: ignore
     for name in ("plot_trace", "plot_corner"):
-        words = (f"{name}(run=...)", "a NestedRun or a ChainRun; got int")
+        words = (f"{name}(run=...)", "a ChainRun or a ShardRun; got int")
         assert_refuses(lambda name=name: FIGURES[name](3), TypeError, words)
 
 

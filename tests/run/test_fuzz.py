@@ -56,6 +56,19 @@ def chains(path: Path) -> None:
     ).save(path)
 
 
+def shards(path: Path) -> None:
+    draws = np.random.default_rng(0).normal(size=(2, 2, 8))
+    seconds = bk.ChainSeconds(1.0, 2.0, 3.0)
+    tried = bk.shards.ShardTry(0, 0.8, 0.0, True, True, "", seconds)
+    plan = bk.SamplingPlan(2, 8, 2)
+    bk.ShardRun(
+        {"x": draws, "y": [draws[..., ::-1, None] ** 2]},
+        [bk.SamplingStats(i, 9, plan, (tried,)) for i in range(2)],
+        gradients_fn=lambda used: lambda position: position,
+        refine=False,
+    ).save(path)
+
+
 def everything(run: Any) -> list[Any]:
     """All that a result is made of, as bytes and words."""
     if isinstance(run, bk.NestedRun):
@@ -69,6 +82,16 @@ def everything(run: Any) -> list[Any]:
         )
         words = run.num_steps, run.num_evaluations, run.converged, run.stop_reason
         told = *words, run.warnings, run.seconds, run.settings
+    elif isinstance(run, bk.ShardRun):
+        check = vars(run.gradient_check) if run.gradient_check else {}
+        arrays = (
+            run.samples,
+            run.shard_samples,
+            run.shift,
+            {name: x for name, x in check.items() if isinstance(x, np.ndarray)},
+        )
+        words = check.get("names"), check.get("num_draws"), run.combine, run.warnings
+        told = *words, run.stats, run.used, run.left_out
     else:
         arrays = run.samples, run.logdensity, run.diverging, run.step_size
         told = run.warnings, run.seconds, run.max_tree_depth
@@ -83,6 +106,7 @@ def everything(run: Any) -> list[Any]:
 SOURCES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "nested": (nested, bk.NestedRun.load),
     "chains": (chains, bk.ChainRun.load),
+    "shards": (shards, bk.ShardRun.load),
 }
 
 

@@ -131,7 +131,7 @@ def test_what_is_told(some_fail: list[int]) -> None:
     for number, shards in enumerate([[0, 1, 2], some_fail]):
         mine = [x for x in told if x.number == number]
         assert {x.shards for x in mine} == {tuple(shards)}
-        assert [x.phase for x in mine[:2]] == ["warm-up", "sampling"]
+        assert list(dict.fromkeys(x.phase for x in mine)) == ["warm-up", "sampling"]
         assert (mine[0].draws, mine[-1].draws) == (0, 20)
         divergences = mine[-1].divergences
         assert divergences is not None
