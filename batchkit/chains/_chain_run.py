@@ -13,11 +13,12 @@ from ..rebuild._table import html_table, table
 from ..run._environment import Provenance, provenance_rows
 from ..run._file import understood
 from ..run._result_file import AGAIN
+from ..run._summary import QUANTILES
 from ._convergence import Convergence
 from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._exports import to_arviz, told_of_draws
 from ._saved import load_chains, save_chains
-from ._summary import ChainSummary, named_numbers
+from ._summary import ChainSummary, named_numbers, summary_of_draws
 
 
 @final
@@ -160,9 +161,50 @@ class ChainRun:
         rate = self.acceptance_rate
         return None if rate is None else np.mean(rate, axis=1)
 
-    def summary(self) -> ChainSummary:
-        """A table of the parameters: mean, deviation, quantiles, and convergence."""
-        return ChainSummary(self.samples, self._convergence)
+    def summary(
+        self,
+        *,
+        quantiles: Sequence[float] = QUANTILES,
+        transform: Callable[[PyTree], PyTree] | None = None,
+    ) -> ChainSummary:
+        """Return a table of the parameters: mean, deviation, quantiles, R-hat, ESS.
+
+        ```python
+        import jax.numpy as jnp
+        import numpy as np
+        import batchkit as bk
+
+        draws = np.random.default_rng(0).normal(size=(4, 1000))
+        run = bk.ChainRun({"log_mass": draws})
+        found = run.summary(
+            quantiles=(0.16, 0.84), transform=lambda p: {"mass": jnp.exp(p["log_mass"])}
+        )
+        assert abs(found["mass"]["84 %"] - np.exp(0.994)) < 0.3
+        ```
+
+        **Arguments:**
+
+        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `transform`: a function from one position to what is shown in its place, such
+            as the parameters whose logarithms were sampled. It is mapped over draws in
+            chunks. By default positions are shown as they are.
+
+        **Returns:**
+
+        A `ChainSummary`, which prints as a table and has `to_dataframe` and `to_latex`.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
+        `TypeError` if `transform` does not return real numbers.
+        """
+        return summary_of_draws(
+            self.samples,
+            self._convergence,
+            transform,
+            quantiles,
+            "ChainRun.summary",
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the run to a file, from which `load` makes it again, bit for bit.
@@ -224,7 +266,10 @@ class ChainRun:
             return ChainRun(samples, **told)
 
     def to_arviz(
-        self, *, log_likelihood: Callable[[PyTree], PyTree] | None = None
+        self,
+        *,
+        log_likelihood: Callable[[PyTree], PyTree] | None = None,
+        transform: Callable[[PyTree], PyTree] | None = None,
     ) -> Any:
         """The run for ArviZ.
 
@@ -259,6 +304,9 @@ class ChainRun:
             observations, an array with one number for each (its variable is `y`) or a
             dict of such by name. It is mapped over draws in chunks. By default the
             group is left out.
+        - `transform`: a function from one position to what `posterior` has in its
+            place, such as the parameters whose logarithms were sampled. It is mapped
+            over draws in chunks. By default positions are there as they are.
 
         **Returns:**
 
@@ -275,6 +323,7 @@ class ChainRun:
             self.samples,
             told_of_draws(self),
             log_likelihood,
+            transform,
             self.seconds.sampling,
             "ChainRun.to_arviz",
         )

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..run._datatree import datatree, variables
-from ..run._over_draws import log_likelihood_over_draws
+from ..run._over_draws import log_likelihood_over_draws, over_draws
 
 
 _DIMS: Final = ("chain", "draw")
@@ -17,6 +17,7 @@ def to_arviz(
     samples: PyTree,
     told: Mapping[str, Any],
     log_likelihood: Any,
+    transform: Any,
     seconds: float,
     caller: str,
 ) -> Any:
@@ -27,12 +28,13 @@ def to_arviz(
     - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
     - `told`: what the sampler told of each draw, by the names of ArviZ; None is left
         out.
-    - `log_likelihood`: a function of the user's, or None.
+    - `log_likelihood`, `transform`: functions of the user's, or None.
     - `seconds`: the time for sampling.
     - `caller`: the method that the user called.
     """
     stats = {name: x for name, x in told.items() if x is not None}
-    groups = {"posterior": variables(samples, _DIMS, caller)}
+    shown = samples if transform is None else over_draws(transform, samples, caller)
+    groups = {"posterior": variables(shown, _DIMS, caller)}
     if stats:
         groups["sample_stats"] = variables(stats, _DIMS, caller)
     if log_likelihood is not None:

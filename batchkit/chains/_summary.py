@@ -1,26 +1,23 @@
-"""The draws of several chains as a table."""
+"""The draws of several chains as a table, with convergence diagnostics."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..rebuild._table import html_table, table
 from ..run._names import columns
+from ..run._over_draws import over_draws
+from ..run._summary import QUANTILES, AbstractSummary, quantile_labels
 from ._convergence import Convergence
 
 
-_QUANTILES: Final = {"5 %": 0.05, "50 %": 0.5, "95 %": 0.95}
 _CONVERGENCE: Final = ("R-hat", "bulk ESS", "tail ESS")
-_HEAD: Final = ("parameter", "mean", "std", *_QUANTILES, *_CONVERGENCE)
-# A printed table of more rows hides what is around it.
-_ROWS: Final = 60
 
 
 @final
-class ChainSummary:
+class ChainSummary(AbstractSummary):
     """Each parameter: mean, deviation, quantiles, R-hat and effective sample sizes.
 
     Prints as a table.
@@ -37,45 +34,61 @@ class ChainSummary:
     ```
     """
 
-    def __init__(self, samples: PyTree, convergence: Convergence) -> None:
+    def __init__(
+        self,
+        samples: PyTree,
+        convergence: Convergence,
+        quantiles: Sequence[float] = QUANTILES,
+    ) -> None:
         """**Arguments:**
 
         - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
         - `convergence`: R-hat and the effective sample sizes of them.
+        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no such numbers.
         """
+        labels = quantile_labels(quantiles)
         values: dict[str, dict[str, float]] = {}
         for name, x in pooled_columns(samples):
             row = {"mean": float(np.mean(x)), "std": float(np.std(x, ddof=x.size > 1))}
-            found = np.quantile(x, list(_QUANTILES.values()))
-            row.update(zip(_QUANTILES, map(float, found), strict=True))
+            found = np.quantile(x, list(labels.values()))
+            row.update(zip(labels, map(float, found), strict=True))
             values[name] = row
         told = (convergence.rhat, convergence.ess_bulk, convergence.ess_tail)
         for column, tree in zip(_CONVERGENCE, told, strict=True):
             for name, value in named_numbers(tree):
                 values[name][column] = value
-        self.values: Mapping[str, Mapping[str, float]] = values
+        self.values = values
 
-    def __getitem__(self, name: str) -> Mapping[str, float]:
-        return self.values[name]
+    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
+        sizes = (f"{row[column]:,.0f}" for column in _CONVERGENCE[1:])
+        return [f"{row['R-hat']:.3f}", *sizes]
 
-    def __repr__(self) -> str:
-        text = table(_HEAD, self._rows()[:_ROWS])
-        hidden = len(self.values) - _ROWS
-        return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
 
-    def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
+def summary_of_draws(
+    samples: PyTree,
+    convergence: Convergence,
+    transform: Callable[[PyTree], PyTree] | None,
+    quantiles: Sequence[float],
+    caller: str,
+) -> ChainSummary:
+    """Return the table of draws, or of what a function makes of each of them.
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (
-                name,
-                *(f"{row[column]:.4g}" for column in ("mean", "std", *_QUANTILES)),
-                f"{row['R-hat']:.3f}",
-                *(f"{row[column]:,.0f}" for column in _CONVERGENCE[1:]),
-            )
-            for name, row in self.values.items()
-        ]
+    **Arguments:**
+
+    - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
+    - `convergence`: R-hat and the effective sample sizes of them.
+    - `transform`: a function of one position, or None.
+    - `quantiles`: which, between 0 and 1.
+    - `caller`: the method that the user called.
+    """
+    if transform is not None:
+        samples = over_draws(transform, samples, caller)
+        convergence = Convergence(samples)
+    return ChainSummary(samples, convergence, quantiles)
 
 
 def pooled_columns(samples: PyTree) -> list[tuple[str, np.ndarray]]:

@@ -8,6 +8,7 @@ import numpy as np
 from ..run._datatree import datatree, variables
 from ..run._extras import extra
 from ..run._names import columns
+from ..run._over_draws import over_draws
 from ._volumes import generator, resample
 
 
@@ -17,7 +18,7 @@ _ZERO: Final = -1e30
 _TAKEN: Final = ("logL", "logL_birth", "nlive", "insertion")
 
 
-def to_arviz(run: Any, n: int | None, key: Any) -> Any:
+def to_arviz(run: Any, n: int | None, key: Any, transform: Any) -> Any:
     """See `NestedRun.to_arviz`."""
     caller = "NestedRun.to_arviz"
     n = max(1, round(run.ess)) if n is None else n
@@ -26,13 +27,16 @@ def to_arviz(run: Any, n: int | None, key: Any) -> Any:
     key = jax.random.fold_in(run.key, n) if key is None else key
     chosen = resample(run.weights, n, generator(key))
     dead = run.dead
+    positions = dead.positions
+    if transform is not None:
+        positions = over_draws(transform, positions, caller, dims=1)
     at_points = {
         "loglikelihood": dead.loglikelihood,
         "logprior": dead.logprior,
         "lp": dead.loglikelihood + dead.logprior,
         "point": np.arange(len(dead)),
     }
-    draws = jax.tree.map(lambda x: x[chosen][None], (dead.positions, at_points))
+    draws = jax.tree.map(lambda x: x[chosen][None], (positions, at_points))
     points = {
         "weight": run.weights,
         "loglikelihood": dead.loglikelihood,
@@ -51,7 +55,7 @@ def to_arviz(run: Any, n: int | None, key: Any) -> Any:
         "posterior": variables(draws[0], chain, caller),
         "sample_stats": {name: (chain, x) for name, x in draws[1].items()},
         "constant_data": {name: ((), np.asarray(x)) for name, x in numbers.items()},
-        "dead_points": variables(dead.positions, point, caller),
+        "dead_points": variables(positions, point, caller),
         "dead_stats": {name: (point, x) for name, x in points.items()},
     }
     return datatree(groups, {"sampling_time": run.seconds.run}, caller)

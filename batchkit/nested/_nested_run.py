@@ -16,10 +16,10 @@ from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
 from ..run._file import understood
 from ..run._keys import check_key
+from ..run._over_draws import over_draws, with_derived
 from ..run._result_file import AGAIN
-from ..run._summary import Summary
+from ..run._summary import QUANTILES, Summary
 from ._dead import DeadPoints
-from ._derived import with_derived
 from ._exports import to_anesthetic, to_arviz
 from ._rows import HEAD, rows_of
 from ._saved import load_nested, save_nested
@@ -223,9 +223,34 @@ class NestedRun:
         )
         return draws if derived_fn is None else with_derived(draws, derived_fn, batcher)
 
-    def summary(self) -> Summary:
-        """A table of the parameters: mean, standard deviation, 5 %, 50 % and 95 %."""
-        return Summary(self.dead.positions, self.weights)
+    def summary(
+        self,
+        *,
+        quantiles: Sequence[float] = QUANTILES,
+        transform: Callable[[PyTree], PyTree] | None = None,
+    ) -> Summary:
+        """Return a table of the parameters: mean, deviation and quantiles.
+
+        **Arguments:**
+
+        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `transform`: a function from one position to what is shown in its place, such
+            as the parameters whose logarithms were sampled. It is mapped over points in
+            chunks. By default positions are shown as they are.
+
+        **Returns:**
+
+        A `Summary`, which prints as a table and has `to_dataframe` and `to_latex`.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
+        `TypeError` if `transform` does not return real numbers.
+        """
+        shown = self.dead.positions
+        if transform is not None:
+            shown = over_draws(transform, shown, "NestedRun.summary", dims=1)
+        return Summary(shown, self.weights, quantiles)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the run to a file, from which `load` makes it again, bit for bit.
@@ -304,6 +329,8 @@ class NestedRun:
         self,
         n: int | None = None,
         key: Key[Array, ""] | UInt32[Array, " words"] | None = None,
+        *,
+        transform: Callable[[PyTree], PyTree] | None = None,
     ) -> Any:
         """The run for ArviZ, whose draws are all of equal weight.
 
@@ -340,6 +367,9 @@ class NestedRun:
 
         - `n`: how many to draw; by default as many as `ess`.
         - `key`: a key of JAX; by default one that comes from the run's.
+        - `transform`: a function from one position to what stands in its place, such
+            as the parameters whose logarithms were sampled. It is mapped over points in
+            chunks. By default positions are there as they are.
 
         **Returns:**
 
@@ -352,7 +382,7 @@ class NestedRun:
         `ImportError` if ArviZ is not installed; `ValueError` if `n` is below one, or if
         a parameter has the name of another or of an axis.
         """
-        return to_arviz(self, n, key)
+        return to_arviz(self, n, key, transform)
 
     def to_anesthetic(self) -> Any:
         """The run for anesthetic, with all points, their births and their deaths.

@@ -1,9 +1,10 @@
 """`plot_corner`: the posterior of each parameter and of each pair."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from jaxtyping import PyTree
 
 from ..chains import ChainRun
 from ..nested import NestedRun
@@ -33,6 +34,8 @@ def plot_corner(
     run: NestedRun | ChainRun | ShardRun,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    *,
+    transform: Callable[[PyTree], PyTree] | None = None,
 ) -> "matplotlib.figure.Figure":
     """Draw the posterior of each parameter, and of each pair of them.
 
@@ -58,6 +61,9 @@ def plot_corner(
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 10.
     - `labels`: axis labels by name, for example with a unit; names by default.
+    - `transform`: a function from one position to the parameters to show, such as those
+        whose logarithms were sampled. It is mapped over points or draws in chunks. By
+        default the parameters of the positions are shown.
 
     **Returns:**
 
@@ -70,7 +76,7 @@ def plot_corner(
     parameters and no `names`, if a name is unknown, if values are not finite, or if
     there are fewer points than parameters; `ImportError` if corner is not installed.
     """
-    parameters = parameters_of(run, names, labels, _MOST, "plot_corner")
+    parameters = parameters_of(run, names, labels, _MOST, "plot_corner", transform)
     weights = weights_of(run)
     # Points without weight would only widen the ranges, and may have NaN.
     heavy = weights > 0

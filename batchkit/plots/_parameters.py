@@ -1,15 +1,16 @@
 """Selection of the parameters in a figure, their labels and their values."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ..chains import ChainRun
 from ..chains._summary import pooled_columns
 from ..nested import NestedRun
 from ..run._names import columns, leaves
+from ..run._over_draws import over_draws
 from ..shards import ShardRun
 
 
@@ -62,6 +63,7 @@ def parameters_of(
     labels: Mapping[str, str] | None,
     most: int,
     caller: str,
+    transform: Callable[[PyTree], PyTree] | None = None,
 ) -> list[Parameter]:
     """Select the parameters of a figure.
 
@@ -72,6 +74,8 @@ def parameters_of(
     - `labels`: axis labels that replace names.
     - `most`: the largest number of parameters without `names`.
     - `caller`: the public function, for messages.
+    - `transform`: a function from one position to the parameters to show; None for
+        those of the positions.
 
     **Raises:**
 
@@ -83,8 +87,11 @@ def parameters_of(
             f"{caller}(run=...): run must be a NestedRun, a ChainRun or a ShardRun; "
             f"got {type(run).__name__}."
         )
-    tree = run.dead.positions if isinstance(run, NestedRun) else run.samples
-    named = dict(columns(tree) if isinstance(run, NestedRun) else pooled_columns(tree))
+    is_nested = isinstance(run, NestedRun)
+    tree = run.dead.positions if is_nested else run.samples
+    if transform is not None:
+        tree = over_draws(transform, tree, caller, dims=1 if is_nested else 2)
+    named = dict(columns(tree) if is_nested else pooled_columns(tree))
     arrays = {name: list(_scalar_names(name, named)) for name, _ in leaves(tree)}
     if names is None:
         _check_count(caller, list(named), most)

@@ -1,12 +1,12 @@
 """`plot_trace`: each parameter along a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from jaxtyping import PyTree
 
-from ..chains import ChainRun
-from ..chains._summary import named_numbers
+from ..chains import ChainRun, Convergence
 from ..nested import NestedRun
 from ..shards import ShardRun
 from ._figure import COLOUR_MAP, COLOURS, new_figure, tidy
@@ -30,6 +30,8 @@ def plot_trace(
     run: NestedRun | ChainRun | ShardRun,
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    *,
+    transform: Callable[[PyTree], PyTree] | None = None,
 ) -> "matplotlib.figure.Figure":
     """Draw each parameter along a run, and its posterior beside it.
 
@@ -56,6 +58,9 @@ def plot_trace(
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 12.
     - `labels`: axis labels by name, for example with a unit; names by default.
+    - `transform`: a function from one position to the parameters to show, such as those
+        whose logarithms were sampled. It is mapped over points or draws in chunks. By
+        default the parameters of the positions are shown.
 
     **Returns:**
 
@@ -68,7 +73,7 @@ def plot_trace(
     parameters and no `names`, if a name is unknown, or if values are not finite;
     `ImportError` if matplotlib is not installed.
     """
-    parameters = parameters_of(run, names, labels, _MOST, "plot_trace")
+    parameters = parameters_of(run, names, labels, _MOST, "plot_trace", transform)
     rows = len(parameters)
     figure = new_figure(10.0, 1.1 + _ROW * rows, "plot_trace", "constrained")
     axes = figure.subplots(rows, 2, sharey="row", width_ratios=(4, 1), squeeze=False)
@@ -124,9 +129,9 @@ def _chains(
 ) -> None:
     shape, weights = (run.num_chains, run.num_samples), weights_of(run)
     diverging = run.diverging if isinstance(run, ChainRun) else None
-    rhat, size = dict(named_numbers(run.rhat)), dict(named_numbers(run.ess_bulk))
-    for (left, right), (name, _, values) in zip(axes, parameters, strict=True):
+    for (left, right), (_, _, values) in zip(axes, parameters, strict=True):
         draws = values.reshape(shape)
+        found = Convergence(draws)
         for i, chain in enumerate(draws):
             colour = COLOURS[i % len(COLOURS)]
             left.plot(chain, color=colour, lw=0.6, alpha=0.8, label=f"chain {i}")
@@ -137,7 +142,9 @@ def _chains(
                 )
         if run.num_chains > _NAMED_CHAINS:
             _posterior(right, values, weights)
-        right.set_title(f"R-hat {rhat[name]:.3f}, ESS {size[name]:,.0f}", fontsize=9)
+        right.set_title(
+            f"R-hat {found.rhat:.3f}, ESS {found.ess_bulk:,.0f}", fontsize=9
+        )
         # matplotlib's constrained layout collapses for an empty line without clipping.
         if np.any(diverging):
             _, at = np.nonzero(np.asarray(diverging))

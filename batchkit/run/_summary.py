@@ -1,23 +1,127 @@
-"""A posterior as a table."""
+"""A posterior as a table of moments and quantiles: as text, in LaTeX and for pandas."""
 
-from collections.abc import Mapping
-from typing import Final, final
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..rebuild._table import html_table, table
+from ._arguments import in_short
+from ._extras import extra
 from ._names import columns
 
 
-_QUANTILES: Final = {"5 %": 0.05, "50 %": 0.5, "95 %": 0.95}
-_HEAD: Final = ("parameter", "mean", "std", *_QUANTILES)
+QUANTILES: Final = (0.05, 0.5, 0.95)
 # A printed table of more rows hides what is around it.
 _ROWS: Final = 60
+# Of float64, to which all numbers are converted.
+_PRECISION: Final = 15
+# Numbers from the first to the second are written without a power of ten.
+_PLAIN: Final = (1e-4, 1e7)
+_LATEX: Final = {
+    **{x: f"\\{x}" for x in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+}
+
+
+class AbstractSummary(abc.ABC):
+    """A table with a row for each parameter, whose first columns are moments.
+
+    `values` has the numbers by the names of parameters and of columns. In print each
+    row is rounded to two significant digits of its standard deviation, so no digit is
+    noise and none is missing.
+    """
+
+    values: Mapping[str, Mapping[str, float]]
+
+    @abc.abstractmethod
+    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
+        """Return the text of the columns after the quantiles."""
+
+    def __getitem__(self, name: str) -> Mapping[str, float]:
+        return self.values[name]
+
+    def __repr__(self) -> str:
+        text = table(self._head(), self._rows()[:_ROWS])
+        hidden = len(self.values) - _ROWS
+        return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
+
+    def _repr_html_(self) -> str:
+        return html_table(self._head(), self._rows())
+
+    def to_dataframe(self) -> Any:
+        """Return the table as a `pandas.DataFrame`, with numbers that are not rounded.
+
+        It needs `pip install 'batchkit-jax[pandas]'`.
+
+        **Returns:**
+
+        A data frame with a row for each parameter, under its name.
+
+        **Raises:**
+
+        `ImportError` if pandas is not installed.
+        """
+        pandas = extra("pandas", "pandas", f"{type(self).__name__}.to_dataframe")
+        index = pandas.Index(list(self.values), name="parameter")
+        return pandas.DataFrame(list(self.values.values()), index=index)
+
+    def to_latex(self, labels: Mapping[str, str] | None = None) -> str:
+        r"""Return the table as a `tabular` of LaTeX, which needs no package.
+
+        **Arguments:**
+
+        - `labels`: what stands in a row in place of a name, in LaTeX, such as
+            `{"omega": r"$\omega$"}`; names by default.
+
+        **Raises:**
+
+        `ValueError` if there is no parameter of the name of a label.
+        """
+        labels = dict(labels or {})
+        for name in labels:
+            if name not in self.values:
+                raise ValueError(
+                    f"to_latex(labels=...): there is no parameter {name!r}. There are "
+                    f"{', '.join(self.values)}."
+                )
+        head = [_in_latex(x).replace("R-hat", r"$\hat{R}$") for x in self._head()]
+        lines = [head]
+        for name, row in self.values.items():
+            more = self._more_cells(row)
+            cells = _rounded(row, len(row) - len(more))
+            label = labels.get(name, _in_latex(name))
+            lines.append([label, *map(_in_mathematics, cells), *more])
+        first, *rows = (" & ".join(cells) + r" \\" for cells in lines)
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+                r"\hline",
+                first,
+                r"\hline",
+                *rows,
+                r"\hline",
+                r"\end{tabular}",
+            ]
+        )
+
+    def _head(self) -> tuple[str, ...]:
+        return ("parameter", *next(iter(self.values.values()), ()))
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows = []
+        for name, row in self.values.items():
+            more = self._more_cells(row)
+            rows.append((name, *_rounded(row, len(row) - len(more)), *more))
+        return rows
 
 
 @final
-class Summary:
+class Summary(AbstractSummary):
     """The posterior of each parameter: mean, standard deviation and quantiles.
 
     Prints as a table.
@@ -34,12 +138,23 @@ class Summary:
     ```
     """
 
-    def __init__(self, positions: PyTree, weights: Float[np.ndarray, " n"]) -> None:
+    def __init__(
+        self,
+        positions: PyTree,
+        weights: Float[np.ndarray, " n"],
+        quantiles: Sequence[float] = QUANTILES,
+    ) -> None:
         """**Arguments:**
 
         - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
         - `weights`: the weight of each point, of shape `(n,)`; they sum to one.
+        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no such numbers.
         """
+        labels = quantile_labels(quantiles)
         values: dict[str, dict[str, float]] = {}
         for name, column in columns(positions):
             x = column.astype(np.float64)
@@ -47,25 +162,80 @@ class Summary:
             row = {"mean": mean, "std": float(np.sqrt(weights @ (x - mean) ** 2))}
             # The other methods of NumPy know no weights.
             found = np.quantile(
-                x, list(_QUANTILES.values()), weights=weights, method="inverted_cdf"
+                x, list(labels.values()), weights=weights, method="inverted_cdf"
             )
-            row.update(zip(_QUANTILES, map(float, found), strict=True))
+            row.update(zip(labels, map(float, found), strict=True))
             values[name] = row
-        self.values: Mapping[str, Mapping[str, float]] = values
+        self.values = values
 
-    def __getitem__(self, name: str) -> Mapping[str, float]:
-        return self.values[name]
+    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
+        return []
 
-    def __repr__(self) -> str:
-        text = table(_HEAD, self._rows()[:_ROWS])
-        hidden = len(self.values) - _ROWS
-        return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
 
-    def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
+def quantile_labels(quantiles: Any) -> dict[str, float]:
+    """Return quantiles by the names of their columns, such as `"5 %"`.
 
-    def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (name, *(f"{row[column]:.4g}" for column in _HEAD[1:]))
-            for name, row in self.values.items()
-        ]
+    **Raises:**
+
+    `TypeError` if they are no sequence of numbers, `ValueError` if one is not between
+    0 and 1 or occurs twice.
+    """
+    told = f"summary(quantiles={in_short(quantiles)}): quantiles must be"
+    if isinstance(quantiles, str) or not isinstance(quantiles, Sequence | np.ndarray):
+        raise TypeError(
+            f"{told} numbers between 0 and 1, such as (0.05, 0.5, 0.95); got "
+            f"{type(quantiles).__name__}."
+        )
+    labels: dict[str, float] = {}
+    for value in quantiles:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(
+                f"{told} numbers between 0 and 1; one is {in_short(value)}, of type "
+                f"{type(value).__name__}."
+            )
+        if not 0 <= value <= 1:
+            raise ValueError(f"{told} between 0 and 1; one is {value}. 5 % is 0.05.")
+        label = f"{100 * value:.10g} %"
+        if label in labels:
+            raise ValueError(f"{told} all different; {value} occurs twice.")
+        labels[label] = float(value)
+    return labels
+
+
+def _rounded(row: Mapping[str, float], count: int) -> list[str]:
+    """Return the first numbers of a row, to two digits of the standard deviation.
+
+    Where that is zero or not finite, numbers have ten significant digits.
+    """
+    values, std = list(row.values())[:count], row["std"]
+    finite = [abs(x) for x in values if np.isfinite(x)]
+    if not (np.isfinite(std) and std > 0):
+        return [f"{x:.10g}" for x in values]
+    largest = max(finite)
+    power = _order(largest)
+    # Rounded first: 0.0996 has its first digit where 0.1 has.
+    places = 1 - _order(float(f"{std:.1e}"))
+    places = min(places, _PRECISION - 1 - power)
+    if not _PLAIN[0] <= largest < _PLAIN[1]:
+        scale, end = 10.0**power, f"e{power:+03d}"
+        return [f"{_round(x / scale, places + power)}{end}" for x in values]
+    return [_round(x, places) for x in values]
+
+
+def _round(x: float, places: int) -> str:
+    # Minus zero is zero.
+    return f"{round(x, places) + 0.0 if np.isfinite(x) else x:.{max(places, 0)}f}"
+
+
+def _order(x: float) -> int:
+    return int(np.floor(np.log10(x)))
+
+
+def _in_latex(text: str) -> str:
+    return "".join(_LATEX.get(x, x) for x in text)
+
+
+def _in_mathematics(cell: str) -> str:
+    mantissa, _, power = cell.partition("e")
+    times = rf" \times 10^{{{int(power)}}}" if power else ""
+    return f"${mantissa}{times}$" if mantissa[-1].isdigit() else cell

@@ -10,13 +10,14 @@ from jaxtyping import PyTree
 
 from ..chains import ChainSeconds, ChainSummary, Convergence
 from ..chains._exports import to_arviz
-from ..chains._summary import named_numbers
+from ..chains._summary import named_numbers, summary_of_draws
 from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance, provenance_rows
 from ..run._file import understood
 from ..run._names import parameter_names
 from ..run._result_file import AGAIN
+from ..run._summary import QUANTILES
 from ._checks import FATAL, diagnose_shards
 from ._combine import combine_shards
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
@@ -158,7 +159,9 @@ class ShardRun:
     def seconds(self) -> ChainSeconds:
         """The wall time of all tries: to compile, to warm up and to sample."""
         rounds = {x.number: x.seconds for stats in self.stats for x in stats.tries}
-        return ChainSeconds(*(sum(x[i] for x in rounds.values()) for i in range(4)))
+        return ChainSeconds(
+            *(sum((x[i] for x in rounds.values()), 0.0) for i in range(4))
+        )
 
     @property
     def rhat(self) -> PyTree:
@@ -189,9 +192,37 @@ class ShardRun:
         names = {warning.name for warning in self.warnings}
         return "unreliable" if names & FATAL else "doubtful" if names else "reliable"
 
-    def summary(self) -> ChainSummary:
-        """A table of the parameters: mean, deviation, quantiles, and convergence."""
-        return ChainSummary(self.samples, self._convergence)
+    def summary(
+        self,
+        *,
+        quantiles: Sequence[float] = QUANTILES,
+        transform: Callable[[PyTree], PyTree] | None = None,
+    ) -> ChainSummary:
+        """Return a table of the parameters: mean, deviation, quantiles, R-hat, ESS.
+
+        **Arguments:**
+
+        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `transform`: a function from one position to what is shown in its place, such
+            as the parameters whose logarithms were sampled. It is mapped over draws in
+            chunks. By default positions are shown as they are.
+
+        **Returns:**
+
+        A `ChainSummary`, which prints as a table and has `to_dataframe` and `to_latex`.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
+        `TypeError` if `transform` does not return real numbers.
+        """
+        return summary_of_draws(
+            self.samples,
+            self._convergence,
+            transform,
+            quantiles,
+            "ShardRun.summary",
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the run to a file, from which `load` makes it again, bit for bit.
@@ -264,11 +295,14 @@ class ShardRun:
         return run
 
     def to_arviz(
-        self, *, log_likelihood: Callable[[PyTree], PyTree] | None = None
+        self,
+        *,
+        log_likelihood: Callable[[PyTree], PyTree] | None = None,
+        transform: Callable[[PyTree], PyTree] | None = None,
     ) -> Any:
         """Return the combined draws for ArviZ.
 
-        It needs `pip install 'batchkit[arviz]'`. The groups are
+        It needs `pip install 'batchkit-jax[arviz]'`. The groups are
 
         - `posterior`: each array of a position under its name (`"lens.mass"`).
         - `log_likelihood`, if the argument is given: what `arviz.loo` and
@@ -283,6 +317,9 @@ class ShardRun:
             observations of all shards, as for
             [`ChainRun.to_arviz`][batchkit.ChainRun.to_arviz]. By default the group is
             left out.
+        - `transform`: a function from one position to what `posterior` has in its
+            place, such as the parameters whose logarithms were sampled. It is mapped
+            over draws in chunks. By default positions are there as they are.
 
         **Returns:**
 
@@ -295,8 +332,14 @@ class ShardRun:
         name of another or of an axis; `TypeError` if `log_likelihood` does not return
         arrays of numbers for observations.
         """
-        seconds, caller = self.seconds.sampling, "ShardRun.to_arviz"
-        return to_arviz(self.samples, {}, log_likelihood, seconds, caller)
+        return to_arviz(
+            self.samples,
+            {},
+            log_likelihood,
+            transform,
+            self.seconds.sampling,
+            "ShardRun.to_arviz",
+        )
 
     def report(self) -> str:
         """Whether to believe the result, why, and what to do, in words."""
