@@ -159,7 +159,7 @@ def traffic() -> None:
         key = jax.random.key(0)
         programs = NestedPrograms(made, key, positions)
         args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
-        program = programs.block.compile(*args, bk.NumSteps(1))
+        program = programs.block.compile(*args, bk.MaxSteps(1))
         found = collectives(program)
         p = -(-num_delete // 4) * 4
         told = f"{len(found)} {' and '.join(sorted({name for name, _ in found}))}"

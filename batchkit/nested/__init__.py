@@ -9,7 +9,6 @@ from ._insertion import (
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
-from ._merge import merge as merge
 from ._nested_run import NestedRun as NestedRun
 from ._progress import NestedProgress as NestedProgress
 from ._run_nested import run_nested as run_nested
@@ -18,8 +17,8 @@ from ._status import Count as Count, NestedStatus as NestedStatus
 from ._stop import (
     AbstractStop as AbstractStop,
     EffectiveSize as EffectiveSize,
-    Evaluations as Evaluations,
-    NumSteps as NumSteps,
+    MaxEvaluations as MaxEvaluations,
+    MaxSteps as MaxSteps,
+    MaxTime as MaxTime,
     RemainingEvidence as RemainingEvidence,
-    WallTime as WallTime,
 )

@@ -21,6 +21,7 @@ from ..run._result_file import AGAIN
 from ..run._summary import QUANTILES, Summary
 from ._dead import DeadPoints
 from ._exports import to_anesthetic, to_arviz
+from ._merge import merged
 from ._rows import HEAD, rows_of
 from ._saved import load_nested, save_nested
 from ._seconds import Seconds
@@ -324,6 +325,57 @@ class NestedRun:
         dead, told = load_nested(path, like)
         with understood(os.fspath(path), AGAIN):
             return NestedRun(dead, **told)
+
+    # Static, since no run comes before the others and the class has no subclasses.
+    @staticmethod
+    def merge(runs: "Sequence[NestedRun]") -> "NestedRun":
+        """Merge independent runs on one problem into one with a smaller error.
+
+        The points of all are put together. At any contour as many points are alive as
+        in all runs together, so the result is that of one run with all their live
+        points (Higson, Handley, Hobson and Lasenby 2018, Statistics and Computing 29,
+        arXiv:1704.03459). The runs may differ in live points, in points replaced at
+        once, and in where they stopped, but not in the prior or the likelihood.
+
+        ```python
+        import jax
+        import numpy as np
+        import batchkit as bk
+
+        def run_of(seed):
+            x = np.random.default_rng(seed).uniform(size=500)
+            return bk.NestedRun(
+                bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+                num_steps=0,
+                num_evaluations=500,
+                converged=True,
+                stop_reason="nothing to do",
+                key=jax.random.key(seed),
+            )
+
+        merged = bk.NestedRun.merge([run_of(0), run_of(1)])
+        assert len(merged.dead) == merged.num_evaluations == 1000
+        assert merged.log_evidence_err < run_of(0).log_evidence_err
+        ```
+
+        **Arguments:**
+
+        - `runs`: the runs, each from a key of its own.
+
+        **Returns:**
+
+        The merged run. Steps, evaluations and seconds are added up; it has converged if
+        all have; it has the warnings and the provenance of all, and the settings in
+        which they agree.
+
+        **Raises:**
+
+        `ValueError` if there is no run, if positions differ in structure, shape or
+        dtype, or if two runs are the same.
+        """
+        runs = list(runs)
+        dead, told = merged(runs)
+        return runs[0] if len(runs) == 1 else NestedRun(dead, **told)
 
     def to_arviz(
         self,

@@ -9,10 +9,10 @@ from ._stop import (
     AbstractStop,
     AllOf,
     AnyOf,
-    Evaluations,
-    NumSteps,
+    MaxEvaluations,
+    MaxSteps,
+    MaxTime,
     RemainingEvidence,
-    WallTime,
 )
 
 
@@ -116,11 +116,11 @@ def progress_of(
                 # a step.
                 nats = max(math.log(float(status.remaining) / rule.fraction), 0.0)
                 return nats * num_live / num_delete / steps_per_second
-            case NumSteps() if steps_per_second > 0:
+            case MaxSteps() if steps_per_second > 0:
                 return max(rule.steps - int(status.step), 0) / steps_per_second
-            case Evaluations() if counted and speed > 0:
+            case MaxEvaluations() if counted and speed > 0:
                 return max(rule.evaluations - evaluations, 0) / speed
-            case WallTime():
+            case MaxTime():
                 return max(rule.seconds - seconds, 0.0)
         return math.nan
 
@@ -140,7 +140,7 @@ def progress_of(
 
 def total_steps(rule: AbstractStop) -> int | None:
     """The number of steps after which a run ends, if that is known."""
-    return rule.steps if isinstance(rule, NumSteps) else None
+    return rule.steps if isinstance(rule, MaxSteps) else None
 
 
 def goal_of(rule: AbstractStop) -> float | None:

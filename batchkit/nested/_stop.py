@@ -204,13 +204,13 @@ class EffectiveSize(AbstractStop):
 
 
 @final
-class NumSteps(AbstractStop):
+class MaxSteps(AbstractStop):
     """Ends a run after a number of steps.
 
     ```python
     import batchkit as bk
 
-    rule = bk.RemainingEvidence() | bk.NumSteps(10_000)
+    rule = bk.RemainingEvidence() | bk.MaxSteps(10_000)
     ```
     """
 
@@ -229,7 +229,7 @@ class NumSteps(AbstractStop):
         self.steps = steps
 
     def __check_init__(self) -> None:
-        check_count("NumSteps", "steps", self.steps)
+        check_count("MaxSteps", "steps", self.steps)
 
     def met(self, status: NestedStatus) -> Any:
         return status.step >= self.steps
@@ -239,13 +239,13 @@ class NumSteps(AbstractStop):
 
 
 @final
-class Evaluations(AbstractStop):
+class MaxEvaluations(AbstractStop):
     """Ends a run after a number of likelihoods.
 
     ```python
     import batchkit as bk
 
-    rule = bk.RemainingEvidence() | bk.Evaluations(10**7)
+    rule = bk.RemainingEvidence() | bk.MaxEvaluations(10**7)
     ```
     """
 
@@ -263,7 +263,7 @@ class Evaluations(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        check_count("Evaluations", "evaluations", evaluations)
+        check_count("MaxEvaluations", "evaluations", evaluations)
         self.count = Count.of(evaluations)
 
     @property
@@ -272,7 +272,7 @@ class Evaluations(AbstractStop):
         return int(self.count)
 
     def __repr__(self) -> str:
-        return f"Evaluations(evaluations={self.evaluations})"
+        return f"MaxEvaluations(evaluations={self.evaluations})"
 
     def met(self, status: NestedStatus) -> Any:
         return status.evaluations.at_least(self.count)
@@ -282,7 +282,7 @@ class Evaluations(AbstractStop):
 
 
 @final
-class WallTime(AbstractStop):
+class MaxTime(AbstractStop):
     """Ends a run after so many seconds.
 
     The clock is looked at about once a second, and a step is not cut short. So this is
@@ -292,7 +292,7 @@ class WallTime(AbstractStop):
     ```python
     import batchkit as bk
 
-    rule = bk.RemainingEvidence() | bk.WallTime(3600)
+    rule = bk.RemainingEvidence() | bk.MaxTime(3600)
     ```
     """
 
@@ -311,7 +311,7 @@ class WallTime(AbstractStop):
         self.seconds = seconds
 
     def __check_init__(self) -> None:
-        _positive(self.seconds, "WallTime", "seconds", "such as 3600")
+        _positive(self.seconds, "MaxTime", "seconds", "such as 3600")
 
     def met(self, status: NestedStatus) -> Any:
         return status.seconds >= self.seconds
@@ -328,7 +328,7 @@ def _checked(other: Any) -> AbstractStop:
     if isinstance(other, AbstractStop):
         return other
     raise TypeError(
-        f"a rule to stop combines with another rule, such as bk.NumSteps(1000); got "
+        f"a rule to stop combines with another rule, such as bk.MaxSteps(1000); got "
         f"{other!r} of type {type(other).__name__}."
     )
 

@@ -75,8 +75,8 @@ def test_found_at_the_first_step_that_would_have_drawn_it() -> None:
 
 @pytest.mark.parametrize("batcher", LAYOUTS, ids=str)
 def test_rejected_and_counted(batcher: bk.AbstractBatcher) -> None:
-    run = with_hole(math.nan, batcher, on_invalid="reject", stop=bk.NumSteps(15))
-    zero = with_hole(-math.inf, batcher, stop=bk.NumSteps(15))
+    run = with_hole(math.nan, batcher, on_invalid="reject", stop=bk.MaxSteps(15))
+    zero = with_hole(-math.inf, batcher, stop=bk.MaxSteps(15))
     np.testing.assert_array_equal(run.dead.positions, zero.dead.positions)
     (warning,) = [x for x in run.warnings if x.name == "invalid likelihoods"]
     assert warning.value >= 1
@@ -86,7 +86,7 @@ def test_rejected_and_counted(batcher: bk.AbstractBatcher) -> None:
 def test_rejected_ones_are_all_that_are_proposed() -> None:
     """One lane at a time makes no evaluation in vain, so the counts agree."""
     run = with_hole(
-        math.nan, bk.Sequential(), on_invalid="reject", stop=bk.NumSteps(15)
+        math.nan, bk.Sequential(), on_invalid="reject", stop=bk.MaxSteps(15)
     )
     proposed: list[Any] = []
 
@@ -96,7 +96,7 @@ def test_rejected_ones_are_all_that_are_proposed() -> None:
         return value
 
     problem = PROBLEM._replace(loglikelihood=loglikelihood)
-    problem.run(batcher=bk.Sequential(), stop=bk.NumSteps(15))
+    problem.run(batcher=bk.Sequential(), stop=bk.MaxSteps(15))
     jax.effects_barrier()
     (warning,) = [x for x in run.warnings if x.name == "invalid likelihoods"]
     assert warning.value == sum(proposed)
@@ -129,7 +129,7 @@ def test_nothing_is_accepted_that_is_not_above_the_contour() -> None:
     algorithm = PROBLEM.algorithm(20)
     state = jax.jit(algorithm.init)(PROBLEM.positions(100))
     state, _ = jax.jit(algorithm.step)(jax.random.fold_in(jax.random.key(0), 0), state)
-    run = PROBLEM.run(stop=bk.NumSteps(1))
+    run = PROBLEM.run(stop=bk.MaxSteps(1))
     alive = np.sort(np.asarray(state.particles.loglikelihood))
     np.testing.assert_array_equal(run.dead.loglikelihood[20:], alive)
 
@@ -145,7 +145,7 @@ def test_a_chain_does_not_leave_an_invalid_point() -> None:
             math.nan,
             on_invalid="reject",
             num_inner_steps=40,
-            stop=bk.NumSteps(steps),
+            stop=bk.MaxSteps(steps),
         )
         if any(x.name == "invalid likelihoods" for x in run.warnings):
             first.append(steps)
@@ -177,6 +177,6 @@ def test_an_infinite_prior_is_found() -> None:
 
 def test_marks_of_the_user_stay() -> None:
     marked = PROBLEM._replace(loglikelihood=bk.expensive(PROBLEM.loglikelihood))
-    options: Any = {"batcher": bk.Continuous(4), "stop": bk.NumSteps(3)}
+    options: Any = {"batcher": bk.Continuous(4), "stop": bk.MaxSteps(3)}
     run, same = marked.run(**options), PROBLEM.run(**options)
     np.testing.assert_array_equal(run.dead.positions, same.dead.positions)

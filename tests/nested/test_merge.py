@@ -1,4 +1,4 @@
-"""`merge`: independent runs on one problem as one result."""
+"""`NestedRun.merge`: independent runs on one problem as one result."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def runs_on(problem: Problem, seed: int) -> list[bk.NestedRun]:
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_live_counts_add_up(problem: Problem) -> None:
     runs = runs_on(problem, 0)
-    merged = bk.merge(runs).dead
+    merged = bk.NestedRun.merge(runs).dead
     assert len(merged) == sum(len(run.dead) for run in runs)
     assert merged.num_prior == merged.num_live[0] == 20 + 30 + 50
     # Where one point dies, of the merged run as many are alive as of all the others.
@@ -52,7 +52,7 @@ def test_calibration(problem: Problem) -> None:
     pulls, ratios = [], []
     for seed in range(1, 21):
         runs = runs_on(problem, seed)
-        merged = bk.merge(runs)
+        merged = bk.NestedRun.merge(runs)
         error = merged.log_evidence_err
         pulls.append((merged.log_evidence - problem.log_evidence) / error)
         ratios.append(error / runs[2].log_evidence_err)
@@ -64,7 +64,7 @@ def test_calibration(problem: Problem) -> None:
 
 def test_equal_runs_give_their_mean() -> None:
     runs = [result(sample(peak(), seed, 100), seed) for seed in range(4)]
-    merged = bk.merge(runs)
+    merged = bk.NestedRun.merge(runs)
     each = np.array([run.log_evidence for run in runs])
     assert merged.log_evidence == pytest.approx(each.mean(), abs=0.05)
     error = np.mean([run.log_evidence_err for run in runs])
@@ -74,7 +74,7 @@ def test_equal_runs_give_their_mean() -> None:
 
 def test_ranks_of_a_merged_run_are_uniform() -> None:
     runs = [result(sample(peak(), s, 50, num_delete=1 + s), s) for s in range(4)]
-    assert insertion_p_value(bk.merge(runs).dead) > 0.01
+    assert insertion_p_value(bk.NestedRun.merge(runs).dead) > 0.01
 
 
 def test_what_is_said_of_the_runs() -> None:
@@ -94,7 +94,7 @@ def test_what_is_said_of_the_runs() -> None:
         converged=False,
         stop_reason="time was up",
     )
-    merged = bk.merge([first, second])
+    merged = bk.NestedRun.merge([first, second])
     assert merged.num_steps == first.num_steps + second.num_steps
     assert merged.num_evaluations == len(dead[0]) + len(dead[1])
     assert not merged.converged
@@ -104,16 +104,16 @@ def test_what_is_said_of_the_runs() -> None:
     assert merged.seconds == (4.0, 6.0)
     assert merged.settings == {"num_live": 50}
     unknown = result(sample(peak(), 2), num_evaluations=None)
-    assert bk.merge([first, unknown]).num_evaluations is None
-    assert bk.merge([first]) is first
+    assert bk.NestedRun.merge([first, unknown]).num_evaluations is None
+    assert bk.NestedRun.merge([first]) is first
 
 
 def test_refused() -> None:
     first, second = (result(sample(peak(), seed)) for seed in range(2))
     with pytest.raises(ValueError, match="at least one run"):
-        bk.merge([])
+        bk.NestedRun.merge([])
     with pytest.raises(ValueError, match="runs 0 and 2 have the same points"):
-        bk.merge([first, second, result(first.dead, 5)])
+        bk.NestedRun.merge([first, second, result(first.dead, 5)])
     dead = second.dead
     for positions in (
         {"v": dead.positions["u"]},
@@ -124,4 +124,4 @@ def test_refused() -> None:
             positions, dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
         )
         with pytest.raises(ValueError, match="same structure, shapes and dtypes"):
-            bk.merge([first, result(other)])
+            bk.NestedRun.merge([first, result(other)])

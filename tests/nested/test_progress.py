@@ -16,16 +16,16 @@ EVIDENCE = bk.RemainingEvidence(1e-3)
 @pytest.mark.parametrize(
     ("rule", "seconds"),
     [
-        (bk.NumSteps(50), 20 / 2),
-        (bk.NumSteps(10), 0.0),
-        (bk.Evaluations(10_000), 6000 / 300),
-        (bk.WallTime(60), 40.0),
+        (bk.MaxSteps(50), 20 / 2),
+        (bk.MaxSteps(10), 0.0),
+        (bk.MaxEvaluations(10_000), 6000 / 300),
+        (bk.MaxTime(60), 40.0),
         # The volume shrinks by a tenth of a nat in a step.
         (EVIDENCE, np.log(1000) * 10 / 2),
         (bk.EffectiveSize(100), np.nan),
-        (bk.NumSteps(50) | bk.WallTime(60), 10.0),
-        (bk.NumSteps(50) & bk.WallTime(60), 40.0),
-        (bk.EffectiveSize(100) | bk.WallTime(60), 40.0),
+        (bk.MaxSteps(50) | bk.MaxTime(60), 10.0),
+        (bk.MaxSteps(50) & bk.MaxTime(60), 40.0),
+        (bk.EffectiveSize(100) | bk.MaxTime(60), 40.0),
     ],
     ids=str,
 )

@@ -161,14 +161,14 @@ def test_another_layout_goes_on(whole: Path) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "run.h5"
-    PROBLEM.run(stop=bk.NumSteps(3), checkpoint=path)
+    PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=path)
     return path
 
 
 def test_a_finished_run_returns_at_once(saved: Path) -> None:
     told: list[Any] = []
     before = saved.read_bytes()
-    run = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved, progress=told.append)
+    run = PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=saved, progress=told.append)
     assert run.num_steps == 3
     assert not told
     assert saved.read_bytes() == before
@@ -215,7 +215,7 @@ def test_another_problem_is_refused(
 def test_data_is_part_of_the_problem(tmp_path: Path) -> None:
     def with_data(data: Any) -> Any:
         problem = PROBLEM._replace(loglikelihood=lambda x: -jnp.sum((x - data) ** 2))
-        return problem.run(stop=bk.NumSteps(1), checkpoint=tmp_path / "run.h5")
+        return problem.run(stop=bk.MaxSteps(1), checkpoint=tmp_path / "run.h5")
 
     with_data(np.array([0.0, 1.0]))
     with_data(np.array([0.0, 1.0]))  # another array with the same numbers
@@ -226,10 +226,10 @@ def test_data_is_part_of_the_problem(tmp_path: Path) -> None:
 def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     parts = "prior", "likelihood", "first live points"
     as_other_versions_wrote(saved, *parts)
-    finished = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+    finished = PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=saved)
     assert finished.provenance == (Provenance(0, OTHER),)
-    found = PROBLEM.run(stop=bk.NumSteps(5), checkpoint=saved)
-    whole = PROBLEM.run(stop=bk.NumSteps(5))
+    found = PROBLEM.run(stop=bk.MaxSteps(5), checkpoint=saved)
+    whole = PROBLEM.run(stop=bk.MaxSteps(5))
     np.testing.assert_array_equal(found.dead.positions, whole.dead.positions)
     assert "was written with jax 0.0.1, python 3.0.1" in caplog.text
     assert whole.provenance == (Provenance(0, versions()),)
@@ -239,7 +239,7 @@ def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> 
     found.save(saved.parent / "result.h5")
     again = bk.NestedRun.load(saved.parent / "result.h5")
     assert again.provenance == found.provenance
-    assert bk.merge([found, PROBLEM.run(seed=1)]).provenance == (
+    assert bk.NestedRun.merge([found, PROBLEM.run(seed=1)]).provenance == (
         *found.provenance,
         Provenance(0, versions()),
     )
@@ -247,7 +247,7 @@ def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> 
 
 def test_fresh_starts_over(saved: Path) -> None:
     run = PROBLEM.run(
-        seed=1, stop=bk.NumSteps(2), checkpoint=saved, fresh=True, progress=False
+        seed=1, stop=bk.MaxSteps(2), checkpoint=saved, fresh=True, progress=False
     )
     assert run.num_steps == 2
     assert read_file(saved)[0]["step"] == 2
@@ -258,13 +258,13 @@ def test_damaged_files(saved: Path) -> None:
     data[len(data) // 2] ^= 1
     saved.write_bytes(data)
     # The generation before it is sound, and goes on to the same end.
-    again = PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
-    whole = PROBLEM.run(stop=bk.NumSteps(3))
+    again = PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=saved)
+    whole = PROBLEM.run(stop=bk.MaxSteps(3))
     np.testing.assert_array_equal(again.dead.positions, whole.dead.positions)
     for path in (saved, Path(f"{saved}.previous")):
         path.write_bytes(data)
     with pytest.raises(bk.CheckpointError, match="damaged"):
-        PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+        PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=saved)
 
 
 def test_a_state_with_other_arrays_is_refused(saved: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_state_with_other_arrays_is_refused(saved: Path) -> None:
     last = max((x for x in arrays if x.startswith("state/")), key=_number)
     write_file(saved, header, {k: v for k, v in arrays.items() if k != last})
     with pytest.raises(bk.CheckpointError, match=r"counts other things.*fresh=True"):
-        PROBLEM.run(stop=bk.NumSteps(3), checkpoint=saved)
+        PROBLEM.run(stop=bk.MaxSteps(3), checkpoint=saved)
 
 
 def _number(name: str) -> int:

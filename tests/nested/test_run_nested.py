@@ -110,7 +110,7 @@ def test_evaluations_are_all_that_are_made() -> None:
         return PROBLEM.loglikelihood(x)
 
     counted = PROBLEM._replace(loglikelihood=count)
-    run = counted.run(num_live=10, num_delete=1, stop=bk.NumSteps(3))
+    run = counted.run(num_live=10, num_delete=1, stop=bk.MaxSteps(3))
     jax.effects_barrier()
     # One lane at a time makes none in vain, but for the tracing of nothing.
     assert run.num_evaluations == len(made)
@@ -147,7 +147,7 @@ def test_another_number_of_steps_traces_nothing() -> None:
     counts = []
     for steps in (1, 2, 30):
         traces.clear()
-        assert problem.run(stop=bk.NumSteps(steps)).num_steps == steps
+        assert problem.run(stop=bk.MaxSteps(steps)).num_steps == steps
         counts.append(len(traces))
     assert counts[0] > 0
     assert counts[1:] == [0, 0]
@@ -157,8 +157,8 @@ def test_another_number_of_steps_traces_nothing() -> None:
     "batcher", [bk.Chunked(7), bk.Sequential(), bk.Continuous(4), bk.Sharded()], ids=str
 )
 def test_layouts_agree(run: bk.NestedRun, batcher: bk.AbstractBatcher) -> None:
-    other = PROBLEM.run(batcher=batcher, stop=bk.NumSteps(5))
-    dead = PROBLEM.run(stop=bk.NumSteps(5)).dead
+    other = PROBLEM.run(batcher=batcher, stop=bk.MaxSteps(5))
+    dead = PROBLEM.run(stop=bk.MaxSteps(5)).dead
     np.testing.assert_allclose(other.dead.positions, dead.positions, rtol=1e-3)
 
 
@@ -166,7 +166,7 @@ def test_names_and_layout_are_told_before_anything_compiles(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
-    PROBLEM.run(batcher=bk.Chunked(7), stop=bk.NumSteps(1))
+    PROBLEM.run(batcher=bk.Chunked(7), stop=bk.MaxSteps(1))
     first = caplog.messages[0]
     for part in ("100 live points of 2", "20 replaced", "Chunked(7)", "num_delete=20"):
         assert part in first

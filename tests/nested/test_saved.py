@@ -229,7 +229,7 @@ def test_checkpoints_of_ended_and_stopped_runs_are_results(
 ) -> None:
     problem, path = gaussian(2), tmp_path / "run.h5"
     how: dict[str, Any] = {"num_delete": 20, "checkpoint": path, "progress": False}
-    stopped = problem.run(num_live=60, stop=bk.NumSteps(4), **how)
+    stopped = problem.run(num_live=60, stop=bk.MaxSteps(4), **how)
     run = bk.NestedRun.load(path)
     assert_same(run.dead.positions, stopped.dead.positions, ulps=0)
     assert run.log_evidence == stopped.log_evidence
@@ -265,7 +265,7 @@ def test_checkpoints_of_ended_and_stopped_runs_are_results(
         again = problem.run(num_live=60, **how)
         assert again.log_evidence == finished.log_evidence
         with pytest.raises(bk.CheckpointError, match=r"not ended.*Copy the file"):
-            problem.run(num_live=60, stop=bk.NumSteps(10**6), **how)
+            problem.run(num_live=60, stop=bk.MaxSteps(10**6), **how)
 
     # Shapes and numbers that a run cannot go on with.
     header, arrays = _file.read_file(path)

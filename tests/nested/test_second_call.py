@@ -14,7 +14,7 @@ from ..helpers import assert_same, counted
 from ..run.compilations import compilations
 
 
-BOTH = bk.NumSteps(2) | bk.Evaluations(10**6) | bk.RemainingEvidence(1e-3)
+BOTH = bk.MaxSteps(2) | bk.MaxEvaluations(10**6) | bk.RemainingEvidence(1e-3)
 
 
 def logprior(x: Any) -> Any:
@@ -38,7 +38,7 @@ def test_another_key_and_rule_compile_nothing(batcher: Any) -> None:
     fun, traces = counted(loglikelihood)
     first = call(fun, 0, batcher=batcher)
     before = len(traces)
-    longer = bk.NumSteps(3) | bk.Evaluations(10**10) | bk.RemainingEvidence(1e-4)
+    longer = bk.MaxSteps(3) | bk.MaxEvaluations(10**10) | bk.RemainingEvidence(1e-4)
     with compilations() as names:
         second = call(fun, 1, stop=longer, batcher=batcher)
     again = call(fun, 0, batcher=batcher)
@@ -53,12 +53,12 @@ def test_another_key_and_rule_compile_nothing(batcher: Any) -> None:
 
 
 def test_evaluations_end_a_run_that_has_its_programs() -> None:
-    few, many = bk.Evaluations(21), bk.Evaluations(10**10)
-    found = [call(loglikelihood, 0, stop=x | bk.NumSteps(3)) for x in (many, few)]
+    few, many = bk.MaxEvaluations(21), bk.MaxEvaluations(10**10)
+    found = [call(loglikelihood, 0, stop=x | bk.MaxSteps(3)) for x in (many, few)]
     assert found[0].num_steps == 3
     assert found[1].num_steps < 3
     assert "10,000,000,000" not in found[0].stop_reason
-    assert repr(many) == "Evaluations(evaluations=10000000000)"
+    assert repr(many) == "MaxEvaluations(evaluations=10000000000)"
 
 
 def test_invalid_likelihoods_are_counted_anew() -> None:

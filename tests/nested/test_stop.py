@@ -83,12 +83,12 @@ def test_each_rule() -> None:
     half = status(log_evidence_dead=0.0, log_evidence_live=0.0)
     assert bk.RemainingEvidence(0.6).met(half)
     assert not bk.RemainingEvidence(0.4).met(half)
-    assert bk.NumSteps(3).met(status(step=3))
-    assert not bk.NumSteps(4).met(status(step=3))
-    assert bk.WallTime(2).met(status(seconds=2.0))
-    assert not bk.WallTime(2.5).met(status(seconds=2.0))
-    assert bk.Evaluations(3).met(status())
-    assert not bk.Evaluations(4).met(status())
+    assert bk.MaxSteps(3).met(status(step=3))
+    assert not bk.MaxSteps(4).met(status(step=3))
+    assert bk.MaxTime(2).met(status(seconds=2.0))
+    assert not bk.MaxTime(2.5).met(status(seconds=2.0))
+    assert bk.MaxEvaluations(3).met(status())
+    assert not bk.MaxEvaluations(4).met(status())
     # Three points that died at one likelihood, and next to nothing alive.
     equal = status(
         log_evidence_dead=math.log(3.0),
@@ -101,7 +101,7 @@ def test_each_rule() -> None:
 
 
 def test_rules_combine() -> None:
-    steps, seconds, few = bk.NumSteps(3), bk.WallTime(100), bk.NumSteps(2)
+    steps, seconds, few = bk.MaxSteps(3), bk.MaxTime(100), bk.MaxSteps(2)
     at = status(step=3)
     assert rules_met(steps | seconds, at) == (steps,)
     assert rules_met(steps & seconds, at) == ()
@@ -113,10 +113,10 @@ def test_rules_combine() -> None:
 @pytest.mark.parametrize(
     ("rule", "reason"),
     [
-        (bk.NumSteps(7), "7 steps were made"),
-        (bk.Evaluations(3000), "likelihoods were evaluated"),
-        (bk.WallTime(1e-6), "seconds have passed"),
-        (bk.NumSteps(4) & bk.Evaluations(200), "4 steps were made, and"),
+        (bk.MaxSteps(7), "7 steps were made"),
+        (bk.MaxEvaluations(3000), "likelihoods were evaluated"),
+        (bk.MaxTime(1e-6), "seconds have passed"),
+        (bk.MaxSteps(4) & bk.MaxEvaluations(200), "4 steps were made, and"),
     ],
     ids=str,
 )
@@ -157,12 +157,12 @@ def test_a_finished_run_goes_on_with_a_stricter_rule(tmp_path: Any) -> None:
         ),
         (lambda: bk.EffectiveSize(True), TypeError, ("True", "must be a number")),
         (lambda: bk.EffectiveSize(float("nan")), ValueError, ("nan", "above 0")),
-        (lambda: bk.WallTime(-1), ValueError, ("-1", "above 0")),
-        (lambda: bk.NumSteps(cast(Any, 1.5)), TypeError, ("1.5", "must be an int")),
-        (lambda: bk.NumSteps(0), ValueError, ("0", "at least 1")),
-        (lambda: bk.Evaluations(True), TypeError, ("True", "must be an int")),
-        (lambda: bk.NumSteps(1) | cast(Any, 3), TypeError, ("3", "rule to stop")),
-        (lambda: bk.NumSteps(1) & cast(Any, None), TypeError, ("None", "rule to stop")),
+        (lambda: bk.MaxTime(-1), ValueError, ("-1", "above 0")),
+        (lambda: bk.MaxSteps(cast(Any, 1.5)), TypeError, ("1.5", "must be an int")),
+        (lambda: bk.MaxSteps(0), ValueError, ("0", "at least 1")),
+        (lambda: bk.MaxEvaluations(True), TypeError, ("True", "must be an int")),
+        (lambda: bk.MaxSteps(1) | cast(Any, 3), TypeError, ("3", "rule to stop")),
+        (lambda: bk.MaxSteps(1) & cast(Any, None), TypeError, ("None", "rule to stop")),
     ],
 )
 def test_rules_that_cannot_be_right(

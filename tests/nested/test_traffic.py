@@ -28,7 +28,7 @@ def told(num_delete: int, inner: Any) -> list[tuple[str, str]]:
     key = jax.random.key(0)
     programs = NestedPrograms(algorithm, key, positions)
     args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
-    text = programs.block.compile(*args, bk.NumSteps(1)).as_text()
+    text = programs.block.compile(*args, bk.MaxSteps(1)).as_text()
     return [(kind, result) for result, kind in COLLECTIVE.findall(text)]
 
 

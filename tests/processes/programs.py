@@ -94,7 +94,7 @@ def disagreeing(folder: Path, what: str) -> dict[str, Any]:
         else:
             changed: dict[str, Any] = {}
             if i == 1:
-                changed = {"seed": {"seed": 1}, "stop": {"stop": bk.NumSteps(5)}}[what]
+                changed = {"seed": {"seed": 1}, "stop": {"stop": bk.MaxSteps(5)}}[what]
             gaussian(2).run(num_live=20, num_delete=4, **changed)
     except ValueError as error:
         said = str(error)
@@ -188,7 +188,7 @@ def run(
             rng_key=jax.random.key(0),
             positions=problem.positions(num_live),
             progress=tell,
-            stop=bk.NumSteps(steps) if steps else bk.RemainingEvidence(fraction),
+            stop=bk.MaxSteps(steps) if steps else bk.RemainingEvidence(fraction),
             **options,
         )
     rejected = [x.value for x in result.warnings if x.name == "invalid likelihoods"]

@@ -52,7 +52,7 @@ def nested(number: int) -> None:
         np.linspace(-0.9, 0.9, 10)[:, None],
         num_inner_steps=1,
         num_delete=2,
-        stop=bk.NumSteps(2),
+        stop=bk.MaxSteps(2),
         progress=False,
     )
 

@@ -141,7 +141,9 @@ def nested_result(run: bk.NestedRun) -> None:
     assert_type(run.log_evidence_err, float)
     assert_type(run.ess, float)
     assert_type(run.dead, bk.DeadPoints)
-    assert_type(run.summary(), Summary)
+    assert_type(run.summary(quantiles=(0.16, 0.84), transform=jnp.exp), Summary)
+    assert_type(run.summary().to_latex({"x": "$x$"}), str)
+    assert_type(bk.NestedRun.merge([run, run]), bk.NestedRun)
     run.save("run.h5")
 
 
@@ -169,8 +171,14 @@ shards = bk.run_shards(
     row_loglikelihood,
     np.ones(100),
     key,
+    x,
     num_shards=4,
+    num_samples=500,
+    api=blackjax.hmc,
     combine="consensus",
     on_failure="raise",
 )
 assert_type(shards, bk.ShardRun)
+assert_type(shards.summary(quantiles=[0.5]), bk.ChainSummary)
+assert_type(bk.ShardRun.load("shards.h5"), bk.ShardRun)
+bk.plot_corner(shards, transform=jnp.exp)
