@@ -16,7 +16,7 @@ from ..run._result_file import AGAIN
 from ..run._summary import QUANTILES
 from ._convergence import Convergence
 from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
-from ._exports import to_arviz, told_of_draws
+from ._exports import sample_stats_of, to_arviz
 from ._saved import load_chains, save_chains
 from ._summary import ChainSummary, named_numbers, summary_of_draws
 
@@ -184,7 +184,7 @@ class ChainRun:
 
         **Arguments:**
 
-        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
         - `transform`: a function from one position to what is shown in its place, such
             as the parameters whose logarithms were sampled. It is mapped over draws in
             chunks. By default positions are shown as they are.
@@ -321,7 +321,7 @@ class ChainRun:
         """
         return to_arviz(
             self.samples,
-            told_of_draws(self),
+            sample_stats_of(self),
             log_likelihood,
             transform,
             self.seconds.sampling,

@@ -24,7 +24,7 @@ _MOVE: Final = (
 
 @final
 class Remedies(NamedTuple):
-    """What warnings advise, in the settings that the call has which made the draws.
+    """Advice of warnings, in settings of the call that made the draws.
 
     - `longer`: the settings for more transitions.
     - `draws`: the setting for more draws.
@@ -61,7 +61,7 @@ def diagnose_chains(
     - `logdensity`, `diverging`, `tree_depth`: of shape `(chains, draws)`. What is None,
         by default all of these, is not looked at.
     - `max_tree_depth`: the depth at which a trajectory is cut off; by default none.
-    - `remedies`: what warnings advise; by default what a call with an API can change.
+    - `remedies`: the advice of warnings; by default for a call with an API.
 
     **Returns:**
 

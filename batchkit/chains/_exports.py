@@ -15,7 +15,7 @@ _DIMS: Final = ("chain", "draw")
 
 def to_arviz(
     samples: PyTree,
-    told: Mapping[str, Any],
+    sample_stats: Mapping[str, Any],
     log_likelihood: Any,
     transform: Any,
     seconds: float,
@@ -26,13 +26,12 @@ def to_arviz(
     **Arguments:**
 
     - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
-    - `told`: what the sampler told of each draw, by the names of ArviZ; None is left
-        out.
+    - `sample_stats`: statistics of each draw, by the names of ArviZ; None is left out.
     - `log_likelihood`, `transform`: functions of the user's, or None.
     - `seconds`: the time for sampling.
     - `caller`: the method that the user called.
     """
-    stats = {name: x for name, x in told.items() if x is not None}
+    stats = {name: x for name, x in sample_stats.items() if x is not None}
     shown = samples if transform is None else over_draws(transform, samples, caller)
     groups = {"posterior": variables(shown, _DIMS, caller)}
     if stats:
@@ -43,8 +42,8 @@ def to_arviz(
     return datatree(groups, {"sampling_time": seconds}, caller)
 
 
-def told_of_draws(run: Any) -> dict[str, Any]:
-    """Return what the sampler told of each draw of a `ChainRun`, as ArviZ names it."""
+def sample_stats_of(run: Any) -> dict[str, Any]:
+    """Return the statistics of each draw of a `ChainRun`, by the names of ArviZ."""
     shape = (run.num_chains, run.num_samples)
     diverging, depth, step = run.diverging, run.tree_depth, run.step_size
     return {

@@ -44,7 +44,7 @@ class ChainSummary(AbstractSummary):
 
         - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
         - `convergence`: R-hat and the effective sample sizes of them.
-        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
 
         **Raises:**
 
@@ -57,8 +57,8 @@ class ChainSummary(AbstractSummary):
             found = np.quantile(x, list(labels.values()))
             row.update(zip(labels, map(float, found), strict=True))
             values[name] = row
-        told = (convergence.rhat, convergence.ess_bulk, convergence.ess_tail)
-        for column, tree in zip(_CONVERGENCE, told, strict=True):
+        diagnostics = (convergence.rhat, convergence.ess_bulk, convergence.ess_tail)
+        for column, tree in zip(_CONVERGENCE, diagnostics, strict=True):
             for name, value in named_numbers(tree):
                 values[name][column] = value
         self.values = values
@@ -82,7 +82,7 @@ def summary_of_draws(
     - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
     - `convergence`: R-hat and the effective sample sizes of them.
     - `transform`: a function of one position, or None.
-    - `quantiles`: which, between 0 and 1.
+    - `quantiles`: the ones to show, between 0 and 1.
     - `caller`: the method that the user called.
     """
     if transform is not None:

@@ -234,7 +234,7 @@ class NestedRun:
 
         **Arguments:**
 
-        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
         - `transform`: a function from one position to what is shown in its place, such
             as the parameters whose logarithms were sampled. It is mapped over points in
             chunks. By default positions are shown as they are.
@@ -374,8 +374,8 @@ class NestedRun:
         dtype, or if two runs are the same.
         """
         runs = list(runs)
-        dead, told = merged(runs)
-        return runs[0] if len(runs) == 1 else NestedRun(dead, **told)
+        dead, arguments = merged(runs)
+        return runs[0] if len(runs) == 1 else NestedRun(dead, **arguments)
 
     def to_arviz(
         self,

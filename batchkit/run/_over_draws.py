@@ -69,8 +69,8 @@ def over_draws(
     - `argument`: its argument that the function was given as.
     - `dims`: the number of axes in front of those of a position: two by default, or
         one of points.
-    - `check`: raises if the shapes of one result are wrong, with the beginning of a
-        message; by default unless they are of real numbers.
+    - `check`: a function of the shapes of one result and the beginning of a message,
+        which raises if they are wrong; by default they must be real numbers.
 
     **Returns:**
 

@@ -75,7 +75,7 @@ class AbstractSummary(abc.ABC):
 
         **Arguments:**
 
-        - `labels`: what stands in a row in place of a name, in LaTeX, such as
+        - `labels`: names of parameters in LaTeX, such as
             `{"omega": r"$\omega$"}`; names by default.
 
         **Raises:**
@@ -148,7 +148,7 @@ class Summary(AbstractSummary):
 
         - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
         - `weights`: the weight of each point, of shape `(n,)`; they sum to one.
-        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
 
         **Raises:**
 
@@ -180,24 +180,24 @@ def quantile_labels(quantiles: Any) -> dict[str, float]:
     `TypeError` if they are no sequence of numbers, `ValueError` if one is not between
     0 and 1 or occurs twice.
     """
-    told = f"summary(quantiles={in_short(quantiles)}): quantiles must be"
+    begin = f"summary(quantiles={in_short(quantiles)}): quantiles must be"
     if isinstance(quantiles, str) or not isinstance(quantiles, Sequence | np.ndarray):
         raise TypeError(
-            f"{told} numbers between 0 and 1, such as (0.05, 0.5, 0.95); got "
+            f"{begin} numbers between 0 and 1, such as (0.05, 0.5, 0.95); got "
             f"{type(quantiles).__name__}."
         )
     labels: dict[str, float] = {}
     for value in quantiles:
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(
-                f"{told} numbers between 0 and 1; one is {in_short(value)}, of type "
+                f"{begin} numbers between 0 and 1; one is {in_short(value)}, of type "
                 f"{type(value).__name__}."
             )
         if not 0 <= value <= 1:
-            raise ValueError(f"{told} between 0 and 1; one is {value}. 5 % is 0.05.")
+            raise ValueError(f"{begin} between 0 and 1; one is {value}. 5 % is 0.05.")
         label = f"{100 * value:.10g} %"
         if label in labels:
-            raise ValueError(f"{told} all different; {value} occurs twice.")
+            raise ValueError(f"{begin} all different; {value} occurs twice.")
         labels[label] = float(value)
     return labels
 

@@ -64,7 +64,7 @@ def load_shards(path: str | os.PathLike[str], like: PyTree) -> dict[str, Any]:
         if not all(type(reason) is str for reason in left_out.values()):
             raise ValueError(f"it leaves out shards for {left_out!r}")
         way_to_combine(combine := typed(values, "combine", str))
-        told = {
+        attributes = {
             "combine": combine,
             "used": used,
             "left_out": left_out,
@@ -78,7 +78,7 @@ def load_shards(path: str | os.PathLike[str], like: PyTree) -> dict[str, Any]:
         samples, of_shards = (
             shaped_like("ShardRun.load", like, x) for x in (samples, of_shards)
         )
-    return {**told, "samples": samples, "shard_samples": of_shards}
+    return {**attributes, "samples": samples, "shard_samples": of_shards}
 
 
 def _draws_from(values: Mapping[str, Any], count: int) -> tuple[PyTree, PyTree]:

@@ -202,7 +202,7 @@ class ShardRun:
 
         **Arguments:**
 
-        - `quantiles`: which, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
         - `transform`: a function from one position to what is shown in its place, such
             as the parameters whose logarithms were sampled. It is mapped over draws in
             chunks. By default positions are shown as they are.
