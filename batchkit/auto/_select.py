@@ -29,7 +29,7 @@ from ..batchers._call import Call, rows_function
 from ..batchers._marks import in_task
 from ..batchers._traced_task import TracedTask
 from ..continuous import Continuous
-from ..continuous._plan import plan_of
+from ..continuous._continuous import compile_task
 from ._budget import BudgetError
 from ._lane_memory import (
     SAFETY_FACTOR,
@@ -190,13 +190,14 @@ def _continuous(task: TracedTask, budget: int) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
     if in_task():
         return None
-    plan = plan_of(task)
-    lanes = continuous_lanes(task.size, bool(plan.program.branches), plan.operations)
+    program, pauses = compile_task(task)
+    diverges = bool(program.divergent_branches)
+    lanes = continuous_lanes(task.size, diverges, pauses.operations)
     if lanes == 0:
         return None
 
     reason = (
-        f"{plan.name} ({plan.operations:,.0f} operations) is called in loops whose "
+        f"{pauses.name} ({pauses.operations:,.0f} operations) is called in loops whose "
         "lengths differ"
     )
     bound = task.size * bound_of_lane(task)

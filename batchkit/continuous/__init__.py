@@ -1,3 +1,3 @@
-"""Continuous batching: lanes that never wait for the slowest."""
+"""Continuous batching: lanes take the next task when theirs is done."""
 
 from ._continuous import Continuous as Continuous, LaneStats as LaneStats

@@ -1,6 +1,6 @@
-"""The batcher whose lanes never wait for the slowest."""
+"""Continuous batching: a lane whose task is done takes the next task at once."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast, final
 
 import equinox as eqx
@@ -8,37 +8,47 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from .._util._formats import format_type, format_value
+from .._util._jaxprs import inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, mapped_function
 from ..batchers._chunked import balanced_chunks, run_in_chunks
 from ..batchers._marks import in_task
+from ..batchers._sharded import inside_shard_map
 from ..batchers._trace_log import log_note, log_split, profiler_paused
-from ..batchers._traced_task import TracedTask
-from ._derivative import Compute, with_derivative
-from ._equations import with_weak_type
-from ._machine import Machine
-from ._plan import Plan, plan_of
-from ._refusals import refuse_draws_by_batch, refuse_effects
+from ..batchers._traced_task import TracedTask, batch_dependent_draws
+from ._basic_blocks import Instruction, TaskProgram, Value
+from ._equations import (
+    closed_jaxpr,
+    evaluate,
+    is_collective,
+    with_weak_type,
+)
+from ._forward_derivative import ComputeTasks, with_derivative
+from ._lane_loop import LaneLoop
+from ._layout import LaneLayout
+from ._lowering import lower
+from ._pause_points import AbstractPausePoints, PauseChoice, choose_pause_points
+from ._simplification import simplify
 
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# An expensive function with fewer operations than this is not expensive: it pays to
-# hold up to one lane in eight, so that the code around it runs for several at once.
+# Below this many operations a function costs less than the code around its calls. Then
+# it pays to hold up to one lane in eight until several need the same code.
 _CHEAP = 10_000
 
 
 @final
 class LaneStats(NamedTuple):
-    """How busy the lanes of one call were.
+    """Evaluations made and needed: how busy the lanes of one call were.
 
     An evaluation is one lane's call of the expensive function. Where no function is
-    marked, it is one lane's part in a turn that all lanes make together, and needed if
-    the lane has a task.
+    marked, it is one lane's part in a turn of the loop over lanes, and needed if the
+    lane has a task.
 
     - `made`: evaluations made, an int: lanes times the calls that they made together.
-    - `needed`: evaluations that some task asked for, an int.
+    - `needed`: evaluations that some task needed, an int.
 
     ```python
     import jax.numpy as jnp
@@ -60,24 +70,25 @@ class LaneStats(NamedTuple):
 
 @final
 class Continuous(AbstractBatcher):
-    """A number of lanes that are kept busy: a lane that is done takes the next task.
+    """Lanes that are kept busy: a lane whose task is done takes the next task.
 
-    Under `jax.vmap` a `while_loop` turns until its slowest lane is done, and every lane
-    pays for it. Here a task pauses whenever it calls the expensive function; all lanes
-    make that call together, whatever else each of them is at, and no task waits for
-    another to end. Every result lands at its own index, whenever it is ready.
+    Under `jax.vmap` a `while_loop` runs until its slowest lane is done. Here a task
+    pauses whenever it calls the expensive function. All lanes make that call together,
+    wherever each of them is in its own program, and no task waits for another to end.
+    Every result is stored at the index of its task.
 
-    Which function is expensive is told by `batchkit.expensive`; in a rebuilt sampler it
-    is found among your functions. Where no function is marked, tasks pause at the turns
-    of their loops; a task without a loop or branch that one lane takes and another does
-    not runs as under `Chunked(lanes)`. `batchkit.explain` tells which it is.
+    Mark the expensive function with `batchkit.expensive`; in a rebuilt sampler it is
+    found among your functions. Where no function is marked, tasks pause at the turns of
+    their loops. If all tasks take the same path through their loops and branches, it
+    runs as `Chunked(lanes)`. `batchkit.explain` prints which of these applies.
 
-    Compile it: called outside of `jax.jit` it is as slow as any loop of JAX. What is
-    remembered per lane are the values that live across a pause; what the function
-    closes over is not copied. Inside a task of another `Continuous` it acts as
-    `Vmap()`. Reverse-mode differentiation through it is refused, also side effects
-    outside of the expensive function and collectives; gradients inside a task are fine,
-    and so is forward mode through the batcher.
+    Compile it with `jax.jit`: uncompiled it is as slow as any loop of JAX. A lane
+    stores the values that are live across a pause; arrays that the function closes over
+    are not copied. Inside a task of another `Continuous` it acts as `Vmap()`.
+
+    Gradients inside a task work, and so does forward mode through the batcher.
+    Reverse-mode differentiation through it raises an error, as do collectives, and side
+    effects outside of the expensive function.
 
     ```python
     import jax
@@ -103,8 +114,8 @@ class Continuous(AbstractBatcher):
     def __init__(self, lanes: int, expensive: str | None = None) -> None:
         """**Arguments:**
 
-        - `lanes`: how many tasks are under way at once; at least 1. Several tasks for
-            each lane keep them busy to the end.
+        - `lanes`: the number of tasks in progress at once; at least 1. Lanes stay busy
+            to the end if there are several tasks for each.
         - `expensive`: the name of the function whose calls lanes make together, if
             several are marked: the function's own name, or in a rebuilt sampler the
             name of the argument, such as `"loglikelihood_fn"`. A second function of the
@@ -113,8 +124,8 @@ class Continuous(AbstractBatcher):
 
         **Raises:**
 
-        `TypeError` if `lanes` is no int or `expensive` no string, `ValueError` if
-        `lanes` is below 1.
+        `TypeError` if `lanes` is not an int or `expensive` not a string, `ValueError`
+        if `lanes` is below 1.
         """
         self.lanes = lanes
         self.expensive = expensive
@@ -123,12 +134,13 @@ class Continuous(AbstractBatcher):
         if isinstance(self.lanes, bool) or not isinstance(self.lanes, int):
             raise TypeError(
                 f"Continuous(lanes={format_value(self.lanes)}): lanes must be an int, "
-                f"the number of tasks under way at once; got {format_type(self.lanes)}."
+                "the number of tasks in progress at once; got "
+                f"{format_type(self.lanes)}."
             )
         if self.lanes < 1:
             raise ValueError(
                 f"Continuous(lanes={self.lanes}): lanes must be at least 1, the number "
-                "of tasks under way at once. For one at a time without a batch "
+                "of tasks in progress at once. For one at a time without a batch "
                 "dimension use `Sequential()`."
             )
         if self.expensive is not None and not isinstance(self.expensive, str):
@@ -152,7 +164,7 @@ class Continuous(AbstractBatcher):
         spmd_axis_name: Hashable | tuple[Hashable, ...] | None = None,
         sum_match: bool = False,
     ) -> Callable[_P, tuple[_T, LaneStats]]:
-        """The same as calling the batcher, but with how busy the lanes were.
+        """Batch a function that also returns how busy its lanes were.
 
         ```python
         import jax
@@ -173,7 +185,7 @@ class Continuous(AbstractBatcher):
 
         **Returns:**
 
-        A function that returns a pair: what the batched function returns, and a
+        A function that returns a pair: the results of the batched function, and a
         `LaneStats`.
         """
         with_stats = mapped_function(
@@ -203,69 +215,157 @@ class Continuous(AbstractBatcher):
     def _compute(
         self, task: TracedTask, lanes: int, count: bool
     ) -> tuple[PyTree, LaneStats]:
-        plan = plan_of(task, self.expensive)
-        program = plan.program
-        if not program.branches:
-            log_note("every task takes the same way, so run as Chunked")
+        program, pauses = compile_task(task, self.expensive)
+        if not program.divergent_branches:
+            log_note("all tasks take the same path, so run as Chunked")
             out = run_in_chunks(task, self.lanes, Vmap())
-            calls = sum(pause.times for pause in program.pauses())
+            calls = sum(pause.trip_count for pause in program.pauses())
             chunks, in_each = balanced_chunks(task.size, self.lanes)
             return out, _stats(chunks * in_each * calls, task.size * calls)
-        refuse_effects(task.jaxpr.jaxpr, plan.pauses, self)
-        refuse_draws_by_batch(program, self)
+        _refuse_effects(task.jaxpr.jaxpr, pauses.points, self)
+        _refuse_draws_by_batch(program, self)
         log_split(task.size, 1, 1, lanes, "lane")
 
-        def prepare(each: TracedTask) -> Compute:
+        def lay_out(each: TracedTask) -> ComputeTasks:
+            # `each` is the task or its derivative, which is compiled as another task.
+            compiled = program, pauses
             if each is not task:
-                return _on_lanes(each, plan_of(each, self.expensive), lanes, count)[0]
-            compute, machine = _on_lanes(task, plan, lanes, count)
-            log_note(f"{plan.note}; {machine.bytes_per_lane} B remembered per lane")
+                compiled = compile_task(each, self.expensive)
+            layout = LaneLayout(compiled[0], patient=compiled[1].operations < _CHEAP)
+            loop = LaneLoop(layout, lanes, task.size)
+            if each is task:
+                log_note(f"{pauses.note}; {layout.bytes_per_lane} B stored per lane")
+            constants = [id(x) for x in each.closure]
+
+            def compute(rows: list[Any], closure: list[Any]) -> tuple[list[Any], Any]:
+                arrays = dict(zip(constants, closure, strict=True))
+                outs, counts = loop.run(rows, arrays, count)
+                return _with_out_axes(each, outs, layout.is_output_varying), counts
+
             return compute
 
-        outs, counts = with_derivative(prepare, task)
+        outs, counts = with_derivative(lay_out, task)
         return task.finish(outs), LaneStats(*counts)
+
+
+def compile_task(
+    task: TracedTask, expensive: str | None = None
+) -> tuple[TaskProgram, PauseChoice]:
+    """Compile a task to basic blocks, and return where it pauses.
+
+    **Raises:**
+
+    `ValueError` if the task calls no marked function of the name `expensive`.
+    """
+    pauses = choose_pause_points(task.jaxpr.jaxpr, expensive)
+    program = lower(closed_jaxpr(task.jaxpr), pauses.points)
+    program.exit.outputs = task.with_values(program.exit.outputs)
+    simplify(program)
+    return program, pauses
+
+
+def _with_out_axes(
+    task: TracedTask, outs: list[Any], is_varying: list[bool]
+) -> list[Any]:
+    """Add or remove the axis of tasks as `out_axes` says, and restore weak types."""
+    results: list[Any] = []
+    avals = task.with_values(task.jaxpr.out_avals)
+    for out, varies, axis, aval in zip(
+        outs, is_varying, task.lane_out_axes, avals, strict=True
+    ):
+        if axis is None and varies:
+            out = out[0]
+        if axis is not None and not varies:
+            out = jnp.broadcast_to(out, (task.size, *jnp.shape(out)))
+        weak = getattr(aval, "weak_type", False)
+        results.append(with_weak_type(out) if weak else jnp.asarray(out))
+    return results
+
+
+def _stats(made: int, needed: int) -> LaneStats:
+    return LaneStats(jnp.asarray(made, int), jnp.asarray(needed, int))
 
 
 def _refuse_spmd(call: Call) -> None:
     if call.spmd_axis_name is not None:
         raise ValueError(
-            f"Continuous got spmd_axis_name={call.spmd_axis_name!r}, but its lanes go "
-            "their own ways and cannot be spread over a mesh axis. Use "
-            "`Sharded(mesh, inner=Continuous(lanes))`: each device has lanes of its "
-            "own then."
+            f"Continuous got spmd_axis_name={call.spmd_axis_name!r}, but its lanes run "
+            "independently and cannot be spread over a mesh axis. Use "
+            "`Sharded(mesh, inner=Continuous(lanes))`, which gives each device lanes "
+            "of its own."
         )
 
 
-def _on_lanes(
-    task: TracedTask, plan: Plan, lanes: int, count: bool
-) -> tuple[Compute, Machine]:
-    """Lays out a task on lanes."""
-    machine = Machine(plan.program, lanes, task.size, plan.operations < _CHEAP)
-    constants = [id(x) for x in task.closure]
-
-    def compute(rows: list[Any], closure: list[Any]) -> tuple[list[Any], Any]:
-        given = dict(zip(constants, closure, strict=True))
-        outs, counts = machine.run(rows, given, count)
-        return _placed(task, outs, machine.differs), counts
-
-    return compute, machine
-
-
-def _placed(task: TracedTask, outs: list[Any], differs: list[bool]) -> list[Any]:
-    """Outputs with the tasks in front, or without where none are wanted."""
-    placed: list[Any] = []
-    avals = task.with_values(task.jaxpr.out_avals)
-    for out, differ, axis, aval in zip(
-        outs, differs, task.lane_out_axes, avals, strict=True
-    ):
-        if axis is None and differ:
-            out = out[0]
-        if axis is not None and not differ:
-            out = jnp.broadcast_to(out, (task.size, *jnp.shape(out)))
-        weak = getattr(aval, "weak_type", False)
-        placed.append(with_weak_type(out) if weak else jnp.asarray(out))
-    return placed
+def _refuse_effects(jaxpr: Any, points: AbstractPausePoints, batcher: object) -> None:
+    """Raise if a task has effects anywhere but in the expensive function."""
+    # Where a program runs on all devices, its lanes reach a `shard_map` together.
+    spans_devices = not inside_shard_map()
+    for eqn, is_expensive, is_sharded in _innermost(jaxpr, points, False, False):
+        if is_collective(eqn) and not (is_sharded and spans_devices):
+            raise ValueError(
+                f"The function uses the collective {eqn.primitive.name!r}, but under "
+                f"{batcher} lanes run independently, in another order on every device, "
+                "so they never reach it together. Use `Vmap()`, or communicate outside "
+                "of the mapped function."
+            )
+        if eqn.effects and not is_expensive:
+            raise ValueError(
+                f"The function has a side effect ({eqn.primitive.name}) outside of its "
+                f"expensive function. Under {batcher} all lanes execute all code, "
+                "inactive ones too, so the effect would happen too often. Move it into "
+                "the function marked by `batchkit.expensive`, or use `Vmap()` or "
+                "`Chunked`."
+            )
 
 
-def _stats(made: int, needed: int) -> LaneStats:
-    return LaneStats(jnp.asarray(made, int), jnp.asarray(needed, int))
+def _innermost(
+    jaxpr: Any, points: AbstractPausePoints, is_expensive: bool, is_sharded: bool
+) -> Iterator[tuple[Any, bool, bool]]:
+    """Yield each equation that holds no jaxpr.
+
+    With whether it is in the expensive function, and whether in a `shard_map`.
+    """
+    for eqn in jaxpr.eqns:
+        expensive = is_expensive or points.is_call(eqn)
+        sharded = is_sharded or eqn.primitive.name == "shard_map"
+        inner = list(inner_jaxprs(eqn))
+        if not inner:
+            yield eqn, expensive, sharded
+        for each in inner:
+            yield from _innermost(each, points, expensive, sharded)
+
+
+def _refuse_draws_by_batch(program: TaskProgram, batcher: object) -> None:
+    """Raise if lanes draw random bits that depend on the key of another lane.
+
+    A key may be the same for all tasks. Under `jax.vmap` it stays one key then, but
+    lanes at different turns of a loop have different keys.
+    """
+    for instruction in program.instructions():
+        primitive = _draws_by_batch(instruction)
+        if primitive is not None:
+            raise ValueError(
+                f"The function draws random numbers by {primitive} in a loop. They are "
+                "drawn for a whole batch from the first key of the batch, but under "
+                f"{batcher} lanes are at different turns of the loop, so the draws "
+                "would not be those of `jax.vmap`. Use threefry keys "
+                "(`jax.random.key(seed, impl='threefry2x32')`), or `Vmap()`."
+            )
+
+
+def _draws_by_batch(instruction: Instruction) -> str | None:
+    """Return the primitive by which an instruction draws for a whole batch, if any."""
+    eqn = instruction.eqn
+    if eqn is None:
+        return None
+    varies = [isinstance(x, Value) and not x.uniform for x in instruction.inputs]
+    pairs = list(zip(eqn.invars, varies, strict=True))
+
+    def on_a_lane(*row: Any) -> list[Any]:
+        lane = iter(row)
+        return evaluate(
+            eqn, *(next(lane) if varies else zeros(x.aval) for x, varies in pairs)
+        )
+
+    row = [x.aval for x, varies in pairs if varies]
+    return batch_dependent_draws([eqn], on_a_lane, row)

@@ -1,12 +1,13 @@
-"""Reading JAX's equations: the one file that knows their names and parameters.
+"""JAX's equations: reading their parameters, and evaluating them under predication.
 
-The parameters of control flow are JAX's own business and change between releases
-(`scan` counted its operands by `num_consts` and `num_carry` until 0.10 and describes
-them by trees since). Tested with JAX 0.9, 0.10 and 0.12; what is not recognised is an
-error that says so, never a guess.
+This is the one file that names JAX's primitives and their parameters. Those of control
+flow are private to JAX and change between releases (`scan` counted its operands by
+`num_consts` and `num_carry` until 0.10 and describes them by trees since). Tested with
+JAX 0.9, 0.10 and 0.12; an unknown form is an error, never a guess.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, final
 
@@ -15,11 +16,13 @@ import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.api_util import debug_info
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .._util._jaxprs import inner_equations
 
 
-# Equations that only call a jaxpr, and the parameter that holds it.
+# Primitives that only call a jaxpr, and the parameter that holds it.
 _CALLS: Final = {
     "checkpoint": "jaxpr",
     "closed_call": "call_jaxpr",
@@ -31,35 +34,21 @@ _CALLS: Final = {
     "remat2": "jaxpr",
 }
 
-# `jax.extend` has it since 0.10, when `jax.core` began to warn of it.
+# In `jax.extend` since 0.10; `jax.core`, which had it before, warns from then on.
 _DROPPED: Any = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar", None)
 
-
-# They only tell the type of a value inside `jax.shard_map`.
+# These change the type of a value inside `jax.shard_map`, and communicate nothing.
 _SILENT: Final = {"pcast", "pvary"}
 
 
 @final
 @dataclass(frozen=True)
-class Jaxpr:
-    """A jaxpr with the values of its constants."""
-
-    jaxpr: Any
-    consts: tuple[Any, ...] = ()
-
-    def __call__(self, *args: Any) -> list[Any]:
-        closed = jex.core.ClosedJaxpr(self.jaxpr, list(self.consts))
-        return jex.core.jaxpr_as_fun(closed)(*args)
-
-
-@final
-@dataclass(frozen=True)
 class WhileLoop:
-    """A `while` equation and what it is applied to."""
+    """A `while` equation and its operands."""
 
-    cond: Jaxpr
+    cond: ClosedJaxpr
     cond_consts: Sequence[Any]
-    body: Jaxpr
+    body: ClosedJaxpr
     body_consts: Sequence[Any]
     init: Sequence[Any]
 
@@ -67,12 +56,12 @@ class WhileLoop:
 @final
 @dataclass(frozen=True)
 class Scan:
-    """A `scan` equation and what it is applied to."""
+    """A `scan` equation and its operands."""
 
-    body: Jaxpr
+    body: ClosedJaxpr
     consts: Sequence[Any]
     init: Sequence[Any]
-    rows: Sequence[Any]  # scanned over
+    rows: Sequence[Any]  # the scanned arrays
     length: int
     reverse: bool
 
@@ -80,30 +69,30 @@ class Scan:
 @final
 @dataclass(frozen=True)
 class Cond:
-    """A `cond` or `switch` equation and what it is applied to."""
+    """A `cond` or `switch` equation and its operands."""
 
-    branches: tuple[Jaxpr, ...]
+    branches: tuple[ClosedJaxpr, ...]
     index: Any
     args: Sequence[Any]
 
 
-def called(eqn: Any) -> Jaxpr | None:
-    """The jaxpr of an equation that does nothing but call it."""
+def called_jaxpr(eqn: Any) -> ClosedJaxpr | None:
+    """Return the jaxpr of an equation that only calls it; None for others."""
     name = eqn.primitive.name
-    return opened(_parameter(eqn, _CALLS[name])) if name in _CALLS else None
+    return closed_jaxpr(_parameter(eqn, _CALLS[name])) if name in _CALLS else None
 
 
 def control_flow(eqn: Any, inputs: Sequence[Any]) -> WhileLoop | Scan | Cond | None:
-    """A loop or a branch, with its inputs told apart; None for other equations."""
+    """Return a loop or a branch with its operands by role; None for other equations."""
     name = eqn.primitive.name
     if name == "while":
         conds = _parameter(eqn, "cond_nconsts")
         consts = conds + _parameter(eqn, "body_nconsts")
-        return _with_one_test(
+        return _with_scalar_test(
             WhileLoop(
-                opened(_parameter(eqn, "cond_jaxpr")),
+                closed_jaxpr(_parameter(eqn, "cond_jaxpr")),
                 inputs[:conds],
-                opened(_parameter(eqn, "body_jaxpr")),
+                closed_jaxpr(_parameter(eqn, "body_jaxpr")),
                 inputs[conds:consts],
                 inputs[consts:],
             )
@@ -111,7 +100,7 @@ def control_flow(eqn: Any, inputs: Sequence[Any]) -> WhileLoop | Scan | Cond | N
     if name == "scan":
         consts, carries = _scan_counts(eqn)
         return Scan(
-            opened(_parameter(eqn, "jaxpr")),
+            closed_jaxpr(_parameter(eqn, "jaxpr")),
             inputs[:consts],
             inputs[consts : consts + carries],
             inputs[consts + carries :],
@@ -119,26 +108,26 @@ def control_flow(eqn: Any, inputs: Sequence[Any]) -> WhileLoop | Scan | Cond | N
             _parameter(eqn, "reverse"),
         )
     if name == "cond":
-        branches = tuple(opened(branch) for branch in _parameter(eqn, "branches"))
+        branches = tuple(map(closed_jaxpr, _parameter(eqn, "branches")))
         return Cond(branches, inputs[0], inputs[1:])
     return None
 
 
-def opened(jaxpr: Any) -> Jaxpr:
-    """A closed jaxpr, or an open one without constants, as one kind of thing."""
-    if isinstance(jaxpr, jex.core.ClosedJaxpr):
-        return Jaxpr(jaxpr.jaxpr, tuple(jaxpr.consts))
-    return Jaxpr(jaxpr, tuple(getattr(jaxpr, "consts", ())))
+def closed_jaxpr(jaxpr: Any) -> ClosedJaxpr:
+    """Return a jaxpr with its constants; open ones without constants are accepted."""
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr
+    return ClosedJaxpr(jaxpr, list(getattr(jaxpr, "consts", ())))
 
 
-def name_of_call(eqn: Any) -> str:
-    """The name of the function that an equation of `jax.jit` calls, or nothing."""
+def jit_name(eqn: Any) -> str:
+    """Return the name of the function that a `jit` equation calls, or an empty one."""
     is_jit = eqn.primitive.name in ("jit", "pjit")
     return str(_parameter(eqn, "name")) if is_jit else ""
 
 
-def communicates(eqn: Any) -> bool:
-    """Whether an equation needs those who are mapped over some axis beside it."""
+def is_collective(eqn: Any) -> bool:
+    """Return whether an equation communicates along a named axis."""
     if eqn.primitive.name in _SILENT:
         return False
     names = eqn.params.get("axis_name", eqn.params.get("axes", ()))
@@ -147,71 +136,193 @@ def communicates(eqn: Any) -> bool:
     return effects or any(isinstance(name, str) for name in names)
 
 
-def may_not_end(eqn: Any) -> bool:
-    """Whether an equation holds a loop whose length depends on values."""
+def has_while_loop(eqn: Any) -> bool:
+    """Return whether an equation is or holds a `while`, which might never end."""
     if eqn.primitive.name == "while":
         return True
     return any(each.primitive.name == "while" for each in inner_equations(eqn))
 
 
-def _with_one_test(loop: WhileLoop) -> WhileLoop:
-    """The same loop, with one test where `jax.vmap` left one for each of its rows.
+def literal_value(literal: Any) -> np.ndarray:
+    """Return the value of a literal, in its type in the program."""
+    return np.asarray(literal.val, literal.aval.dtype)
 
-    It turns as long as one row goes on; the others keep what they have.
+
+def is_literal(atom: Any) -> bool:
+    """Return whether an atom of a jaxpr is a number instead of a variable."""
+    return isinstance(atom, jex.core.Literal)
+
+
+def is_dropped(var: Any) -> bool:
+    """Return whether a result is unused."""
+    return isinstance(var, _DROPPED)
+
+
+def with_weak_type(x: Any) -> Any:
+    """Return the array with the weak type that Python's numbers have."""
+    # No public function of JAX makes a weak type from an array.
+    return jex.core.primitives.convert_element_type_p.bind(
+        x, new_dtype=x.dtype, weak_type=True, sharding=None
+    )
+
+
+def interpret(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    args: Sequence[Any],
+    literal: Callable[[np.ndarray], Any],
+    rule: Callable[[Any, list[Any]], Sequence[Any]],
+) -> list[Any]:
+    """Interpret a jaxpr over any domain: arrays, operands of a program, or booleans.
+
+    **Arguments:**
+
+    - `jaxpr`: the jaxpr, without the values of its constants.
+    - `consts`, `args`: elements of the domain for its constants and its arguments.
+    - `literal`: maps the value of a literal to the domain.
+    - `rule`: maps an equation and its inputs to its outputs.
+    """
+    env = dict(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, args, strict=True))
+
+    def read(atom: Any) -> Any:
+        return literal(literal_value(atom)) if is_literal(atom) else env[atom]
+
+    for eqn in jaxpr.eqns:
+        outs = rule(eqn, [read(atom) for atom in eqn.invars])
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate(eqn: Any, *values: Any) -> list[Any]:
+    """Evaluate an equation; unused results are None."""
+    pairs = zip(eqn.invars, values, strict=True)
+    inputs = {atom: value for atom, value in pairs if not is_literal(atom)}
+    outvars = [x for x in eqn.outvars if not is_dropped(x)]
+    # JAX deprecates a jaxpr that does not say where it comes from.
+    origin = debug_info(
+        "Continuous",
+        lambda *_: None,
+        tuple(inputs),
+        {},
+        result_paths_thunk=lambda: ("",) * len(outvars),
+    )
+    # A jaxpr of one equation, because the parameters of an equation that holds other
+    # jaxprs are not those that its `primitive.bind` takes.
+    jaxpr = jex.core.Jaxpr((), list(inputs), outvars, [eqn], eqn.effects, origin)
+    outs = iter(jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*inputs.values()))
+    return [None if is_dropped(x) else next(outs) for x in eqn.outvars]
+
+
+def evaluate_masked(eqn: Any, active: Any, *values: Any) -> list[Any]:
+    """Evaluate an equation under a lane mask: no loop in it runs for inactive lanes.
+
+    Under `jax.vmap` a loop runs until its last lane is done. Inactive lanes hold stale
+    values, with which a loop might never end. Other results of theirs do no harm, since
+    they are dropped.
+    """
+    if not has_while_loop(eqn):
+        return evaluate(eqn, *values)
+    inside = functools.partial(_interpret_masked, active)
+    call = called_jaxpr(eqn)
+    if call is not None:
+        return inside(call, values)
+    match control_flow(eqn, values):
+        case WhileLoop() as loop:
+            return list(
+                jax.lax.while_loop(
+                    lambda c: active & inside(loop.cond, [*loop.cond_consts, *c])[0],
+                    lambda c: tuple(inside(loop.body, [*loop.body_consts, *c])),
+                    _strong(loop.init),
+                )
+            )
+        case Scan() as scan:
+            count = len(scan.init)
+
+            def body(carry: Any, row: Any) -> tuple[Any, Any]:
+                outs = inside(scan.body, [*scan.consts, *carry, *row])
+                return tuple(outs[:count]), tuple(outs[count:])
+
+            carry, rows = jax.lax.scan(
+                body,
+                _strong(scan.init),
+                tuple(scan.rows),
+                length=scan.length,
+                reverse=scan.reverse,
+            )
+            return [*carry, *rows]
+        case Cond() as cond:
+            taken = jnp.clip(cond.index, 0, len(cond.branches) - 1)
+            # `jax.vmap` makes a select of the branch: every lane executes all branches,
+            # and is inactive in those that it does not take.
+            branches = [
+                lambda *args, i=i, branch=branch: tuple(
+                    _interpret_masked(active & (taken == i), branch, args)
+                )
+                for i, branch in enumerate(cond.branches)
+            ]
+            return list(jax.lax.switch(cond.index, branches, *cond.args))
+        case None:  # a loop inside a primitive that cannot be opened
+            return evaluate(eqn, *values)
+
+
+def _interpret_masked(
+    active: Any, jaxpr: ClosedJaxpr, args: Sequence[Any]
+) -> list[Any]:
+    return interpret(
+        jaxpr.jaxpr,
+        jaxpr.consts,
+        args,
+        lambda value: value,
+        lambda eqn, values: evaluate_masked(eqn, active, *values),
+    )
+
+
+def _strong(values: Sequence[Any]) -> tuple[Any, ...]:
+    """Remove weak types, which the body of a loop would not return."""
+    return tuple(jnp.asarray(x, jnp.result_type(x)) for x in values)
+
+
+def _with_scalar_test(loop: WhileLoop) -> WhileLoop:
+    """Return the loop with a scalar test where `jax.vmap` left one test for each row.
+
+    It runs as long as the test of any row holds; the other rows keep their values.
     """
     (test,) = loop.cond.jaxpr.outvars
     if not test.aval.shape:
         return loop
     conds, bodies = len(loop.cond_consts), len(loop.body_consts)
 
-    def goes_on(*args: Any) -> Any:
-        return jnp.any(loop.cond(*args)[0])
+    def test_any(*args: Any) -> Any:
+        return jnp.any(jaxpr_as_fun(loop.cond)(*args)[0])
 
-    def turn(*args: Any) -> list[Any]:
+    def body(*args: Any) -> list[Any]:
         carry = args[conds + bodies :]
-        (rows,) = loop.cond(*args[:conds], *carry)
+        (rows,) = jaxpr_as_fun(loop.cond)(*args[:conds], *carry)
         return [
             jnp.where(rows.reshape(*rows.shape, *[1] * (x.ndim - rows.ndim)), new, x)
-            for new, x in zip(loop.body(*args[conds:]), carry, strict=True)
+            for new, x in zip(
+                jaxpr_as_fun(loop.body)(*args[conds:]), carry, strict=True
+            )
         ]
 
-    def types(jaxpr: Jaxpr) -> list[Any]:
+    def types(jaxpr: ClosedJaxpr) -> list[Any]:
         avals = [x.aval for x in jaxpr.jaxpr.invars]
         return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in avals]
 
     return WhileLoop(
-        opened(jax.make_jaxpr(goes_on)(*types(loop.cond))),
+        closed_jaxpr(jax.make_jaxpr(test_any)(*types(loop.cond))),
         loop.cond_consts,
-        opened(jax.make_jaxpr(turn)(*types(loop.cond)[:conds], *types(loop.body))),
+        closed_jaxpr(
+            jax.make_jaxpr(body)(*types(loop.cond)[:conds], *types(loop.body))
+        ),
         [*loop.cond_consts, *loop.body_consts],
         loop.init,
     )
 
 
-def with_weak_type(x: Any) -> Any:
-    """The same array, but with the weak type that numbers of Python have."""
-    return jex.core.primitives.convert_element_type_p.bind(
-        x, new_dtype=x.dtype, weak_type=True, sharding=None
-    )
-
-
-def literal_value(literal: Any) -> np.ndarray:
-    """The value of a literal, in the type that it has in the program."""
-    return np.asarray(literal.val, literal.aval.dtype)
-
-
-def is_literal(atom: Any) -> bool:
-    """Whether an atom of a jaxpr is a number and no variable."""
-    return isinstance(atom, jex.core.Literal)
-
-
-def is_dropped(var: Any) -> bool:
-    """Whether nobody reads a result."""
-    return isinstance(var, _DROPPED)
-
-
 def _scan_counts(eqn: Any) -> tuple[int, int]:
-    """How many constants and carried values a scan has."""
+    """Return how many constants and carried values a scan has."""
     params = eqn.params
     if "num_consts" in params:
         return params["num_consts"], _parameter(eqn, "num_carry")
@@ -230,7 +341,7 @@ def _parameter(eqn: Any, name: str) -> Any:
 
 def _refuse(eqn: Any, what: str) -> NoReturn:
     raise NotImplementedError(
-        f"batchkit does not know the equation {eqn.primitive.name!r} of JAX "
-        f"{jax.__version__}: {what}. Continuous is tested with JAX 0.9, 0.10 and 0.12; "
-        "use one of them, or a newer batchkit, or another batcher."
+        f"Continuous cannot read the equation {eqn.primitive.name!r} of JAX "
+        f"{jax.__version__}: {what}. It is tested with JAX 0.9, 0.10 and 0.12; use one "
+        "of them, or a newer batchkit, or another batcher."
     )

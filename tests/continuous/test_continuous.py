@@ -88,6 +88,21 @@ def test_unused_calls_are_eliminated() -> None:
     assert int(stats.needed) >= int(n.sum())
 
 
+def test_rows_of_a_scan_are_kept_in_later_loops() -> None:
+    """A lane in the loop does not store rows when others do, in their scans.
+
+    The carry of the loop has the slot from which the rows are stored.
+    """
+    add = bk.expensive(lambda x: x + 1.0)
+
+    def task(n: Any) -> Any:
+        last, rows = jax.lax.scan(lambda c, _: (add(c),) * 2, n, length=3)
+        return rows, jax.lax.while_loop(lambda c: c < 4 * n, add, last)
+
+    n = jnp.arange(1.0, 8.0)
+    assert_same(jax.jit(bk.Continuous(2)(task))(n), jax.jit(jax.vmap(task))(n), ulps=0)
+
+
 def test_data_is_never_stored_per_lane() -> None:
     product = bk.expensive(lambda x, data: jnp.sum(x * data))
 

@@ -1,4 +1,4 @@
-"""Reading JAX's equations: what is there, and what is said where it is not."""
+"""Reading JAX's equations, and the errors for unknown forms."""
 
 import re
 import warnings
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxpr_as_fun
 
 import batchkit as bk
 from batchkit.continuous import _equations
@@ -15,15 +16,15 @@ from batchkit.continuous._equations import (
     Cond,
     Scan,
     WhileLoop,
-    called,
+    called_jaxpr,
     control_flow,
     is_dropped,
-    name_of_call,
+    jit_name,
 )
 
 
 def _equation(name: str) -> Any:
-    """An equation of this name, as the installed JAX makes it."""
+    """Return an equation of this name, as the installed JAX makes it."""
 
     def fun(x: jax.Array, flag: Any) -> Any:
         y = jax.lax.while_loop(
@@ -40,10 +41,10 @@ def _equation(name: str) -> Any:
 
 
 def _read(eqn: Any) -> Any:
-    return called(eqn) or control_flow(eqn, eqn.invars)
+    return called_jaxpr(eqn) or control_flow(eqn, eqn.invars)
 
 
-def test_a_while_loop_is_told_apart():
+def test_operands_of_a_while_loop():
     eqn = _equation("while")
     loop = control_flow(eqn, ["cond", "body", "x", "y"])
     assert isinstance(loop, WhileLoop)
@@ -52,28 +53,28 @@ def test_a_while_loop_is_told_apart():
     assert [is_dropped(x) for x in eqn.outvars] == [str(x) == "_" for x in eqn.outvars]
 
 
-def test_a_scan_is_told_apart():
+def test_operands_of_a_scan():
     scan = control_flow(_equation("scan"), ["flag", "carry", "rows"])
     assert isinstance(scan, Scan)
     assert (scan.consts, scan.init, scan.rows) == (["flag"], ["carry"], ["rows"])
     assert (scan.length, scan.reverse) == (4, True)
 
 
-def test_a_cond_is_told_apart():
+def test_operands_of_a_cond():
     eqn = _equation("cond")
     cond = control_flow(eqn, eqn.invars)
     assert isinstance(cond, Cond)
     assert cond.index is eqn.invars[0]
     assert len(cond.branches) == 2
-    # The branch that is taken where the condition does not hold comes first.
-    assert cond.branches[0](*([3.0] * len(cond.args)))[0] == 9.0
-    assert cond.branches[1](*([3.0] * len(cond.args)))[0] == 4.0
+    # The branch for a false condition comes first.
+    assert jaxpr_as_fun(cond.branches[0])(*([3.0] * len(cond.args)))[0] == 9.0
+    assert jaxpr_as_fun(cond.branches[1])(*([3.0] * len(cond.args)))[0] == 4.0
 
 
-def test_a_call_is_opened():
-    call = called(_equation("jit"))
+def test_jaxpr_of_a_call():
+    call = called_jaxpr(_equation("jit"))
     assert call is not None
-    assert call(3.0) == [9.0]
+    assert jaxpr_as_fun(call)(3.0) == [9.0]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_call_is_opened():
         ("jit", ["jaxpr"]),
     ],
 )
-def test_a_missing_parameter_is_named(name: str, parameters: list[str]):
+def test_missing_parameters_are_named(name: str, parameters: list[str]):
     eqn = _equation(name)
     for missing in parameters:
         params = {k: v for k, v in eqn.params.items() if k != missing}
@@ -94,15 +95,15 @@ def test_a_missing_parameter_is_named(name: str, parameters: list[str]):
             _read(eqn.replace(params=params))
 
 
-def test_a_call_without_a_name_is_refused():
+def test_calls_without_a_name_are_refused():
     eqn = _equation("jit")
     params = {k: v for k, v in eqn.params.items() if k != "name"}
     with pytest.raises(NotImplementedError, match="it has no parameter 'name'"):
-        name_of_call(eqn.replace(params=params))
+        jit_name(eqn.replace(params=params))
 
 
 class _Operands:
-    """Trees of operands as no JAX has them."""
+    """Trees of operands of a form that no JAX has."""
 
     def unpack(self) -> Any:
         return "two", "things"
@@ -111,7 +112,7 @@ class _Operands:
 @pytest.mark.parametrize(
     "operands", [_Operands(), SimpleNamespace(), None, SimpleNamespace(unpack=3)]
 )
-def test_operands_of_a_scan_that_cannot_be_read_are_refused(operands: Any):
+def test_unknown_operands_of_a_scan_are_refused(operands: Any):
     eqn = _equation("scan")
     unknown = ("num_consts", "num_carry")
     params = {k: v for k, v in eqn.params.items() if k not in unknown}
@@ -122,7 +123,7 @@ def test_operands_of_a_scan_that_cannot_be_read_are_refused(operands: Any):
         _read(eqn.replace(params=params))
 
 
-def test_a_batched_function_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+def test_errors_of_a_batched_function_name_the_remedy(monkeypatch: pytest.MonkeyPatch):
     names = {**_equations._CALLS, "jit": "renamed", "pjit": "renamed"}
     monkeypatch.setattr(_equations, "_CALLS", names)
 

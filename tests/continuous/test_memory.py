@@ -1,4 +1,4 @@
-"""What a lane remembers: no copy of what is closed over, nothing that is recomputed."""
+"""Memory: what a lane stores, what is not copied, and what is compiled once."""
 
 import re
 from typing import Any
@@ -28,17 +28,17 @@ def _climb(loglikelihood: Any, x: Any) -> Any:
     return jax.lax.while_loop(lambda c: c[0] < c[1][0], turn, (0, x))
 
 
-def _remembered(batched: Any, *args: Any) -> int:
-    """The bytes that a lane remembers from one evaluation to the next."""
+def _stored(batched: Any, *args: Any) -> int:
+    """Return the bytes that a lane stores between two evaluations."""
     (reached,) = explained(batched, *args)
-    match = re.search(r"(\d+) B remembered per lane", reached.note)
+    match = re.search(r"(\d+) B stored per lane", reached.note)
     assert match is not None
     return int(match.group(1))
 
 
 @pytest.mark.parametrize("where", ["function", "task", "argument"])
 def test_closed_over_arrays_are_not_copied(where: str) -> None:
-    """A large array, closed over by the function or handed to it by the task."""
+    """Neither if the function closes over an array nor if the task passes it."""
     starts = np.ones((64, SIDE), np.float32)
 
     def task(x: Any, matrix: Any) -> Any:
@@ -59,8 +59,8 @@ def test_closed_over_arrays_are_not_copied(where: str) -> None:
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_loops_that_pass_an_array_on_do_not_copy_it(marked: bool) -> None:
-    """Also one that is carried through all turns without a change."""
+def test_unchanged_carries_are_not_copied(marked: bool) -> None:
+    """A loop that passes an array on does not make it varying."""
 
     def run(x: Any, matrix: Any) -> Any:
         def task(x: Any) -> Any:
@@ -69,7 +69,8 @@ def test_loops_that_pass_an_array_on_do_not_copy_it(marked: bool) -> None:
 
             def turn(carry: Any) -> Any:
                 turns, matrix, x = carry
-                # JAX sees through a loop that passes an array on, but not through this.
+                # JAX itself hoists an array that a loop only passes on, but not one
+                # that passes through a call.
                 keep = jax.checkpoint(lambda x, matrix: (apply(x, matrix), matrix))
                 x, matrix = keep(x, matrix) if marked else (apply(x, matrix), matrix)
                 return turns + 1, matrix, x
@@ -81,19 +82,19 @@ def test_loops_that_pass_an_array_on_do_not_copy_it(marked: bool) -> None:
         return bk.Continuous(8)(task)(x)
 
     starts = np.arange(16 * SIDE, dtype=np.float32).reshape(16, SIDE)
-    assert _remembered(run, starts, MATRIX) < BYTES / 10
+    assert _stored(run, starts, MATRIX) < BYTES / 10
 
 
-def test_what_a_gradient_needs_is_not_remembered() -> None:
-    """The way there and the way back are one evaluation; between them are residuals."""
+def test_residuals_of_a_gradient_are_not_stored() -> None:
+    """The forward and the backward pass are one evaluation."""
     wide = bk.expensive(lambda x: jnp.sum(jnp.sin(jnp.outer(x, jnp.arange(4096.0)))))
     starts = np.ones((8, 2), np.float32)
     task = lambda x: _climb(wide, x)
-    assert _remembered(bk.Continuous(4)(task), starts) < 4096
+    assert _stored(bk.Continuous(4)(task), starts) < 4096
 
 
-def test_values_that_nobody_reads_again_are_not_remembered() -> None:
-    """Two numbers live across a pause, whatever a turn computes in between."""
+def test_dead_values_are_not_stored() -> None:
+    """Two numbers are live across a pause, whatever a turn computes in between."""
     double = bk.expensive(lambda x: 2 * x)
 
     def task(x: Any) -> Any:
@@ -106,12 +107,12 @@ def test_values_that_nobody_reads_again_are_not_remembered() -> None:
         turns, x, _ = jax.lax.while_loop(lambda c: c[0] < x, turn, carry)
         return turns, x
 
-    assert _remembered(bk.Continuous(4)(task), np.ones(8, np.float32)) < 100
+    assert _stored(bk.Continuous(4)(task), np.ones(8, np.float32)) < 100
 
 
 @pytest.mark.parametrize("tasks", [0, 1, 3, 8, 13])
 @pytest.mark.parametrize("marked", [True, False])
-def test_traced_once(tasks: int, marked: bool) -> None:
+def test_task_is_traced_once(tasks: int, marked: bool) -> None:
     def value(x: Any) -> Any:
         return jnp.sum(x**2)
 
@@ -125,8 +126,7 @@ def test_traced_once(tasks: int, marked: bool) -> None:
     assert len(traces) == 1
 
 
-def test_expensive_function_is_compiled_once_for_all_places() -> None:
-    """However often a task calls it: one evaluation in the program."""
+def test_equal_calls_are_compiled_once() -> None:
 
     @bk.expensive
     def value(x: Any) -> Any:

@@ -1,9 +1,8 @@
-"""Tasks with loops that never end where a lane has no business; run one by its name.
+"""Tasks with loops that would never end in inactive lanes, compared with `lax.map`.
 
-Each is a program of its own, so that one which hangs can be stopped.
+Run as a program, it prints the name of each task whose results are right.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ X = np.arange(1, 8, dtype=np.float32)
 
 
 def count_up(x: Any) -> Any:
-    """Turns until ten; never gets there from zero, and not from below either."""
+    """Count the turns to ten, which are endless for zero and for negative numbers."""
 
     def turn(carry: Any) -> Any:
         total, turns, key = carry
@@ -35,7 +34,7 @@ def _in_the_function(x: Any) -> Any:
 
 
 def _in_one_branch(x: Any) -> Any:
-    """Some lanes never make the call, and their turns come first."""
+    """Some lanes never make the call, and others not in their first turns."""
     slow = bk.expensive(count_up)
 
     def turn(carry: Any) -> Any:
@@ -47,7 +46,7 @@ def _in_one_branch(x: Any) -> Any:
 
 
 def _two_kinds(x: Any) -> Any:
-    """Of one kind there is nothing to evaluate while lanes wait for the other."""
+    """While lanes wait for a call of one kind, no lane has arguments for the other."""
 
     @bk.expensive
     def slow(x: Any) -> Any:
@@ -99,14 +98,14 @@ def _without_marks(x: Any) -> Any:
 
 
 def _after_the_loop(x: Any) -> Any:
-    """The loop is entered with results that other lanes do not have yet."""
+    """The loop reads results that other lanes do not have yet."""
     double = bk.expensive(lambda x: x * 2)
     y = jax.lax.while_loop(lambda c: c < x, lambda c: double(c) + 1, 0.0)
     return count_up(y), y
 
 
 def _behind_a_branch(x: Any) -> Any:
-    """A loop that would never end, and that no task comes by."""
+    """An endless loop that no task reaches."""
     double = bk.expensive(lambda x: x * 2)
 
     def turn(carry: Any) -> Any:
@@ -118,7 +117,7 @@ def _behind_a_branch(x: Any) -> Any:
 
 
 def _not_a_number(x: Any) -> Any:
-    """NaN in a loop ends it here; under lanes it must not spread to other tasks."""
+    """NaN ends the loop of its own task, and must not spread to other tasks."""
     root = bk.expensive(lambda x: jnp.sqrt(4.0 - x))
     turn = lambda c: (c[0] + 1, root(x + c[0]))
     return jax.lax.while_loop(lambda c: ~(c[1] < 0) & (c[0] < x), turn, (0.0, 0.0))
@@ -138,7 +137,7 @@ TASKS: dict[str, Callable[[Any], Any]] = {
 
 
 def compare(task: Callable[[Any], Any]) -> None:
-    """With more tasks than lanes, under an outer `jax.vmap`, and in forward mode."""
+    """Compare results with more tasks than lanes, under `jax.vmap`, and for `jvp`."""
 
     def same(actual: Any, expected: Any) -> None:
         jax.tree.map(
@@ -149,18 +148,20 @@ def compare(task: Callable[[Any], Any]) -> None:
     one_by_one = lambda f: lambda x: jax.lax.map(f, x)
     rows = np.stack([X, X[::-1] + 3])
     batched = bk.Continuous(3)(task)
-    same(jax.jit(batched)(X), one_by_one(task)(X))
-    same(jax.jit(jax.vmap(batched))(rows), one_by_one(one_by_one(task))(rows))
-    moved = lambda f: (
+    expected = jax.jit(one_by_one(one_by_one(task)))(rows)
+    same(jax.jit(jax.vmap(batched))(rows), expected)
+    same(jax.jit(batched)(X), jax.tree.map(lambda x: x[0], expected))
+    derivative = lambda f: (
         lambda x: jax.jvp(
             lambda x: [y for y in jax.tree.leaves(f(x)) if y.dtype == x.dtype],
             (x,),
             (x,),
         )
     )
-    same(jax.jit(moved(batched))(X), moved(one_by_one(task))(X))
+    same(jax.jit(derivative(batched))(X), jax.jit(derivative(one_by_one(task)))(X))
 
 
 if __name__ == "__main__":
-    compare(TASKS[sys.argv[1]])
-    print("done")
+    for name, task in TASKS.items():
+        compare(task)
+        print(name, flush=True)

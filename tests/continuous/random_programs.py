@@ -1,4 +1,4 @@
-"""Programs at random: nested loops and branches that call one or two functions.
+"""Random programs: nested loops and branches that call one or two functions.
 
 A program is a tuple of statements over a small state. Every number stays a small whole
 number, so sums and products are exact in float32, whatever the order and whether or not
@@ -39,7 +39,7 @@ def _second(v: Any) -> Any:
 
 
 class Calls:
-    """The two functions, marked or not; in a class so that each program has its own."""
+    """The two functions of one program, marked or not."""
 
     def __init__(self, marks: int) -> None:
         self.first = bk.expensive(_first) if marks > 0 else _first
@@ -57,7 +57,7 @@ def _simple(kind: str, s: State, calls: Calls) -> State:
     match kind:
         case "count":
             return s._replace(i=(s.i * 3 + s.j + 1) % 11, b=s.i > s.j)
-        case "swap":  # every one takes the place of another at once
+        case "swap":  # block parameters are assigned in parallel
             return s._replace(i=s.j, j=s.i, v=s.v[::-1], b=~s.b)
         case "copy":
             return s._replace(j=s.i)
@@ -74,7 +74,7 @@ def _simple(kind: str, s: State, calls: Calls) -> State:
             return s._replace(v=_small(s.v.at[0].add(calls.first(s.v))))
         case "other value":
             return s._replace(v=_small(s.v.at[1].set(calls.second(s.v))))
-        case "value of the same":  # nothing in it belongs to a task
+        case "uniform value":  # it does not depend on the task
             return s._replace(v=_small(s.v + calls.first(jnp.asarray(WEIGHTS))))
         case "gradient":
             value, grad = jax.value_and_grad(calls.second)(s.v)
@@ -85,7 +85,7 @@ def _simple(kind: str, s: State, calls: Calls) -> State:
         case "jvp":
             value, tangent = jax.jvp(calls.second, (s.v,), (s.v + 1.0,))
             return s._replace(v=_small(jnp.stack([value, tangent])))
-        case "own vjp":  # which has no forward mode; nobody differentiates `i` and `j`
+        case "own vjp":  # which has no forward mode; `i` and `j` have no tangents
             apart = jax.custom_vjp(calls.first)
             apart.defvjp(lambda v: (apart(v), v), lambda v, g: (g * v,))
             numbers = jnp.stack([s.i, s.j]).astype(jnp.float32)
@@ -112,7 +112,7 @@ SIMPLE = [
     "value",
     "value",
     "other value",
-    "value of the same",
+    "uniform value",
     "gradient",
     "gradient around",
     "jvp",
@@ -157,8 +157,9 @@ def _scan(s: State, length: int, reverse: bool, body: Any) -> State:
 
 
 def _own_rule(s: State, body: Any) -> State:
-    """A function with a derivative of its own around the body."""
-    # Its state is an argument: JAX may need the rule when a closed-over tracer is gone.
+    """Wrap the body in a function with a custom derivative."""
+    # Its state is an argument: when JAX runs the rule, the trace may have ended in
+    # which the state is a tracer.
     around = jax.custom_jvp(lambda v, rest: body(rest._replace(v=v)).v)
     around.defjvp(lambda primals, tangents: (around(*primals), 2 * tangents[0]))
     return s._replace(v=around(s.v, s))
@@ -169,7 +170,7 @@ def _block(program: Any, calls: Calls, s: State) -> State:
 
 
 def execute(program: tuple[Statement, ...], s: State, calls: Calls) -> State:
-    """Runs statements one after the other."""
+    """Run statements one after the other."""
     for kind, *rest in program:
         body = functools.partial(_block, rest[-1] if rest else (), calls)
         match kind:
@@ -193,22 +194,22 @@ def execute(program: tuple[Statement, ...], s: State, calls: Calls) -> State:
     return s
 
 
-class Program(NamedTuple):
-    """A task: what it does, how many functions are marked, and what it returns."""
+class RandomProgram(NamedTuple):
+    """A task: its statements, the number of marked functions, and its outputs."""
 
     statements: tuple[Statement, ...]
     marks: int
     returned: tuple[str, ...] = State._fields
 
     def task(self, i: Any, v: Any, key: Any) -> dict[str, Any]:
-        """The task for one index."""
+        """Compute the task of one index."""
         s = State(i, jnp.int32(1), v, v[0] > v[1], key)
         s = execute(self.statements, s, Calls(self.marks))
         return {name: getattr(s, name) for name in self.returned} | {"i again": s.i}
 
 
 def arguments(tasks: int) -> tuple[Any, Any, Any]:
-    """The arguments of some tasks."""
+    """Return the arguments of a number of tasks."""
     i = np.arange(tasks, dtype=np.int32) * 5 % 11
     v = (np.arange(2 * tasks, dtype=np.float32) * 3 % 7).reshape(tasks, 2)
     return i, v, jax.random.split(jax.random.key(4), tasks)
@@ -218,7 +219,7 @@ OWN_RULES = ["own vjp", "own jvp"] * 3
 
 
 def _blocks(depth: int, kinds: list[str]) -> st.SearchStrategy[tuple[Statement, ...]]:
-    """Up to three statements, with blocks of their own down to a depth."""
+    """Generate up to four statements, which hold others down to a depth."""
     simple = st.sampled_from(kinds).map(lambda kind: (kind,))
     if depth == 0:
         return st.lists(simple, min_size=1, max_size=2).map(tuple)
@@ -238,11 +239,11 @@ def _blocks(depth: int, kinds: list[str]) -> st.SearchStrategy[tuple[Statement, 
 
 def programs(
     depth: int, marks: tuple[int, ...], kinds: list[str] = SIMPLE
-) -> st.SearchStrategy[Program]:
-    """Any program whose loops are nested to a depth."""
+) -> st.SearchStrategy[RandomProgram]:
+    """Generate programs with loops nested to a depth."""
     returned = st.sets(st.sampled_from(State._fields), min_size=1)
     return st.builds(
-        Program,
+        RandomProgram,
         _blocks(depth, kinds),
         st.sampled_from(marks),
         returned.map(lambda names: tuple(sorted(names))),
