@@ -31,7 +31,7 @@ IMPORTS = {
     "rebuild": {"_util", "batchers"},
     "explain": {"_util", "batchers", "rebuild"},
     "auto": {"_util", "batchers", "continuous", "explain", "rebuild"},
-    "run": {"_util", "batchers", "rebuild"},
+    "run": {"_util", "batchers", "explain", "rebuild"},
     "nested": {"_util", "batchers", "explain", "rebuild", "run"},
     "chains": {"_util", "batchers", "explain", "rebuild", "run"},
     "shards": {"batchers", "chains", "rebuild", "run"},

@@ -25,9 +25,6 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher, Chunked, Sequential, Sharded, Vmap
 
 
-# A block takes about so many seconds: as long as Ctrl-C may wait, and much longer than
-# the host needs between two blocks.
-_SECONDS: Final = 0.5
 # The most draws in a block; the places for draws that are not made cost some
 # microseconds each.
 _MOST: Final = 1024
@@ -63,11 +60,11 @@ class Blocks:
         """
         return 1 if hurried and not self.is_fixed else self.most
 
-    def next(self, made: int, seconds: float) -> int:
-        """How many to make after a block of `made` draws that took `seconds`."""
+    def next(self, made: int, in_time: int) -> int:
+        """How many to make after a block of `made` draws, where so many take a block's
+        time."""
         if self.is_fixed:
             return self.most
-        in_time = int(made * _SECONDS / max(seconds, 1e-6))
         return max(1, min(in_time, 4 * made, self.most))
 
     def count(self, at: int, limit: int, total: int) -> int:

@@ -23,6 +23,7 @@ from ..run._kept import kept_for
 from ..run._keys import check_key
 from ..run._processes import check_same, on_host, several, speaker
 from ..run._progress import Reporter, check_progress
+from ..run._resumable import complete
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._arguments import (
     check_count,
@@ -31,8 +32,8 @@ from ._arguments import (
     starts_from,
 )
 from ._between_versions import ALGORITHM, values_of
+from ._chain_loop import Made, ResumableChains
 from ._chain_run import ChainRun
-from ._loop import ChainLoop, Made
 from ._plan import about, identity_of, plan_of_algorithm, plan_of_api, say_what_is_run
 from ._programs import Chains, all_alike
 from ._starts import check_positions
@@ -285,9 +286,15 @@ def run_chains(
         depth = plan.sampler.max_tree_depth
         told = {**about(plan.settings, starts), "max_tree_depth": depth}
         warmup = plan.settings.get("num_warmup", 0)
-        loop = ChainLoop(chains, warmup, num_samples, saver, reporter, about=told)
-        made = loop.run(saver.resume())
-    return _result(made, plan.sampler.max_tree_depth, saver.provenance)
+        run = ResumableChains(
+            chains,
+            warmup,
+            num_samples,
+            needs_host=saver.is_on or reporter.shows,
+            about=told,
+        )
+        complete(run, saver.resume(), saver, reporter)
+    return _result(run.made, plan.sampler.max_tree_depth, saver.provenance)
 
 
 def _result(

@@ -79,9 +79,14 @@ class Window(NamedTuple):
     is_slow: bool
     ends_warmup: bool
 
+    @property
+    def end(self) -> int:
+        """The number of the first transition after it."""
+        return self.first + self.length
+
     def segment(self, at: int, count: int) -> Segment:
         """Return the segment of `count` transitions from number `at` on."""
-        is_last = at + count == self.first + self.length
+        is_last = at + count == self.end
         return Segment(
             np.uint32(at),
             np.uint32(count),

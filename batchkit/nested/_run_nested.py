@@ -13,7 +13,8 @@ from ..run._checkpoint import Checkpoint
 from ..run._kept import kept_for
 from ..run._keys import check_key
 from ..run._processes import on_host
-from ..run._progress import check_progress
+from ..run._progress import Reporter, check_progress
+from ..run._resumable import complete
 from ..run._saving import Saver, checkpoint_from
 from ._arguments import (
     check_counts,
@@ -25,7 +26,7 @@ from ._arguments import (
 )
 from ._build import built, check_api, refusing_algorithms
 from ._guard import counter_of
-from ._loop import Loop
+from ._nested_loop import ResumableNested
 from ._nested_run import NestedRun
 from ._plan import (
     check_processes,
@@ -190,5 +191,15 @@ def run_nested(
             layout=layout_of(programs),
             fresh=fresh,
         ) as saver:
-            loop = Loop(programs, rng_key, stop, saver, progress, rejected, told)
-            return loop.run(live)
+            run = ResumableNested(
+                programs, rng_key, live, stop, rejected, told, saver.is_on
+            )
+            saved = saver.resume()
+            with Reporter(progress, "nested sampling", " steps") as reporter:
+                completed = complete(run, saved, saver, reporter)
+            try:
+                return run.result(completed.seconds, saver.provenance)
+            finally:
+                # Also without a result: it can be computed again, the run cannot.
+                if completed.has_advanced and saver.is_on:
+                    saver.save(*run.checkpoint())

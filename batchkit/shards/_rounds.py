@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ..chains._loop import ChainLoop
+from ..chains._chain_loop import ResumableChains
 from ..chains._plan import layout_of
 from ..chains._programs import Chains
 from ..chains._progress import ChainProgress
@@ -23,6 +23,7 @@ from ..run._checkpoint import CheckpointError
 from ..run._file import understood
 from ..run._processes import in_first, speaker
 from ..run._progress import Reporter
+from ..run._resumable import complete
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, tree_of
@@ -152,18 +153,18 @@ class Rounds:
                 seconds_left=progress.seconds_left,
             )
 
-        loop = ChainLoop(
+        run = ResumableChains(
             chains,
             self.model.num_warmup,
             self.model.num_samples,
-            saver,
-            reporter,
+            needs_host=saver.is_on or reporter.shows,
             caller="run_shards",
             check_states=check,
             record=record,
             about=about,
         )
-        made = loop.run(saved)
+        complete(run, saved, saver, reporter)
+        made = run.made
         found = made.tuned, made.draws
         known = after_round(known, which, found, targets, made.seconds)
         # Where each process computes everything, their devices may round in their own

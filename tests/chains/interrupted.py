@@ -29,7 +29,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     import blackjax
 
     import batchkit as bk
-    from batchkit.chains import _blocks
+    from batchkit.run import _resumable
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     say("start")
@@ -43,7 +43,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         return -0.5 * jax.numpy.sum(x["x"] ** 2 * (1 + x["y"] ** 2)) - x["y"] ** 4
 
     # By default a block is as short as can be.
-    _blocks._SECONDS = options.get("seconds", 0.0)
+    _resumable._BLOCK_SECONDS = options.get("seconds", 0.0)
     batcher = getattr(bk, options.get("batcher", "Vmap"))(*options.get("arguments", []))
     key = jax.random.key(options.get("seed", 0))
     run = bk.run_chains(

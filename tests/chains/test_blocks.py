@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import ChainProgress, _blocks
+from batchkit.chains import ChainProgress
 from batchkit.chains._blocks import Blocks, blocks_for
-from batchkit.run import _progress
+from batchkit.run import _progress, _resumable
 
 from ..helpers import mesh
 
@@ -30,7 +30,7 @@ def cuts(blocks: Blocks, num_samples: int, seconds: float) -> list[int]:
     at, limit = 0, blocks.first(hurried=True)
     while at < num_samples:
         count = blocks.count(at, limit, num_samples)
-        limit = blocks.next(count, count * seconds)
+        limit = blocks.next(count, int(count * 0.5 / (count * seconds)))
         found.append(count)
         at += count
     return found
@@ -97,7 +97,7 @@ def hmc(**options: Any) -> bk.ChainRun:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "_SECONDS", 0.0)
+    monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("short")

@@ -98,7 +98,7 @@ def test_killed_and_gone_on_with(whole: Path) -> None:
     # It resumes in the middle of its warm-up.
     assert 0 < resumed[2] < WARMUP
     errors = to_end(folder)
-    assert "going on with" in errors
+    assert "resuming " in errors
     assert_same(whole, folder)
 
 

@@ -13,8 +13,7 @@ import pytest
 from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
-from batchkit.chains import _blocks
-from batchkit.run import Provenance
+from batchkit.run import Provenance, _resumable
 from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.run._saving import Saver
@@ -137,7 +136,7 @@ def test_bits_do_not_depend_on_where_it_was_killed(
 
     whole = sample(26)
     # Every save is followed by a block at least, and blocks are short.
-    monkeypatch.setattr(_blocks, "_SECONDS", 0.0)
+    monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 0.0)
     place = bk.Checkpoint(tmp_path / "run.h5", every=1e-9)
     with pytest.raises(Killed):
         sample(26, checkpoint=place, progress=killed_at(11))

@@ -38,9 +38,9 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         say("step", progress.step)
         time.sleep(slow)
 
-    from batchkit.nested import _loop
+    from batchkit.run import _resumable
 
-    _loop._BLOCK_SECONDS = options.get("block", 0.0)
+    _resumable._BLOCK_SECONDS = options.get("block", 0.0)
     problem = problems.gaussian(options.get("dim", 2))
     batcher = getattr(bk, options.get("batcher", "Vmap"))(*options.get("arguments", []))
     run = problem.run(

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.nested._guard import stopping
+from batchkit.nested._states import Points
 
 from .problems import gaussian
 
@@ -134,23 +136,30 @@ def test_nothing_is_accepted_that_is_not_above_the_contour() -> None:
     np.testing.assert_array_equal(run.dead.loglikelihood[20:], alive)
 
 
-def test_a_chain_does_not_leave_an_invalid_point() -> None:
-    """However many steps follow, the run ends where a chain first came across it."""
-    with pytest.raises(bk.InvalidLikelihoodError) as info:
-        with_hole(math.nan, num_inner_steps=40)
-    found = int(str(info.value).split("after step ")[1].split()[0])
-    first: list[int] = []
-    for steps in range(1, found + 1):
-        run = with_hole(
-            math.nan,
-            on_invalid="reject",
-            num_inner_steps=40,
-            stop=bk.MaxSteps(steps),
-        )
-        if any(x.name == "invalid likelihoods" for x in run.warnings):
-            first.append(steps)
-            break
-    assert first == [found]
+@pytest.mark.parametrize(
+    ("logdensity", "loglikelihood", "moves"),
+    [
+        (0.0, 0.0, True),
+        (0.0, -math.inf, True),
+        (-math.inf, 0.0, True),
+        (0.0, math.inf, False),
+        (0.0, math.nan, False),
+        (math.inf, 0.0, False),
+    ],
+)
+def test_a_chain_does_not_leave_an_invalid_point(
+    logdensity: float, loglikelihood: float, moves: bool
+) -> None:
+    def step(rng_key: Any, point: Any) -> Any:
+        moved = point._replace(position=point.position + 1, loglikelihood=1.0)
+        return moved, "info"
+
+    point = Points(jnp.zeros(2), logdensity, loglikelihood, 0.0)
+    after, info = stopping(step)(jax.random.key(0), point)
+    assert info == "info"
+    assert after.position.tolist() == [float(moves)] * 2
+    expected = 1.0 if moves else loglikelihood
+    np.testing.assert_array_equal(after.loglikelihood, expected)
 
 
 def test_an_api_that_hides_its_chains_is_guarded_at_their_ends() -> None:

@@ -93,7 +93,7 @@ def test_killed_and_gone_on_with(whole: Path) -> None:
         process.kill()
         process.communicate()
     errors = to_end(folder)
-    assert "going on with" in errors
+    assert "resuming " in errors
     assert_same(whole, folder)
 
 

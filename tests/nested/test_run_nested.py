@@ -12,7 +12,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.nested import NestedProgress, NestedStatus, finalise
-from batchkit.nested._loop import Loop
+from batchkit.nested._nested_loop import ResumableNested
 
 from .problems import (
     Known,
@@ -121,15 +121,15 @@ def test_length_of_blocks_changes_no_bit(
     run: bk.NestedRun, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     blocks = 0
-    keep = Loop._keep
+    advance = ResumableNested.advance
 
-    def counted(self: Loop, block: Any) -> None:
+    def counted(self: ResumableNested, *args: Any) -> int:
         nonlocal blocks
         blocks += 1
-        keep(self, block)
+        return advance(self, *args)
 
-    monkeypatch.setattr(Loop, "_keep", counted)
-    monkeypatch.setattr("batchkit.nested._loop._BLOCK_SECONDS", seconds)
+    monkeypatch.setattr(ResumableNested, "advance", counted)
+    monkeypatch.setattr("batchkit.run._resumable._BLOCK_SECONDS", seconds)
     other = PROBLEM.run()
     assert blocks == run.num_steps if seconds < 1 else blocks < run.num_steps / 2
     np.testing.assert_array_equal(run.dead.positions, other.dead.positions)

@@ -164,9 +164,9 @@ def run(
         if fails_at is not None and progress.step >= fails_at:
             raise LookupError("the user's function fails")
 
-    from batchkit.nested import _loop
+    from batchkit.run import _resumable
 
-    _loop._BLOCK_SECONDS = 0.0
+    _resumable._BLOCK_SECONDS = 0.0
     problem = gaussian(2)
     if invalid:
         whole = problem.loglikelihood
@@ -288,9 +288,9 @@ def shards(
 def _telling(folder: Path, slow: float, every: float, saved: bool) -> dict[str, Any]:
     """Options of a run that tells how far it is, slowly, and is saved."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    from batchkit.chains import _blocks
+    from batchkit.run import _resumable
 
-    _blocks._SECONDS = 1e9
+    _resumable._BLOCK_SECONDS = 1e9
     count = iter(range(1, 10**6))
 
     def tell(progress: Any) -> None:

@@ -159,7 +159,7 @@ def test_killed(runs: Callable[..., Any], way: tuple[int, int], victim: int) -> 
         with Together("run", copy, *other) as again:
             for each in again.found():
                 assert_same_run(each, expected)
-            assert "going on with" in again.end()[0].errors
+            assert "resuming " in again.end()[0].errors
 
 
 @pytest.mark.slow
@@ -234,8 +234,8 @@ def test_killed_chains(runs: Callable[..., Any], name: str, victim: int) -> None
             for each in again.found():
                 assert_same(each, expected, 1e-9)
             first, *others = again.end()
-            assert "going on with" in first.errors
-            assert all("going on with" not in x.errors for x in others)
+            assert "resuming " in first.errors
+            assert all("resuming " not in x.errors for x in others)
 
 
 @pytest.mark.slow
@@ -265,7 +265,7 @@ def test_exact_chains_go_on_in_another_number_of_processes(
     with Together("chains", place, 1, 4, **options) as again:
         for each in again.found():
             assert_same(each, expected, 1e-9)
-        assert "going on with" in again.end()[0].errors
+        assert "resuming " in again.end()[0].errors
 
 
 @pytest.mark.slow

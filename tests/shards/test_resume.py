@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import _blocks
-from batchkit.run import Provenance, _saving
+from batchkit.run import Provenance, _resumable, _saving
 from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.shards import ShardProgress, _tries
@@ -75,7 +74,7 @@ def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
     monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", limit)
     monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", 1.0)
     # Every block is saved, and as long as it may be.
-    monkeypatch.setattr(_blocks, "_SECONDS", 1e9)
+    monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 1e9)
     monkeypatch.setattr(_saving, "seconds_until_next", lambda every, cost: 0.0)
     return [shard for shard, rate in enumerate(rates) if rate > limit]
 

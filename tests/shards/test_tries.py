@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains._loop import Made
+from batchkit.chains._chain_loop import Made
 from batchkit.chains._programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.shards import _rounds as module
@@ -59,13 +59,14 @@ class Rounds:
         self.starts.append(positions)
         return self
 
-    def loop(
-        self, chains: Any, warmup: int, count: int, saver: Any, *_: Any, **named: Any
-    ) -> Any:
-        self.known.append(saver._kept)
+    def resumable(self, *_: Any, **named: Any) -> Any:
         return self
 
-    def run(self, saved: Any) -> Made:
+    def complete(self, run: Any, saved: Any, saver: Any, reporter: Any) -> None:
+        self.known.append(saver._kept)
+
+    @property
+    def made(self) -> Made:
         number = len(self.ran)
         self.ran.append(self.which)
         shape = len(self.which), CHAINS, SAMPLES
@@ -90,7 +91,8 @@ def go(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(told: dict[tuple[int, int], Any], **given: Any) -> Any:
         rounds = Rounds(told)
         monkeypatch.setattr(module, "ShardTasks", rounds.tasks)
-        monkeypatch.setattr(module, "ChainLoop", rounds.loop)
+        monkeypatch.setattr(module, "ResumableChains", rounds.resumable)
+        monkeypatch.setattr(module, "complete", rounds.complete)
         monkeypatch.setattr(module, "layout_of", lambda chains: [])
         arguments: Any = {
             "num_shards": 4,
