@@ -149,6 +149,9 @@ class Auto(AbstractBatcher):
         # inside the task half of the budget, which leaves the other half for the rest.
         task = call.trace(self, lanes=2, splits=False)
         around = num_outer_lanes()
+        if call.stays_vmap(task):
+            reason = "only moves data, kept as vmap"
+            return None, Selection(Vmap(), reason, None, budget // around)
         # All that the choice depends on. The dtype of zeros shows whether x64 is on,
         # and the batcher is in the key because it is named in messages.
         key = (

@@ -48,7 +48,8 @@ class AbstractBatcher(eqx.Module):
 
         - `call`: the function, its arguments and axes, and the number of tasks
             (`call.size`). `call.vmap()` runs it as `jax.vmap` would; `call.trace(...)`
-            traces one task, once, for a layout that splits the tasks.
+            traces one task, once, for a layout that splits the tasks. Ask then whether
+            `call.stays_vmap(task)`, and if so return `Vmap().batch(call)`.
 
         **Returns:**
 

@@ -50,7 +50,7 @@ class Call:
     axis_size: int | None
     spmd_axis_name: Any
     sum_match: bool = False
-    on_task: Callable[[TracedTask], None] | None = None  # called with each new trace
+    keep_data_movement: bool = False  # leave tasks that only move data to `jax.vmap`
 
     def check_axes(self) -> None:
         """Raise `jax.vmap`'s error for `in_axes` that no arguments can have."""
@@ -171,8 +171,6 @@ class Call:
             out_axes=self.out_axes,
             is_mapped=self._mapped_outputs(out_shapes),
         )
-        if self.on_task is not None:
-            self.on_task(task)
         if self.sum_match:
             task = self._with_sums(task)
         else:
@@ -180,6 +178,18 @@ class Call:
         if splits and (refusal := self.refusal(task, batcher)):
             raise refusal
         return task
+
+    def stays_vmap(self, task: TracedTask) -> bool:
+        """Return True if the tasks are left to `jax.vmap`, whatever the batcher.
+
+        At a site of a rebuilt sampler, tasks that only move data (such as ravelling a
+        pytree for every particle) are: they cost nothing there, and split they would
+        become a loop. A batcher asks once it has traced a task.
+        """
+        stays = self.keep_data_movement and task.only_moves_data
+        if stays:
+            log_note("only moves data, kept as vmap")
+        return stays
 
     def refusal(self, task: TracedTask, batcher: object) -> ValueError | None:
         """Return the error why `batcher` cannot split the tasks, or None if it can."""

@@ -98,6 +98,8 @@ class Chunked(AbstractBatcher):
         # The balanced size, since that many lanes share the memory.
         lanes = balanced_chunks(call.size, self.size)[1]
         task = call.trace(self, lanes=lanes)
+        if call.stays_vmap(task):
+            return Vmap().batch(call)
         return run_in_chunks(
             task, self.size, self.inner, call.spmd_axis_name, self.remat
         )

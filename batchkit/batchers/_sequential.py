@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 from ._abstract import AbstractBatcher
 from ._call import Call
 from ._trace_log import log_split
+from ._vmap import Vmap
 
 
 @final
@@ -41,6 +42,8 @@ class Sequential(AbstractBatcher):
                 "spmd_axis_name out, or use `Vmap()` or `Chunked(size)`."
             )
         task = call.trace(self, lanes=1)
+        if call.stays_vmap(task):
+            return Vmap().batch(call)
         # There is no row to compute an unmapped output from.
         if task.size == 0 and None in task.lane_out_axes:
             return call.vmap()

@@ -131,6 +131,8 @@ class Sharded(AbstractBatcher):
             return self.inner.batch(call)
         share = -(-call.size // shards)
         task = _trace_for_one_device(call, self, share)
+        if call.stays_vmap(task):
+            return Vmap().batch(call)
         _refuse_replicated_refs(task, self)
         if self.mesh is not None:
             mesh = with_auto_axes(self.mesh, [*task.rows, *task.closure])

@@ -10,7 +10,7 @@ call `jax.vmap` on the jaxpr by abstract evaluation, rather than imitate its rul
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, final
 
 import jax
 import jax.extend as jex
@@ -18,7 +18,13 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
-from .._util._jaxprs import axis_names, equations, inner_equations, zeros
+from .._util._jaxprs import (
+    axis_names,
+    equations,
+    inner_equations,
+    inner_jaxprs,
+    zeros,
+)
 
 
 # Under `jax.vmap` the rbg generators draw one block for the whole batch, from its first
@@ -28,6 +34,36 @@ _BATCH_DEPENDENT = {
     "key<rbg>": {"random_bits"},
     "key<urbg>": {"random_bits", "random_split", "random_fold_in"},
 }
+
+# Primitives that only move data: under `jax.vmap` they take hardly any time, and no
+# memory besides their result.
+_MOVES_DATA: Final = frozenset(
+    {
+        "bitcast_convert_type",
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "expand_dims",
+        "gather",
+        "iota",
+        "pad",
+        "random_unwrap",
+        "random_wrap",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "stack",
+        "tile",
+        "transpose",
+    }
+)
+_CALLS: Final = frozenset({"closed_call", "core_call", "jit", "pjit"})
 
 
 @final
@@ -52,6 +88,11 @@ class TracedTask:
     def lane_out_axes(self) -> list[int | None]:
         """`out_axes` of `run` under a batcher: 0 for mapped outputs, else `None`."""
         return self.with_values(self._leaf_axes)
+
+    @property
+    def only_moves_data(self) -> bool:
+        """True if every equation only copies or rearranges its inputs."""
+        return _moves_data(self.jaxpr.jaxpr)
 
     def run(self, *row: Any, closure: Sequence[Any] | None = None) -> list[Any]:
         """Compute the output leaves of one task from its row of the mapped leaves."""
@@ -104,6 +145,14 @@ class TracedTask:
     @property
     def _has_values(self) -> list[bool]:
         return [aval.dtype != jax.dtypes.float0 for aval in self.jaxpr.out_avals]
+
+
+def _moves_data(jaxpr: Any) -> bool:
+    return all(
+        eqn.primitive.name in _MOVES_DATA
+        or (eqn.primitive.name in _CALLS and all(map(_moves_data, inner_jaxprs(eqn))))
+        for eqn in jaxpr.eqns
+    )
 
 
 def refuse_collectives(task: TracedTask, axis_name: Any, batcher: object) -> None:

@@ -209,6 +209,8 @@ class Continuous(AbstractBatcher):
         _refuse_spmd(call)
         lanes = min(self.lanes, call.size)
         task = call.trace(self, lanes=lanes)
+        if call.stays_vmap(task):
+            return Vmap().batch(call), _stats(0, 0)
         with profiler_paused():
             return self._compute(task, lanes, count)
 

@@ -1,12 +1,13 @@
-"""Reading code objects: which names from outside a function uses, without running it.
+"""Reading code objects: the outside names that a function uses, without running it.
 
-Such a name is a global one, or one that an `import` inside the function binds.
+Such a name is global, bound by an `import` inside the function, or free: a variable of
+the closure.
 """
 
 import dis
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
 from typing import final
@@ -15,10 +16,10 @@ from typing import final
 @final
 @dataclass(frozen=True)
 class Import:
-    """What an `import` statement binds a name to."""
+    """The object that an `import` statement binds a name to."""
 
     module: str  # as it is written
-    level: int  # how many dots stood in front
+    level: int  # the number of dots in front
     attribute: str | None  # of the module; None for the module itself
     loads: str | None = None  # the module that `import a.b` loads besides `a`
 
@@ -31,58 +32,62 @@ class Reference:
     path: tuple[str, ...]  # ("jax", "vmap") for `jax.vmap`
     qualname: str  # of the function, possibly a nested one, that reads it
     line: int
-    imported: Import | None = None  # what the first name is, if it is not global
+    imported: Import | None = None  # what an import in the function bound it to
+    is_free: bool = False  # a variable of the closure
     is_binding: bool = False  # the import itself, not a use of what it binds
     is_decorator: bool = False
 
 
 @functools.cache
 def references(code: CodeType) -> tuple[Reference, ...]:
-    """The names from outside read by `code` and by the functions defined inside it."""
-    return tuple(_references(code, {}))
-
-
-def own_references(code: CodeType) -> tuple[Reference, ...]:
-    """Those of them that `code` reads itself, not a function inside it.
-
-    A nested function is told what the functions around it import, if they are known.
-    """
-    if code not in _OWN:
-        references(code)
-    return _OWN[code]
+    """Return the references of `code` and of the functions defined inside it."""
+    return tuple(_references(code, {}, frozenset(code.co_freevars)))
 
 
 @functools.cache
-def global_names(code: CodeType) -> tuple[tuple[str, ...], ...]:
-    """The paths of the global names among them, each once."""
-    found = (ref.path for ref in references(code) if ref.imported is None)
-    return tuple(dict.fromkeys(found))
+def own_references(code: CodeType) -> tuple[Reference, ...]:
+    """Return the references of `code` alone, without functions defined inside it.
+
+    A name that a surrounding function imports is free in it.
+    """
+    return tuple(_read(code, {}, frozenset(code.co_freevars)))
 
 
-def looks_up_names_at_run_time(code: CodeType) -> bool:
-    """Whether `code` can read globals by names that no reading of it tells."""
-    dynamic = {"globals", "eval", "exec", "vars"}
-    return any(path[0] in dynamic for path in global_names(code))
+@functools.cache
+def global_names(code: CodeType) -> tuple[str, ...]:
+    """Return the global names that `code` reads, each once."""
+    found = references(code)
+    return tuple(
+        dict.fromkeys(x.path[0] for x in found if not (x.imported or x.is_free))
+    )
 
 
-# A function inside another one is first read as a part of that.
-_OWN: dict[CodeType, tuple[Reference, ...]] = {}
+@functools.cache
+def nonlocal_names(code: CodeType) -> frozenset[str]:
+    """Return the variables of surrounding functions that `code` assigns."""
+    stored = {x.argval for x in _instructions(code) if x.opname == "STORE_DEREF"}
+    inner = (nonlocal_names(x) for x in code.co_consts if isinstance(x, CodeType))
+    return frozenset(code.co_freevars) & stored.union(*inner)
 
 
-def _references(code: CodeType, outer: dict[str, Import]) -> Iterator[Reference]:
+def _references(
+    code: CodeType, outer: Mapping[str, Import], free: frozenset[str]
+) -> Iterator[Reference]:
     imports = dict(outer)
-    own = tuple(_read(code, imports))
-    if outer or code not in _OWN:
-        _OWN[code] = own
-    yield from own
+    yield from _read(code, imports, free)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            shared = (name for name in constant.co_freevars if name in imports)
-            yield from _references(constant, {name: imports[name] for name in shared})
+            names = frozenset(constant.co_freevars)
+            shared = {name: imports[name] for name in names & imports.keys()}
+            yield from _references(
+                constant, shared, (free & names).difference(code.co_cellvars)
+            )
 
 
-def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
-    """The references in one code object; what it imports is added to `imports`."""
+def _read(
+    code: CodeType, imports: dict[str, Import], free: frozenset[str]
+) -> Iterator[Reference]:
+    """Yield the references in one code object, and add to `imports` what it imports."""
     instructions = list(_instructions(code))
     line = code.co_firstlineno
     i = 0
@@ -94,22 +99,26 @@ def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
         if instruction.opname == "IMPORT_NAME":
             for name, imported in _bindings(instructions, i):
                 imports[name] = imported
-                yield Reference((name,), code.co_qualname, line, imported, True)
+                yield Reference(
+                    (name,), code.co_qualname, line, imported, is_binding=True
+                )
         is_global = _loads_global(instruction)
         if is_global or _loads_variable(instruction, code):
             path = [instruction.argval]
             while i + 1 < len(instructions) and _loads_attribute(instructions[i + 1]):
                 i += 1
                 path.append(instructions[i].argval)
-            meanings: list[Import | None] = [None] if is_global else []
-            if path[0] in imports:  # also where it is declared global
-                meanings.append(imports[path[0]])
-            for imported in meanings:
+            # A name that is declared global may be both global and imported.
+            imported = imports.get(path[0])
+            is_free = not is_global and imported is None and path[0] in free
+            meanings = [None] if is_global or is_free else []
+            for meaning in [*meanings, *([imported] if imported else [])]:
                 yield Reference(
                     tuple(path),
                     code.co_qualname,
                     line,
-                    imported,
+                    meaning,
+                    is_free,
                     is_decorator=_defines_function(instructions[i + 1 :]),
                 )
         i += 1
@@ -117,13 +126,14 @@ def _read(code: CodeType, imports: dict[str, Import]) -> Iterator[Reference]:
 
 # Opcodes come, go and merge with every version of Python: 3.12 dropped LOAD_METHOD, and
 # 3.13 joins a store and the load after it on the same line into STORE_FAST_LOAD_FAST.
-# Their words and the tables of `dis` in which they stand have not changed.
+# So they are recognised by the words in their names and by the tables of `dis`, neither
+# of which has changed since 3.11.
 
 _JOINT = re.compile("_(?=LOAD_|STORE_)")
 
 
 def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """The instructions of `code`, with joined ones split and fillers left out."""
+    """Yield the instructions of `code`, joined ones split and fillers left out."""
     for instruction in dis.get_instructions(code):
         # EXTENDED_ARG stands between a name and its attribute in long functions.
         if instruction.opname in ("CACHE", "EXTENDED_ARG", "NOP"):
@@ -136,6 +146,7 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
 
 
 def _loads_attribute(instruction: dis.Instruction) -> bool:
+    """Return True if an instruction loads an attribute of what was loaded before."""
     return (
         instruction.opcode in dis.hasname
         and instruction.opname.startswith("LOAD_")
@@ -166,7 +177,7 @@ def _loads_variable(instruction: dis.Instruction, code: CodeType) -> bool:
 def _bindings(
     instructions: list[dis.Instruction], start: int
 ) -> Iterator[tuple[str, Import]]:
-    """The names that the `import` at `start` binds."""
+    """Yield the names that the `import` at `start` binds."""
     module = instructions[start].argval
     level, names = (instructions[start - k].argval for k in (2, 1))
     attribute: str | None = None
@@ -186,7 +197,7 @@ def _bindings(
 
 
 def _defines_function(following: list[dis.Instruction]) -> bool:
-    """Whether what was read is about to decorate a `def`."""
+    """Return True if what was just read is about to decorate a `def`."""
     for instruction in following:
         if isinstance(instruction.argval, CodeType):
             return not instruction.argval.co_name.startswith("<")

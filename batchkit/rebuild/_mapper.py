@@ -1,14 +1,16 @@
-"""What stands in for `jax.vmap` in one rebuilt namespace.
+"""The stand-in for `jax.vmap` in one rebuilt namespace.
 
-It knows from where it is called, asks the policy for that site's batcher, and lets the
-batcher run the call.
+It finds the site at which it is called, asks the policy for that site's batcher, and
+lets the batcher run the call.
 """
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from inspect import CO_OPTIMIZED
 from types import CodeType
-from typing import Any, final
+from typing import Any, Final, final
 
 import jax
 from jaxtyping import PyTree
@@ -16,12 +18,13 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._call import Call, logged_call, mapped_function
 from ..batchers._trace_log import current_entry
-from ..batchers._traced_task import TracedTask
-from ._data_movement import OnlyMovesDataError, only_moves_data
-from ._finder import site_of_call
-from ._marks import REBUILT
 from ._policies import AbstractPolicy, chosen, may_want
-from ._vmaps import Mapped, as_stand_in, remember_mapped
+from ._sites import site_of_call
+from ._vmaps import Mapped, record
+
+
+# Under this name a rebuilt namespace keeps its copier.
+COPIER: Final = "__batchkit_copier__"
 
 
 @final
@@ -46,6 +49,7 @@ class Mapper:
         self._uses_outer_lanes = may_want(policy, "uses_outer_lanes")
         self._sites: dict[tuple[CodeType, int], Site] = {}
 
+        # The signature of `jax.vmap`, so that arguments may come by position.
         def vmap(
             fun: Callable[..., Any],
             in_axes: Any = 0,
@@ -53,73 +57,69 @@ class Mapper:
             axis_name: Any = None,
             axis_size: int | None = None,
             spmd_axis_name: Any = None,
+            sum_match: bool = False,
         ) -> Callable[..., Any]:
-            return self.map(
-                Mapped(
-                    fun,
-                    {
-                        "in_axes": in_axes,
-                        "out_axes": out_axes,
-                        "axis_name": axis_name,
-                        "axis_size": axis_size,
-                        "spmd_axis_name": spmd_axis_name,
-                    },
-                    self._calling_site(),
-                )
-            )
+            arguments = {
+                "in_axes": in_axes,
+                "out_axes": out_axes,
+                "axis_name": axis_name,
+                "axis_size": axis_size,
+                "spmd_axis_name": spmd_axis_name,
+                "sum_match": sum_match,
+            }
+            return self.map(fun, arguments, self._calling_site())
 
-        self.vmap = as_stand_in(vmap)
+        self.vmap = record(vmap, is_stand_in=True)
 
-    def map(self, mapped: Mapped) -> Callable[..., Any]:
-        """What `jax.vmap` would return, run by the batcher of the site."""
-        assert mapped.site is not None
-        site = self._in_phase(mapped.site)
+    def map(
+        self, fun: Callable[..., Any], arguments: dict[str, Any], site: Site
+    ) -> Callable[..., Any]:
+        """Return what `jax.vmap` would, with its calls run by the site's batcher."""
+        site = dataclasses.replace(site, phase=self._phase)
         batcher = chosen(self._policy, site)
-        new = mapped_function(
-            functools.partial(self._run, site, batcher),
-            mapped.fun,
-            **mapped.arguments,
-            on_task=_leave_data_movement,
-        )
+        run = functools.partial(self._run, site, batcher)
+        new = mapped_function(run, fun, **arguments, keep_data_movement=True)
         if batcher == Vmap() and not self._uses_outer_lanes:
-            new = _unless_watched(new, jax.vmap(mapped.fun, **mapped.arguments))
-        remember_mapped(new, mapped, self)
-        return new
+            new = _unless_watched(new, jax.vmap(fun, **arguments))
+        return record(new, mapped=Mapped(fun, arguments, site, self))
 
     def leaves(self, site: Site) -> bool:
-        """Whether the policy leaves a site as it is."""
-        return chosen(self._policy, self._in_phase(site)) == Vmap()
+        """Return whether the policy leaves a site as it is."""
+        site = dataclasses.replace(site, phase=self._phase)
+        return chosen(self._policy, site) == Vmap()
 
     def _calling_site(self) -> Site:
-        """Where the packages' code calls its vmap, perhaps through somebody else's."""
+        """Return where the packages' code calls its vmap, perhaps through a wrapper."""
         frame = inspect.currentframe()
-        while frame is not None and REBUILT not in frame.f_globals:
+        while frame is not None and COPIER not in frame.f_globals:
             frame = frame.f_back
         if frame is None:
             return Site("", "", 0, "vmap")
         place = frame.f_code, frame.f_lineno
         if place not in self._sites:
+            variables = frame.f_locals
+            if frame.f_back is not None and not frame.f_code.co_flags & CO_OPTIMIZED:
+                # Of the body of a class, which does not show its free variables.
+                variables = {**frame.f_back.f_locals, **variables}
             self._sites[place] = site_of_call(
-                frame.f_code, frame.f_globals, frame.f_locals, frame.f_lineno
+                frame.f_code, frame.f_globals, variables, frame.f_lineno
             )
         return self._sites[place]
 
-    def _in_phase(self, site: Site) -> Site:
-        return Site(site.module, site.qualname, site.line, site.spelling, self._phase)
-
     def _run(self, site: Site, batcher: AbstractBatcher, call: Call) -> PyTree:
-        run = functools.partial(_run_batcher, batcher)
         if current_entry() is None:
-            return run(call)
-        return logged_call(call, site, batcher, run, user_functions=self._users)
+            return batcher.batch(call)
+        return logged_call(
+            call, site, batcher, batcher.batch, user_functions=self._users
+        )
 
 
 def _unless_watched(
     watched: Callable[..., Any], plain: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """What is as upstream wrote it, with one frame of ours around it and not five.
+    """Return `plain` with one frame around it, and `watched` for a watched trace.
 
-    JAX walks all frames for every equation that it traces.
+    JAX walks all frames for every equation that it traces, and `watched` adds five.
     """
 
     @functools.wraps(plain)
@@ -127,18 +127,3 @@ def _unless_watched(
         return (plain if current_entry() is None else watched)(*args, **kwargs)
 
     return mapped
-
-
-def _run_batcher(batcher: AbstractBatcher, call: Call) -> PyTree:
-    try:
-        return batcher.batch(call)
-    except OnlyMovesDataError:
-        reached = current_entry()
-        if reached is not None:
-            reached.note = "only moves data, kept as vmap"
-        return Vmap().batch(call)
-
-
-def _leave_data_movement(task: TracedTask) -> None:
-    if only_moves_data(task.jaxpr):
-        raise OnlyMovesDataError

@@ -1,6 +1,6 @@
 """Which batcher each site gets.
 
-A policy is asked at every site that a trace reaches. `rebuild_sampler` takes a batcher,
+A policy chooses at every site that a trace reaches. `rebuild_sampler` takes a batcher,
 which is the same for all sites, a policy, or a plain mapping.
 """
 
@@ -15,9 +15,9 @@ from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._abstract import check_batcher
 from ..batchers._marks import has_flag
-from ._inside import children
-from ._phases import PHASES
+from ._sites import PHASES
 from ._table import table
+from ._walk import parts, walk
 
 
 _BATCHER: Final = "a batcher such as `Chunked(16)`"
@@ -46,7 +46,7 @@ class AbstractPolicy(eqx.Module):
 
     @abc.abstractmethod
     def choose(self, site: Site) -> AbstractBatcher:
-        """The batcher for one site.
+        """Return the batcher for one site.
 
         **Arguments:**
 
@@ -62,10 +62,10 @@ class AbstractPolicy(eqx.Module):
 class ByPhase(AbstractPolicy):
     """One batcher for an algorithm's `init` and another for its `step`.
 
-    What goes by the name `init` belongs to the first, what goes by `step` or
-    `build_kernel` to the second, with everything that they call. All else (the `run` of
-    an adaptation, a `sample`, a function that is rebuilt by itself) gets `default`;
-    `batchkit.explain` tells the phase of every site that was reached.
+    Functions named `init` belong to the first, those named `step` or `build_kernel` to
+    the second, with everything that they call. All others (the `run` of an adaptation,
+    a `sample`, a function that is rebuilt by itself) get `default`. `batchkit.explain`
+    shows the phase of every site that was reached.
 
     ```python
     import blackjax
@@ -89,8 +89,8 @@ class ByPhase(AbstractPolicy):
         """**Arguments:**
 
         - `init`: the batcher, or policy, for `init`; `default` if left out.
-        - `step`: the same for `step`.
-        - `default`: the same for everything else. `Vmap()` by default.
+        - `step`: the batcher, or policy, for `step`; `default` if left out.
+        - `default`: the batcher, or policy, for everything else; `Vmap()` if left out.
 
         **Raises:**
 
@@ -179,10 +179,8 @@ class BySite(AbstractPolicy):
         return chosen(self.default, site)
 
 
-def policy_from(
-    batcher: Any,
-) -> AbstractBatcher | AbstractPolicy:
-    """What `batcher=` means: a batcher, a policy, or a mapping as sugar for both."""
+def policy_from(batcher: Any) -> AbstractBatcher | AbstractPolicy:
+    """Return the batcher or policy that `batcher=` means; a mapping stands for both."""
     if isinstance(batcher, AbstractBatcher | AbstractPolicy):
         return batcher
     if not isinstance(batcher, Mapping):
@@ -211,7 +209,7 @@ def policy_from(
 
 
 def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatcher:
-    """The batcher that a policy, or a batcher in its place, gives to a site."""
+    """Return the batcher that a policy, or a batcher in its place, gives to a site."""
     if isinstance(policy, AbstractBatcher):
         return policy
     batcher = policy.choose(site)
@@ -225,23 +223,22 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
 
 
 def may_want(policy: object, what: str) -> bool:
-    """Whether some batcher of a policy may have a class variable that says yes."""
-    if isinstance(policy, AbstractBatcher):
-        return has_flag(policy, what)
-    if isinstance(policy, ByPhase | BySite):
-        inside = children(policy, lambda x: isinstance(x, AbstractPolicy))
-        parts = [
-            x for each in inside for x in (each if isinstance(each, tuple) else [each])
-        ]
-        return any(may_want(x, what) for x in parts)
-    return isinstance(policy, AbstractPolicy)  # which may choose whatever it likes
+    """Return whether a batcher of a policy may have a true class variable `what`."""
+    for part in _parts_of(policy):
+        if isinstance(part, AbstractBatcher) and has_flag(part, what):
+            return True
+        # A policy of a user's own may choose anything.
+        if isinstance(part, AbstractPolicy) and not isinstance(part, ByPhase | BySite):
+            return True
+    return False
 
 
 def refuse_idle_patterns(
     policy: object, find_sites: Callable[[], Iterable[Site]]
 ) -> None:
     """Raises `ValueError` if a pattern somewhere in a policy matches no site."""
-    patterns = list(_patterns(policy))
+    policies = [x for x in _parts_of(policy) if isinstance(x, BySite)]
+    patterns = [pattern for each in policies for pattern in each.patterns]
     sites = sorted(find_sites(), key=str) if patterns else []
     for pattern in patterns:
         matched = any(
@@ -262,14 +259,13 @@ def refuse_idle_patterns(
             )
 
 
-def _patterns(policy: object) -> Iterator[str]:
-    """Every pattern of a policy and of the policies inside it."""
-    if isinstance(policy, BySite):
-        yield from policy.patterns
-        yield from _patterns(policy.default)
-    else:
-        for part in children(policy, lambda x: isinstance(x, AbstractPolicy)):
-            yield from _patterns(part)
+def _parts_of(policy: object) -> Iterator[Any]:
+    """Yield a policy, and all policies and batchers inside it."""
+
+    def inside(part: Any) -> list[Any]:
+        return parts(part, lambda x: isinstance(x, AbstractPolicy))
+
+    return walk([policy], inside)
 
 
 def _check(policy: str, name: str, value: object) -> None:

@@ -1,14 +1,27 @@
-"""`rebuild_sampler`: an algorithm of blackjax with another layout."""
+"""`rebuild_sampler`: an algorithm of blackjax with another layout.
 
-from collections.abc import Mapping
-from typing import TypeVar
+A policy may give the functions that `init` calls another batcher than those that `step`
+calls. So there is a copier for each phase, with namespaces of its own, and no hidden
+context. Users get entry points, which copy the functions of the packages that users
+hand to them later.
+"""
+
+import functools
+import threading
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, TypeVar, final
 
 from .._util._formats import format_value
 from ..batchers import AbstractBatcher
-from ._family import Family
-from ._finder import holds_code_of, reachable_by_phase
-from ._ownership import packages_from
+from ._copier import Copier, ModuleStandIn
+from ._mapper import Mapper
 from ._policies import AbstractPolicy, policy_from, refuse_idle_patterns
+from ._sites import Origin, holds_code_of, phase_of, sites_by_phase
+from ._users import Marker, bound_values, users_functions
+from ._vmaps import original_module, record, record_of
+from ._walk import Packages, flatten, packages_from, parts, walk
 
 
 _Api = TypeVar("_Api")
@@ -16,11 +29,11 @@ _Api = TypeVar("_Api")
 
 def rebuild_sampler(
     api: _Api,
-    *,
     batcher: AbstractBatcher | AbstractPolicy | Mapping[str, AbstractBatcher],
+    *,
     packages: tuple[str, ...] | list[str] = ("blackjax",),
 ) -> _Api:
-    """Returns a sampler whose every internal `jax.vmap` goes through a batcher.
+    """Return a sampler whose every internal `jax.vmap` goes through a batcher.
 
     Neither `jax` nor `blackjax` is changed: the functions of the sampler are copied
     into namespaces of their own, in which `jax.vmap` is the batcher. States and infos
@@ -70,19 +83,115 @@ def rebuild_sampler(
 
     **Raises:**
 
-    `TypeError` for a `batcher` or `packages` of the wrong type, `ValueError` if nothing
-    in `api` belongs to `packages` or a name or pattern matches no site, and
+    `TypeError` for a `batcher` or `packages` of the wrong type; `ValueError` if nothing
+    in `api` belongs to `packages`, a name or pattern matches no site, or a function
+    calls `globals`, `eval` or `exec` or assigns a `nonlocal` variable; and
     `batchkit.UnreachableSiteError` if a vmap stands where it cannot be reached (in an
-    already jitted function or a method of a class), unless it is to stay `Vmap()`.
+    already jitted function, a class, a cache), unless it is to stay `Vmap()`.
     """
     policy = policy_from(batcher)
     owners = packages_from("rebuild_sampler", packages)
-    family = Family(policy, owners)
     if not holds_code_of(api, owners) or isinstance(api, type):
         raise ValueError(
             f"rebuild_sampler(api={format_value(api)}): there is no function of the "
             f"packages {owners.names} in it, so there is nothing to rebuild. Pass an "
             "API such as `blackjax.nss`, or name your own package in `packages`."
         )
-    refuse_idle_patterns(policy, lambda: reachable_by_phase(api, owners))
-    return family.rebuilt(api)
+    refuse_idle_patterns(policy, lambda: sites_by_phase(api, owners))
+    return _Family(policy, owners).rebuilt(api)
+
+
+@final
+class _Family:
+    """The copiers of one call of `rebuild_sampler`, and what leaves them for users."""
+
+    def __init__(
+        self, policy: AbstractBatcher | AbstractPolicy, packages: Packages
+    ) -> None:
+        self._policy = policy
+        self._packages = packages
+        self._lock = threading.RLock()
+        self._copiers: dict[str | None, Copier] = {}
+        self._marker = Marker(policy, packages)
+        self._users: MutableMapping[CodeType, str] = weakref.WeakKeyDictionary()
+
+    def rebuilt(self, api: Any) -> Any:
+        """Return `api` as users get it back."""
+        bound = bound_values(api, self._packages)
+        self._users.update(users_functions(bound, self._packages))
+        return self._exposed(api, None, Origin.CLOSURE)
+
+    def _copier(self, phase: str | None) -> Copier:
+        """Return the copier of a phase. One serves all if the policy is a batcher."""
+        if isinstance(self._policy, AbstractBatcher):
+            phase = None
+        with self._lock:
+            if phase not in self._copiers:
+                mapper = Mapper(self._policy, phase, self._users)
+                self._copiers[phase] = Copier(
+                    mapper, self._packages, self._marker, self._lock
+                )
+        return self._copiers[phase]
+
+    def _exposed(self, value: Any, phase: str | None, origin: Origin) -> Any:
+        """Return `value` with each function in it an entry point of its phase."""
+
+        def inside(item: Any) -> list[Any]:
+            return parts(item, self._packages.opens)
+
+        with self._lock:
+            copier = self._copier(phase)
+            if not any(map(_may_call, walk([value], inside))):
+                # Results of calls are data, as a rule, and need not be looked into.
+                is_result = origin is Origin.ARGUMENT
+                return value if is_result else copier.copy(value, origin)
+            if not inside(value):
+                new = copier.copy(value, origin)
+                if isinstance(new, ModuleStandIn):
+                    return self._module(new, phase)
+                return self._entry_point(new, phase) if copier.made(new) else new
+            inner, names, unflatten = flatten(value, self._packages.opens)
+            if isinstance(value, functools.partial):
+                # Its arguments are the user's, and their names are no phases.
+                new = [self._exposed(value.func, phase, origin)]
+                new += [self._exposed(x, phase, Origin.ARGUMENT) for x in inner[1:]]
+            else:
+                pairs = zip(inner, (phase_of(x, phase) for x in names), strict=True)
+                new = [self._exposed(item, each, origin) for item, each in pairs]
+            changed = any(x is not y for x, y in zip(new, inner, strict=True))
+            return unflatten(new) if changed else value
+
+    def _entry_point(
+        self, function: FunctionType, phase: str | None
+    ) -> Callable[..., Any]:
+        """Return the one function through which users call a rebuilt one."""
+        made = record_of(record(function))
+        if made is not None and made.entry is not None:
+            return made.entry
+        copier = self._copier(phase)
+
+        @functools.wraps(function)
+        def entry(*args: Any, **kwargs: Any) -> Any:
+            self._users.update(users_functions((args, kwargs), self._packages))
+            args, kwargs = copier.copy((args, kwargs), Origin.ARGUMENT)
+            args, kwargs = self._marker.arguments(
+                function, args, kwargs, copier.is_users_function
+            )
+            return self._exposed(function(*args, **kwargs), phase, Origin.ARGUMENT)
+
+        record(function, entry=record(entry, behind=function))
+        return entry
+
+    def _module(self, module: ModuleStandIn, phase: str | None) -> ModuleType:
+        def look_up(name: str) -> Any:
+            part = getattr(module, name)
+            return self._exposed(part, phase_of(name, phase), Origin.CLOSURE)
+
+        return ModuleStandIn(original_module(module), look_up, {})
+
+
+def _may_call(value: Any) -> bool:
+    """Return whether a value is, or has, something that users may call."""
+    if isinstance(value, type):
+        return False
+    return callable(value) or isinstance(value, ModuleType)

@@ -1,13 +1,418 @@
-"""`sites`: every vmap that an API can reach, found without running it."""
+"""Call sites of `jax.vmap`: finding all that a value can reach, without running it.
 
-from collections.abc import Iterator, Sequence
-from typing import Any, final, overload
+The code of each function is read for the names that it uses, and what they refer to is
+read in turn. A vmap can be exchanged where every object on the way to it is copied. A
+class, a compiled function, or an object of a kind that is not opened is shared with the
+original instead: then the site is unreachable, and that object is its holder.
+"""
+
+import dataclasses
+import enum
+import functools
+import gc
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final, NamedTuple, final, overload
 
 from .._util._formats import format_value
 from ..batchers import Site
-from ._finder import holds_code_of, reachable_by_phase
-from ._ownership import packages_from
+from ._code import Import, Reference, own_references, references
 from ._table import html_table, table
+from ._vmaps import (
+    attributes_of,
+    is_vmap,
+    mapped_by_jax,
+    original_module,
+    record_of,
+    shared_functions,
+)
+from ._walk import (
+    Packages,
+    attribute,
+    closure_contents,
+    flatten,
+    packages_from,
+    parts,
+    walk,
+)
+
+
+PHASES: Final = ("init", "step")
+
+_PHASE_OF_NAME: Final = {"init": "init", "step": "step", "build_kernel": "step"}
+# Modules of types that may hold functions, and are opened wherever they are found.
+_STANDARD: Final = ("builtins", "collections", "functools", "types")
+
+
+def phase_of(name: str | None, outer: str | None) -> str | None:
+    """Return the phase of what goes by `name` inside something of a phase."""
+    return _PHASE_OF_NAME.get(name or "", outer)
+
+
+@final
+class UnreachableSiteError(ValueError):
+    """A vmap stands where rebuilding cannot reach it.
+
+    Raised by `rebuild_sampler`, or while tracing a rebuilt function, for a vmap behind
+    an object that is shared with the original and never changed: an already jitted
+    function, a class, or a container of an uncommon kind.
+
+    ```python
+    import blackjax
+    import jax
+    import pytest
+    import batchkit as bk
+
+    algorithm = blackjax.nss(
+        logprior_fn=lambda x: -(x**2).sum(),
+        loglikelihood_fn=lambda x: -(x**2).sum(),
+        num_inner_steps=5,
+    )
+    with pytest.raises(bk.UnreachableSiteError, match="jax.vmap in blackjax.ns.nss"):
+        bk.rebuild_sampler(jax.jit(algorithm.init), batcher=bk.Chunked(16))
+    ```
+    """
+
+    def __init__(self, holder: str, site: Site) -> None:
+        """**Arguments:**
+
+        - `holder`: a description of the object that hides the vmap.
+        - `site`: where the vmap stands; its `str` names module, function and line.
+        """
+        self.holder = holder
+        self.site = site
+        super().__init__(
+            f"{holder} holds a vmap that cannot be rebuilt: {site.spelling} in "
+            f"{site.name}, line {site.line}. It is shared with the original and is "
+            "never changed, so this vmap would silently stay as it is. If you made "
+            "the object, hand in a plain function or a list (for `jax.jit(f)`, pass "
+            "`f` and jit the rebuilt result; for `@jax.vmap`, call `jax.vmap` inside "
+            "the function that uses it); if a package made it, that package has to "
+            "change, or be left out of `packages` with all its vmaps. To leave just "
+            f'this one as it is, give it `Vmap()`: BySite({{"{site.name}": Vmap()}}, '
+            "default=...)."
+        )
+
+
+def description_of(holder: Any) -> str:
+    """Describe an object that holds an unreachable vmap, to begin a message."""
+    if isinstance(holder, type):
+        return f"The class {holder.__module__}.{holder.__qualname__}"
+    name = getattr(attribute(holder, "__wrapped__"), "__qualname__", None)
+    of = "" if name is None else f" of {name}"
+    if mapped_by_jax(holder) is not None:
+        return f"The result of jax.vmap{of}, made at the top of its module,"
+    return f"The {type(holder).__name__}{of}"
+
+
+@final
+class Origin(enum.Enum):
+    """Where a value was found, which decides whose the functions in it are."""
+
+    MODULE = enum.auto()  # the top level of a module, or a default: the packages'
+    CLOSURE = enum.auto()  # the packages' as well, but for functions of the user
+    WRAPPER = enum.auto()  # the closure of a foreign wrapper: its vmap is its own
+    ARGUMENT = enum.auto()  # the user's
+
+    @property
+    def opens_foreign(self) -> bool:
+        """True if foreign functions and objects are looked into."""
+        return self in (Origin.MODULE, Origin.WRAPPER)
+
+    @property
+    def replaces_vmap(self) -> bool:
+        """True if a bare `jax.vmap` belongs to the packages."""
+        return self in (Origin.MODULE, Origin.CLOSURE)
+
+
+class Node(NamedTuple):
+    """A value that can be reached."""
+
+    value: Any
+    origin: Origin
+    holder: Any = None  # the shared object on the way to it
+
+    def to(self, value: Any, origin: Origin, holder: Any = None) -> "Node":
+        """Return the node of something that this one leads to."""
+        return Node(value, origin, holder if self.holder is None else self.holder)
+
+    @property
+    def key(self) -> tuple[int, Origin, bool]:
+        """Identity of the node: a value is read again where more is read of it."""
+        return id(self.value), self.origin, self.holder is None
+
+
+def reachable(
+    nodes: Iterable[Node],
+    packages: Packages,
+    seen: dict[Any, Any] | None = None,
+    *,
+    follow_imports: bool = True,
+) -> list[tuple[Site, Any]]:
+    """Return every vmap that running some values could reach, each with its holder.
+
+    **Arguments:**
+
+    - `nodes`: the values.
+    - `packages`: whose code is read.
+    - `seen`: nodes to leave out, by key; those that are read are added.
+    - `follow_imports`: whether to follow imports inside functions, for which modules
+        of the packages are loaded.
+
+    **Returns:**
+
+    Pairs of a site and the shared object that holds it, which is None where the vmap
+    can be exchanged.
+    """
+    found: list[tuple[Site, Any]] = []
+
+    def inside(node: Node) -> list[Node]:
+        if not isinstance(node.value, FunctionType):
+            return _inside_object(node, packages)
+        if packages.own(node.value):
+            sites, reached = _read_function(node, follow_imports)
+        else:
+            sites, reached = _read_foreign_function(node, packages)
+        found.extend(sites)
+        return reached
+
+    for _ in walk(nodes, inside, key=lambda node: node.key, seen=seen):
+        pass
+    return found
+
+
+def _inside_object(node: Node, packages: Packages) -> list[Node]:
+    """Return what an object leads to that is no function."""
+    value, origin, _ = node
+    if isinstance(value, ModuleType):
+        return []
+    own = packages.own(value)
+    if isinstance(value, type):
+        members = (*vars(value).values(), *value.__mro__[1:]) if own else ()
+        return [node.to(x, Origin.MODULE, value) for x in members]
+    reached = [node.to(x, origin) for x in parts(value, packages.opens)]
+    if not reached:  # an object that is not opened, and therefore shared
+        shared = [attribute(value, "__wrapped__")] if callable(value) else []
+        standard = type(value).__module__ in _STANDARD
+        if own or standard or origin.opens_foreign:
+            shared.extend(gc.get_referents(value))
+        reached = [node.to(x, Origin.CLOSURE, value) for x in shared]
+    return [*reached, node.to(type(value), origin)] if own else reached
+
+
+_Read = tuple[list[tuple[Site, Any]], list[Node]]
+
+
+def _read_function(node: Node, follow_imports: bool) -> _Read:
+    """Return the sites in a function of the packages, and what it leads to."""
+    function: FunctionType = node.value
+    sites: list[tuple[Site, Any]] = []
+    code, closure = function.__code__, dict(closure_contents(function))
+    reached = [node.to(x, Origin.CLOSURE) for x in closure.values()]
+    reached += [node.to(x, Origin.CLOSURE) for x in attributes_of(function).values()]
+    for reference in references(code):
+        if reference.imported is not None and not follow_imports:
+            continue
+        for site, value in _along(reference, function.__globals__, closure):
+            if site is not None:
+                sites.append((site, node.holder))
+            is_contents = value is closure.get(reference.path[0])  # which is above
+            if not (is_contents or isinstance(value, ModuleType) or is_vmap(value)):
+                reached.append(node.to(value, Origin.MODULE))
+    defaults = function.__defaults__ or ()
+    positional = code.co_varnames[: code.co_argcount][-len(defaults) :]
+    by_name = dict(zip(positional, defaults, strict=False))
+    by_name.update(function.__kwdefaults__ or {})
+    for name, value in by_name.items():
+        if _holds_vmap(value):
+            module = str(function.__globals__["__name__"])
+            site = Site(module, code.co_qualname, code.co_firstlineno, name)
+            sites.append((site, node.holder))
+        reached.append(node.to(value, Origin.MODULE))
+    return sites, reached
+
+
+def _read_foreign_function(node: Node, packages: Packages) -> _Read:
+    """Read somebody else's function, as far as it wraps code of the packages."""
+    function: FunctionType = node.value
+    made = record_of(function)
+    if made is not None and made.behind is not None:
+        return [], [node.to(made.behind, node.origin)]
+    if made is not None and made.mapped is not None:
+        return [(made.mapped.site, node.holder)], [
+            node.to(made.mapped.fun, node.origin)
+        ]
+    wrapped = packages.wrapped(function)
+    if not wrapped and not node.origin.opens_foreign:
+        return [], []
+    shared = [node.to(x, Origin.WRAPPER, function) for x in shared_functions(function)]
+    if mapped_by_jax(function) is not None:
+        theirs = node.origin is Origin.WRAPPER and not wrapped
+        if theirs or node.origin is Origin.ARGUMENT:  # it is the user's own vmap
+            return [], []
+        code = getattr(shared[0].value, "__code__", function.__code__)
+        place = function.__module__, function.__qualname__, code.co_firstlineno
+        return [(Site(*place, "@jax.vmap"), function)], shared
+    inside = [x for _, x in closure_contents(function)]
+    inside += attributes_of(function).values()
+    return [], shared or [node.to(x, Origin.WRAPPER) for x in inside]
+
+
+def _holds_vmap(value: Any) -> bool:
+    """Return whether a value is a vmap, or a partial or a container of one."""
+    return any(map(is_vmap, walk([value], parts)))
+
+
+# Resolving names
+
+
+def _along(
+    reference: Reference, names: Mapping[str, Any], variables: Mapping[str, Any]
+) -> Iterator[tuple[Site | None, Any]]:
+    """Yield the values along `a.b.c`, as far as modules lead, and a site for a vmap."""
+    found = _resolve(reference, names, variables)
+    for depth, value in enumerate(found, 1):
+        site = None
+        if _holds_vmap(value) and not reference.is_binding:
+            spelling = ".".join(reference.path[:depth])
+            if reference.is_decorator:
+                spelling = f"@{spelling}"
+            module = str(names["__name__"])
+            site = Site(module, reference.qualname, reference.line, spelling)
+        yield site, value
+
+
+def _resolve(
+    reference: Reference, names: Mapping[str, Any], variables: Mapping[str, Any]
+) -> Iterator[Any]:
+    first, *rest = reference.path
+    if reference.imported is not None:
+        found = _imported(reference.imported, names)
+    else:
+        found = (variables if reference.is_free else names).get(first)
+    yield found
+    for name in rest:
+        if not isinstance(found, ModuleType):
+            return
+        if found.__name__ == "jax" and name != "vmap":
+            return  # nothing else in it is of interest
+        found = attribute(found, name)
+        yield found
+
+
+def _imported(imported: Import, names: Mapping[str, Any]) -> Any:
+    """Return what an `import` inside a function would bind, or None.
+
+    A package's own modules are loaded to be read. Others are not: they may be optional.
+    """
+    package = str(names.get("__package__") or "")
+    name = imported.module
+    if imported.level > 0:
+        name = importlib.util.resolve_name("." * imported.level + name, package)
+    if imported.loads is not None:
+        _loaded(imported.loads, package)
+    module = _loaded(name, package)
+    if module is None or imported.attribute is None:
+        return module
+    found = attribute(module, imported.attribute)
+    return _loaded(f"{name}.{imported.attribute}", package) if found is None else found
+
+
+def _loaded(name: str, package: str) -> ModuleType | None:
+    if name not in sys.modules and name.split(".")[0] == package.split(".")[0]:
+        try:
+            return importlib.import_module(name)
+        except Exception:  # an optional module raises anything where it cannot run
+            return None
+    return sys.modules.get(name)
+
+
+def site_of_call(
+    code: CodeType, names: Mapping[str, Any], variables: Mapping[str, Any], line: int
+) -> Site:
+    """Return the site at which running code calls a vmap.
+
+    **Arguments:**
+
+    - `code`, `names`: what is running, and its global names.
+    - `variables`: its local and free variables.
+    - `line`: the line that it executes.
+    """
+    found = [
+        site
+        for reference in own_references(code)
+        for site, _ in _along(reference, names, variables)
+        if site is not None
+    ]
+    if found:  # a call over several lines ends after the line of the vmap
+        return min(found, key=lambda site: (site.line > line, abs(site.line - line)))
+    spelling = next((name for name, x in variables.items() if _holds_vmap(x)), "vmap")
+    return Site(str(names["__name__"]), code.co_qualname, code.co_firstlineno, spelling)
+
+
+# All sites of an API
+
+
+def holds_code_of(value: Any, packages: Packages) -> bool:
+    """Return whether something of the packages is in a value, be it jitted."""
+
+    def inside(item: Any) -> list[Any]:
+        return [*parts(item, packages.opens), attribute(item, "__wrapped__")]
+
+    for item in walk([value], inside):
+        is_function = isinstance(item, FunctionType)
+        if packages.own(item) or (is_function and packages.wrapped(item)):
+            return True
+    return False
+
+
+def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
+    """Yield every reachable vmap, with the phase that reaches it where a name tells.
+
+    A value without a phase of its own (an API as a whole, which builds both) counts for
+    the sites that it reaches beside the functions that have one.
+    """
+    leaves: dict[str | None, list[Node]] = {phase: [] for phase in (*PHASES, None)}
+
+    def inside(named: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
+        item, phase = named
+        inner, names, _ = flatten(item, packages.opens)
+        if item is api and isinstance(item, ModuleType):
+            defined = _defined_in(item, packages)
+            inner, names = [*defined.values()], [*defined]
+        if not inner:
+            leaves[phase].append(Node(item, Origin.CLOSURE))
+        elif packages.own(item) and not isinstance(item, ModuleType):
+            leaves[phase].append(Node(type(item), Origin.CLOSURE))
+        if isinstance(item, functools.partial):  # names of arguments are no phases
+            names = [None for _ in names]
+        pairs = zip(inner, names, strict=True)
+        return [(part, phase_of(name, phase)) for part, name in pairs]
+
+    for _ in walk([(api, None)], inside, key=lambda named: (id(named[0]), named[1])):
+        pass
+    for phase, nodes in leaves.items():
+        others = PHASES if phase is None else ()
+        read = [x._replace(origin=y) for o in others for x in leaves[o] for y in Origin]
+        beside = {node.key: node for node in read}
+        for site, _ in reachable(nodes, packages, beside):
+            yield dataclasses.replace(site, phase=phase)
+
+
+def _defined_in(module: ModuleType, packages: Packages) -> dict[str, Any]:
+    """Return what the packages' code has put into a module, but for other modules."""
+    names = dict(vars(original_module(module)))
+    return {
+        name: item
+        for name, item in names.items()
+        if not isinstance(item, ModuleType) and holds_code_of(item, packages)
+    }
+
+
+_HEAD: Final = ("module", "qualname", "line", "spelling", "phase")
 
 
 @final
@@ -37,15 +442,11 @@ class Sites(Sequence[Site]):
     @overload
     def __getitem__(self, index: slice) -> "Sites": ...
     def __getitem__(self, index: int | slice) -> "Site | Sites":
-        if isinstance(index, slice):
-            return Sites(self._sites[index])
-        return self._sites[index]
+        found = self._sites[index]
+        return found if isinstance(found, Site) else Sites(found)
 
     def __len__(self) -> int:
         return len(self._sites)
-
-    def __iter__(self) -> Iterator[Site]:
-        return iter(self._sites)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sites) and self._sites == other._sites
@@ -66,15 +467,12 @@ class Sites(Sequence[Site]):
         ]
 
 
-_HEAD = ("module", "qualname", "line", "spelling", "phase")
-
-
 def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) -> Sites:
-    """Finds every vmap that an API can reach, by reading its code.
+    """Find every vmap that an API can reach, by reading its code.
 
     Nothing is run, so the list is complete rather than exact: a site may lie in a
-    branch that your settings never take. What one trace did reach is told by
-    `batchkit.explain`.
+    branch that your settings never take. `batchkit.explain` shows what one trace did
+    reach.
 
     ```python
     import blackjax
@@ -105,12 +503,11 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
         raise ValueError(
             f"sites(api={format_value(api)}): there is no function of the packages "
             f"{owners.names} in it. Pass an API such as `blackjax.nss`, or name your "
-            "own package in `packages`; what a function of yours reaches is told by "
-            "`explain`."
+            "own package in `packages`; `explain` shows what a function of yours "
+            "reaches."
         )
-    found = set(reachable_by_phase(api, owners))
 
     def place(site: Site) -> tuple[str, int, str, str]:
         return site.module, site.line, site.qualname, site.phase or ""
 
-    return Sites(sorted(found, key=place))
+    return Sites(sorted(set(sites_by_phase(api, owners)), key=place))

@@ -1,55 +1,51 @@
-"""The functions that a user hands to a sampler, by their code."""
+"""The functions that a user hands to a sampler: found, named, and marked.
+
+Batchers such as `Continuous` look for marked functions in a task, and decide when they
+trace it which of them is expensive. A mark changes nothing elsewhere, and is only made
+if the policy may choose such a batcher.
+"""
 
 import functools
 import inspect
-from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from typing import Any, Final, final
 
-from ._finder import closure_contents
-from ._inside import children, wrapped_by
-from ._ownership import Packages
-
-
-# What a package imports for itself is not the user's.
-_NOBODYS = Packages(("batchkit", "builtins", "functools", "jax", "numpy"))
+from ..batchers import AbstractBatcher
+from ..batchers._marks import SUPPOSED, mark
+from ._policies import AbstractPolicy, may_want
+from ._walk import Packages, attribute, closure_contents, parts, walk
 
 
-def bound_in(api: Any, packages: Packages) -> list[Any]:
-    """What an algorithm that is built already has been given: what it closes over."""
+# Functions that a package imports for itself, not the user's.
+_NOBODYS: Final = Packages(("batchkit", "builtins", "functools", "jax", "numpy"))
+
+
+def bound_values(api: Any, packages: Packages) -> list[Any]:
+    """Return what the functions of an algorithm close over, at any depth."""
     bound: list[Any] = []
-    seen: set[int] = set()
-    pending = [api]
-    while pending:
-        item = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        pending.extend(children(item, packages.own_instance))
-        if isinstance(item, FunctionType) and (
-            packages.wrote(item) or packages.wrapped(item)
-        ):
-            contents = [x for _, x in closure_contents(item)]
-            bound.extend(contents)
-            pending.extend(contents)
+
+    def inside(item: Any) -> list[Any]:
+        if not isinstance(item, FunctionType):
+            return parts(item, packages.opens)
+        inner = [contents for _, contents in closure_contents(item)]
+        opened = packages.own(item) or packages.wrapped(item)
+        bound.extend(inner if opened else [])
+        return inner if opened else []
+
+    for _ in walk([api], inside):
+        pass
     return bound
 
 
 def users_functions(value: Any, packages: Packages) -> Iterator[tuple[CodeType, str]]:
-    """The code and the name of each function in `value` that is no package's."""
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        inside = list(children(item, lambda _: False))
-        pending.extend(inside)
-        if inside or isinstance(item, type) or not callable(item):
+    """Yield the code and the name of each function in `value` that is no package's."""
+    for item in walk([value], parts):
+        if parts(item) or isinstance(item, type) or not callable(item):
             continue
         function = _innermost(item)
-        if function is None or packages.wrote(function):
+        if function is None or packages.own(function):
             continue
         if not _NOBODYS.hold(function.__module__):
             code = function.__code__
@@ -58,14 +54,15 @@ def users_functions(value: Any, packages: Packages) -> Iterator[tuple[CodeType, 
 
 
 def _innermost(value: Any) -> FunctionType | None:
-    """The Python function behind decorators, partials and objects that are called."""
+    """Return the Python function behind decorators and objects that are called."""
     for _ in range(100):  # a chain of wrappers could lead back to itself
+        wrapped = attribute(value, "__wrapped__")
         if isinstance(value, functools.partial):
             value = value.func
         elif isinstance(value, MethodType):
             value = value.__func__
-        elif wrapped_by(value) is not None:
-            value = wrapped_by(value)
+        elif wrapped is not None:
+            value = wrapped
         elif isinstance(value, FunctionType) or value is None:
             return value
         elif _NOBODYS.hold(type(value).__module__):
@@ -73,3 +70,71 @@ def _innermost(value: Any) -> FunctionType | None:
         else:
             value = inspect.getattr_static(type(value), "__call__", None)
     return None
+
+
+@final
+class Marker:
+    """Marks functions, each of them once for every argument that it is."""
+
+    def __init__(
+        self, policy: AbstractBatcher | AbstractPolicy, packages: Packages
+    ) -> None:
+        self._marks = may_want(policy, "uses_expensive_marks")
+        self._packages = packages
+        # By the identity of a function, which its mark keeps alive.
+        self._marked: weakref.WeakValueDictionary[tuple[int, str], Any] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def arguments(
+        self,
+        function: FunctionType,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        is_users: Callable[[Any], bool],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with the user's functions marked."""
+        if not self._marks:
+            return args, dict(kwargs)
+        # Of a decorated function, those of the function inside.
+        parameters = inspect.signature(function).parameters.values()
+        names = [x.name for x in parameters if x.kind <= x.POSITIONAL_OR_KEYWORD]
+        names += [f"argument {i}" for i in range(len(names), len(args))]
+
+        def marked(value: Any, name: str) -> Any:
+            return self._function(value, name) if is_users(value) else value
+
+        positional = tuple(map(marked, args, names))
+        return positional, {name: marked(x, name) for name, x in kwargs.items()}
+
+    def bound(self, value: Any, name: str) -> Any:
+        """Return what an algorithm was built with, marked if it is a user's function.
+
+        Functions that a package imports for itself are bound there too, and not marked.
+        """
+        if not self._marks or not callable(value):
+            return value
+        users = any(users_functions(value, self._packages))
+        return self._function(value, name) if users else value
+
+    def _function(self, function: Any, name: str) -> Any:
+        if not _is_function(function, name):
+            return function
+        if any(x is function for x in self._marked.values()):
+            return function
+        marked = self._marked.get((id(function), name))
+        if marked is None:
+            marked = mark(function, SUPPOSED, name)
+            self._marked[id(function), name] = marked
+        return marked
+
+
+def _is_function(value: Any, name: str) -> bool:
+    """Return whether a callable is there to be called.
+
+    An object may be anything else as well, such as a mesh, or a network of which the
+    parameters are sampled: blackjax's name for the argument decides.
+    """
+    kinds = FunctionType | BuiltinFunctionType | MethodType | functools.partial
+    wraps = attribute(value, "__wrapped__") is not None
+    return isinstance(value, kinds) or wraps or name.endswith("_fn")

@@ -1,104 +1,127 @@
-"""The two faces of `jax.vmap`: the function itself, and what it has mapped already.
+"""Recognising `jax.vmap`, its stand-ins, and the functions that either has mapped.
 
-The second, `@jax.vmap` on a module's own function, has run before anybody could
-intervene. What it was given stands in the closure of the wrapper that JAX made. No
-public interface tells, so this file reads the closure; a wrapper of another form is
-not recognised, and then its site is reported as unreachable. Read with JAX 0.9.0,
-0.10.2 and 0.12.0.
+A function that `jax.vmap` mapped before anybody could intervene, such as `@jax.vmap`
+above a function of a module, is recognised by the code of the wrapper that JAX makes.
+No public interface names it, so this file reads it off an example. Tried with JAX
+0.9.0, 0.10.2 and 0.12.0.
 """
 
-import inspect
-from collections.abc import Callable
+import dataclasses
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType, ModuleType
-from typing import Any, final
+from typing import Any, Final, final
 
 import jax
 
 from ..batchers import Site
-from ._marks import MAPPED, mark, marked
+from ._walk import closure_contents
 
 
-_STAND_IN = "__batchkit_stand_in_for_vmap__"
-_ARGUMENTS = ("in_axes", "out_axes", "axis_name", "axis_size", "spmd_axis_name")
-
-
-def is_vmap(value: object) -> bool:
-    """Whether `value` is `jax.vmap` or stands in for it in something rebuilt."""
-    if value is jax.vmap:
-        return True
-    # `functools.wraps` hands attributes on; only the stand-in itself names itself.
-    return isinstance(value, FunctionType) and value.__dict__.get(_STAND_IN) is value
-
-
-def has_vmap(module: object) -> bool:
-    """Whether it is a module, such as `jax`, that offers `jax.vmap`."""
-    if not isinstance(module, ModuleType):
-        return False
-    return vars(module).get("vmap") is jax.vmap
-
-
-def leads_to_vmap(value: object) -> bool:
-    """Whether it is `jax.vmap`, or a module that offers it."""
-    return is_vmap(value) or has_vmap(value)
-
-
-def as_stand_in(vmap: FunctionType) -> FunctionType:
-    """Marks a function that stands in for `jax.vmap`."""
-    vars(vmap)[_STAND_IN] = vmap
-    return vmap
+# The attribute under which a function has its record.
+RECORD: Final = "__batchkit_record__"
+# The attribute under which a module that stands in for another has that.
+ORIGINAL: Final = "__batchkit_original__"
 
 
 @final
 @dataclass(frozen=True)
 class Mapped:
-    """A function that has been mapped, as `jax.vmap` was told to."""
+    """A function that a stand-in for `jax.vmap` has mapped, and how."""
 
     fun: Callable[..., Any]
     arguments: dict[str, Any]
-    site: Site | None  # where, if it was inside something rebuilt
+    site: Site
+    mapper: Any
 
 
-def remember_mapped(new: Callable[..., Any], mapped: Mapped, maker: object) -> None:
-    """Lets `mapped_function` know what a stand-in has made."""
-    mark(new, MAPPED, (mapped, maker))
+@final
+@dataclass
+class Record:
+    """How rebuilding made a function."""
+
+    # `functools.wraps` hands the attributes of a function on to whatever wraps it, so a
+    # record names its owner and means nothing on any other function.
+    owner: weakref.ref[Any]
+    original: weakref.ref[Any] | None = None  # of a copy, which does not keep it alive
+    entry: Any = None  # the entry point of a copy
+    behind: Any = None  # the copy that an entry point calls
+    mapped: Mapped | None = None
+    is_stand_in: bool = False
 
 
-def mapped_by(value: object) -> object:
-    """Whose stand-in made `value`; None if none did."""
-    known = marked(value, MAPPED)
-    return None if known is None else known[1]
+def record(function: Any, **made: Any) -> Any:
+    """Note how a function was made, and return it."""
+    # Where `functools.wraps` has handed on another record, it is replaced.
+    known = record_of(function) or Record(weakref.ref(function))
+    function.__dict__[RECORD] = dataclasses.replace(known, **made)
+    return function
 
 
-def mapped_function(value: object) -> Mapped | None:
-    """What `jax.vmap`, or a stand-in for it, made `value` from, if one did."""
-    known = marked(value, MAPPED)
-    if known is not None:
-        return known[0]
-    made, model = _behind_boundary(value), _behind_boundary(_MODEL)
-    if made is None or model is None or made.__code__ is not model.__code__:
+def record_of(value: object) -> Record | None:
+    """Return how rebuilding made a value, or None if it did not."""
+    if not isinstance(value, FunctionType):
         return None
-    closure = inspect.getclosurevars(made).nonlocals
-    if not {"fun", *_ARGUMENTS} <= closure.keys():
+    found = value.__dict__.get(RECORD)
+    return found if found is not None and found.owner() is value else None
+
+
+def attributes_of(function: FunctionType) -> dict[str, Any]:
+    """Return the attributes of a function, without its record."""
+    return {k: x for k, x in function.__dict__.items() if k != RECORD}
+
+
+def is_vmap(value: object) -> bool:
+    """Return whether a value is `jax.vmap` or a stand-in for it."""
+    made = record_of(value)
+    return value is jax.vmap or (made is not None and made.is_stand_in)
+
+
+def leads_to_vmap(value: object) -> bool:
+    """Return whether a value is a vmap, or a module that offers `jax.vmap`."""
+    if isinstance(value, ModuleType):
+        return vars(original_module(value)).get("vmap") is jax.vmap
+    return is_vmap(value)
+
+
+def original_module(module: ModuleType) -> ModuleType:
+    """Return the module behind a stand-in, and any other as it is."""
+    return vars(module).get(ORIGINAL, module)
+
+
+def mapped_by_jax(value: object) -> Any:
+    """Return the function that `jax.vmap` made a value from, or None."""
+    made = _behind_boundary(value)
+    if made is None or made.__code__ is not CODE_OF_MAPPED:
         return None
-    arguments = {name: closure[name] for name in _ARGUMENTS}
-    if arguments["axis_name"] is inspect.getclosurevars(model).nonlocals["axis_name"]:
-        arguments["axis_name"] = None  # JAX's own mark for an axis without a name
-    return Mapped(closure["fun"], arguments, None)
+    return dict(closure_contents(made)).get("fun")
+
+
+def shared_functions(function: FunctionType) -> list[Any]:
+    """Return what is behind a foreign function that is shared, never copied.
+
+    It has been mapped, or has a table and a cache of functions for types.
+    """
+    registry = getattr(function, "registry", None)  # of `functools.singledispatch`
+    if isinstance(registry, Mapping):
+        return list(registry.values())
+    fun = mapped_by_jax(function)
+    return [] if fun is None else [fun]
 
 
 def _behind_boundary(value: object) -> FunctionType | None:
-    """The function inside the wrapper that JAX puts around its public functions."""
-    if not isinstance(value, FunctionType) or value.__code__ is not _MODEL.__code__:
+    """Return the function inside the wrapper that JAX puts around public functions."""
+    if not isinstance(value, FunctionType) or value.__code__ is not CODE_OF_BOUNDARY:
         return None
-    inner = inspect.getclosurevars(value).nonlocals.get("fun")
+    inner = dict(closure_contents(value)).get("fun")
     return inner if isinstance(inner, FunctionType) else None
 
 
 _MODEL = jax.vmap(lambda x: x)
+CODE_OF_BOUNDARY = _MODEL.__code__  # pyright: ignore
 _MADE = _behind_boundary(_MODEL)
 
 # The code that runs when something mapped by `jax.vmap` is called, with the function
 # and the axes among its variables; None with a JAX whose wrappers have another form.
 CODE_OF_MAPPED = None if _MADE is None else _MADE.__code__
-CODE_OF_BOUNDARY = _MODEL.__code__

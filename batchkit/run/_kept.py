@@ -28,9 +28,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ..rebuild._finder import closure_contents
-from ..rebuild._ownership import Packages
 from ..rebuild._policies import AbstractPolicy
+from ..rebuild._walk import Packages, closure_contents
 
 
 _T = TypeVar("_T")
@@ -140,7 +139,7 @@ class _Walk:
                 return type(part), *map(self.of, (part.func, part.args, part.keywords))
             case MethodType():
                 return MethodType, self.of(part.__self__), self.of(part.__func__)
-            case FunctionType() if _PACKAGES.wrote(part):
+            case FunctionType() if _PACKAGES.own(part):
                 return self._function(part)
         self.held.append(part)
         return id(part)

@@ -1,4 +1,4 @@
-"""Sources that spell a vmap in every way, each in a function `run` of its own."""
+"""Sources whose function `run` reaches a vmap in a way that is rebuilt."""
 
 # A source, and the names by which it knows `vmap`. Each defines `run`.
 SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -29,16 +29,6 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
         def run(x): return batch(lambda r: r.sum())(x)
         """,
         ("batch",),
-    ),
-    "decorator of a module's function": (
-        """
-        import jax
-
-        @jax.vmap
-        def total(r): return r.sum()
-        def run(x): return total(x)
-        """,
-        (),
     ),
     "decorator inside": (
         """
@@ -327,7 +317,6 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
         """
         import jax
         class Api:
-            __slots__ = ("inner",)
             def __init__(self, inner): self.inner = inner
         api = Api(lambda x: jax.vmap(lambda r: r.sum())(x))
         def run(x): return api.inner(x)
@@ -369,4 +358,131 @@ NESTED_IMPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
         """,
         ("vmap",),
     ),
+}
+
+# What cannot be compared with the source text: the vmap is handed around as a value, or
+# somebody else calls it.
+HANDED_AROUND: dict[str, str] = {
+    "default": """
+        import jax
+        def run(x, batch=jax.vmap): return batch(lambda r: r.sum())(x)
+        """,
+    "keyword default": """
+        import jax
+        def run(x, *, batch=jax.vmap): return batch(lambda r: r.sum())(x)
+        """,
+    "partial": """
+        import functools, jax
+        def apply(x, batch): return batch(lambda r: r.sum())(x)
+        go = functools.partial(apply, batch=jax.vmap)
+        def run(x): return go(x)
+        """,
+    "closure": """
+        import jax
+        run = (lambda batch: lambda x: batch(lambda r: r.sum())(x))(jax.vmap)
+        """,
+    "closure over jax": """
+        import jax
+        run = (lambda j: lambda x: j.vmap(lambda r: r.sum())(x))(jax)
+        """,
+    "attribute by name": """
+        import jax
+        def run(x): return getattr(jax, "vmap")(lambda r: r.sum())(x)
+        """,
+    "import by name": """
+        def run(x): return __import__("jax").vmap(lambda r: r.sum())(x)
+        """,
+    "registry filled by a decorator": """
+        import jax
+        REGISTRY = {}
+        def register(f): return REGISTRY.setdefault(f.__name__, f)
+        @register
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x): return REGISTRY["inner"](x)
+        """,
+    "key of a dictionary": """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        TABLE = {inner: None}
+        def run(x): return next(iter(TABLE))(x)
+        """,
+    "set": """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        ALL = {inner}
+        def run(x): return next(iter(ALL))(x)
+        """,
+    "named tuple": """
+        import typing, jax
+        class Pair(typing.NamedTuple):
+            init: typing.Any
+            step: typing.Any
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        PAIR = Pair(inner, None)
+        def run(x): return PAIR.init(x)
+        """,
+    "frozen dataclass": """
+        import dataclasses, typing, jax
+        @dataclasses.dataclass(frozen=True)
+        class Api:
+            init: typing.Any
+            def __call__(self, x): return self.init(x)
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        API = Api(inner)
+        def run(x): return API(x)
+        """,
+    "bound method": """
+        import jax
+        class Thing:
+            def __init__(self, f): self.f = f
+            def go(self, x): return self.f(x)
+        run = Thing(lambda x: jax.vmap(lambda r: r.sum())(x)).go
+        """,
+    "attribute of a function": """
+        import jax
+        def via(): pass
+        via.inner = lambda x: jax.vmap(lambda r: r.sum())(x)
+        def run(x): return via.inner(x)
+        """,
+    "wraps": """
+        import functools, jax
+        def logged(f):
+            @functools.wraps(f)
+            def inner(*args, scale=2): return scale * f(*args)
+            return inner
+        @logged
+        def run(x): return jax.vmap(lambda r: r.sum())(x)
+        """,
+    "somebody else's nested decorators": """
+        import jax
+        @jax.named_call
+        @jax.checkpoint
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x): return inner(x)
+        """,
+    "gradient": """
+        import jax
+        gradient = jax.grad(lambda x: jax.vmap(lambda r: r.sum())(x).sum())
+        def run(x): return gradient(x)
+        """,
+    "somebody else's partial": """
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        inner = jax.tree_util.Partial(inner)
+        def run(x): return inner(x)
+        """,
+    "context manager": """
+        import contextlib, jax
+        @contextlib.contextmanager
+        def batching(): yield lambda x: jax.vmap(lambda r: r.sum())(x)
+        def run(x):
+            with batching() as batch: return batch(x)
+        """,
+    "recursion": """
+        import jax
+        def even(x, n): return odd(x, n - 1)
+        def odd(x, n): return inner(x) if n < 2 else even(x, n - 1)
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x): return even(x, 6)
+        """,
 }

@@ -226,6 +226,11 @@ def test_a_mutable_object_in_the_closure_of_both(make_package):
 
 
 MAPPED_BEFORE = {
+    "and returned": """
+    def build(f):
+        mapped = jax.vmap(f)
+        return Pair(mapped, mapped)
+    """,
     "in a closure": """
     def build(f):
         mapped = jax.vmap(f)
@@ -246,11 +251,6 @@ MAPPED_BEFORE = {
         both = functools.partial(call, jax.vmap(f))
         return Pair(lambda x: both(x), lambda x: both(x))
     """,
-    "in a default": """
-    def build(f):
-        def step(x, mapped=jax.vmap(f)): return mapped(x)
-        return Pair(lambda x: step(x), step)
-    """,
     "twice": """
     def build(f):
         mapped = jax.vmap(f)
@@ -261,13 +261,32 @@ MAPPED_BEFORE = {
 
 
 @pytest.mark.parametrize("where", MAPPED_BEFORE)
-def test_what_is_mapped_while_building_is_laid_out_by_its_user(where, make_package):
+def test_function_mapped_while_building_is_laid_out_by_its_phase(where, make_package):
     module = make_package(init=PAIR + MAPPED_BEFORE[where])
     pair = rebuilt(module)(jnp.sum)
     assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
     np.testing.assert_array_equal(pair.init(ROWS), pair.step(ROWS))
     again = bk.rebuild_sampler(pair, batcher=bk.Chunked(6), packages=("toy",))
     assert (chunks(again.init, ROWS), chunks(again.step, ROWS)) == (2, 2)
+
+
+def test_sites_of_an_api_are_told_from_those_of_its_parts(make_package):
+    module = make_package(
+        init=PAIR
+        + """
+    class Api:
+        def __init__(self, build, init): self.build, self.init = build, init
+    def first(x): return total(x)
+    def build():
+        def start(x): return first(x)
+        def step(x): return jax.vmap(lambda r: r)(total(x))
+        return Pair(start, step)
+    api = Api(build, first)
+    """
+    )
+    found = {(x.qualname, x.phase) for x in bk.sites(module.api, packages=("toy",))}
+    step = "build.<locals>.step"
+    assert found == {("total", "init"), ("total", None), (step, None)}
 
 
 def test_a_site_is_shown_to_the_policy_with_its_phase(make_package):

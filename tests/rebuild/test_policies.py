@@ -34,6 +34,16 @@ class ByLine(bk.AbstractPolicy):
         return part if isinstance(part, bk.AbstractBatcher) else part.choose(site)
 
 
+@final
+class Many(bk.AbstractPolicy):
+    """Asks the first of several policies."""
+
+    parts: tuple[bk.AbstractPolicy, ...]
+
+    def choose(self, site: bk.Site) -> bk.AbstractBatcher:
+        return self.parts[0].choose(site)
+
+
 @pytest.mark.parametrize(
     ("policy", "init", "step", "other"),
     [
@@ -148,6 +158,7 @@ phases: Any = bk.ByPhase
 by_site: Any = bk.BySite
 REFUSED = [
     (lambda: phases(init=16), r"ByPhase\(init=16\): init must be", "int"),
+    (lambda: phases(default="A"), r"ByPhase\(default='A'\): default must", "str"),
     (lambda: phases(A, jax.vmap), r"ByPhase\(step=<fun.*step must", "function"),
     (lambda: phases(init={"x": A}), r"ByPhase\(init=\{'x.*init must", "dict"),
     (lambda: by_site([A]), r"BySite\(batchers=\[Chunked.*a mapping", "list"),
@@ -183,7 +194,7 @@ REFUSED = [
 
 
 def rebuild(batcher: Any) -> Any:
-    return bk.rebuild_sampler(blackjax.nss, batcher=batcher)
+    return bk.rebuild_sampler(blackjax.nss, batcher)  # by position
 
 
 @pytest.mark.parametrize(("make", "match", "kind"), REFUSED, ids=range(len(REFUSED)))
@@ -208,6 +219,7 @@ IDLE: list[tuple[Any, str]] = [
     (bk.ByPhase(default=bk.BySite({"nowhere:*": A})), "'nowhere:*'"),
     (ByLine(10, A, bk.BySite({"nowhere:*": A})), "'nowhere:*'"),
     (ByLine(10, bk.ByPhase(bk.BySite({"nowhere:*": A})), A), "'nowhere:*'"),
+    (Many((bk.BySite({"nowhere:*": A}),)), "'nowhere:*'"),
 ]
 
 

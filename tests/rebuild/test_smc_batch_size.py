@@ -11,7 +11,6 @@ import blackjax
 import jax
 import numpy as np
 import pytest
-from blackjax.smc.waste_free import waste_free_smc
 
 import batchkit as bk
 
@@ -68,15 +67,6 @@ def test_batch_size_wins_where_it_is_used():
     assert chunked.count(5) == len(KERNELS)
     assert upstream != plain
     assert both == upstream
-
-
-def test_batch_size_wins_in_a_strategy_that_is_handed_in():
-    settings = {"update_strategy": waste_free_smc(10, 2), "num_mcmc_steps": None}
-    upstream = scan_lengths(*step(None, 4, **settings))
-    # Its five chains are three chunks of two.
-    chunked = scan_lengths(*step(bk.Chunked(2), 0, **settings))
-    assert (upstream.count(3), chunked.count(3)) == (0, 1)
-    assert scan_lengths(*step(bk.Chunked(2), 4, **settings)) == upstream
 
 
 @pytest.mark.usefixtures("no_type_checks")
