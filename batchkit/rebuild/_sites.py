@@ -128,6 +128,7 @@ class Origin(enum.Enum):
         return self in (Origin.MODULE, Origin.CLOSURE)
 
 
+@final
 class Node(NamedTuple):
     """A value that can be reached."""
 
