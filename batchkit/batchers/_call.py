@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from .._util._jaxprs import zeros
 from ._around import outer_lanes
 from ._marks import in_task, uses_expensive_marks, with_marks
-from ._trace_log import LogEntry, bytes_per_task, logged
+from ._trace_log import LogEntry, bytes_per_task, log_note, logged
 from ._traced_task import (
     TracedTask,
     mapped_ref_error,

@@ -107,6 +107,8 @@ class Copier:
         self._builtins = {**vars(builtins), "__import__": self._import}
         # Steps that could lead back to an unfinished copy wait until it is remembered.
         self._queue: deque[Callable[[], None]] = deque()
+        # Namespaces by their ids, with global names that their modules do not have yet.
+        self._missing: dict[tuple[int, str], dict[str, Any]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -132,8 +134,13 @@ class Copier:
         that cannot be copied.
         """
         with self._lock:
+            late = {k: x for k, x in self._missing.items() if k[1] in x[_SOURCE]}
+            for (_, name), namespace in late.items():
+                self._refuse_unreachable(namespace[_SOURCE][name], Origin.MODULE)
             self._refuse_unreachable(value, origin)
             try:
+                for (_, name), namespace in late.items():
+                    self._fill(namespace, name)
                 new = self._copy(value, origin)
                 while self._queue:
                     self._queue.popleft()()
@@ -141,6 +148,8 @@ class Copier:
                 self._forget()
                 raise
             self._passing.clear()
+            for place in late:
+                self._missing.pop(place, None)
             return new
 
     def made(self, value: Any) -> bool:
@@ -234,7 +243,10 @@ class Copier:
         lasts = origin is Origin.MODULE
         if isinstance(value, ModuleType):
             return self._remember(value, self._stand_in(value), lasts=True)
-        inner, names, unflatten = flatten(value, self._packages.opens)
+        inner, names, begin, finish = flatten(value, self._packages.opens)
+        begun = begin()
+        if begun is not None:
+            self._remember(value, begun, lasts)
         if isinstance(value, functools.partial) and origin is Origin.CLOSURE:
             # Its arguments are the user's.
             bound = [self._copy(x, Origin.ARGUMENT) for x in inner[1:]]
@@ -243,7 +255,10 @@ class Copier:
             new = [self._copy(value.func, origin), *bound]
         else:
             new = [self._copy(x, origin) for x in inner]
-        return self._remember(value, unflatten(new), lasts)
+        known = self._recall(value)
+        if begun is None and known is not None:  # a part of it contains it
+            return known
+        return self._remember(value, finish(begun, new), lasts)
 
     def _copy_function(self, function: FunctionType, origin: Origin) -> Any:
         made = record_of(function)
@@ -327,6 +342,8 @@ class Copier:
                 "names that nothing in its code tells, so that it cannot be rebuilt. "
                 "Name what it looks up, or leave its package out of `packages`."
             )
+        elif not hasattr(builtins, name):
+            self._missing[id(namespace), name] = namespace
 
     def _stand_in(self, module: ModuleType) -> ModuleType:
         own = self._packages.own(module)

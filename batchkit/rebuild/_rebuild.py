@@ -133,8 +133,17 @@ class _Family:
                 )
         return self._copiers[phase]
 
-    def _exposed(self, value: Any, phase: str | None, origin: Origin) -> Any:
-        """Return `value` with each function in it an entry point of its phase."""
+    def _exposed(
+        self,
+        value: Any,
+        phase: str | None,
+        origin: Origin,
+        begun: dict[Any, Any] | None = None,
+    ) -> Any:
+        """Return `value` with each function in it an entry point of its phase.
+
+        Values around it have been `begun`, for those that contain themselves.
+        """
 
         def inside(item: Any) -> list[Any]:
             return parts(item, self._packages.opens)
@@ -150,16 +159,21 @@ class _Family:
                 if isinstance(new, ModuleStandIn):
                     return self._module(new, phase)
                 return self._entry_point(new, phase) if copier.made(new) else new
-            inner, names, unflatten = flatten(value, self._packages.opens)
+            begun, place = begun or {}, (id(value), phase, origin)
+            if begun.get(place) is not None:
+                return begun[place]
+            inner, names, begin, finish = flatten(value, self._packages.opens)
+            begun = {**begun, place: begin()}
             if isinstance(value, functools.partial):
                 # Its arguments are the user's, and their names are no phases.
-                new = [self._exposed(value.func, phase, origin)]
-                new += [self._exposed(x, phase, Origin.ARGUMENT) for x in inner[1:]]
+                items = [(x, phase, Origin.ARGUMENT) for x in inner]
+                items[0] = value.func, phase, origin
             else:
-                pairs = zip(inner, (phase_of(x, phase) for x in names), strict=True)
-                new = [self._exposed(item, each, origin) for item, each in pairs]
+                phases = (phase_of(x, phase) for x in names)
+                items = [(x, y, origin) for x, y in zip(inner, phases, strict=True)]
+            new = [self._exposed(*item, begun) for item in items]
             changed = any(x is not y for x, y in zip(new, inner, strict=True))
-            return unflatten(new) if changed else value
+            return finish(begun[place], new) if changed else value
 
     def _entry_point(
         self, function: FunctionType, phase: str | None

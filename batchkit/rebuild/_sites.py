@@ -380,7 +380,7 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
 
     def inside(named: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
         item, phase = named
-        inner, names, _ = flatten(item, packages.opens)
+        inner, names, *_ = flatten(item, packages.opens)
         if item is api and isinstance(item, ModuleType):
             defined = _defined_in(item, packages)
             inner, names = [*defined.values()], [*defined]

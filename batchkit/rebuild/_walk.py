@@ -42,7 +42,12 @@ def walk(
 
 def flatten(
     value: Any, opens: Callable[[Any], bool]
-) -> tuple[list[Any], list[str | None], Callable[[list[Any]], Any]]:
+) -> tuple[
+    list[Any],
+    list[str | None],
+    Callable[[], Any],
+    Callable[[Any, list[Any]], Any],
+]:
     """Take a value apart.
 
     **Arguments:**
@@ -53,25 +58,46 @@ def flatten(
     **Returns:**
 
     The parts; the name of each, which is that of an attribute, a key or an argument;
-    and a function that makes such a value of other parts.
+    and two functions that make such a value of other parts. `begin()` returns the new
+    value without its parts if it is mutable, else None; `finish(begun, parts)` returns
+    it with them. A value that contains itself ends at what was begun.
     """
     names: Iterable[Any]
+
+    def begin() -> Any:
+        return None
+
+    def begin_container() -> Any:
+        made = copy.copy(value)
+        made.clear()
+        return made
+
     if isinstance(value, dict):
         found, names = [*value, *value.values()], [*(None for _ in value), *value]
+        begin = begin_container
 
-        def unflatten(new: list[Any]) -> Any:
-            made = copy.copy(value)
-            made.clear()
-            made.update(zip(new[: len(value)], new[len(value) :], strict=True))
-            return made
+        def finish(begun: Any, new: list[Any]) -> Any:
+            begun.update(zip(new[: len(value)], new[len(value) :], strict=True))
+            return begun
+
+    elif isinstance(value, list | set):
+        found, names = [*value], [None for _ in value]
+        begin = begin_container
+
+        def finish(begun: Any, new: list[Any]) -> Any:
+            begun.extend(new) if isinstance(begun, list) else begun.update(new)
+            return begun
 
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         found, names = [*value], value._fields  # pyright: ignore
-        unflatten = type(value)._make  # pyright: ignore
-    elif isinstance(value, list | tuple | set | frozenset):
+
+        def finish(begun: Any, new: list[Any]) -> Any:
+            return type(value)._make(new)  # pyright: ignore
+
+    elif isinstance(value, tuple | frozenset):
         found, names = [*value], [None for _ in value]
 
-        def unflatten(new: list[Any]) -> Any:
+        def finish(begun: Any, new: list[Any]) -> Any:
             return type(value)(new)
 
     elif isinstance(value, functools.partial):
@@ -79,27 +105,30 @@ def flatten(
         count = 1 + len(value.args)
         names = [*(None for _ in found[:count]), *value.keywords]
 
-        def unflatten(new: list[Any]) -> Any:
+        def finish(begun: Any, new: list[Any]) -> Any:
             keywords = zip(value.keywords, new[count:], strict=True)
             return type(value)(*new[:count], **dict(keywords))
 
     elif isinstance(value, MethodType):
         found, names = [value.__func__, value.__self__], [None, None]
 
-        def unflatten(new: list[Any]) -> Any:
+        def finish(begun: Any, new: list[Any]) -> Any:
             return MethodType(*new)
 
     else:
         attributes = vars(value) if opens(value) else {}
         found, names = [*attributes.values()], [*attributes]
 
-        def unflatten(new: list[Any]) -> Any:
-            made = object.__new__(type(value))
-            # Not by `setattr`, which a frozen dataclass refuses.
-            vars(made).update(zip(attributes, new, strict=True))
-            return made
+        def begin() -> Any:
+            return object.__new__(type(value))
 
-    return found, [x if isinstance(x, str) else None for x in names], unflatten
+        def finish(begun: Any, new: list[Any]) -> Any:
+            # Not by `setattr`, which a frozen dataclass refuses.
+            vars(begun).update(zip(attributes, new, strict=True))
+            return begun
+
+    names = [x if isinstance(x, str) else None for x in names]
+    return found, names, begin, finish
 
 
 def parts(value: Any, opens: Callable[[Any], bool] = lambda _: False) -> list[Any]:

@@ -330,6 +330,8 @@ def test_every_argument_of_vmap_gets_to_the_batcher(make_package):
         def sized(): return jax.vmap(lambda: 1.0, axis_size=4)()
         def spread(x): return jax.vmap(lambda r: r, spmd_axis_name="i")(x)
         def plain(x): return jax.vmap(lambda r: r, 0, 1)(x)
+        def summed(x):
+            return jax.vmap(lambda r: r.sum(), 0, None, None, 4, None, True)(x)
         """
     )
     sequential = functools.partial(bk.rebuild_sampler, batcher=bk.Sequential())
@@ -340,6 +342,56 @@ def test_every_argument_of_vmap_gets_to_the_batcher(make_package):
         sequential(module.spread, packages=("toy",))(ROWS)
     plain = sequential(module.plain, packages=("toy",))
     np.testing.assert_array_equal(plain(ROWS), ROWS.T)
+    summed = sequential(module.summed, packages=("toy",))
+    assert summed(ROWS) == module.summed(ROWS) == ROWS.sum()
+    assert is_chunked(rebuild(module.summed), ROWS)
+
+
+def test_values_that_contain_themselves_are_rebuilt(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        table = {"f": inner}
+        table["table"] = table
+        pair = (inner, [])
+        pair[1].append(pair)
+        class Api:
+            def __init__(self, f): self.f, self.go = f, self._go
+            def _go(self, x): return self.f(x)
+        api = Api(inner)
+        def by_table(x): return table["table"]["f"](x)
+        def by_pair(x): return pair[1][0][0](x)
+        def by_api(x): return api.go(x)
+        """
+    )
+    for name in ("by_table", "by_pair", "by_api"):
+        assert_reached(module, name, ROWS)
+    table, pair, api = map(rebuild, (module.table, module.pair, module.api))
+    assert table["table"] is table
+    for fun in (table["f"], pair[1][0][0], api.go, api.f):
+        assert is_chunked(fun, ROWS)
+    assert module.table["table"] is module.table
+    assert not is_chunked(module.table["f"], ROWS)
+
+
+def test_name_that_is_defined_after_rebuilding_is_found(make_package):
+    module = make_package(
+        init="""
+        import jax
+        def inner(x): return jax.vmap(lambda r: r.sum())(x)
+        def run(x): return later(x)
+        """
+    )
+    run = rebuild(module.run)
+    with pytest.raises(NameError, match="later"):
+        run(ROWS)
+    module.later = jax.jit(module.inner)
+    for _ in range(2):
+        with pytest.raises(bk.UnreachableSiteError, match="toy:inner"):
+            run(ROWS)
+    module.later = module.inner
+    assert is_chunked(run, ROWS)
 
 
 @pytest.mark.parametrize(
