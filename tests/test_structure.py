@@ -33,8 +33,8 @@ IMPORTS = {
     "auto": {"_util", "batchers", "continuous", "explain", "rebuild"},
     "run": {"_util", "batchers", "explain", "rebuild"},
     "nested": {"_util", "batchers", "explain", "rebuild", "run"},
-    "chains": {"_util", "batchers", "explain", "rebuild", "run"},
-    "shards": {"batchers", "chains", "rebuild", "run"},
+    "chains": {"_util", "batchers", "explain", "run"},
+    "shards": {"_util", "batchers", "chains", "run"},
     "plots": {"chains", "nested", "run", "shards"},
 }
 # Runs call blackjax itself; everything else works on the API that it is given.

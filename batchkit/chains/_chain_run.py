@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from ..rebuild._table import html_table, table
+from .._util._table import html_table, table
 from ..run._environment import Provenance, provenance_rows
 from ..run._file import understood
 from ..run._result_file import AGAIN

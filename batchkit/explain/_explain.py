@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from .._util._formats import format_bytes
+from .._util._table import html_table, table
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._trace_log import LogEntry, Split
-from ..rebuild._table import html_table, table
 from ._memory_use import MemoryUse, memory_of
 from ._tracing import recording, trace_uncached
 

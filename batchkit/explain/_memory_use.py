@@ -7,7 +7,7 @@ from typing import Any, final
 import jax
 
 from .._util._formats import format_bytes
-from ..rebuild._table import html_table, table
+from .._util._table import html_table, table
 from ._tracing import trace
 
 

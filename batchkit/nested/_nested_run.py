@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
+from .._util._table import html_table, table
 from ..batchers import AbstractBatcher, Vmap
-from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
 from ..run._file import understood

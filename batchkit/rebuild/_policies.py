@@ -12,11 +12,11 @@ from typing import Any, Final, final
 import equinox as eqx
 
 from .._util._formats import format_type, format_value
+from .._util._table import table
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._abstract import check_batcher
 from ..batchers._marks import has_flag
 from ._sites import PHASES
-from ._table import table
 from ._walk import parts, walk
 
 

@@ -18,9 +18,9 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, final, overload
 
 from .._util._formats import format_value
+from .._util._table import html_table, table
 from ..batchers import Site
 from ._code import Import, Reference, own_references, references
-from ._table import html_table, table
 from ._vmaps import (
     attributes_of,
     is_vmap,

@@ -7,7 +7,7 @@ from typing import Any, Final, final
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..rebuild._table import html_table, table
+from .._util._table import html_table, table
 from ._arguments import in_short
 from ._extras import extra
 from ._names import columns

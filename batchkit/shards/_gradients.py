@@ -37,7 +37,7 @@ from typing import Final, final
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..rebuild._table import table
+from .._util._table import table
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
 from ..run._names import few

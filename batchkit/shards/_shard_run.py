@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._table import html_table, table
 from ..chains import ChainSeconds, ChainSummary, Convergence
 from ..chains._exports import to_arviz
 from ..chains._summary import named_numbers, summary_of_draws
-from ..rebuild._table import html_table, table
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance, provenance_rows
 from ..run._file import understood

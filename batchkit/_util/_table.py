@@ -1,11 +1,11 @@
-"""Records as a table, in text and in HTML."""
+"""Formats of records as a table, in text and in HTML."""
 
 import html
 from collections.abc import Sequence
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under their heads, in columns aligned to the left."""
+    """Format rows under their heads, in columns aligned to the left."""
     lines = [list(head), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -17,7 +17,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same for a notebook. Spaces in front of a cell's text indent it."""
+    """Format rows for a notebook. Spaces in front of a cell's text indent it."""
 
     def line(cells: Sequence[str], tag: str) -> str:
         return "".join(f"<{tag}>{_escaped(cell)}</{tag}>" for cell in cells)
