@@ -191,18 +191,6 @@ def test_settings_are_told_by_name_and_value() -> None:
     assert_refuses(lambda: run.check(file), CheckpointError, words)
 
 
-def test_settings_that_only_one_version_has() -> None:
-    def run(**settings: int) -> SameRun:
-        return SameRun({"settings": of_words(settings)._replace(has_own_names=True)})
-
-    file = saved({"settings": of_words({"steps": 5, "old": 1})}, OTHER)
-    run(steps=5, new=2).check(file)
-    for changed, written in ((run(steps=6), OTHER), (run(steps=5, new=2), None)):
-        file = saved({"settings": of_words({"steps": 5, "old": 1})}, written)
-        with pytest.raises(CheckpointError, match="settings differs"):
-            changed.check(file)
-
-
 @pytest.mark.parametrize(
     "header",
     [{"versions": 3, "provenance": 0}, {"provenance": [[1]]}, {"sketches": [1]}],
