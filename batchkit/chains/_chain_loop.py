@@ -22,7 +22,7 @@ from ._warmup import segment_of_draws, windows_of
 
 @final
 class Made(NamedTuple):
-    """What chains have made, on the host.
+    """Draws and tuning of complete chains, on the host.
 
     - `draws`: arrays of shape `(chains, draws, ...)`.
     - `tuned`: what the warm-up has found; None where there was none.
@@ -86,7 +86,7 @@ class ResumableChains(AbstractResumable):
 
     @property
     def made(self) -> Made:
-        """What there is once the run is complete."""
+        """The draws and the tuning of the complete run."""
         tuned = self._state.tuned
         return Made(
             self._first(self._num_samples),

@@ -87,13 +87,13 @@ class AbstractResumable(abc.ABC):
 
     @property
     def must_save(self) -> bool:
-        """Whether it is saved now, whether or not it is time."""
+        """True if it is saved after this block, due or not."""
         return False
 
 
 @final
 class Host:
-    """What a block shares with the host: who is told of compilations and of waiting."""
+    """Compilation and waiting on behalf of a run, shown and logged."""
 
     def __init__(self, caller: str, reporter: Reporter) -> None:
         self._caller = caller
