@@ -28,7 +28,7 @@ from ..nested.perfect import peak, result, sample
 from .sealed import seal
 
 
-FILES = 10_000
+FILES = 10_002
 
 
 def nested(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ def test_more_arrays_than_the_header_names_are_refused(tmp_path: Path) -> None:
 
     def make(file: h5py.File) -> None:
         del file["header"]
-        file["header"] = json.dumps({"contents": {"x": "<f8 [6]"}})
+        told = f"<f8 [6] crc32 {zlib.crc32(X.tobytes()):08x}"
+        file["header"] = json.dumps({"contents": {"x": told}})
         file["arrays/x"] = X
         file["arrays/y"] = X
 
