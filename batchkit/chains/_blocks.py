@@ -61,8 +61,13 @@ class Blocks:
         return 1 if hurried and not self.is_fixed else self.most
 
     def next(self, made: int, in_time: int) -> int:
-        """How many to make after a block of `made` draws, where so many take a block's
-        time."""
+        """Return how many to make after a block of `made` draws.
+
+        **Arguments:**
+
+        - `made`: how many the last block had.
+        - `in_time`: how many are made in the time that a block should take.
+        """
         if self.is_fixed:
             return self.most
         return max(1, min(in_time, 4 * made, self.most))

@@ -1,4 +1,4 @@
-"""What one trace of a function reaches, and the memory that XLA allocates for it."""
+"""Mapped calls that one trace of a function reaches, and the memory XLA allocates."""
 
 from ._explain import (
     Explanation as Explanation,

@@ -201,7 +201,7 @@ class Copier:
         return any(self.is_copied(item, origin) for item in items)
 
     def _wraps_package_code(self, function: FunctionType) -> bool:
-        """Return whether somebody else's function closes over code of the packages."""
+        """Return whether a foreign function closes over code of the packages."""
 
         def inside(item: Any) -> list[Any]:
             if not isinstance(item, FunctionType):

@@ -237,7 +237,7 @@ def _read_function(node: Node, follow_imports: bool) -> _Read:
 
 
 def _read_foreign_function(node: Node, packages: Packages) -> _Read:
-    """Read somebody else's function, as far as it wraps code of the packages."""
+    """Read a function of another package, as far as it wraps code of the packages."""
     function: FunctionType = node.value
     made = record_of(function)
     if made is not None and made.behind is not None:

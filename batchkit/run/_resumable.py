@@ -167,9 +167,10 @@ def complete(
         if saver.interrupted:
             saver.leave()
         while not ended:
-            start = time.perf_counter()
+            before = run.seconds
             made = run.advance(limit, seconds, host)
-            elapsed = time.perf_counter() - start
+            # Without compiling, which the first block may do.
+            elapsed = run.seconds - before
             in_time = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
             limit = run.next_limit(made, in_time)
             limit, seconds, ended = _agreed(run, saver, reporter, limit)

@@ -67,8 +67,8 @@ def store_array(name: str, value: Any) -> Dataset:
 def describe(item: Dataset) -> str:
     """Describe type, shape and content of a stored array, for the header.
 
-    The CRC-32 of its bytes shows a dataset whose address was changed: the checksum of
-    the file, which whoever made it could make anew, says nothing of that.
+    The CRC-32 of its bytes shows a dataset whose address was changed, which a file
+    checksum that was computed anew after the change does not.
     """
     if isinstance(item.value, str):
         raise ValueError("it has a text among its arrays")

@@ -226,7 +226,7 @@ def run_shards(
     functions = api, logprior_fn, loglikelihood_fn
     kept = kept_for("run_shards", functions, batcher, count, plan.num_warmup, settings)
     model = Model(*functions, plan.num_warmup, plan.num_samples, settings, kept)
-    # Raises for settings that nobody takes, before anything is traced.
+    # Refuse settings that the sampler does not take, before anything is traced.
     model.sampler(logprior_fn, 0.8)
     some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
     check_additive(loglikelihood_fn, jax.tree.map(lambda x: x[0, 0], starts), some)

@@ -394,7 +394,7 @@ def test_spmd_axis_name_is_passed_on(name: str) -> None:
 
 
 def test_signature_is_that_of_vmap() -> None:
-    """The same names, defaults and kinds, so that arguments may be positional."""
+    """Names, kinds and defaults allow the same positional arguments."""
     expected = [
         (x.name, x.kind, x.default)
         for x in inspect.signature(jax.vmap).parameters.values()

@@ -49,7 +49,7 @@ class Known(NamedTuple):
         num_inner_steps: int | None = None,
         api: Any = blackjax.nss,
     ) -> dict[str, Any]:
-        """What `run_nested` is called with, besides a key and positions."""
+        """Arguments of `run_nested`, besides a key and positions."""
         return {
             "api": api,
             "logprior_fn": self.logprior,
