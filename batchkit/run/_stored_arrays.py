@@ -75,7 +75,7 @@ def describe(item: Dataset) -> str:
     shape = list(item.value.shape)
     content = np.ascontiguousarray(item.value).reshape(-1).view(np.uint8)
     words = item.value.dtype.str, f"{shape}", *item.attributes.values()
-    return " ".join([*words, f"crc32 {zlib.crc32(content):08x}"])
+    return " ".join([*words, f"crc32 {zlib.crc32(content.data):08x}"])
 
 
 def load_array(item: Dataset) -> np.ndarray | jax.Array:
