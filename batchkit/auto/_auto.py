@@ -13,12 +13,11 @@ from jaxtyping import PyTree
 from .._util._digest import digest
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._around import num_outer_lanes
-from ..batchers._call import Call
+from ..batchers._call import Call, TracedTask
 from ..batchers._marks import in_task
 from ..batchers._trace_log import log_note, logging_disabled
-from ..batchers._traced_task import TracedTask
 from ._budget import budget_or_free, parse_budget
-from ._select import Selection, run_with, select
+from ._select import Selection, select
 
 
 # The least recent choices are dropped beyond this number.
@@ -90,9 +89,14 @@ class Auto(AbstractBatcher):
         if task is None:
             out = selection.batcher.batch(call)
         else:
-            axes = call.axis_name, call.spmd_axis_name
-            run = run_with(selection.batcher, task, *axes)
-            out = task.finish(run(task.closure, task.rows))
+            outs = task.run_rows(
+                selection.batcher,
+                task.rows,
+                task.size,
+                axis_name=call.axis_name,
+                spmd_axis_name=call.spmd_axis_name,
+            )
+            out = task.finish(outs)
         log_note(selection.reason)
         return out
 

@@ -6,14 +6,14 @@ machine code, so the latter is not optimised.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 
 from .._util._jaxprs import axis_names, equations, inner_jaxprs
-from ..batchers._traced_task import TracedTask
+from ..batchers import AbstractBatcher, Vmap
+from ..batchers._call import TracedTask
 
 
 # The intermediates of a program are never all live at once. The factor leaves room for
@@ -27,33 +27,15 @@ def bytes_of_lanes(task: TracedTask, axis_name: Any, lanes: int) -> int:
 
     These are XLA's temporaries, and the rows and results of as many tasks, which are
     temporaries of a loop over chunks.
-
-    **Arguments:**
-
-    - `task`: one task.
-    - `axis_name`: the name of the mapped axis, or `None`.
-    - `lanes`: the number of lanes.
     """
-
-    def run(closure: list[Any], rows: list[Any]) -> list[Any]:
-        return jax.vmap(
-            lambda rows: task.run(*rows, closure=closure),
-            out_axes=task.lane_out_axes,
-            axis_name=axis_name,
-            axis_size=lanes,
-        )(rows)
-
-    # Shapes instead of arrays: nothing is allocated, and the rows may be tracers.
-    rows = [jax.ShapeDtypeStruct((lanes, *x.shape[1:]), x.dtype) for x in task.rows]
-    stats = _compiled(task, run, rows, axis_name)
+    stats = _compiled(task, Vmap(), lanes, axis_name)
     made = stats.temp_size_in_bytes + stats.output_size_in_bytes
-    return made + sum(map(size_of, rows))
+    return made + sum(map(size_of, task.row_types(lanes)))
 
 
-def bytes_of_program(task: TracedTask, run: Callable[..., list[Any]]) -> int:
-    """Measure XLA's temporaries of `run(closure, rows)` for the rows of all tasks."""
-    rows = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in task.rows]
-    return _compiled(task, run, rows).temp_size_in_bytes
+def bytes_of_batcher(task: TracedTask, batcher: AbstractBatcher) -> int:
+    """Measure XLA's temporaries of all tasks as a batcher runs them."""
+    return _compiled(task, batcher, task.size).temp_size_in_bytes
 
 
 def bound_of_lane(task: TracedTask) -> int:
@@ -61,18 +43,18 @@ def bound_of_lane(task: TracedTask) -> int:
 
     Each array in its jaxpr counts, times `SAFETY_FACTOR`.
     """
-    made = [x for eqn in equations(task.jaxpr.jaxpr) for x in eqn.outvars]
-    row = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in task.rows]
-    return SAFETY_FACTOR * (sum(size_of(x.aval) for x in made) + sum(map(size_of, row)))
+    made = [x.aval for eqn in equations(task.jaxpr.jaxpr) for x in eqn.outvars]
+    return SAFETY_FACTOR * sum(map(size_of, [*made, *task.row_types()]))
 
 
 def largest_arrays(jaxpr: Any, count: int = 3) -> list[str]:
     """List the largest arrays in a jaxpr, each with the operation that computes it."""
-    made: dict[str, int] = {}
-    for eqn in _leaf_equations(jaxpr):
-        for x in eqn.outvars:
-            text = f"{x.aval.str_short()} of {eqn.primitive.name}"
-            made[text] = size_of(x.aval)
+    made = {
+        f"{x.aval.str_short()} of {eqn.primitive.name}": size_of(x.aval)
+        for eqn in equations(jaxpr)
+        if not any(inner_jaxprs(eqn))  # a call returns what an equation inside makes
+        for x in eqn.outvars
+    }
     return sorted(made, key=lambda text: -made[text])[:count]
 
 
@@ -84,15 +66,21 @@ def size_of(x: Any) -> int:
 
 
 def _compiled(
-    task: TracedTask, run: Callable[..., Any], rows: Sequence[Any], own: Any = None
+    task: TracedTask, batcher: AbstractBatcher, tasks: int, axis_name: Any = None
 ) -> Any:
-    closure = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in task.jaxpr.consts]
+    """Compile a number of tasks, and return XLA's figures of the memory."""
+
+    def run(closure: list[Any], rows: list[Any]) -> list[Any]:
+        return task.run_rows(batcher, rows, tasks, closure, axis_name)
+
     # The program is compiled outside of the current trace, so bind again the outer axes
     # that the task uses by name.
-    for name in sorted(axis_names(task.jaxpr.jaxpr) - {own}, key=str):
+    for name in sorted(axis_names(task.jaxpr.jaxpr) - {axis_name}, key=str):
         size = jax.lax.axis_size(name)
         run = jax.vmap(run, in_axes=None, axis_name=name, axis_size=size)
-    lowered = jax.jit(run).lower(closure, list(rows))
+    # Shapes instead of arrays: nothing is allocated, and the rows may be tracers.
+    closure = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in task.closure]
+    lowered = jax.jit(run).lower(closure, task.row_types(tasks))
     stats = lowered.compile(fast_compile_options()).memory_analysis()
     if stats is None:
         raise NotImplementedError(
@@ -110,13 +98,3 @@ def fast_compile_options() -> dict[str, Any]:
     """
     on_cpu = jax.default_backend() == "cpu"
     return {"xla_backend_optimization_level": 0} if on_cpu else {}
-
-
-def _leaf_equations(jaxpr: Any) -> Iterator[Any]:
-    """Iterate over the equations that have no jaxpr inside them."""
-    for eqn in jaxpr.eqns:
-        inner = list(inner_jaxprs(eqn))
-        for each in inner:
-            yield from _leaf_equations(each)
-        if not inner:
-            yield eqn

@@ -58,6 +58,13 @@ class LayoutPlan:
     assert plan.step_memory.total <= plan.budget
     nss = bk.rebuild_sampler(blackjax.nss, batcher=plan.batcher)
     ```
+
+    **Arguments:**
+
+    - `init`, `step`: the batcher of each phase.
+    - `init_memory`, `step_memory`: the bytes that XLA allocates for each of the two
+        programs as a whole.
+    - `budget`: the bytes available on each device.
     """
 
     init: AbstractBatcher
@@ -65,30 +72,6 @@ class LayoutPlan:
     init_memory: MemoryUse
     step_memory: MemoryUse
     budget: int
-
-    def __init__(
-        self,
-        init: AbstractBatcher,
-        step: AbstractBatcher,
-        init_memory: MemoryUse,
-        step_memory: MemoryUse,
-        budget: int,
-    ) -> None:
-        """**Arguments:**
-
-        - `init`, `step`: the batcher of each phase.
-        - `init_memory`, `step_memory`: the bytes that XLA allocates for each of the two
-            programs as a whole.
-        - `budget`: the bytes available on each device.
-        """
-        for name, value in (
-            ("init", init),
-            ("step", step),
-            ("init_memory", init_memory),
-            ("step_memory", step_memory),
-            ("budget", budget),
-        ):
-            object.__setattr__(self, name, value)
 
     @property
     def batcher(self) -> ByPhase:

@@ -19,23 +19,22 @@ measured by `benchmarks/auto.py`, which reports how often the choice is a good o
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Final, final
 
 import jax
 
 from .._util._formats import format_bytes
 from ..batchers import AbstractBatcher, Chunked, Vmap
-from ..batchers._call import Call, rows_function
+from ..batchers._call import Call, TracedTask
 from ..batchers._marks import in_task
-from ..batchers._traced_task import TracedTask
 from ..continuous import Continuous
 from ..continuous._continuous import compile_task
 from ._budget import BudgetError
 from ._lane_memory import (
     SAFETY_FACTOR,
     bound_of_lane,
+    bytes_of_batcher,
     bytes_of_lanes,
-    bytes_of_program,
     largest_arrays,
 )
 from ._search import largest_that_fits
@@ -62,31 +61,20 @@ class Selection:
     assert chosen.bytes <= chosen.budget == 1_000_000
     print(chosen.reason)
     ```
+
+    **Arguments:**
+
+    - `batcher`: the batcher.
+    - `reason`: why it was chosen, as text with the numbers.
+    - `bytes`: the bytes that XLA allocates for the lanes that run at once; `None` if
+        nothing had to be compiled, since the arrays are far below the budget.
+    - `budget`: the bytes available on each device.
     """
 
     batcher: AbstractBatcher
     reason: str
     bytes: int | None
     budget: int
-
-    def __init__(
-        self, batcher: AbstractBatcher, reason: str, bytes: int | None, budget: int
-    ) -> None:
-        """**Arguments:**
-
-        - `batcher`: the batcher.
-        - `reason`: why it was chosen, as text with the numbers.
-        - `bytes`: the bytes that XLA allocates for the lanes that run at once; `None`
-            if nothing had to be compiled, since the arrays are far below the budget.
-        - `budget`: the bytes available on each device.
-        """
-        for name, value in (
-            ("batcher", batcher),
-            ("reason", reason),
-            ("bytes", bytes),
-            ("budget", budget),
-        ):
-            object.__setattr__(self, name, value)
 
 
 def select(
@@ -109,34 +97,37 @@ def select(
     """
     share = budget // outer
     refusal = call.refusal(task, batcher)
-    if refusal is None and call.spmd_axis_name is None and not in_task():
-        selection = _continuous(task, share)
-        if selection is not None:
-            return selection
     measure = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
-    if refusal is None:
-        selection = _in_cache(task, share, measure)
-        if selection is not None:
-            return selection
     bound = task.size * bound_of_lane(task)
+    selection = None
+    if refusal is None:
+        # A task of a `Continuous` has no lanes of its own.
+        if call.spmd_axis_name is None and not in_task():
+            selection = _continuous(task, bound, share)
+        selection = selection or _in_cache(task, bound, share, measure)
+    if selection is not None:
+        return selection
     if bound <= share:
         reason = f"all {task.size} tasks at once need less than {_of(bound, share)}"
         return Selection(Vmap(), reason, None, share)
     # Tasks that cannot be split can only be compiled all together.
     least = task.size if refusal is not None else 1
     found = largest_that_fits(measure, share, task.size, least)
+    needed = _of(found.bytes, share)
     if found.size == task.size:
-        reason = f"all {task.size} tasks at once need {_of(found.bytes, share)}"
+        reason = f"all {task.size} tasks at once need {needed}"
         return Selection(Vmap(), reason, found.bytes, share)
     if refusal is not None:
-        needed = f"all {task.size} tasks at once need {_of(found.bytes, share)}"
-        refusal.add_note(f"{batcher} has to split the tasks: {needed}.")
+        refusal.add_note(
+            f"{batcher} has to split the tasks: all {task.size} tasks at once need "
+            f"{needed}."
+        )
         raise refusal
     if found.size == 0:
         largest = largest_arrays(task.jaxpr.jaxpr)
         raise BudgetError(str(batcher), found.bytes, share, outer, largest)
     reason = (
-        f"{found.size} of {task.size} tasks at once need {_of(found.bytes, share)}, "
+        f"{found.size} of {task.size} tasks at once need {needed}, "
         f"{found.size + 1} would need {format_bytes(found.bytes_at(found.size + 1))}"
     )
     return Selection(Chunked(found.size), reason, found.bytes, share)
@@ -157,58 +148,23 @@ def continuous_lanes(tasks: int, differ: bool, operations: float) -> int:
     return max(-(-tasks // TASKS_PER_LANE), min(MIN_LANES, tasks // MIN_TASKS_PER_LANE))
 
 
-def chunk_budget(budget: int, lane: int, platform: str) -> int:
-    """Return the bytes that the lanes of a `Chunked` should use together.
-
-    **Arguments:**
-
-    - `budget`: the largest number of bytes allowed.
-    - `lane`: the bytes of one lane, roughly.
-    - `platform`: JAX's name for the device.
-    """
-    if platform != "cpu" or lane > CACHE_BYTES:
-        return budget
-    return min(budget, CACHE_BYTES)
-
-
-def run_with(
-    batcher: AbstractBatcher, task: TracedTask, axis_name: Any = None, spmd: Any = None
-) -> Callable[..., list[Any]]:
-    """Make a function of the closure and the rows of a task, run by a batcher."""
-
-    def run(closure: list[Any], rows: list[Any]) -> list[Any]:
-        one = functools.partial(task.run, closure=closure)
-        part = rows_function(
-            batcher.batch, one, task.lane_out_axes, task.size, spmd, axis_name
-        )
-        return part(*rows)
-
-    return run
-
-
-def _continuous(task: TracedTask, budget: int) -> Selection | None:
+def _continuous(task: TracedTask, bound: int, budget: int) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
-    if in_task():
-        return None
     program, pauses = compile_task(task)
-    diverges = bool(program.divergent_branches)
-    lanes = continuous_lanes(task.size, diverges, pauses.operations)
+    differ = bool(program.divergent_branches)
+    lanes = continuous_lanes(task.size, differ, pauses.operations)
     if lanes == 0:
         return None
-
     reason = (
         f"{pauses.name} ({pauses.operations:,.0f} operations) is called in loops whose "
         "lengths differ"
     )
-    bound = task.size * bound_of_lane(task)
     if bound <= budget:
         reason += f"; {lanes} lanes need less than {_of(bound, budget)}"
         return Selection(Continuous(lanes), reason, None, budget)
-
-    def measure(lanes: int) -> int:
-        return bytes_of_program(task, run_with(Continuous(lanes), task))
-
-    found = largest_that_fits(measure, budget, lanes)
+    found = largest_that_fits(
+        lambda lanes: bytes_of_batcher(task, Continuous(lanes)), budget, lanes
+    )
     if found.size == 0:
         return None
     reason += f"; {found.size} lanes need {_of(found.bytes, budget)}"
@@ -216,14 +172,14 @@ def _continuous(task: TracedTask, budget: int) -> Selection | None:
 
 
 def _in_cache(
-    task: TracedTask, budget: int, measure: Callable[[int], int]
+    task: TracedTask, bound: int, budget: int, measure: Callable[[int], int]
 ) -> Selection | None:
     """Choose the `Chunked` that fits the cache, if the cache is the tighter limit."""
-    bound = bound_of_lane(task)
-    limit = chunk_budget(budget, bound // SAFETY_FACTOR, jax.default_backend())
-    if limit == budget or bound * task.size <= limit:
+    if jax.default_backend() != "cpu" or min(bound, budget) <= CACHE_BYTES:
         return None
-    found = largest_that_fits(measure, limit, task.size)
+    if bound // task.size // SAFETY_FACTOR > CACHE_BYTES:
+        return None
+    found = largest_that_fits(measure, CACHE_BYTES, task.size)
     if found.size in (0, task.size):
         return None
     reason = (

@@ -10,8 +10,8 @@ from jaxtyping import PyTree
 
 from .._util._formats import format_type, format_value
 from ._call import Call, logged_call, mapped_function
-from ._site import Site
-from ._trace_log import calling_frame, current_entry
+from ._site import calling_site
+from ._trace_log import current_entry
 
 
 _Fun = TypeVar("_Fun", bound=Callable[..., Any])
@@ -23,7 +23,6 @@ class AbstractBatcher(eqx.Module):
     A batcher is immutable, hashable and a pytree without array leaves, so it can be
     closed over, passed through `jax.jit`, compared and used as a dictionary key.
     Subclasses implement one method, `batch`; calling a batcher is the same for all.
-    The argument of `batch` may still change between releases.
 
     ```python
     import jax.numpy as jnp
@@ -35,21 +34,24 @@ class AbstractBatcher(eqx.Module):
     ```
     """
 
-    # Whether calls of functions marked by `expensive` become equations of a task.
+    # True if calls of functions marked by `expensive` become equations of a task.
     uses_expensive_marks: ClassVar[bool] = False
-    # Whether the layout depends on the number of lanes around a task.
+    # True if the layout depends on the number of lanes around a task.
     uses_outer_lanes: ClassVar[bool] = False
 
     @abc.abstractmethod
     def batch(self, call: Call) -> PyTree:
         """Compute every task of one call.
 
+        The guide shows how to write a batcher. The interface of `call` may still change
+        between releases.
+
         **Arguments:**
 
         - `call`: the function, its arguments and axes, and the number of tasks
             (`call.size`). `call.vmap()` runs it as `jax.vmap` would; `call.trace(...)`
-            traces one task, once, for a layout that splits the tasks. Ask then whether
-            `call.stays_vmap(task)`, and if so return `Vmap().batch(call)`.
+            traces one task, once, for a layout that splits the tasks. If then
+            `call.stays_vmap(task)`, return `Vmap().batch(call)`.
 
         **Returns:**
 
@@ -109,8 +111,7 @@ class AbstractBatcher(eqx.Module):
     def _run(self, call: Call) -> PyTree:
         if current_entry() is None:
             return self.batch(call)
-        code, names, line = calling_frame()
-        site = Site(str(names["__name__"]), code.co_qualname, line, type(self).__name__)
+        site = calling_site(type(self).__name__)
         return logged_call(call, site, self, self.batch)
 
 
@@ -122,15 +123,9 @@ def check_batcher(
     rule: str = "a batcher such as `Vmap()` or `Continuous(8)`",
     kinds: type | UnionType = AbstractBatcher,
 ) -> None:
-    """Raise `TypeError` unless an argument is a batcher.
+    """Raise `TypeError` unless an argument of `owner` is a batcher.
 
-    **Arguments:**
-
-    - `owner`: the function or class that takes the argument.
-    - `batcher`: the value.
-    - `name`: the name of the argument.
-    - `rule`: the values that are accepted, as text for the message.
-    - `kinds`: the accepted types.
+    `rule` describes the accepted values, of the types `kinds`.
     """
     if not isinstance(batcher, kinds):
         raise TypeError(

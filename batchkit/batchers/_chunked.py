@@ -13,10 +13,9 @@ from jaxtyping import PyTree
 
 from .._util._formats import format_type, format_value
 from ._abstract import AbstractBatcher, check_batcher
-from ._call import Call, rows_function
+from ._call import Call, TracedTask
 from ._padding import cut_rows, pad_rows
 from ._trace_log import log_split
-from ._traced_task import TracedTask
 from ._vmap import Vmap
 
 
@@ -121,12 +120,10 @@ def run_in_chunks(
     """Run a task for all its rows, at most `size` at a time, as `Chunked` does."""
     chunks, lanes = balanced_chunks(task.size, size)
     log_split(task.size, chunks, 1, lanes, "chunk")
-    run_chunk = rows_function(
-        inner.batch, task.run, task.lane_out_axes, lanes, spmd_axis_name
-    )
 
     def body(carry: None, rows: list[Any]) -> tuple[None, list[Any]]:
-        return carry, run_chunk(*rows)
+        outs = task.run_rows(inner, rows, lanes, spmd_axis_name=spmd_axis_name)
+        return carry, outs
 
     if remat:
         # Inside a scan XLA cannot merge the two forward passes. The barriers that

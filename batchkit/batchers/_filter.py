@@ -83,93 +83,46 @@ class FilteredBatcher(eqx.Module):
         @functools.wraps(fun)
         def batched(*args: Any, **kwargs: Any) -> Any:
             prefix = _positional_axes(fun, in_axes, len(args))
-            axes = _leaf_axes((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
-            leaves, treedef = jax.tree.flatten((args, kwargs))
-            row_axes = tuple(axis for axis in axes if axis is not None)
-            of_leaf = iter(axes)
-            # In the order of `leaves`, where dictionaries are sorted by key.
-            for part in (*args, *(kwargs[name] for name in sorted(kwargs))):
-                part_axes = [next(of_leaf) for _ in jax.tree.leaves(part)]
-                _refuse_custom_vmap_types(part, part_axes, "in_axes")
-            # Structure and non-array leaves of the output, set while `fun` is traced.
+            axes = _axes_of((prefix, eqx.if_array(0)), (args, kwargs), "in_axes")
+            # Axes and non-array leaves of the output, set while `fun` is traced.
             layout: list[Any] = []
 
-            def one_task(*row: Any) -> tuple[list[Any], list[Any]]:
-                rows = iter(row)
-                full = [
-                    leaf if axis is None else next(rows)
-                    for leaf, axis in zip(leaves, axes, strict=True)
-                ]
-                args, kwargs = jax.tree.unflatten(treedef, full)
+            def one_task(arguments: Any) -> tuple[Any, Any]:
+                args, kwargs = arguments
                 out = fun(*args, **kwargs)
-                to_axes = _leaf_axes(out_axes, out, "out_axes")
-                _refuse_custom_vmap_types(out, to_axes, "out_axes")
-                outs, out_treedef = jax.tree.flatten(out)
-                static = [None if eqx.is_array(x) else x for x in outs]
-                layout[:] = [to_axes, static, out_treedef]
-                pairs = list(zip(outs, to_axes, strict=True))
-                mapped = [x for x, axis in pairs if axis is not None]
-                unmapped = [x for x, axis in pairs if axis is None and eqx.is_array(x)]
-                return mapped, unmapped
+                to_axes = _axes_of(out_axes, out, "out_axes")
+                arrays, static = eqx.partition(out, eqx.is_array)
+                layout[:] = [to_axes, static]
+                is_mapped = jax.tree.map(
+                    lambda axis: axis is not None, to_axes, is_leaf=_is_none
+                )
+                return eqx.partition(arrays, is_mapped)
 
-            if not row_axes and axis_size is None:
-                mapped, unmapped = one_task()
-                if mapped:
-                    raise ValueError(
-                        "There is nothing to map: no argument has an axis, so an "
-                        "output cannot have one. Pass axis_size, or out_axes=None."
-                    )
-            else:
+            if jax.tree.leaves(axes) or axis_size is not None:
                 batched_task = self.batcher(
                     one_task,
-                    row_axes,
+                    (axes,),
                     (0, None),
                     axis_name=axis_name,
                     axis_size=axis_size,
                     spmd_axis_name=spmd_axis_name,
                 )
-                pairs = zip(leaves, axes, strict=True)
-                rows = [x for x, axis in pairs if axis is not None]
-                mapped, unmapped = batched_task(*rows)
-            to_axes, static, out_treedef = layout
-            mapped_outs, unmapped_outs = iter(mapped), iter(unmapped)
-            merged = [
-                jnp.moveaxis(next(mapped_outs), 0, axis)
-                if axis is not None
-                else (next(unmapped_outs) if x is None else x)
-                for x, axis in zip(static, to_axes, strict=True)
-            ]
-            return jax.tree.unflatten(out_treedef, merged)
+                mapped, unmapped = batched_task((args, kwargs))
+            else:
+                mapped, unmapped = one_task((args, kwargs))
+                if jax.tree.leaves(mapped):
+                    raise ValueError(
+                        "There is nothing to map: no argument has an axis, so an "
+                        "output cannot have one. Pass axis_size, or out_axes=None."
+                    )
+            to_axes, static = layout
+            mapped = jax.tree.map(
+                lambda x, axis: jnp.moveaxis(x, 0, axis), mapped, to_axes
+            )
+            return eqx.combine(mapped, unmapped, static)
 
         # Its arguments have one axis more than those of `fun`, which no type expresses.
         return cast(_Fun, batched)
-
-
-def _refuse_custom_vmap_types(tree: Any, axes: list[int | None], name: str) -> None:
-    """Raise for types that `jax.vmap` maps by rules of their own, as Equinox does.
-
-    Their leaves alone do not determine a row: the shape of a sparse array is no leaf.
-    """
-    if all(axis is None for axis in axes):
-        return
-    leaves, treedef = jax.tree.flatten(tree)
-
-    def stand_ins() -> Any:
-        arrays = [zeros(x) if eqx.is_array(x) else 0.0 for x in leaves]
-        return jax.tree.unflatten(treedef, arrays)
-
-    prefix = jax.tree.unflatten(treedef, axes)
-    try:
-        jax.eval_shape(jax.vmap(stand_ins, out_axes=prefix, axis_size=1))
-    except ValueError as error:
-        if "tree prefix" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} maps the leaves of a type that JAX maps as a whole, such as a "
-            f"sparse array, in a tree of type {type(tree).__name__}. Use the batcher "
-            "itself, which maps it as `jax.vmap` does, or map its arrays and build it "
-            "inside of the function."
-        ) from error
 
 
 def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:
@@ -188,8 +141,8 @@ def _positional_axes(fun: Callable[..., Any], in_axes: Any, count: int) -> Any:
     return (in_axes,) * count
 
 
-def _leaf_axes(prefix: Any, tree: Any, name: str) -> list[int | None]:
-    """Find the axis of each leaf, from a prefix of ints, `None` and functions."""
+def _axes_of(prefix: Any, tree: Any, name: str) -> Any:
+    """Give each leaf its axis, from a prefix of ints, `None` and functions."""
 
     def resolve(axis: Any, subtree: Any) -> Any:
         def of_leaf(leaf: Any) -> int | None:
@@ -201,7 +154,31 @@ def _leaf_axes(prefix: Any, tree: Any, name: str) -> list[int | None]:
                 )
             return chosen
 
-        return [of_leaf(leaf) for leaf in jax.tree.leaves(subtree)]
+        return jax.tree.map(of_leaf, subtree)
 
-    axes = jax.tree.map(resolve, prefix, tree, is_leaf=lambda x: x is None)
-    return jax.tree.leaves(axes, is_leaf=lambda x: x is None)
+    axes = jax.tree.map(resolve, prefix, tree, is_leaf=_is_none)
+    if jax.tree.leaves(axes):
+        _refuse_custom_vmap_types(tree, axes, name)
+    return axes
+
+
+def _refuse_custom_vmap_types(tree: Any, axes: Any, name: str) -> None:
+    """Raise for types that `jax.vmap` maps by rules of their own, as Equinox does.
+
+    Their leaves alone do not determine a row: the shape of a sparse array is no leaf.
+    """
+    arrays = jax.tree.map(lambda x: zeros(x) if eqx.is_array(x) else 0.0, tree)
+    try:
+        jax.eval_shape(jax.vmap(lambda: arrays, out_axes=axes, axis_size=1))
+    except ValueError as error:
+        if "tree prefix" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} maps the leaves of a type that JAX maps as a whole, such as a "
+            "sparse array. Use the batcher itself, which maps it as `jax.vmap` does, "
+            "or map its arrays and build it inside of the function."
+        ) from error
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

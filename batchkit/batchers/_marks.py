@@ -14,7 +14,8 @@ from typing import Any, Final, ParamSpec, TypeVar, final
 import equinox as eqx
 import jax
 import jax.core
-import numpy as np
+
+from ._named_axes import is_bound, under_axis
 
 
 # Prefixes of the names of such equations: functions that a user marked, and those
@@ -25,8 +26,7 @@ SUPPOSED: Final = "batchkit.function:"
 # The attribute of a marked function with the original one.
 _WITHOUT: Final = "__batchkit_without_mark__"
 
-# Bound while a task is traced for a batcher that uses marks. The bound axes are part of
-# the key of JAX's trace cache, so no cached trace without marks is reused.
+# Bound while a task is traced for a batcher that uses marks.
 _TASK_AXIS: Final = "batchkit.task"
 
 _P = ParamSpec("_P")
@@ -130,16 +130,7 @@ def without_mark(fun: Any) -> Any:
 
 def in_task() -> bool:
     """Return True while a task is traced for a batcher that uses marks."""
-    try:
-        jax.lax.axis_size(_TASK_AXIS)
-    except NameError:
-        return False
-    return True
-
-
-def uses_expensive_marks(batcher: object) -> bool:
-    """Return True if a batcher, or one inside it, uses the marks in its tasks."""
-    return has_flag(batcher, "uses_expensive_marks")
+    return is_bound(_TASK_AXIS)
 
 
 def has_flag(batcher: object, name: str) -> bool:
@@ -152,18 +143,11 @@ def has_flag(batcher: object, name: str) -> bool:
 
 def with_marks(trace: Callable[[], _T]) -> _T:
     """Run `trace` so that calls of marked functions become equations."""
-    traced: list[_T] = []
-
-    def probe() -> tuple[()]:
-        traced.append(trace())
-        return ()
-
     token = _CALLS.set(_Calls())
     try:
-        jax.vmap(probe, axis_name=_TASK_AXIS, axis_size=1)()
+        return under_axis(_TASK_AXIS, trace)
     finally:
         _CALLS.reset(token)
-    return traced[0]
 
 
 def _call(
@@ -172,7 +156,8 @@ def _call(
     """Call `fun` as one equation, traced once for each type of its arguments."""
     # Concrete values, such as NumPy arrays, stay concrete inside of `fun`.
     dynamic, static = eqx.partition((args, kwargs), _is_traced)
-    key = (id(fun), name, _types(dynamic), _identities(static))
+    leaves, treedef = jax.tree.flatten((args, kwargs))
+    key: Hashable = (id(fun), name, treedef, tuple(map(_key, leaves)))
     try:
         function = calls.functions.get(key)
     except TypeError:  # a tree that cannot be hashed or compared is traced each time
@@ -181,7 +166,7 @@ def _call(
 
         def named(dynamic: Any) -> Any:
             full_args, full_kwargs = eqx.combine(dynamic, static)
-            arrays, rest = eqx.partition(fun(*full_args, **full_kwargs), _is_array)
+            arrays, rest = eqx.partition(fun(*full_args, **full_kwargs), eqx.is_array)
             made.opaque = not all(map(_is_plain, jax.tree.leaves(rest)))
             made.plain = None if made.opaque else rest
             return None if made.opaque else arrays
@@ -197,15 +182,11 @@ def _call(
     return eqx.combine(arrays, function.plain)
 
 
-def _types(tree: Any) -> Hashable:
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple(map(jax.typeof, leaves))
-
-
-def _identities(tree: Any) -> Hashable:
-    """Make a key for trees whose leaves may be neither hashed nor compared."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple((type(x), repr(x)) if _is_plain(x) else id(x) for x in leaves)
+def _key(leaf: Any) -> Hashable:
+    """Make a key for a leaf that may be neither hashed nor compared."""
+    if _is_traced(leaf):
+        return jax.typeof(leaf)
+    return (type(leaf), repr(leaf)) if _is_plain(leaf) else id(leaf)
 
 
 def _unique(calls: _Calls, fun: Any, name: str) -> str:
@@ -223,7 +204,3 @@ def _is_traced(x: Any) -> bool:
 
 def _is_plain(x: Any) -> bool:
     return isinstance(x, bool | int | float | complex | str)
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, jax.Array | np.ndarray | np.generic)

@@ -14,6 +14,8 @@ import jax.extend as jex
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding
 
+from .._util._jaxprs import equations
+
 
 # In these a sharding is an instruction; in other equations it only types the result.
 _KEEP_SHARDING: Final = frozenset(
@@ -22,11 +24,18 @@ _KEEP_SHARDING: Final = frozenset(
 
 
 def without_mesh(closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
-    """Return the jaxpr with types that have no mesh; its constants are unchanged.
+    """Return the jaxpr with types that have no mesh; its constants are unchanged."""
+    # Usually there is none. The same object then keeps the caches of JAX valid.
+    if not _uses_mesh(closed.jaxpr):
+        return closed
+    return _MeshRemover().rewritten(closed)
 
-    A jaxpr without any mesh is returned as the same object.
-    """
-    return _MeshRemover().closed(closed)
+
+def _uses_mesh(jaxpr: Any) -> bool:
+    eqns = list(equations(jaxpr))
+    atoms = [*jaxpr.constvars, *jaxpr.invars]
+    atoms += [x for eqn in eqns for x in (*eqn.invars, *eqn.outvars)]
+    return any(_has_mesh(x.aval) for x in atoms) or any(map(_traced_in_mesh, eqns))
 
 
 @final
@@ -37,57 +46,46 @@ class _MeshRemover:
         # By id; the old jaxpr is kept alive so that its id stays unique.
         self._done: dict[int, tuple[Any, Any]] = {}
 
-    def closed(self, closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
-        if id(closed) not in self._done:
-            jaxpr = self.open(closed.jaxpr)
-            is_same = jaxpr is closed.jaxpr
-            new = closed if is_same else jex.core.ClosedJaxpr(jaxpr, closed.consts)
-            self._done[id(closed)] = closed, new
-        return self._done[id(closed)][1]
-
-    def open(self, jaxpr: Any) -> Any:
+    def rewritten(self, jaxpr: Any) -> Any:
         if id(jaxpr) not in self._done:
-            self._done[id(jaxpr)] = jaxpr, self._rewrite(jaxpr)
+            if isinstance(jaxpr, jex.core.ClosedJaxpr):
+                new = jex.core.ClosedJaxpr(self.rewritten(jaxpr.jaxpr), jaxpr.consts)
+            else:
+                new = self._rewrite(jaxpr)
+            self._done[id(jaxpr)] = jaxpr, new
         return self._done[id(jaxpr)][1]
 
     def _rewrite(self, jaxpr: Any) -> Any:
         new: dict[Any, Any] = {}
 
-        def strip(atom: Any) -> Any:
-            if isinstance(atom, jex.core.Literal):
-                return atom
-            if atom not in new and _has_mesh(atom.aval):
-                new[atom] = type(atom)(_type(atom.aval))
-            return new.get(atom, atom)
+        def strip(x: Any) -> Any:
+            if isinstance(x, jex.core.Literal):
+                return x
+            if x not in new and _has_mesh(x.aval):
+                new[x] = type(x)(_type(x.aval))
+            return new.get(x, x)
 
-        parts: dict[str, list[Any]] = {
-            name: [strip(atom) for atom in getattr(jaxpr, name)]
-            for name in ("constvars", "invars")
-        }
-        parts["eqns"] = []
+        constvars, invars = map(strip, jaxpr.constvars), map(strip, jaxpr.invars)
+        parts = {"constvars": list(constvars), "invars": list(invars), "eqns": []}
         for eqn in jaxpr.eqns:
             if eqn.primitive.name == "reshard":  # the identity on a single device
                 new[eqn.outvars[0]] = strip(eqn.invars[0])
                 continue
-            changes = {
-                "invars": [strip(atom) for atom in eqn.invars],
-                "outvars": [strip(var) for var in eqn.outvars],
-                "params": {
+            stripped = eqn.replace(
+                invars=list(map(strip, eqn.invars)),
+                outvars=list(map(strip, eqn.outvars)),
+                params={
                     name: self._parameter(value, eqn.primitive.name)
                     for name, value in eqn.params.items()
                 },
-            }
-            if not eqn.ctx.cur_abstract_mesh.empty:
-                changes["ctx"] = _context_without_mesh()
-            parts["eqns"].append(eqn if _same(eqn, changes) else eqn.replace(**changes))
-        parts["outvars"] = [strip(atom) for atom in jaxpr.outvars]
-        return jaxpr if _same(jaxpr, parts) else jaxpr.replace(**parts)
+                ctx=_context_without_mesh() if _traced_in_mesh(eqn) else eqn.ctx,
+            )
+            parts["eqns"].append(stripped)
+        return jaxpr.replace(**parts, outvars=list(map(strip, jaxpr.outvars)))
 
     def _parameter(self, value: Any, primitive: str) -> Any:
-        if isinstance(value, jex.core.ClosedJaxpr):
-            return self.closed(value)
-        if isinstance(value, jex.core.Jaxpr):
-            return self.open(value)
+        if isinstance(value, jex.core.ClosedJaxpr | jex.core.Jaxpr):
+            return self.rewritten(value)
         if isinstance(value, tuple):  # such as the branches of a `cond`
             items = [self._parameter(item, primitive) for item in value]
             if all(a is b for a, b in zip(items, value, strict=True)):
@@ -99,19 +97,8 @@ class _MeshRemover:
         return value
 
 
-def _same(whole: Any, parts: dict[str, Any]) -> bool:
-    """Return True if each part is the same object as that of `whole`."""
-    for name, new in parts.items():
-        old = getattr(whole, name)
-        if isinstance(new, dict):
-            old, new = list(old.values()), list(new.values())
-        if not isinstance(new, list):
-            old, new = [old], [new]
-        if len(old) != len(new):
-            return False
-        if any(a is not b for a, b in zip(old, new, strict=True)):
-            return False
-    return True
+def _traced_in_mesh(eqn: Any) -> bool:
+    return not eqn.ctx.cur_abstract_mesh.empty
 
 
 @functools.cache

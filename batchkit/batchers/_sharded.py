@@ -20,11 +20,11 @@ from jaxtyping import PyTree
 from .._util._multihost import check_agreement, spans_all_processes
 from ._abstract import AbstractBatcher, check_batcher
 from ._around import is_whole_around
-from ._call import Call, rows_function
+from ._call import Call, TracedTask
 from ._meshes import type_mesh, without_mesh
+from ._named_axes import is_bound, under_axis
 from ._padding import cut_rows, pad_rows
 from ._trace_log import log_split
-from ._traced_task import TracedTask
 from ._vmap import Vmap
 
 
@@ -94,10 +94,8 @@ class Sharded(AbstractBatcher):
                 "`jax.make_mesh((jax.device_count(),), ('tasks',))`."
             )
         check_batcher("Sharded", self.inner, "inner", rule="a batcher such as `Vmap()`")
-        axes = (
-            self.mesh_axis if isinstance(self.mesh_axis, tuple) else (self.mesh_axis,)
-        )
-        if self.mesh_axis is not None and not all(isinstance(x, str) for x in axes):
+        axes = self._named_axes
+        if not all(isinstance(x, str) for x in axes):
             raise TypeError(
                 f"Sharded(mesh_axis={self.mesh_axis!r}): mesh_axis must be the name of "
                 "an axis of the mesh, a tuple of names, or None for all axes."
@@ -133,7 +131,12 @@ class Sharded(AbstractBatcher):
         task = _trace_for_one_device(call, self, share)
         if call.stays_vmap(task):
             return Vmap().batch(call)
-        _refuse_replicated_refs(task, self)
+        if any(isinstance(x, jax.Ref) for x in task.closure):
+            raise ValueError(
+                "The function closes over a mutable array (`jax.Ref`), which is on one "
+                f"device, but {self} runs tasks on several devices. Pass its values, "
+                "`ref[...]`, instead."
+            )
         if self.mesh is not None:
             mesh = with_auto_axes(self.mesh, [*task.rows, *task.closure])
         if spans_all_processes(mesh):
@@ -142,11 +145,7 @@ class Sharded(AbstractBatcher):
         sharded, replicated = PartitionSpec(axes), PartitionSpec()
 
         def on_device(closure: list[Any], rows: list[Any]) -> list[Any]:
-            def run(*row: Any) -> list[Any]:
-                return task.run(*row, closure=closure)
-
-            inner = rows_function(self.inner.batch, run, task.lane_out_axes, share)
-            return inner(*rows)
+            return task.run_rows(self.inner, rows, share, closure)
 
         # `check_vma=True` rejects a while_loop whose carry is replicated at first and
         # varies after the first turn, as in a slice sampler.
@@ -183,17 +182,22 @@ class Sharded(AbstractBatcher):
             ]
         )
 
-    def _axes(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    @property
+    def _named_axes(self) -> tuple[str, ...]:
         if self.mesh_axis is None:
-            return tuple(mesh.axis_names)
-        axes = (self.mesh_axis,) if isinstance(self.mesh_axis, str) else self.mesh_axis
-        for axis in axes:
+            return ()
+        is_tuple = isinstance(self.mesh_axis, tuple)
+        return self.mesh_axis if is_tuple else (self.mesh_axis,)
+
+    def _axes(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+        for axis in self._named_axes:
             if axis not in mesh.axis_names:
                 raise ValueError(
                     f"Sharded(mesh_axis={self.mesh_axis!r}): the mesh has no axis "
                     f"{axis!r}; its axes are {tuple(mesh.axis_names)}."
                 )
-        return axes
+        is_all = self.mesh_axis is None
+        return tuple(mesh.axis_names) if is_all else self._named_axes
 
 
 def with_auto_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
@@ -216,35 +220,16 @@ def mesh_of_all_devices() -> Mesh:
 
 def inside_shard_map() -> bool:
     """Return True while tracing a program that `shard_map` runs on each device."""
-    try:
-        jax.lax.axis_size(_DEVICE_AXIS)
-    except NameError:
-        return bool(jax.sharding.get_abstract_mesh().manual_axes)
-    return True
+    manual_axes = jax.sharding.get_abstract_mesh().manual_axes
+    return is_bound(_DEVICE_AXIS) or bool(manual_axes)
 
 
 def _trace_for_one_device(call: Call, batcher: object, share: int) -> TracedTask:
     """Trace one task as it will run: on a single device, without an outer mesh."""
-    tasks: list[TracedTask] = []
-
-    def probe() -> tuple[()]:
-        tasks.append(call.trace(batcher, lanes=share))
-        return ()
-
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        jax.vmap(probe, axis_name=_DEVICE_AXIS, axis_size=1)()
+        task = under_axis(_DEVICE_AXIS, lambda: call.trace(batcher, lanes=share))
     # An array of the closure may still have the outer mesh in its type.
-    (task,) = tasks
     return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
-
-
-def _refuse_replicated_refs(task: TracedTask, batcher: object) -> None:
-    if any(isinstance(x, jax.Ref) for x in task.closure):
-        raise ValueError(
-            "The function closes over a mutable array (`jax.Ref`), which is on one "
-            f"device, but {batcher} runs tasks on several devices. Pass its values, "
-            "`ref[...]`, instead."
-        )
 
 
 def _check_agreement(task: TracedTask, mesh: Mesh | AbstractMesh) -> None:

@@ -5,17 +5,12 @@ what is computed. Without a log a batcher spends one lookup of a context variabl
 """
 
 import contextlib
-import inspect
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, Literal, final
-
-import jax
-from jaxtyping import PyTree
 
 
 @final
@@ -57,9 +52,6 @@ class LogEntry:
     inside: list[Any] = field(default_factory=list)
 
 
-# Packages to skip when looking for the caller's frame.
-_SKIPPED = ("batchkit", "jax", "equinox", "functools", "jaxtyping", "beartype")
-
 _CURRENT: ContextVar[LogEntry | None] = ContextVar("current", default=None)
 
 
@@ -94,7 +86,7 @@ def logging_disabled() -> Iterator[None]:
         try:
             yield
         finally:
-            _CURRENT.reset(token)
+            leave(token)
 
 
 @contextlib.contextmanager
@@ -103,25 +95,15 @@ def profiler_paused() -> Iterator[None]:
 
     The profiler is called for every Python function, which slows down a long trace.
     """
-    profiler = sys.getprofile() if current_entry() is not None else None
-    if not callable(profiler):
-        yield
-        return
-    sys.setprofile(None)
+    profiler = sys.getprofile()
+    is_paused = current_entry() is not None and callable(profiler)
+    if is_paused:
+        sys.setprofile(None)
     try:
         yield
     finally:
-        sys.setprofile(profiler)
-
-
-@contextlib.contextmanager
-def logged(entry: LogEntry) -> Iterator[LogEntry]:
-    """Append to the log, and record all that the body reaches inside the entry."""
-    token = enter(entry)
-    try:
-        yield entry
-    finally:
-        leave(token)
+        if is_paused:
+            sys.setprofile(profiler)
 
 
 def log_split(
@@ -144,23 +126,3 @@ def log_note(text: str) -> None:
     entry = _CURRENT.get()
     if entry is not None and text not in entry.note.split("; "):
         entry.note = "; ".join(filter(None, (entry.note, text)))
-
-
-def bytes_per_task(leaves: PyTree, axes: list[int | None], tasks: int) -> int:
-    """Add up the bytes of one task in leaves with these mapped axes."""
-    total = 0
-    for leaf, axis in zip(jax.tree.leaves(leaves), axes, strict=True):
-        if axis is not None and tasks > 0 and leaf.dtype != jax.dtypes.float0:
-            total += math.prod(leaf.shape) // tasks * leaf.dtype.itemsize
-    return total
-
-
-def calling_frame() -> tuple[CodeType, dict[str, Any], int]:
-    """Return code, globals and line of the nearest frame outside batchkit and JAX."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        name = str(frame.f_globals.get("__name__")).split(".")[0]
-        if name not in _SKIPPED:
-            return frame.f_code, frame.f_globals, frame.f_lineno
-        frame = frame.f_back
-    raise AssertionError("a batcher is called from some module")

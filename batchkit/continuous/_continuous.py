@@ -10,12 +10,12 @@ from jaxtyping import Array, Int, PyTree
 from .._util._formats import format_type, format_value
 from .._util._jaxprs import inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
-from ..batchers._call import Call, mapped_function
+from ..batchers._call import Call, TracedTask, mapped_function
 from ..batchers._chunked import balanced_chunks, run_in_chunks
 from ..batchers._marks import in_task
 from ..batchers._sharded import inside_shard_map
+from ..batchers._splitting import batch_dependent_draws
 from ..batchers._trace_log import log_note, log_split, profiler_paused
-from ..batchers._traced_task import TracedTask, batch_dependent_draws
 from ._basic_blocks import Instruction, TaskProgram, Value
 from ._equations import (
     closed_jaxpr,

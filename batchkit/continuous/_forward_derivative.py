@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 from jax.interpreters import ad, batching, mlir
 
-from ..batchers._traced_task import TracedTask
+from ..batchers._call import TracedTask
 from ._equations import interpret
 
 

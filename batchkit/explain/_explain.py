@@ -1,6 +1,5 @@
 """`explain`: the sites that a trace of a function reaches, their layout and memory."""
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,21 @@ class ReachedSite:
     assert (reached.tasks, reached.at_once) == (10, 4)
     assert (reached.bytes_in, reached.bytes_out) == (12, 4)
     ```
+
+    **Arguments:**
+
+    - `site`: the place in the source, which may be in your own code.
+    - `batcher`: the batcher that runs it, as you would write it; empty for a `jax.vmap`
+        that is not rebuilt.
+    - `tasks`: the number of tasks.
+    - `layout`: how the batcher splits them, as text.
+    - `at_once`: the number of tasks of this site that one device computes at the same
+        time: its own lanes times those of every enclosing site.
+    - `bytes_in`: bytes of the mapped arguments of one task.
+    - `bytes_out`: bytes of the results of one task.
+    - `functions`: those of your functions that are called inside.
+    - `note`: remarks of the batcher, such as why it chose the layout.
+    - `inside`: the sites that are reached while this site's tasks are traced.
     """
 
     site: Site
@@ -43,40 +57,9 @@ class ReachedSite:
     note: str
     inside: tuple["ReachedSite", ...]
 
-    def __init__(
-        self,
-        site: Site,
-        batcher: str,
-        tasks: int,
-        layout: str,
-        at_once: int,
-        bytes_in: int,
-        bytes_out: int,
-        functions: tuple[str, ...],
-        note: str,
-        inside: tuple["ReachedSite", ...],
-    ) -> None:
-        """**Arguments:**
-
-        - `site`: the place in the source, which may be in your own code.
-        - `batcher`: the batcher that runs it, as you would write it; empty for a
-            `jax.vmap` that is not rebuilt.
-        - `tasks`: the number of tasks.
-        - `layout`: how the batcher splits them, as text.
-        - `at_once`: the number of tasks of this site that one device computes at the
-            same time: its own lanes times those of every enclosing site.
-        - `bytes_in`: bytes of the mapped arguments of one task.
-        - `bytes_out`: bytes of the results of one task.
-        - `functions`: those of your functions that are called inside.
-        - `note`: remarks of the batcher, such as why it chose the layout.
-        - `inside`: the sites that are reached while this site's tasks are traced.
-        """
-        values = dict(locals())
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, values[field.name])
-
 
 @final
+@dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
     """The sites that one trace reached, and the memory of the compiled program.
 
@@ -90,41 +73,44 @@ class Explanation:
     assert [x.tasks for x in explanation.reached] == [10]
     assert explanation.memory.total > 0
     ```
+
+    **Arguments:**
+
+    - `reached`: the sites, in the order in which the trace reached them.
+    - `memory`: the bytes that XLA will allocate.
     """
 
-    def __init__(self, reached: tuple[ReachedSite, ...], memory: MemoryUse) -> None:
-        """**Arguments:**
-
-        - `reached`: the sites, in the order in which the trace reached them.
-        - `memory`: the bytes that XLA will allocate.
-        """
-        self.reached = reached
-        self.memory = memory
+    reached: tuple[ReachedSite, ...]
+    memory: MemoryUse
 
     def __repr__(self) -> str:
-        rows = list(self._rows())
+        rows = list(_rows(self.reached))
         sites = table(_COLUMNS, rows) if rows else "no site was reached"
         return f"{sites}\n\n{self.memory!r}"
 
     def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, list(self._rows())) + self.memory._repr_html_()
+        rows = list(_rows(self.reached))
+        return html_table(_COLUMNS, rows) + self.memory._repr_html_()
 
-    def _rows(self) -> Iterator[tuple[str, ...]]:
-        for reached, depth in _depth_first(self.reached, 0):
-            site = reached.site
-            yield (
-                "  " * depth + str(site),
-                site.spelling,
-                site.phase or "",
-                str(reached.tasks),
-                reached.batcher,
-                reached.layout,
-                str(reached.at_once),
-                format_bytes(reached.bytes_in),
-                format_bytes(reached.bytes_out) if reached.batcher else "",
-                ", ".join(reached.functions),
-                reached.note,
-            )
+
+def _rows(sites: tuple[ReachedSite, ...], depth: int = 0) -> Iterator[tuple[str, ...]]:
+    """Iterate over the rows of the table, each followed by those of inner sites."""
+    for reached in sites:
+        site = reached.site
+        yield (
+            "  " * depth + str(site),
+            site.spelling,
+            site.phase or "",
+            str(reached.tasks),
+            reached.batcher,
+            reached.layout,
+            str(reached.at_once),
+            format_bytes(reached.bytes_in),
+            format_bytes(reached.bytes_out) if reached.batcher else "",
+            ", ".join(reached.functions),
+            reached.note,
+        )
+        yield from _rows(reached.inside, depth + 1)
 
 
 _COLUMNS = (
@@ -187,14 +173,6 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     return Explanation(records_of(root), memory_of(traced.lower().compile()))
 
 
-def _depth_first(
-    reached: tuple[ReachedSite, ...], depth: int
-) -> Iterator[tuple[ReachedSite, int]]:
-    for each in reached:
-        yield each, depth
-        yield from _depth_first(each.inside, depth + 1)
-
-
 def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
     """Make immutable records of the sites inside an entry, without duplicates.
 
@@ -223,22 +201,21 @@ def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
 
 def _format_layout(splits: list[Split]) -> str:
     """Format splits from the outside in: `2 devices of 25, 2 chunks of 13`."""
-    parts: list[str] = []
-    for split in splits:
-        if split.kind == "task":
-            parts.append(f"{split.rounds} one by one")
-            continue
-        if split.kind == "lane":
-            parts.append(f"{split.lanes} lanes kept busy")
-            continue
-        text = f"{split.devices} devices of {split.lanes}" if split.devices > 1 else ""
-        if split.rounds > 1:
-            text = f"{split.rounds} {split.kind}s of {split.lanes}"
-        if split.repeated > 0:
-            text += f" ({split.repeated} repeated)"
-        if text:
-            parts.append(text)
+    parts = list(filter(None, map(_format_split, splits)))
     return ", ".join(parts) or "all at once"
+
+
+def _format_split(split: Split) -> str:
+    if split.kind == "task":
+        return f"{split.rounds} one by one"
+    if split.kind == "lane":
+        return f"{split.lanes} lanes kept busy"
+    repeated = f" ({split.repeated} repeated)" if split.repeated > 0 else ""
+    if split.rounds > 1:
+        return f"{split.rounds} chunks of {split.lanes}{repeated}"
+    if split.devices > 1:
+        return f"{split.devices} devices of {split.lanes}{repeated}"
+    return ""
 
 
 def format_batcher(value: Any) -> str:

@@ -25,29 +25,20 @@ class MemoryUse:
     assert use.output == 100 * 100 * 4
     assert use.total == use.argument + use.output + use.temporary - use.alias
     ```
+
+    **Arguments:**
+
+    - `argument`: bytes of the arguments.
+    - `output`: bytes of the results.
+    - `temporary`: bytes of temporaries, needed while the program runs.
+    - `alias`: bytes of results that overwrite donated arguments, and are counted in
+        both.
     """
 
     argument: int
     output: int
     temporary: int
     alias: int
-
-    def __init__(self, argument: int, output: int, temporary: int, alias: int) -> None:
-        """**Arguments:**
-
-        - `argument`: bytes of the arguments.
-        - `output`: bytes of the results.
-        - `temporary`: bytes of temporaries, needed while the program runs.
-        - `alias`: bytes of results that overwrite donated arguments, and are counted
-            in both.
-        """
-        for name, value in (
-            ("argument", argument),
-            ("output", output),
-            ("temporary", temporary),
-            ("alias", alias),
-        ):
-            object.__setattr__(self, name, value)
 
     @property
     def total(self) -> int:

@@ -11,19 +11,14 @@ from contextvars import Token
 from types import FrameType
 from typing import Any, final
 
+import equinox as eqx
 import jax
 
 from .._util._multihost import single_process
-from ..batchers import Site
-from ..batchers._call import Call, leaf_axes
-from ..batchers._trace_log import (
-    LogEntry,
-    bytes_per_task,
-    current_entry,
-    enter,
-    leave,
-    start_log,
-)
+from ..batchers._call import Call, bytes_per_task, mapped_leaves
+from ..batchers._named_axes import under_axis
+from ..batchers._site import site_of_frame
+from ..batchers._trace_log import LogEntry, current_entry, enter, leave, start_log
 from ..rebuild._vmaps import CODE_OF_BOUNDARY, CODE_OF_MAPPED
 
 
@@ -35,37 +30,24 @@ def trace(
     Arguments that are not arrays, such as Python numbers or functions, are constants of
     the program, unless `fun` is already jitted.
     """
-    if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
-        with single_process():
-            return fun.trace(*args, **kwargs)
-    leaves, treedef = jax.tree.flatten((args, kwargs))
-    arrays = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
-
-    def on_arrays(arrays: dict[int, Any]) -> Any:
-        full = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-        args, kwargs = jax.tree.unflatten(treedef, full)
-        return fun(*args, **kwargs)
-
     with single_process():
+        if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
+            return fun.trace(*args, **kwargs)
+        arrays, static = eqx.partition((args, kwargs), _is_array)
+
+        def on_arrays(arrays: Any) -> Any:
+            args, kwargs = eqx.combine(arrays, static)
+            return fun(*args, **kwargs)
+
         return jax.jit(on_arrays).trace(arrays)
 
 
 def trace_uncached(
     fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> jax.stages.Traced:
-    """Trace like `trace`, but trace jitted functions inside of `fun` again as well.
-
-    JAX's cache of traces has the names of the enclosing axes in its key. Under a new
-    axis name there are no cached traces, which would reach no site.
-    """
-    traced: list[jax.stages.Traced] = []
-
-    def probe() -> tuple[()]:
-        traced.append(trace(fun, args, kwargs))
-        return ()
-
-    jax.vmap(probe, axis_name=object(), axis_size=1)()
-    return traced[0]
+    """Trace like `trace`, but trace jitted functions inside of `fun` again as well."""
+    # Under a new axis name there are no cached traces, which would reach no site.
+    return under_axis(object(), lambda: trace(fun, args, kwargs))
 
 
 @contextlib.contextmanager
@@ -75,27 +57,18 @@ def recording() -> Iterator[LogEntry]:
     Yields the root of the log, which fills while the body runs.
     """
     root = LogEntry(None)
-    observer = _Observer()
-    token = start_log(root)
-    with _profiler_replaced_by(observer):
-        try:
-            yield root
-        finally:
-            leave(token)
-
-
-@contextlib.contextmanager
-def _profiler_replaced_by(observer: Any) -> Iterator[None]:
     previous = sys.getprofile()
     # Before Python 3.12 this may be a `cProfile` object, which `sys.setprofile` cannot
     # set again. It has to be disabled and enabled.
     profile: Any = None if callable(previous) else previous
     if profile is not None:
         profile.disable()
-    sys.setprofile(observer)
+    token = start_log(root)
+    sys.setprofile(_Observer())
     try:
-        yield
+        yield root
     finally:
+        leave(token)
         sys.setprofile(previous if profile is None else None)
         if profile is not None:
             profile.enable()
@@ -135,9 +108,7 @@ class _Observer:
 def _plain_vmap(frame: FrameType, outer: LogEntry) -> LogEntry | None:
     """Describe a call of a vmap that no batcher runs: a user's, or one left as it is.
 
-    **Returns:**
-
-    Its entry, or `None` for a vmap that is a part of a batcher or of JAX.
+    Returns None for a vmap that is a part of a batcher or of JAX.
     """
     caller = frame.f_back
     if caller is not None and caller.f_code is CODE_OF_BOUNDARY:
@@ -146,36 +117,23 @@ def _plain_vmap(frame: FrameType, outer: LogEntry) -> LogEntry | None:
         return None
     values = frame.f_locals
     fun = values["fun"]
-    if (
-        _module(caller) == Call.__module__
-        or _is_ours(fun)
-        or (_is_jax(caller) and _is_jax(fun))
-    ):
+    of_batcher = _module(caller) == Call.__module__ or _is_ours(fun)
+    if of_batcher or (_is_jax(caller) and _is_jax(fun)):
         return None
     while caller.f_back is not None and (_is_jax(caller) or _is_ours(caller)):
         caller = caller.f_back
-    mapped = (values["args"], values["kwargs"])
+    in_axes, arguments = values["in_axes"], (values["args"], values["kwargs"])
     try:
-        axes = leaf_axes((values["in_axes"], 0), mapped)
-        sizes = [
-            leaf.shape[axis]
-            for leaf, axis in zip(jax.tree.leaves(mapped), axes, strict=True)
-            if axis is not None
-        ]
+        mapped = mapped_leaves((in_axes, 0), arguments)
+        sizes = [leaf.shape[axis] for leaf, axis in mapped]
     except (ValueError, TypeError, IndexError, AttributeError):
         return None  # wrong arguments: `jax.vmap` is about to raise its error
     tasks = sizes[0] if sizes else values["axis_size"] or 0
     name = getattr(fun, "__qualname__", type(fun).__name__)
-    site = Site(
-        _module(caller),
-        caller.f_code.co_qualname,
-        caller.f_lineno,
-        f"jax.vmap of {name}",
-    )
     return LogEntry(
-        site,
+        site_of_frame(caller, f"jax.vmap of {name}"),
         tasks=tasks,
-        bytes_in=bytes_per_task(mapped, axes, tasks),
+        bytes_in=bytes_per_task(mapped, tasks),
         note="not rebuilt, stays as it is",
         user_functions=outer.user_functions,
     )

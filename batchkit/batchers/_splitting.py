@@ -1,0 +1,168 @@
+"""Properties of a task that decide whether its batch may be split.
+
+A layout that splits the tasks must know whether their random numbers depend on the
+batch, whether an output is equal for all of them, and whether they compute anything.
+The rules of `jax.vmap` are not imitated: it maps the jaxpr by abstract evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import jax
+import jax.extend as jex
+from jax.custom_batching import custom_vmap
+
+from .._util._jaxprs import equations, inner_equations, inner_jaxprs
+
+
+# Under `jax.vmap` the rbg generators draw one block for the whole batch, from its first
+# key; with "unsafe_rbg" ("urbg") so do `split` and `fold_in`.
+# https://docs.jax.dev/en/latest/jax.random.html#more-prng-implementations
+_BATCH_DEPENDENT: Final = {
+    "key<rbg>": {"random_bits"},
+    "key<urbg>": {"random_bits", "random_split", "random_fold_in"},
+}
+
+# Primitives that only move data: under `jax.vmap` they take hardly any time, and no
+# memory besides their result.
+_MOVES_DATA: Final = frozenset(
+    {
+        "bitcast_convert_type",
+        "broadcast_in_dim",
+        "concatenate",
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "expand_dims",
+        "gather",
+        "iota",
+        "pad",
+        "random_unwrap",
+        "random_wrap",
+        "reshape",
+        "rev",
+        "slice",
+        "split",
+        "squeeze",
+        "stack",
+        "tile",
+        "transpose",
+    }
+)
+_CALLS: Final = frozenset({"closed_call", "core_call", "jit", "pjit"})
+
+
+def only_moves_data(jaxpr: Any) -> bool:
+    """Return True if every equation only copies or rearranges its inputs."""
+    return all(
+        eqn.primitive.name in _MOVES_DATA
+        or (
+            eqn.primitive.name in _CALLS
+            and all(map(only_moves_data, inner_jaxprs(eqn)))
+        )
+        for eqn in jaxpr.eqns
+    )
+
+
+def batch_dependent_draws(
+    eqns: Sequence[Any], run: Callable[..., Any], row: Sequence[Any]
+) -> str | None:
+    """Name the random generator whose draws under `jax.vmap` depend on the batch.
+
+    **Arguments:**
+
+    - `eqns`: the equations of the function.
+    - `run`: the function itself.
+    - `row`: the types of its arguments for one index, all of them mapped.
+
+    **Returns:**
+
+    The generator as text for a message, or `None` if there is none.
+    """
+    every = [x for eqn in eqns for x in (eqn, *inner_equations(eqn))]
+    if not any(map(_generator, every)):
+        return None
+    # A draw depends on the batch if `jax.vmap` batches it. To recognise batched
+    # variables, choose a batch size that is larger than every size in the program.
+    lengths = [
+        length
+        for eqn in every
+        for x in (*eqn.invars, *eqn.outvars)
+        for length in getattr(x.aval, "shape", ())
+    ]
+    size = 1 + max(lengths, default=0)
+    rows = [jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for x in row]
+    try:
+        batched = jax.make_jaxpr(jax.vmap(run, axis_size=size))(*rows)
+    except (NotImplementedError, ValueError):
+        return None  # jax.vmap cannot run it, so there are no draws to differ from
+    for eqn in equations(batched.jaxpr):
+        generator = _generator(eqn)
+        if generator and any(size in x.aval.shape for x in (*eqn.invars, *eqn.outvars)):
+            return generator
+    return None
+
+
+def _generator(eqn: Any) -> str | None:
+    """Name the generator of an equation, if its draws may depend on the batch."""
+    if eqn.primitive.name == "rng_bit_generator":
+        return "rng_bit_generator"
+    for x in eqn.invars:
+        key_type = str(getattr(x.aval, "dtype", ""))
+        if eqn.primitive.name in _BATCH_DEPENDENT.get(key_type, ()):
+            return f"PRNG keys of type {key_type}"
+    return None
+
+
+def batched_outputs(
+    jaxpr: jex.core.ClosedJaxpr,
+    rows: Sequence[Any],
+    outputs: Sequence[bool],
+    **options: Any,
+) -> list[bool]:
+    """Find those of some outputs that `jax.vmap` batches.
+
+    **Arguments:**
+
+    - `jaxpr`: the function of one row.
+    - `rows`: the types of all rows.
+    - `outputs`: True for each output of interest.
+    - `**options`: `axis_name` and `axis_size` of `jax.vmap`.
+    """
+    batched = [False] * len(outputs)
+    # First by the dependencies, without `jax.vmap`: the function may call what has no
+    # batching rule.
+    if not _depend_on_inputs(jaxpr.jaxpr, outputs):
+        return batched
+
+    # Dependencies between equations are not enough: an output of a loop may not vary
+    # although another one does. The rule of a `custom_vmap` gets `jax.vmap`'s answer.
+    @custom_vmap
+    def observe(outs: list[Any]) -> list[Any]:
+        return outs
+
+    @observe.def_vmap
+    def _(axis_size: int, in_batched: Any, outs: list[Any]) -> tuple[Any, Any]:
+        batched[:] = in_batched[0]
+        return outs, in_batched[0]
+
+    def run(*row: Any) -> list[Any]:
+        return observe(jex.core.jaxpr_as_fun(jaxpr)(*row))
+
+    jax.eval_shape(jax.vmap(run, **options), *rows)
+    return [x and y for x, y in zip(batched, outputs, strict=True)]
+
+
+def _depend_on_inputs(jaxpr: Any, outputs: Sequence[bool]) -> bool:
+    """Return True if one of the selected outputs depends on an input."""
+    needed = {
+        x
+        for x, selected in zip(jaxpr.outvars, outputs, strict=True)
+        if selected and not isinstance(x, jex.core.Literal)
+    }
+    for eqn in reversed(jaxpr.eqns):
+        if needed.intersection(eqn.outvars):
+            needed.update(x for x in eqn.invars if not isinstance(x, jex.core.Literal))
+    return bool(needed.intersection(jaxpr.invars))
