@@ -1,7 +1,6 @@
 """`Auto`: a batcher that chooses another batcher to fit a memory budget."""
 
 import collections
-import threading
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar, Final, final
 
@@ -20,10 +19,9 @@ from ._budget import budget_or_free, parse_budget
 from ._select import Selection, select
 
 
-# The least recent choices are dropped beyond this number.
+# Beyond this number the oldest choices are dropped.
 _MAX_CHOICES: Final = 1024
 _CHOICES: collections.OrderedDict[Hashable, Selection] = collections.OrderedDict()
-_LOCK: Final = threading.Lock()
 
 
 @final
@@ -113,8 +111,11 @@ class Auto(AbstractBatcher):
         import jax.numpy as jnp
         import batchkit as bk
 
-        chosen = bk.Auto("1 GB").select(jnp.sum, jnp.ones((10, 3)))
-        assert chosen.batcher == bk.Vmap()
+        auto = bk.Auto("1 MB")
+        chosen = auto.select(lambda x: jnp.outer(x, x) @ x, jnp.ones((100, 90)))
+        assert isinstance(chosen.batcher, bk.Chunked)
+        assert chosen.bytes <= chosen.budget == 1_000_000
+        print(chosen.reason)
         ```
 
         **Arguments:**
@@ -165,15 +166,12 @@ class Auto(AbstractBatcher):
             (task.size, budget, around, self, call.axis_name, call.spmd_axis_name),
             (in_task(), jax.default_backend(), str(jnp.zeros(()).dtype)),
         )
-        # The lock is not held during the choice, which compiles. Two threads may make
-        # the same choice twice.
-        with _LOCK:
-            selection = _CHOICES.get(key)
+        selection = _CHOICES.get(key)
         if selection is None:
             with logging_disabled():
                 selection = select(task, call, self, budget, around)
-            with _LOCK:
-                _CHOICES[key] = selection
-                while len(_CHOICES) > _MAX_CHOICES:
-                    _CHOICES.popitem(last=False)
+            # Without a lock: two threads may make the same choice twice.
+            _CHOICES[key] = selection
+            if len(_CHOICES) > _MAX_CHOICES:
+                _CHOICES.popitem(last=False)
         return task, selection

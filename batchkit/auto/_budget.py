@@ -39,6 +39,8 @@ class BudgetError(ValueError):
     with pytest.raises(bk.BudgetError, match="one lane needs"):
         bk.Auto("1 MB")(squares)(jnp.ones((10, 1000)))
     ```
+
+    It has the bytes of one lane as `needed`, and those available for it as `budget`.
     """
 
     def __init__(
@@ -49,14 +51,6 @@ class BudgetError(ValueError):
         outer_lanes: int,
         largest: Sequence[str],
     ) -> None:
-        """**Arguments:**
-
-        - `owner`: the batcher or the call that has the budget, as the user wrote it.
-        - `needed`: the bytes of one lane.
-        - `budget`: the bytes available for it.
-        - `outer_lanes`: the number of lanes of enclosing sites.
-        - `largest`: the largest arrays in it, each with the operation that makes it.
-        """
         self.needed = needed
         self.budget = budget
         each = f", for each of the {outer_lanes} lanes around it"
@@ -70,17 +64,9 @@ class BudgetError(ValueError):
 
 
 def parse_budget(budget: Any, argument: str) -> int:
-    """Return a budget in bytes.
+    """Return in bytes what is a positive int, or a text such as `"512 MB"`.
 
-    **Arguments:**
-
-    - `budget`: a positive int of bytes, or a text such as `"512 MB"` (powers of 1000)
-        or `"8 GiB"` (powers of 1024).
-    - `argument`: the call as the user wrote it, for the message.
-
-    **Raises:**
-
-    `TypeError` if it is neither, `ValueError` if it cannot be parsed or is below one.
+    `argument` is the call as the user wrote it, for messages.
     """
     if isinstance(budget, bool) or not isinstance(budget, int | str):
         raise TypeError(
@@ -103,16 +89,14 @@ def parse_budget(budget: Any, argument: str) -> int:
 
 
 def budget_or_free(budget: Any, argument: str) -> int:
-    """Return a budget in bytes; for None, a share of the free memory.
-
-    The share is rounded down to three significant bits.
-    """
-    if budget is None:
-        share = int(free_bytes() * FREE_SHARE)
-        # Free memory fluctuates; after rounding the chosen layout is reproducible.
-        unit = 1 << max(0, share.bit_length() - 3)
-        return max(1, share // unit * unit)
-    return parse_budget(budget, argument)
+    """Return a budget in bytes; for None, a share of the free memory."""
+    if budget is not None:
+        return parse_budget(budget, argument)
+    share = int(free_bytes() * FREE_SHARE)
+    # Free memory fluctuates. Rounded down to three significant bits, the share is the
+    # same in most runs, and so is the layout.
+    unit = 1 << max(0, share.bit_length() - 3)
+    return max(1, share // unit * unit)
 
 
 def free_bytes() -> int:

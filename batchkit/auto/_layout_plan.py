@@ -5,6 +5,7 @@ data outside of them. So here each program is compiled as a whole at every size 
 tried, and the bytes that XLA reports for it must fit the budget.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -24,7 +25,7 @@ from ..rebuild import ByPhase, rebuild_sampler
 from ._auto import Auto
 from ._budget import BudgetError, budget_or_free
 from ._lane_memory import fast_compile_options, largest_arrays
-from ._search import SearchResult, largest_that_fits
+from ._search import largest_that_fits
 
 
 # A budget that everything fits, so that `Auto` chooses the kind of batcher only.
@@ -38,26 +39,7 @@ _COLUMNS: Final = ("phase", "batcher", "memory", "budget")
 class LayoutPlan:
     """Batchers with which the programs of a sampler fit a budget, and their bytes.
 
-    Prints as a table.
-
-    ```python
-    import blackjax
-    import jax.numpy as jnp
-    import batchkit as bk
-
-    plan = bk.plan(
-        blackjax.nss,
-        "1 MB",
-        jnp.zeros((100, 2)),
-        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
-        loglikelihood_fn=lambda x: -jnp.sum(jnp.outer(x, jnp.ones(2000)) ** 2),
-        num_inner_steps=5,
-        num_delete=20,
-    )
-    assert plan.init_memory.total <= plan.budget
-    assert plan.step_memory.total <= plan.budget
-    nss = bk.rebuild_sampler(blackjax.nss, batcher=plan.batcher)
-    ```
+    It is the result of [`plan`][batchkit.plan], and prints as a table.
 
     **Arguments:**
 
@@ -118,6 +100,7 @@ def plan(
     )
     positions = jax.random.normal(jax.random.key(0), (100, 2))
     plan = bk.plan(blackjax.nss, "500 kB", positions, **settings)
+    assert plan.init_memory.total <= plan.budget == 500_000
     nss = bk.rebuild_sampler(blackjax.nss, batcher=plan.batcher)
     state = jax.jit(nss(**settings).init)(positions)
     print(plan)
@@ -180,26 +163,25 @@ def _choose(
     mapped = [x for x in _descendants(root) if isinstance(x.batcher, Auto)]
     lanes = [split.lanes for x in mapped for split in x.splits if split.kind == "lane"]
     tasks = max((x.tasks for x in mapped), default=1)
-    tried: list[SearchResult] = []
-    # A `Continuous` that does not fit is replaced by `Chunked`, as under `Auto`.
-    for kind, most in ((Continuous, max(lanes, default=0)), (Chunked, tasks)):
-        if most == 0:
-            continue
-        memory: dict[int, MemoryUse] = {}
 
-        # Defaults, since a closure would see the variables of the last turn.
-        def total(size: int, kind: Any = kind, memory: Any = memory) -> int:
-            compiled = program(kind(size)).lower().compile(fast_compile_options())
-            memory[size] = memory_of(compiled)
-            return memory[size].total
+    @functools.cache
+    def measure(batcher: AbstractBatcher) -> MemoryUse:
+        compiled = program(batcher).lower().compile(fast_compile_options())
+        return memory_of(compiled)
 
-        found = largest_that_fits(total, budget, most)
+    if lanes:
+        found = largest_that_fits(
+            lambda size: measure(Continuous(size)).total, budget, max(lanes)
+        )
         if found.size > 0:
-            is_vmap = kind is Chunked and found.size == tasks
-            return Vmap() if is_vmap else kind(found.size), memory[found.size]
-        tried.append(found)
-    largest = largest_arrays(program(Chunked(1)).jaxpr.jaxpr)
-    raise BudgetError(f"plan({phase})", tried[-1].bytes, budget, 1, largest)
+            return Continuous(found.size), measure(Continuous(found.size))
+    # A `Continuous` that does not fit is replaced by `Chunked`, as under `Auto`.
+    found = largest_that_fits(lambda size: measure(Chunked(size)).total, budget, tasks)
+    if found.size == 0:
+        largest = largest_arrays(program(Chunked(1)).jaxpr.jaxpr)
+        raise BudgetError(f"plan({phase})", found.bytes, budget, 1, largest)
+    batcher = Vmap() if found.size == tasks else Chunked(found.size)
+    return batcher, measure(Chunked(found.size))
 
 
 def _descendants(entry: LogEntry) -> Iterator[LogEntry]:

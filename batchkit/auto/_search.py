@@ -37,21 +37,16 @@ class SearchResult:
 
 
 def largest_that_fits(
-    bytes_at: Callable[[int], int], budget: int, most: int, least: int = 1
+    bytes_at: Callable[[int], int], budget: int, most: int
 ) -> SearchResult:
-    """Search for the largest size whose bytes are at most the budget.
+    """Search for the largest size up to `most` whose bytes are at most the budget.
 
-    **Arguments:**
-
-    - `bytes_at`: measures a size. It is called at most once for each size.
-    - `budget`: the largest number of bytes.
-    - `most`: the largest size of interest.
-    - `least`: the smallest, at least 1.
+    `bytes_at` measures a size. It is called at most once for each size.
     """
     measured = {most: bytes_at(most)}
     if measured[most] <= budget:
         return SearchResult(most, measured)
-    fits, over, is_linear = least - 1, most, False
+    fits, over, is_linear = 0, most, False
     while over - fits > 1:
         if fits in measured and is_linear and _line(measured, fits + 1) > budget:
             break  # `fits` is measured, and the next size is predicted to be over
@@ -63,7 +58,7 @@ def largest_that_fits(
             fits = size
         else:
             over = size
-    return SearchResult(fits if fits in measured else 0, measured)
+    return SearchResult(fits, measured)
 
 
 def _guess(measured: dict[int, int], budget: int) -> int:
@@ -71,7 +66,9 @@ def _guess(measured: dict[int, int], budget: int) -> int:
     if len(measured) == 1:
         ((size, needed),) = measured.items()
         return size * budget // needed  # without a constant
-    (x, f), (y, g) = _nearest(measured, lambda _, needed: abs(needed - budget))
+    (x, f), (y, g) = sorted(measured.items(), key=lambda each: abs(each[1] - budget))[
+        :2
+    ]
     if f == g:
         return (x + y) // 2
     return int(x + (budget - f) * (y - x) // (g - f))
@@ -82,12 +79,5 @@ def _line(measured: dict[int, int], size: int) -> float:
     if len(measured) == 1:
         ((other, needed),) = measured.items()
         return needed * size / other
-    (x, f), (y, g) = _nearest(measured, lambda other, _: abs(other - size))
+    (x, f), (y, g) = sorted(measured.items(), key=lambda each: abs(each[0] - size))[:2]
     return f + (g - f) * (size - x) / (y - x)
-
-
-def _nearest(
-    measured: dict[int, int], distance: Callable[[int, int], int]
-) -> list[tuple[int, int]]:
-    """Return the two pairs of size and bytes with the smallest distances."""
-    return sorted(measured.items(), key=lambda pair: distance(*pair))[:2]

@@ -52,15 +52,7 @@ CACHE_BYTES: Final = 16_000_000
 class Selection:
     """The batcher that `Auto` uses for one call, with the reason.
 
-    ```python
-    import jax.numpy as jnp
-    import batchkit as bk
-
-    chosen = bk.Auto("1 MB").select(lambda x: jnp.outer(x, x) @ x, jnp.ones((100, 90)))
-    assert isinstance(chosen.batcher, bk.Chunked)
-    assert chosen.bytes <= chosen.budget == 1_000_000
-    print(chosen.reason)
-    ```
+    It is the result of `Auto.select`.
 
     **Arguments:**
 
@@ -80,70 +72,52 @@ class Selection:
 def select(
     task: TracedTask, call: Call, batcher: object, budget: int, outer: int
 ) -> Selection:
-    """Choose the batcher that runs a task.
+    """Choose the batcher that runs a task, on behalf of `batcher`.
 
-    **Arguments:**
-
-    - `task`: one task, and the rows of all.
-    - `call`: the call that it was traced from.
-    - `batcher`: the batcher that chooses, for messages.
-    - `budget`: the bytes on one device.
-    - `outer`: the number of outer lanes, among which the budget is divided.
+    The budget of a device is divided among the `outer` lanes.
 
     **Raises:**
 
     `BudgetError` if one lane does not fit; the refusal to split the tasks if they
     cannot be split and not all of them fit.
     """
-    share = budget // outer
+    share, size = budget // outer, task.size
     refusal = call.refusal(task, batcher)
     measure = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
-    bound = task.size * bound_of_lane(task)
+    bound = size * bound_of_lane(task)
     selection = None
     if refusal is None:
-        # A task of a `Continuous` has no lanes of its own.
         if call.spmd_axis_name is None and not in_task():
             selection = _continuous(task, bound, share)
         selection = selection or _in_cache(task, bound, share, measure)
     if selection is not None:
         return selection
     if bound <= share:
-        reason = f"all {task.size} tasks at once need less than {_of(bound, share)}"
+        reason = f"all {size} tasks at once need less than {_of(bound, share)}"
         return Selection(Vmap(), reason, None, share)
-    # Tasks that cannot be split can only be compiled all together.
-    least = task.size if refusal is not None else 1
-    found = largest_that_fits(measure, share, task.size, least)
-    needed = _of(found.bytes, share)
-    if found.size == task.size:
-        reason = f"all {task.size} tasks at once need {needed}"
-        return Selection(Vmap(), reason, found.bytes, share)
+    reason = f"all {size} tasks at once need {_of(measure(size), share)}"
+    if measure(size) <= share:
+        return Selection(Vmap(), reason, measure(size), share)
     if refusal is not None:
-        refusal.add_note(
-            f"{batcher} has to split the tasks: all {task.size} tasks at once need "
-            f"{needed}."
-        )
+        refusal.add_note(f"{batcher} has to split the tasks: {reason}.")
         raise refusal
+    found = largest_that_fits(measure, share, size)
     if found.size == 0:
         largest = largest_arrays(task.jaxpr.jaxpr)
         raise BudgetError(str(batcher), found.bytes, share, outer, largest)
     reason = (
-        f"{found.size} of {task.size} tasks at once need {needed}, "
+        f"{found.size} of {size} tasks at once need {_of(found.bytes, share)}, "
         f"{found.size + 1} would need {format_bytes(found.bytes_at(found.size + 1))}"
     )
     return Selection(Chunked(found.size), reason, found.bytes, share)
 
 
-def continuous_lanes(tasks: int, differ: bool, operations: float) -> int:
+def continuous_lanes(tasks: int, lengths_differ: bool, operations: float) -> int:
     """Return the number of lanes of a `Continuous`, or 0 if it would not be faster.
 
-    **Arguments:**
-
-    - `tasks`: the number of tasks.
-    - `differ`: whether tasks loop a different number of times around the expensive
-        function.
-    - `operations`: the floating-point operations of one call of it.
+    `operations` are those of one call of the expensive function.
     """
-    if not differ or operations < MIN_OPERATIONS:
+    if not lengths_differ or operations < MIN_OPERATIONS:
         return 0
     return max(-(-tasks // TASKS_PER_LANE), min(MIN_LANES, tasks // MIN_TASKS_PER_LANE))
 
@@ -151,8 +125,8 @@ def continuous_lanes(tasks: int, differ: bool, operations: float) -> int:
 def _continuous(task: TracedTask, bound: int, budget: int) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
     program, pauses = compile_task(task)
-    differ = bool(program.divergent_branches)
-    lanes = continuous_lanes(task.size, differ, pauses.operations)
+    lengths_differ = bool(program.divergent_branches)
+    lanes = continuous_lanes(task.size, lengths_differ, pauses.operations)
     if lanes == 0:
         return None
     reason = (

@@ -6,5 +6,5 @@ from ._filter import filter_batch as filter_batch
 from ._marks import expensive as expensive
 from ._sequential import Sequential as Sequential
 from ._sharded import Sharded as Sharded
-from ._site import Site as Site
+from ._trace_log import Site as Site
 from ._vmap import Vmap as Vmap

@@ -10,8 +10,7 @@ from jaxtyping import PyTree
 
 from .._util._formats import format_type, format_value
 from ._call import Call, logged_call, mapped_function
-from ._site import calling_site
-from ._trace_log import current_entry
+from ._trace_log import calling_site, current_entry
 
 
 _Fun = TypeVar("_Fun", bound=Callable[..., Any])
@@ -43,7 +42,7 @@ class AbstractBatcher(eqx.Module):
     def batch(self, call: Call) -> PyTree:
         """Compute every task of one call.
 
-        The guide shows how to write a batcher. The interface of `call` may still change
+        "Write a batcher" in the documentation shows how. `call` may still change
         between releases.
 
         **Arguments:**

@@ -24,6 +24,7 @@ from jaxtyping import Array, PyTree
 from .._util._jaxprs import axis_names, zeros
 from ._around import outer_lanes
 from ._marks import has_flag, in_task, with_marks
+from ._padding import cut_rows
 from ._splitting import batch_dependent_draws, batched_outputs, only_moves_data
 from ._trace_log import LogEntry, enter, leave, log_note
 
@@ -88,7 +89,8 @@ class TracedTask:
 
     def with_values(self, outs: Sequence[Any]) -> list[Any]:
         """Drop the items of float0 outputs, which have no values to compute."""
-        return [out for out, keep in zip(outs, self._has_values, strict=True) if keep]
+        pairs = zip(outs, self.jaxpr.out_avals, strict=True)
+        return [out for out, aval in pairs if aval.dtype != jax.dtypes.float0]
 
     def finish(self, outs: Sequence[Any]) -> PyTree:
         """Arrange the outputs of all tasks as the caller's `out_axes` demand.
@@ -96,17 +98,18 @@ class TracedTask:
         **Arguments:**
 
         - `outs`: the leaves of `run`, with the mapped axis in front where
-            `lane_out_axes` is 0.
+            `lane_out_axes` is 0. Rows of padding at the end are cut off.
         """
         remaining = iter(outs)
-        leaves = [
-            next(remaining)
-            if keep
-            else np.zeros((*[self.size] * is_mapped, *aval.shape), jax.dtypes.float0)
-            for aval, is_mapped, keep in zip(
-                self.jaxpr.out_avals, self.is_mapped, self._has_values, strict=True
-            )
-        ]
+        leaves: list[Any] = []
+        for aval, is_mapped in zip(self.jaxpr.out_avals, self.is_mapped, strict=True):
+            if aval.dtype == jax.dtypes.float0:
+                shape = (*[self.size] * is_mapped, *aval.shape)
+                leaves.append(np.zeros(shape, jax.dtypes.float0))
+            elif is_mapped:
+                leaves.append(cut_rows(next(remaining), self.size))
+            else:
+                leaves.append(next(remaining))
         # `jax.vmap` moves the axes, since a type such as a sparse array may have rules
         # of its own. It also makes the sums of `sum_match`.
         mapped = jax.vmap(
@@ -121,10 +124,6 @@ class TracedTask:
     @property
     def _leaf_axes(self) -> list[int | None]:
         return [0 if is_mapped else None for is_mapped in self.is_mapped]
-
-    @property
-    def _has_values(self) -> list[bool]:
-        return [aval.dtype != jax.dtypes.float0 for aval in self.jaxpr.out_avals]
 
 
 @final
@@ -232,12 +231,14 @@ class Call:
                 axis is not None and not _is_float0(x)
                 for x, axis in zip(leaves, axes, strict=True)
             ]
+            # A mapped float0 array is a tracer without values.
+            leaves = [zeros(x) if _is_float0(x) else x for x in leaves]
 
             def one_task(*row: Any) -> Any:
                 values = iter(row)
                 full = [
-                    next(values) if given else zeros(x) if axis is not None else x
-                    for x, axis, given in zip(leaves, axes, in_row, strict=True)
+                    next(values) if is_in_row else x
+                    for x, is_in_row in zip(leaves, in_row, strict=True)
                 ]
                 args, kwargs = jax.tree.unflatten(treedef, full)
                 out = self.fun(*args, **kwargs)
@@ -247,7 +248,7 @@ class Call:
                         jax.eval_shape(jax.vmap(lambda leaf=leaf: leaf, axis_size=1))
                 return out
 
-            row = [x for x, given in zip(leaves, in_row, strict=True) if given]
+            row = [x for x, keep in zip(leaves, in_row, strict=True) if keep]
             traced.append(jax.make_jaxpr(one_task, return_shape=True)(*row))
             return row
 

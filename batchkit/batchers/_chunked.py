@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from .._util._formats import format_type, format_value
 from ._abstract import AbstractBatcher, check_batcher
 from ._call import Call, TracedTask
-from ._padding import cut_rows, pad_rows
+from ._padding import pad_rows
 from ._trace_log import log_split
 from ._vmap import Vmap
 
@@ -134,11 +134,10 @@ def run_in_chunks(
         for x in task.rows
     ]
     _, outs = jax.lax.scan(body, None, rows, length=chunks)
+    pairs = zip(outs, task.lane_out_axes, strict=True)
     return task.finish(
         [
-            out[0]
-            if axis is None
-            else cut_rows(out.reshape(chunks * lanes, *out.shape[2:]), task.size)
-            for out, axis in zip(outs, task.lane_out_axes, strict=True)
+            out[0] if axis is None else out.reshape(chunks * lanes, *out.shape[2:])
+            for out, axis in pairs
         ]
     )

@@ -117,7 +117,10 @@ class FilteredBatcher(eqx.Module):
                     )
             to_axes, static = layout
             mapped = jax.tree.map(
-                lambda x, axis: jnp.moveaxis(x, 0, axis), mapped, to_axes
+                lambda axis, x: x if axis is None else jnp.moveaxis(x, 0, axis),
+                to_axes,
+                mapped,
+                is_leaf=_is_none,
             )
             return eqx.combine(mapped, unmapped, static)
 
@@ -154,7 +157,9 @@ def _axes_of(prefix: Any, tree: Any, name: str) -> Any:
                 )
             return chosen
 
-        return jax.tree.map(of_leaf, subtree)
+        axes = jax.tree.map(of_leaf, subtree)
+        # The axes of the leaves of a sparse array are no prefix of it; None is.
+        return axes if jax.tree.leaves(axes) else None
 
     axes = jax.tree.map(resolve, prefix, tree, is_leaf=_is_none)
     if jax.tree.leaves(axes):

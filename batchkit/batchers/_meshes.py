@@ -17,6 +17,10 @@ from jax.sharding import AbstractMesh, NamedSharding
 from .._util._jaxprs import equations
 
 
+NO_MESH: Final = AbstractMesh((), ())
+
+_JAXPR_TYPES: Final = (jex.core.ClosedJaxpr, jex.core.Jaxpr)
+
 # In these a sharding is an instruction; in other equations it only types the result.
 _KEEP_SHARDING: Final = frozenset(
     {"device_put", "jit", "pjit", "shard_map", "sharding_constraint"}
@@ -71,30 +75,27 @@ class _MeshRemover:
             if eqn.primitive.name == "reshard":  # the identity on a single device
                 new[eqn.outvars[0]] = strip(eqn.invars[0])
                 continue
-            stripped = eqn.replace(
-                invars=list(map(strip, eqn.invars)),
-                outvars=list(map(strip, eqn.outvars)),
-                params={
-                    name: self._parameter(value, eqn.primitive.name)
-                    for name, value in eqn.params.items()
-                },
-                ctx=_context_without_mesh() if _traced_in_mesh(eqn) else eqn.ctx,
+            parts["eqns"].append(
+                eqn.replace(
+                    invars=list(map(strip, eqn.invars)),
+                    outvars=list(map(strip, eqn.outvars)),
+                    params=self._parameters(eqn),
+                    ctx=_context_without_mesh() if _traced_in_mesh(eqn) else eqn.ctx,
+                )
             )
-            parts["eqns"].append(stripped)
         return jaxpr.replace(**parts, outvars=list(map(strip, jaxpr.outvars)))
 
-    def _parameter(self, value: Any, primitive: str) -> Any:
-        if isinstance(value, jex.core.ClosedJaxpr | jex.core.Jaxpr):
-            return self.rewritten(value)
-        if isinstance(value, tuple):  # such as the branches of a `cond`
-            items = [self._parameter(item, primitive) for item in value]
-            if all(a is b for a, b in zip(items, value, strict=True)):
-                return value
-            make = getattr(type(value), "_make", type(value))
-            return make(items)
-        if isinstance(value, NamedSharding) and primitive not in _KEEP_SHARDING:
-            return None
-        return value
+    def _parameters(self, eqn: Any) -> Any:
+        keeps_sharding = eqn.primitive.name in _KEEP_SHARDING
+
+        def stripped(x: Any) -> Any:
+            if isinstance(x, _JAXPR_TYPES):
+                return self.rewritten(x)
+            is_type = isinstance(x, NamedSharding) and not keeps_sharding
+            return None if is_type else x
+
+        is_jaxpr = lambda x: isinstance(x, _JAXPR_TYPES)
+        return jax.tree.map(stripped, eqn.params, is_leaf=is_jaxpr)
 
 
 def _traced_in_mesh(eqn: Any) -> bool:
@@ -107,7 +108,7 @@ def _context_without_mesh() -> Any:
 
     JAX has no public constructor for it.
     """
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+    with jax.sharding.use_abstract_mesh(NO_MESH):
         return jax.make_jaxpr(jnp.sin)(0.0).jaxpr.eqns[0].ctx
 
 
@@ -115,7 +116,7 @@ def type_mesh(x: Any) -> AbstractMesh:
     """Return the mesh in the type of an array, or an empty one."""
     sharding = getattr(jax.typeof(x), "sharding", None)
     is_named = isinstance(sharding, NamedSharding)
-    return sharding.mesh.abstract_mesh if is_named else AbstractMesh((), ())
+    return sharding.mesh.abstract_mesh if is_named else NO_MESH
 
 
 def _has_mesh(aval: Any) -> bool:
@@ -127,5 +128,5 @@ def _type(aval: Any) -> Any:
     inner = getattr(aval, "inner_aval", None)
     if inner is not None:  # the type of a mutable array
         return aval.update(inner_aval=_type(inner))
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+    with jax.sharding.use_abstract_mesh(NO_MESH):
         return aval.update(sharding=None)

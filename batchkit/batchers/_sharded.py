@@ -21,9 +21,9 @@ from .._util._multihost import check_agreement, spans_all_processes
 from ._abstract import AbstractBatcher, check_batcher
 from ._around import is_whole_around
 from ._call import Call, TracedTask
-from ._meshes import type_mesh, without_mesh
+from ._meshes import NO_MESH, type_mesh, without_mesh
 from ._named_axes import is_bound, under_axis
-from ._padding import cut_rows, pad_rows
+from ._padding import pad_rows
 from ._trace_log import log_split
 from ._vmap import Vmap
 
@@ -128,7 +128,11 @@ class Sharded(AbstractBatcher):
         if shards == 1 or call.size == 0:
             return self.inner.batch(call)
         share = -(-call.size // shards)
-        task = _trace_for_one_device(call, self, share)
+        # Trace the task as it will run: on a single device, without an outer mesh.
+        with jax.sharding.use_abstract_mesh(NO_MESH):
+            task = under_axis(_DEVICE_AXIS, lambda: call.trace(self, lanes=share))
+        # An array of the closure may still have the outer mesh in its type.
+        task = dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
         if call.stays_vmap(task):
             return Vmap().batch(call)
         if any(isinstance(x, jax.Ref) for x in task.closure):
@@ -149,12 +153,13 @@ class Sharded(AbstractBatcher):
 
         # `check_vma=True` rejects a while_loop whose carry is replicated at first and
         # varies after the first turn, as in a slice sampler.
-        out_axes = task.lane_out_axes
         run_on_devices = jax.shard_map(
             on_device,
             mesh=mesh,
             in_specs=(replicated, sharded),
-            out_specs=[replicated if axis is None else sharded for axis in out_axes],
+            out_specs=[
+                replicated if axis is None else sharded for axis in task.lane_out_axes
+            ],
             check_vma=False,
         )
         if not any(isinstance(x, Tracer) for x in [*task.closure, *task.rows]):
@@ -175,19 +180,13 @@ class Sharded(AbstractBatcher):
         )
         if is_replicated:
             outs = put_on_mesh(outs, mesh, replicated)
-        return task.finish(
-            [
-                out if axis is None else cut_rows(out, task.size)
-                for out, axis in zip(outs, out_axes, strict=True)
-            ]
-        )
+        return task.finish(outs)
 
     @property
     def _named_axes(self) -> tuple[str, ...]:
-        if self.mesh_axis is None:
-            return ()
-        is_tuple = isinstance(self.mesh_axis, tuple)
-        return self.mesh_axis if is_tuple else (self.mesh_axis,)
+        if isinstance(self.mesh_axis, tuple):
+            return self.mesh_axis
+        return () if self.mesh_axis is None else (self.mesh_axis,)
 
     def _axes(self, mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
         for axis in self._named_axes:
@@ -222,14 +221,6 @@ def inside_shard_map() -> bool:
     """Return True while tracing a program that `shard_map` runs on each device."""
     manual_axes = jax.sharding.get_abstract_mesh().manual_axes
     return is_bound(_DEVICE_AXIS) or bool(manual_axes)
-
-
-def _trace_for_one_device(call: Call, batcher: object, share: int) -> TracedTask:
-    """Trace one task as it will run: on a single device, without an outer mesh."""
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        task = under_axis(_DEVICE_AXIS, lambda: call.trace(batcher, lanes=share))
-    # An array of the closure may still have the outer mesh in its type.
-    return dataclasses.replace(task, jaxpr=without_mesh(task.jaxpr))
 
 
 def _check_agreement(task: TracedTask, mesh: Mesh | AbstractMesh) -> None:

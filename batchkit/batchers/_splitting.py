@@ -71,15 +71,8 @@ def batch_dependent_draws(
 ) -> str | None:
     """Name the random generator whose draws under `jax.vmap` depend on the batch.
 
-    **Arguments:**
-
-    - `eqns`: the equations of the function.
-    - `run`: the function itself.
-    - `row`: the types of its arguments for one index, all of them mapped.
-
-    **Returns:**
-
-    The generator as text for a message, or `None` if there is none.
+    `run` is a function with these equations, and `row` the types of its arguments for
+    one index, all of them mapped. None is returned if there is no such generator.
     """
     every = [x for eqn in eqns for x in (eqn, *inner_equations(eqn))]
     if not any(map(_generator, every)):
@@ -122,14 +115,9 @@ def batched_outputs(
     outputs: Sequence[bool],
     **options: Any,
 ) -> list[bool]:
-    """Find those of some outputs that `jax.vmap` batches.
+    """Find which of the selected outputs `jax.vmap` batches.
 
-    **Arguments:**
-
-    - `jaxpr`: the function of one row.
-    - `rows`: the types of all rows.
-    - `outputs`: True for each output of interest.
-    - `**options`: `axis_name` and `axis_size` of `jax.vmap`.
+    `jaxpr` is the function of one row, and `rows` are the types of all rows.
     """
     batched = [False] * len(outputs)
     # First by the dependencies, without `jax.vmap`: the function may call what has no

@@ -17,8 +17,14 @@ import jax
 from .._util._multihost import single_process
 from ..batchers._call import Call, bytes_per_task, mapped_leaves
 from ..batchers._named_axes import under_axis
-from ..batchers._site import site_of_frame
-from ..batchers._trace_log import LogEntry, current_entry, enter, leave, start_log
+from ..batchers._trace_log import (
+    LogEntry,
+    current_entry,
+    enter,
+    leave,
+    site_of_frame,
+    start_log,
+)
 from ..rebuild._vmaps import CODE_OF_BOUNDARY, CODE_OF_MAPPED
 
 

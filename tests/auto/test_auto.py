@@ -114,6 +114,18 @@ def test_lanes_on_a_cpu_fit_its_cache() -> None:
     assert "stay in the cache of a CPU" in chosen.reason
 
 
+@pytest.mark.parametrize("name", ["another platform", "a lane beyond the cache"])
+def test_cache_limits_only_small_lanes_on_a_cpu(
+    name: str, compiled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "another platform":
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    else:
+        monkeypatch.setattr(_select, "CACHE_BYTES", LANE // 2)
+    assert bk.Auto("1 GiB").select(squares, X).batcher == bk.Vmap()
+    assert compiled == []
+
+
 def test_choices_are_cached_by_computation_and_shapes(compiled: list[int]) -> None:
     def make(power: float) -> Callable[[jax.Array], jax.Array]:
         return lambda x: squares(x) ** power

@@ -108,7 +108,7 @@ def total(api: Any, settings: dict[str, Any], policy: bk.ByPhase, phase: str) ->
 
 
 def assert_fits(api: Any, settings: dict[str, Any], plan: Any, phase: str) -> None:
-    """Asserts that a program fits, and with one more task at once does not."""
+    """Assert that a program fits, and with one more task at once does not."""
     batcher = getattr(plan, phase)
     measured = getattr(plan, f"{phase}_memory").total
     assert measured == total(api, settings, plan.batcher, phase) <= plan.budget

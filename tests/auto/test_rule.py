@@ -2,12 +2,7 @@
 
 import pytest
 
-from batchkit.auto._select import (
-    CACHE_BYTES,
-    MIN_OPERATIONS,
-    chunk_budget,
-    continuous_lanes,
-)
+from batchkit.auto._select import MIN_OPERATIONS, continuous_lanes
 
 
 @pytest.mark.parametrize(
@@ -24,16 +19,3 @@ def test_lanes_of_continuous(tasks, lanes):
 )
 def test_no_continuous_for_cheap_or_equal_tasks(tasks, differ, operations):
     assert continuous_lanes(tasks, differ, operations) == 0
-
-
-@pytest.mark.parametrize(
-    ("budget", "lane", "platform", "expected"),
-    [
-        (10**9, 1000, "cpu", CACHE_BYTES),
-        (10**6, 1000, "cpu", 10**6),
-        (10**9, CACHE_BYTES + 1, "cpu", 10**9),
-        (10**9, 1000, "gpu", 10**9),
-    ],
-)
-def test_chunk_budget_is_the_cache_of_a_cpu(budget, lane, platform, expected):
-    assert chunk_budget(budget, lane, platform) == expected

@@ -74,9 +74,3 @@ def test_largest_size_that_fits_is_measured_once():
 def test_size_is_zero_if_nothing_fits():
     found = largest_that_fits(lambda k: 100 + k, 100, 20)
     assert (found.size, found.bytes) == (0, 101)
-
-
-def test_no_size_below_the_least_is_measured():
-    measure, sizes = counted(lambda k: k)
-    assert largest_that_fits(measure, 10, 20, least=20).size == 0
-    assert sizes == [20]
