@@ -15,6 +15,8 @@ import pytest
 from jax.sharding import Mesh
 
 import batchkit as bk
+from batchkit.explain._explain import records_of
+from batchkit.explain._tracing import recording, trace_uncached
 
 
 # Seven tasks are cut unevenly by every batcher of the table that cuts at all.
@@ -66,6 +68,18 @@ def assert_same(actual: Any, expected: Any, ulps: int = 4) -> None:
     pairs = zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
     for a, e in pairs:
         _assert_same_leaf(a, e, ulps)
+
+
+def assert_all_same(
+    actual: dict[str, Any], expected: dict[str, Any], ulps: int = 4
+) -> None:
+    """Asserts `assert_same` for each item, and names the one that differs."""
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        try:
+            assert_same(actual[name], value, ulps)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
 
 
 def _assert_same_leaf(a: Any, e: Any, ulps: int) -> None:
@@ -142,11 +156,12 @@ def temp_bytes(fun: Callable[..., Any], *args: Any) -> int:
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
     """Without the checks of types that the tests add, to see the package's own."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 def assert_refuses(
@@ -161,12 +176,13 @@ def assert_refuses(
 
 
 def explained(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `explain` says was reached.
+    """The sites that `explain` lists, without compiling the program for its memory.
 
-    It is told of every call; checking the types of each takes longer than all else.
+    A profiler sees every call; checking the types of each takes longer than all else.
     """
-    with unchecked():
-        return bk.explain(fun, *args, **kwargs).reached
+    with unchecked(), recording() as root:
+        trace_uncached(fun, args, kwargs)
+    return records_of(root)
 
 
 _COLLECTIVE = re.compile(

@@ -1,4 +1,8 @@
-"""A batcher is a drop-in for `jax.vmap`: same signature, pytrees, transforms."""
+"""A batcher is a drop-in for `jax.vmap`: same signature, pytrees, transforms.
+
+Compilation takes most of the time. So all calls of a table are one program for each
+batcher.
+"""
 
 import functools
 import inspect
@@ -19,11 +23,11 @@ from ..helpers import (
     BATCHERS,
     SPLITTING,
     TASKS,
+    assert_all_same,
     assert_same,
     counted,
     equations,
     every_batcher,
-    every_splitting_batcher,
     mesh,
     primitives,
     same_layout,
@@ -149,161 +153,242 @@ CASES: dict[str, Callable[[], Case]] = {
     ),
     "partial": lambda: Case(functools.partial(jnp.clip, max=4.0), (_grid(N),)),
     "already jitted": lambda: Case(jax.jit(lambda x: jnp.cumsum(x)), (_grid(N, 3),)),
+    "64-bit arrays": lambda: Case(
+        lambda x, i: (jnp.sqrt(x) + i, i, jnp.zeros(())),
+        (_grid(N, 2, dtype=np.float64), np.arange(N)),
+    ),
     "a module": lambda: Case(
         eqx.nn.Linear(3, 2, key=jax.random.key(1)), (_grid(N, 3) / 8,)
     ),
 }
-every_case = pytest.mark.parametrize("name", CASES)
 
 
 def _mapped(batcher: Any, case: Case) -> Callable[..., Any]:
     return batcher(case.fun, case.in_axes, case.out_axes, axis_size=case.axis_size)
 
 
-def _jitted(batcher: Any, case: Case) -> Any:
-    """The result under `jit`, with the arrays as arguments and all else static."""
-    leaves, treedef = jax.tree.flatten((case.args, dict(case.kwargs)))
-    is_array = [isinstance(x, np.ndarray | jax.Array) for x in leaves]
+def _results_of_cases(batcher: Any) -> tuple[dict[str, Any], dict[str, int]]:
+    """The results of all cases in one program, and how often each was traced."""
+    cases = {name: make() for name, make in CASES.items()}
+    traces: dict[str, list[int]] = {}
+    arguments = {name: (x.args, dict(x.kwargs)) for name, x in cases.items()}
+    arrays, static = eqx.partition(arguments, eqx.is_array)
 
     @jax.jit
-    def run(arrays: list[Any]) -> Any:
-        traced = iter(arrays)
-        full = [
-            next(traced) if array else leaf
-            for leaf, array in zip(leaves, is_array, strict=True)
-        ]
-        args, kwargs = jax.tree.unflatten(treedef, full)
-        return _mapped(batcher, case)(*args, **kwargs)
+    def run(arrays: Any) -> dict[str, Any]:
+        results = {}
+        for name, (args, kwargs) in eqx.combine(arrays, static).items():
+            fun, traces[name] = counted(cases[name].fun)
+            mapped = _mapped(batcher, cases[name]._replace(fun=fun))
+            results[name] = mapped(*args, **kwargs)
+        return results
 
-    return run([x for x, array in zip(leaves, is_array, strict=True) if array])
+    return run(arrays), {name: len(times) for name, times in traces.items()}
 
 
 @functools.cache
-def _expected(name: str) -> Any:
-    return _jitted(jax.vmap, CASES[name]())
+def _expected_cases() -> dict[str, Any]:
+    return _results_of_cases(jax.vmap)[0]
 
 
-@pytest.mark.parametrize(
-    "layout",
-    [
-        "Vmap()",
-        "Chunked(100)",
-        "Sequential()",
-        "Chunked(3)",
-        "Sharded(4)",
-        "Sharded(3, Chunked(2))",
-    ],
-)
-@every_case
-def test_equals_vmap(layout: str, name: str) -> None:
-    case, batcher = CASES[name](), BATCHERS[layout]
+@every_batcher
+def test_results_equal_those_of_vmap_from_one_trace(
+    batcher: bk.AbstractBatcher,
+) -> None:
+    actual, traces = _results_of_cases(batcher)
+    assert_all_same(actual, _expected_cases(), 0 if same_layout(batcher) else 4)
+    assert traces == dict.fromkeys(traces, 1)
+
+
+@pytest.mark.parametrize("layout", ["Sequential()", "Chunked(3)", "Sharded(4)"])
+@pytest.mark.parametrize("name", ["prefix pytrees", "unmapped output", "raw keys"])
+def test_results_without_jit_equal_those_of_vmap(layout: str, name: str) -> None:
+    case = CASES[name]()
     fun, traces = counted(case.fun)
-    actual = _jitted(batcher, case._replace(fun=fun))
-    assert_same(actual, _expected(name), ulps=0 if same_layout(batcher) else 4)
-    assert len(traces) == 1
-
-
-@pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
-@pytest.mark.parametrize("case", ["prefix pytrees", "unmapped output", "raw keys"])
-def test_equals_vmap_without_jit(name: str, case: str) -> None:
-    made = CASES[case]()
-    fun, traces = counted(made.fun)
-    actual = _mapped(BATCHERS[name], made._replace(fun=fun))(*made.args)
-    assert_same(actual, _mapped(jax.vmap, made)(*made.args))
+    actual = _mapped(BATCHERS[layout], case._replace(fun=fun))(*case.args)
+    assert_same(actual, _expected_cases()[name])
     assert len(traces) == 1
 
 
 @every_batcher
-@pytest.mark.parametrize("n", [0, 1, 2, 5, 12])
-def test_traced_once_under_jit(batcher: bk.AbstractBatcher, n: int) -> None:
-    fun, traces = counted(lambda x: jnp.sin(x).sum())
-    jax.make_jaxpr(batcher(eqx.debug.assert_max_traces(fun, max_traces=1)))(
-        jnp.ones((n, 2))
-    )
-    assert len(traces) == 1
+def test_any_number_of_tasks_is_traced_once(batcher: bk.AbstractBatcher) -> None:
+    for n in (0, 1, 2, 5, 12):
+        fun, traces = counted(lambda x: jnp.sin(x).sum())
+        jax.make_jaxpr(batcher(fun))(jnp.ones((n, 2)))
+        assert len(traces) == 1
 
 
 def _smooth(x: Any, w: Any) -> tuple[Any, Any]:
     return jnp.exp(x * w).sum(), x * 2 + w
 
 
+def _loop(x: Any, steps: int = 2) -> Any:
+    """A loop of which one output varies over the tasks and the other does not."""
+    body = lambda carry, _: ((carry[0] * x, carry[1] + 1.0), None)
+    return jax.lax.scan(body, (x, 0.5), None, length=steps)[0]
+
+
+def _nested(inner: str) -> Callable[..., Any]:
+    """Mapped over rows and, inside, over columns, with the outer row closed over."""
+
+    def run(m: Any, x: Any, w: Any) -> Any:
+        inside = m if m is jax.vmap else BATCHERS[inner]
+        return m(lambda row: inside(lambda v: jnp.cumsum(row) * v)(_grid(5)))(x)
+
+    return run
+
+
+def _sizes(x: Any) -> Any:
+    n, m = jax.lax.psum(1, "i"), jax.lax.axis_size("i")
+    return x / n, jnp.full(m, x.sum()), jax.lax.psum(2.5, "i")
+
+
+@jax.custom_jvp
+def _twisted(x: Any) -> Any:
+    return jnp.sin(x)
+
+
+@_twisted.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    return _twisted(*primals), 3.0 * tangents[0]
+
+
+@jax.custom_vjp
+def _clipped(x: Any) -> Any:
+    return x
+
+
+_clipped.defvjp(lambda x: (x, x), lambda x, g: (jnp.minimum(g, x) * 5.0,))
+
+
+def _with_rules(x: Any, w: Any) -> Any:
+    return _twisted(x * w) + _clipped(x + w)
+
+
 X = _grid(N, 2) / 16
 W = np.array([0.5, 1.5], np.float32)
 
-TRANSFORMS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "value_and_grad": lambda f: jax.value_and_grad(
-        lambda x, w: sum(map(jnp.sum, f(x, w))), argnums=(0, 1)
+# Each maps `_smooth` or a function of its own by `m`.
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "value_and_grad": lambda m, x, w: jax.value_and_grad(
+        lambda x, w: sum(map(jnp.sum, m(_smooth, (0, None))(x, w))), argnums=(0, 1)
+    )(x, w),
+    "jvp": lambda m, x, w: jax.jvp(m(_smooth, (0, None)), (x, w), (x + 1, w + 2)),
+    "jvp of one argument": lambda m, x, w: jax.jvp(
+        lambda w: m(_smooth, (0, None))(x, w), (w,), (w,)
     ),
-    "jvp": lambda f: lambda x, w: jax.jvp(f, (x, w), (x + 1, w + 2)),
-    "jvp of one argument": lambda f: (
-        lambda x, w: jax.jvp(lambda w: f(x, w), (w,), (w,))
+    "jacfwd": lambda m, x, w: jax.jacfwd(m(_smooth, (0, None)), argnums=1)(x, w),
+    "hessian": lambda m, x, w: jax.hessian(
+        lambda w: m(_smooth, (0, None))(x, w)[0].sum()
+    )(w),
+    "vmap of the unmapped": lambda m, x, w: jax.vmap(m(_smooth, (0, None)), (None, 0))(
+        x, jnp.stack([w, 2 * w, 3 * w])
     ),
-    "jacfwd": lambda f: jax.jacfwd(f, argnums=1),
-    "hessian": lambda f: jax.hessian(lambda x, w: f(x, w)[0].sum(), argnums=1),
-    "vmap of the unmapped": lambda f: (
-        lambda x, w: jax.vmap(f, (None, 0))(x, jnp.stack([w, 2 * w, 3 * w]))
+    "vmap of the mapped": lambda m, x, w: jax.vmap(m(_smooth, (0, None)), (0, None), 1)(
+        jnp.stack([x, x + 1]), w
     ),
-    "vmap of the mapped": lambda f: (
-        lambda x, w: jax.vmap(f, (0, None), 1)(jnp.stack([x, x + 1]), w)
+    "checkpoint": lambda m, x, w: jax.grad(
+        jax.checkpoint(lambda w: m(_smooth, (0, None))(x, w)[0].sum())
+    )(w),
+    "scan": lambda m, x, w: jax.lax.scan(
+        lambda carry, _: (carry + 0.1, m(_smooth, (0, None))(x, carry)[0]), w, length=2
     ),
-    "checkpoint": lambda f: jax.grad(
-        jax.checkpoint(lambda x, w: f(x, w)[0].sum()), argnums=1
-    ),
-    "scan": lambda f: (
-        lambda x, w: jax.lax.scan(
-            lambda carry, _: (carry + 0.1, f(x, carry)[0]), w, length=2
-        )
+    "derivative rules": lambda m, x, w: jax.grad(
+        lambda v: m(lambda x: _with_rules(x, v) + _with_rules(v, x))(_grid(N)).sum()
+    )(w[0]),
+    "nested, Chunked(3)": _nested("Chunked(3)"),
+    "nested, Sharded(4)": _nested("Sharded(4)"),
+    "arguments by position": lambda m, x, w: m(
+        lambda x: x / jax.lax.axis_size("i"), 1, 0, "i", N, None, True
+    )(x.T),
+    "size of the axis": lambda m, x, w: m(_sizes, axis_name="i")(x),
+    "collectives over an outer axis": lambda m, x, w: jax.vmap(
+        m(lambda x: (jax.lax.psum(x, "o"), jax.lax.axis_index("o")), axis_name="i"),
+        axis_name="o",
+    )(jnp.stack([x, x + 1])),
+    "inner axis of the same name": lambda m, x, w: m(
+        lambda x: jax.vmap(lambda v: v / jax.lax.psum(v, "i"), axis_name="i")(x),
+        axis_name="i",
+    )(x),
+}
+
+# Outputs that vary are summed if `out_axes` is None; others are returned once.
+SUMS: dict[str, Callable[..., Any]] = {
+    "varying": lambda m, x, w: m(jnp.sin, out_axes=None, sum_match=True)(x),
+    "not varying": lambda m, x, w: m(lambda x: 2.0, out_axes=None, sum_match=True)(x),
+    "mapped": lambda m, x, w: m(jnp.sin, out_axes=-1, sum_match=True)(x),
+    "one of several": lambda m, x, w: m(
+        lambda x: {"a": x, "b": (x, 3.0), "c": x.astype(int)},
+        out_axes={"a": 0, "b": None, "c": None},
+        sum_match=True,
+    )(x),
+    "one output of a loop": lambda m, x, w: m(_loop, out_axes=None, sum_match=True)(x),
+    "an unmapped argument": lambda m, x, w: m(
+        lambda x, y: (x * y, y), (0, None), None, sum_match=True
+    )(x, w),
+    "float0": lambda m, x, w: m(
+        lambda t, x: (t, x), out_axes=(0, None), sum_match=True
+    )(np.zeros((N, 2), jax.dtypes.float0), x),
+    "no tasks": lambda m, x, w: m(jnp.sin, out_axes=None, sum_match=True)(x[:0]),
+    "gradient": lambda m, x, w: jax.grad(
+        lambda v: m(lambda x: jnp.sin(x * v), out_axes=None, sum_match=True)(x[:, 0])
+    )(w[0]),
+    "outer vmap": lambda m, x, w: jax.vmap(m(_loop, out_axes=None, sum_match=True))(
+        jnp.stack([x, x + 1])
     ),
 }
 
 
-@functools.cache
-def _transformed(name: str) -> Any:
-    return jax.jit(TRANSFORMS[name](jax.vmap(_smooth, (0, None))))(X, W)
+def _results(batcher: Any, table: dict[str, Callable[..., Any]]) -> dict[str, Any]:
+    run = lambda x, w: {name: call(batcher, x, w) for name, call in table.items()}
+    return jax.jit(run)(X, W)
 
 
-@every_splitting_batcher
-@pytest.mark.parametrize("name", TRANSFORMS)
-def test_transforms_equal_those_of_vmap(batcher: bk.AbstractBatcher, name: str) -> None:
-    actual = jax.jit(TRANSFORMS[name](batcher(_smooth, (0, None))))(X, W)
-    assert_same(actual, _transformed(name))
+_transforms_of_vmap = functools.cache(lambda: _results(jax.vmap, TRANSFORMS))
+_sums_of_vmap = functools.cache(lambda: _results(jax.vmap, SUMS))
+
+
+@every_batcher
+def test_transforms_equal_those_of_vmap(batcher: bk.AbstractBatcher) -> None:
+    assert_all_same(_results(batcher, TRANSFORMS), _transforms_of_vmap())
+
+
+@every_batcher
+def test_sum_match_sums_varying_outputs(batcher: bk.AbstractBatcher) -> None:
+    ulps = 0 if same_layout(batcher) else 8
+    assert_all_same(_results(batcher, SUMS), _sums_of_vmap(), ulps)
+
+
+@pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
+def test_sum_match_raises_the_errors_of_vmap(name: str) -> None:
+    keys = lambda m: m(lambda k: k, out_axes=None, sum_match=True)(_keys())
+    for mapped in (jax.vmap, BATCHERS[name]):
+        with pytest.raises(NotImplementedError, match="abstract method sum"):
+            keys(mapped)
 
 
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
-def test_transforms_without_jit(name: str) -> None:
-    transform = TRANSFORMS["value_and_grad"]
-    expected = transform(jax.vmap(_smooth, (0, None)))(X, W)
-    assert_same(transform(BATCHERS[name](_smooth, (0, None)))(X, W), expected)
+def test_gradients_without_jit_equal_those_of_vmap(name: str) -> None:
+    actual = TRANSFORMS["value_and_grad"](BATCHERS[name], X, W)
+    assert_same(actual, _transforms_of_vmap()["value_and_grad"])
 
 
-@every_splitting_batcher
-@pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
-def test_nested_batchers_equal_nested_vmap(
-    batcher: bk.AbstractBatcher, name: str
-) -> None:
-    """Mapped over rows and, inside, over columns, with the outer row closed over."""
-    x, y = _grid(N, 3), _grid(5)
-
-    def pairs(outer: Any, inner: Any) -> Callable[..., Any]:
-        return outer(lambda row: inner(lambda v: jnp.cumsum(row) * v)(y))
-
-    expected = jax.jit(pairs(jax.vmap, jax.vmap))(x)
-    assert_same(jax.jit(pairs(batcher, BATCHERS[name]))(x), expected)
+@pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
+def test_float64_results_equal_those_of_vmap(name: str) -> None:
+    with jax.enable_x64(True):
+        case = CASES["64-bit arrays"]()
+        expected = jax.jit(jax.vmap(case.fun))(*case.args)
+        assert expected[0].dtype == jnp.float64
+        assert_same(jax.jit(BATCHERS[name](case.fun))(*case.args), expected)
 
 
 @every_batcher
 def test_batcher_is_a_static_argument_and_a_pytree(batcher: bk.AbstractBatcher) -> None:
-    @functools.partial(jax.jit, static_argnums=0)
-    def static(batcher: bk.AbstractBatcher, x: Any) -> Any:
-        return batcher(jnp.sum)(x)
-
-    @jax.jit
-    def pytree(batcher: bk.AbstractBatcher, x: Any) -> Any:
-        return batcher(jnp.sum)(x)
-
-    expected = jnp.sum(X, 1)
-    assert_same(static(batcher, X), expected)
-    assert_same(pytree(batcher, X), expected)
+    summed = lambda batcher, x: batcher(jnp.sum)(x)
+    for static in (0, ()):
+        run = jax.jit(summed, static_argnums=static)
+        assert jax.eval_shape(run, batcher, X).shape == (N,)
+        assert run.lower(batcher, X).as_text()
     assert jax.tree.leaves(batcher) == []
 
 
@@ -353,18 +438,6 @@ def test_batchers_are_hashable_values() -> None:
                 setattr(batcher, field, None)
 
 
-@every_batcher
-@pytest.mark.parametrize("x64", [True, False])
-def test_dtypes_with_and_without_x64(batcher: bk.AbstractBatcher, x64: bool) -> None:
-    with jax.enable_x64(x64):
-        x = np.arange(1, 1 + 2 * N, dtype=np.float64).reshape(N, 2)
-        i = np.arange(N)
-        f = lambda x, i: (jnp.sqrt(x) + i, i, jnp.zeros(()))
-        expected = jax.jit(jax.vmap(f))(x, i)
-        assert expected[0].dtype == (jnp.float64 if x64 else jnp.float32)
-        assert_same(jax.jit(batcher(f))(x, i), expected)
-
-
 @pytest.mark.parametrize("name", ["Vmap()", "Sequential()", "Chunked(3)", "Sharded(4)"])
 def test_committed_arrays_may_be_on_one_device(name: str) -> None:
     """Arguments and closed-over arrays may live on one device, outside of `jit`."""
@@ -381,7 +454,7 @@ def test_committed_arrays_may_be_on_one_device(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Vmap()", "Chunked(100)", "Chunked(3)"])
 def test_spmd_axis_name_is_passed_on(name: str) -> None:
-    """It says how a sharding constraint inside the function is extended."""
+    """A sharding constraint inside the function is extended by it."""
     sharding = NamedSharding(mesh(2), PartitionSpec(None))
     f = lambda x: jax.lax.with_sharding_constraint(x, sharding)
     mapped = BATCHERS[name](f, spmd_axis_name="tasks")
@@ -405,103 +478,6 @@ def test_signature_is_that_of_vmap() -> None:
 
 
 @every_batcher
-def test_arguments_by_position(batcher: bk.AbstractBatcher) -> None:
-    f = lambda x: x / jax.lax.axis_size("i")
-    run = lambda mapped: mapped(f, 1, 0, "i", N, None, True)(_grid(2, N))
-    assert_same(run(batcher), run(jax.vmap))
-
-
-def _loop(x: Any, steps: int = 2) -> Any:
-    """A loop of which one output varies over the tasks and the other does not."""
-    body = lambda carry, _: ((carry[0] * x, carry[1] + 1.0), None)
-    return jax.lax.scan(body, (x, 0.5), None, length=steps)[0]
-
-
-SUMS: dict[str, Callable[[Any], Any]] = {
-    "varying": lambda m: m(jnp.sin, out_axes=None, sum_match=True)(_grid(N, 2)),
-    "not varying": lambda m: m(lambda x: 2.0, out_axes=None, sum_match=True)(_grid(N)),
-    "mapped": lambda m: m(jnp.sin, out_axes=-1, sum_match=True)(_grid(N, 2)),
-    "one of several": lambda m: m(
-        lambda x: {"a": x, "b": (x, 3.0), "c": x.astype(int)},
-        out_axes={"a": 0, "b": None, "c": None},
-        sum_match=True,
-    )(_grid(N)),
-    "one output of a loop": lambda m: m(_loop, out_axes=None, sum_match=True)(
-        _grid(N) / N
-    ),
-    "an unmapped argument": lambda m: m(
-        lambda x, y: (x * y, y), (0, None), None, sum_match=True
-    )(_grid(N), _grid(2)),
-    "float0": lambda m: m(lambda t, x: (t, x), out_axes=(0, None), sum_match=True)(
-        np.zeros((N, 2), jax.dtypes.float0), _grid(N)
-    ),
-    "no tasks": lambda m: m(jnp.sin, out_axes=None, sum_match=True)(_grid(0, 2)),
-    "gradient": lambda m: jax.grad(
-        lambda w: m(lambda x: jnp.sin(x * w), out_axes=None, sum_match=True)(_grid(N))
-    )(np.float32(0.5)),
-    "outer vmap": lambda m: jax.vmap(m(_loop, out_axes=None, sum_match=True))(
-        _grid(2, N) / N
-    ),
-}
-
-
-@every_batcher
-@pytest.mark.parametrize("name", SUMS)
-def test_sum_match_sums_varying_outputs(batcher: bk.AbstractBatcher, name: str) -> None:
-    """Outputs that vary are summed, if `out_axes` is None; others are returned once."""
-    if name == "gradient" and isinstance(batcher, bk.Continuous):
-        name = "varying"  # it refuses reverse mode
-    actual, expected = (
-        jax.jit(lambda m=m: SUMS[name](m))() for m in (batcher, jax.vmap)
-    )
-    assert_same(actual, expected, ulps=0 if same_layout(batcher) else 8)
-
-
-@pytest.mark.parametrize("name", ["Chunked(3)", "Sharded(4)"])
-def test_sum_match_raises_the_errors_of_vmap(name: str) -> None:
-    keys = lambda m: m(lambda k: k, out_axes=None, sum_match=True)(_keys())
-    for mapped in (jax.vmap, BATCHERS[name]):
-        with pytest.raises(NotImplementedError, match="abstract method sum"):
-            keys(mapped)
-
-
-@every_batcher
-def test_axis_size_is_a_constant(batcher: bk.AbstractBatcher) -> None:
-    """The size of the whole axis is known without communication."""
-
-    def f(x: Any) -> Any:
-        n, m = jax.lax.psum(1, "i"), jax.lax.axis_size("i")
-        return x / n, jnp.full(m, x), jax.lax.psum(2.5, "i")
-
-    x = _grid(N)
-    run = lambda mapped: jax.jit(mapped(f, axis_name="i"))(x)
-    expected = run(jax.vmap)
-    assert expected[1].shape == (N, N)
-    assert_same(run(batcher), expected)
-
-
-@pytest.mark.parametrize("name", SPLITTING)
-def test_collectives_over_an_outer_axis(name: str) -> None:
-    """Those over an axis bound outside communicate as under `jax.vmap`."""
-
-    def both(mapped: Any) -> Any:
-        f = lambda x: (jax.lax.psum(x, "out"), x + jax.lax.axis_index("out"))
-        g = mapped(f, axis_name="i")
-        return jax.jit(jax.vmap(g, axis_name="out"))(_grid(3, N))
-
-    assert_same(both(BATCHERS[name]), both(jax.vmap))
-
-
-@every_batcher
-def test_inner_axis_may_reuse_the_name(batcher: bk.AbstractBatcher) -> None:
-    """A vmap inside the function may use the name again for its own axis."""
-    f = lambda x: jax.vmap(lambda v: v / jax.lax.psum(v, "i"), axis_name="i")(x)
-    x = _grid(N, 3)
-    run = lambda mapped: jax.jit(mapped(f, axis_name="i"))(x)
-    assert_same(run(batcher), run(jax.vmap))
-
-
-@every_batcher
 def test_effects_of_every_task_happen(
     batcher: bk.AbstractBatcher, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -515,31 +491,6 @@ def test_effects_of_every_task_happen(
     jax.effects_barrier()
     lines = capfd.readouterr().out.split("\n")
     assert {f"task {i}" for i in range(1, N + 1)} <= set(lines)
-
-
-def test_custom_derivative_rules_are_kept() -> None:
-    """`custom_jvp` and `custom_vjp` rules survive, also where they are closed over."""
-
-    @jax.custom_jvp
-    def twisted(x: Any) -> Any:
-        return jnp.sin(x)
-
-    @twisted.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        return twisted(*primals), 3.0 * tangents[0]
-
-    @jax.custom_vjp
-    def clipped(x: Any) -> Any:
-        return x
-
-    clipped.defvjp(lambda x: (x, x), lambda x, g: (jnp.minimum(g, x) * 5.0,))
-    f = lambda x, w: twisted(x * w) + clipped(x + w)
-    g = lambda m: jax.jit(
-        jax.grad(lambda w: m(lambda x: f(x, w) + f(w, x))(_grid(N)).sum())
-    )(np.float32(0.5))
-    expected = g(jax.vmap)
-    for batcher in BATCHERS.values():
-        assert_same(g(batcher), expected)
 
 
 @pytest.mark.parametrize("name", SPLITTING)

@@ -5,6 +5,8 @@ infinite derivative is NaN. It would spoil the gradient of the row that it repea
 of everything that the rows share.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import assert_same, mesh
+from ..helpers import assert_all_same, assert_same, mesh
 
 
 # Every one of them pads. The first row is repeated by all.
@@ -40,79 +42,70 @@ def _root(x: Any, w: Any) -> Any:
     return jnp.sqrt(x - w), jnp.int32(x) + 1, jnp.sqrt(x) * 2
 
 
-@every_padding
-@pytest.mark.parametrize("closed_over", [True, False])
-def test_infinite_gradients_do_not_become_nan(
-    batcher: bk.AbstractBatcher, n: int, closed_over: bool
-) -> None:
-    x, w = _rows(n), np.float32(0)
+def _infinite_gradients(m: Any, x: Any, w: Any, closed_over: bool) -> Any:
+    def run(x: Any, w: Any) -> Any:
+        if closed_over:
+            root, integers, other = m(lambda x: _root(x, w))(x)
+        else:
+            root, integers, other = m(_root, (0, None))(x, w)
+        return root.sum() + other.sum(), integers
 
-    def loss(mapped: Any) -> Any:
-        def run(x: Any, w: Any) -> Any:
-            if closed_over:
-                root, integers, other = mapped(lambda x: _root(x, w))(x)
-            else:
-                root, integers, other = mapped(_root, (0, None))(x, w)
-            return root.sum() + other.sum(), integers
-
-        return jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))(x, w)
-
-    actual = loss(batcher)
-    assert_same(actual, loss(jax.vmap))
-    (_, integers), (dx, dw) = actual
-    # In closed form.
-    with np.errstate(divide="ignore"):
-        np.testing.assert_allclose(dx, 1.5 / np.sqrt(x), rtol=1e-6)
-    assert dw == -np.inf
-    np.testing.assert_array_equal(integers, x + 1)
+    return jax.value_and_grad(run, argnums=(0, 1), has_aux=True)(x, w)
 
 
-@every_padding
-def test_infinite_tangents_do_not_become_nan(
-    batcher: bk.AbstractBatcher, n: int
-) -> None:
-    x, w = _rows(n), np.float32(0)
-
-    def tangents(mapped: Any) -> Any:
-        f = lambda x, w: mapped(lambda x: _root(x, w)[::2])(x)
-        return jax.jit(lambda: jax.jvp(f, (x, w), (2 * x + 1, w + 3)))()
-
-    assert_same(tangents(batcher), tangents(jax.vmap))
+def _infinite_tangents(m: Any, x: Any, w: Any) -> Any:
+    f = lambda x, w: m(lambda x: _root(x, w)[::2])(x)
+    return jax.jvp(f, (x, w), (2 * x + 1, w + 3))
 
 
-@every_padding
-def test_second_order_derivatives_equal_vmap(
-    batcher: bk.AbstractBatcher, n: int
-) -> None:
+def _second_order(m: Any, x: Any, w: Any) -> Any:
     """Forward over reverse and reverse over reverse, with an infinite curvature."""
-    x, w = _rows(n), np.float32(0)
+    f = lambda w: m(lambda x: (x - w) ** 1.5 + jnp.exp(w * x / 8))(x).sum()
+    return jax.hessian(f)(w), jax.grad(jax.grad(f))(w)
 
-    def derivatives(mapped: Any) -> Any:
-        f = lambda w: mapped(lambda x: (x - w) ** 1.5 + jnp.exp(w * x / n))(x).sum()
-        return jax.jit(lambda w: (jax.hessian(f)(w), jax.grad(jax.grad(f))(w)))(w)
 
-    expected = derivatives(jax.vmap)
-    assert expected[0] == np.inf
-    assert_same(derivatives(batcher), expected)
+def _in_other_dtypes(m: Any, x: Any, w: Any) -> Any:
+    """A cotangent split over the copies of a row keeps its dtype and its value."""
+    x = x / 8 + 1
+
+    def loss(x: Any, h: Any, c: Any) -> Any:
+        a, b, c = m(lambda x, h, c: (x**2, h * h, c * c * (1 + 2j)))(x, h, c)
+        return a.sum() + b.astype(jnp.float32).sum() + jnp.abs(c).sum()
+
+    args = (x, x.astype(jnp.bfloat16), x.astype(jnp.complex64))
+    return jax.grad(loss, argnums=(0, 1, 2))(*args)
+
+
+DERIVATIVES: dict[str, Callable[..., Any]] = {
+    "by a closed-over array": lambda m, x, w: _infinite_gradients(m, x, w, True),
+    "by an argument": lambda m, x, w: _infinite_gradients(m, x, w, False),
+    "tangents": _infinite_tangents,
+    "second order": _second_order,
+    "other dtypes": _in_other_dtypes,
+}
+
+
+@functools.cache
+def _derivatives(m: Any, n: int) -> dict[str, Any]:
+    run = lambda x, w: {name: fun(m, x, w) for name, fun in DERIVATIVES.items()}
+    return jax.jit(run)(_rows(n), np.float32(0))
 
 
 @every_padding
-def test_cotangents_keep_their_dtype(batcher: bk.AbstractBatcher, n: int) -> None:
-    """Splitting a cotangent over the copies of a row keeps its dtype and its value."""
-    x = _rows(n) / 8 + 1
-
-    def grads(mapped: Any) -> Any:
-        def loss(x: Any, h: Any, c: Any) -> Any:
-            f = lambda x, h, c: (x**2, h * h, c * c * (1 + 2j))
-            a, b, c = mapped(f)(x, h, c)
-            return a.sum() + b.astype(jnp.float32).sum() + jnp.abs(c).sum()
-
-        args = (x, x.astype(jnp.bfloat16), x.astype(np.complex64))
-        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*args)
-
-    actual = grads(batcher)
-    assert_same(actual, grads(jax.vmap))
-    np.testing.assert_allclose(actual[0], 2 * x, rtol=1e-6)
+def test_infinite_derivatives_do_not_become_nan(
+    batcher: bk.AbstractBatcher, n: int
+) -> None:
+    actual, x = _derivatives(batcher, n), _rows(n)
+    assert_all_same(actual, _derivatives(jax.vmap, n))
+    # In closed form.
+    for name in ("by a closed-over array", "by an argument"):
+        (_, integers), (dx, dw) = actual[name]
+        with np.errstate(divide="ignore"):
+            np.testing.assert_allclose(dx, 1.5 / np.sqrt(x), rtol=1e-6)
+        assert dw == -np.inf
+        np.testing.assert_array_equal(integers, x + 1)
+    assert actual["second order"][0] == np.inf
+    np.testing.assert_allclose(actual["other dtypes"][0], x / 4 + 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize("batcher", [bk.Chunked(4), bk.Sharded(mesh(4))])

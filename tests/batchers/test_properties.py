@@ -12,7 +12,7 @@ import batchkit as bk
 from ..helpers import assert_same, mesh
 
 
-few = settings(max_examples=15)
+few = settings(max_examples=10)
 
 DTYPES = [
     jnp.float32,

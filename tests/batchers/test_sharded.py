@@ -1,5 +1,7 @@
 """Tasks spread over devices: no device gathers the tasks or results of another."""
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 import batchkit as bk
 
-from ..helpers import assert_same, collectives, mesh, outputs_of, primitives
+from ..helpers import (
+    assert_all_same,
+    assert_same,
+    collectives,
+    mesh,
+    outputs_of,
+    primitives,
+)
 from ..run.compilations import compilations
 
 
@@ -24,40 +33,43 @@ def _until_100(x: Any) -> Any:
     return jax.lax.while_loop(lambda y: y < 100, lambda y: 1.5 * y, x)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 3, 4])
-@pytest.mark.parametrize("n", [1, 2, 5, 12])
-def test_any_number_of_tasks_equals_vmap(devices: int, n: int) -> None:
-    f = lambda x: (_until_100(x), jnp.arange(2) * x)
-    run = lambda mapped: jax.jit(mapped(f))(_rows(n))
-    assert_same(run(bk.Sharded(mesh(devices))), run(jax.vmap))
-    share = bk.Sharded(mesh(devices))
-    assert outputs_of(share(jnp.sin), "sin", _rows(n)) == [(-(-n // devices),)]
+SIZES = (1, 2, 5, 12)
 
 
-INNERS = [bk.Vmap(), bk.Sequential(), bk.Chunked(2)]
+@functools.cache
+def _of_all_sizes(mapped: Any) -> Any:
+    run = mapped(lambda x: (_until_100(x), jnp.arange(2) * x))
+    return jax.jit(lambda rows: [run(x) for x in rows])([_rows(n) for n in SIZES])
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4])
-@pytest.mark.parametrize("inner", INNERS)
-def test_even_shares_need_no_collective(
-    devices: int, inner: bk.AbstractBatcher
-) -> None:
-    mapped = bk.Sharded(mesh(devices), inner=inner)(lambda x: _until_100(x.sum()))
+def test_any_number_of_tasks_equals_vmap(devices: int) -> None:
+    batcher = bk.Sharded(mesh(devices))
+    assert_same(_of_all_sizes(batcher), _of_all_sizes(jax.vmap))
+    for n in SIZES:
+        assert outputs_of(batcher(jnp.sin), "sin", _rows(n)) == [(-(-n // devices),)]
+
+
+def _by_every_inner(devices: int) -> Callable[[Any], Any]:
+    batchers = [
+        bk.Sharded(mesh(devices), inner=inner)
+        for inner in (bk.Vmap(), bk.Sequential(), bk.Chunked(2))
+    ]
+    return lambda x: [batcher(lambda x: _until_100(x.sum()))(x) for batcher in batchers]
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4])
+def test_even_shares_need_no_collective(devices: int) -> None:
     sharding = NamedSharding(mesh(devices), P("tasks"))
     x = jax.device_put(np.ones((12, 3), np.float32), sharding)
-    assert collectives(mapped, x) == ([], [])
+    assert collectives(_by_every_inner(devices), x) == ([], [])
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4])
-@pytest.mark.parametrize("inner", INNERS)
-def test_uneven_shares_need_no_collective_inside_loops(
-    devices: int, inner: bk.AbstractBatcher
-) -> None:
+def test_uneven_shares_need_no_collective_inside_loops(devices: int) -> None:
     """An uneven count moves rows before the loop over chunks, and after it."""
-    f = lambda x: _until_100(x.sum())
     x = np.ones((13, 3), np.float32)
-    _, inside = collectives(bk.Sharded(mesh(devices), inner=inner)(f), x)
-    assert inside == []
+    assert collectives(_by_every_inner(devices), x)[1] == []
 
 
 def test_reader_of_programs_finds_collectives() -> None:
@@ -112,30 +124,34 @@ OUTERS: dict[str, Callable[[], bk.AbstractBatcher]] = {
 }
 
 
-@pytest.mark.parametrize("outer", OUTERS.values(), ids=OUTERS)
-@pytest.mark.parametrize(
-    "inner", [bk.Sharded(), bk.Sharded(mesh(4), inner=bk.Chunked(2))]
-)
-def test_sharded_inside_sharded_acts_as_its_inner_batcher(
-    outer: Callable[[], bk.AbstractBatcher], inner: bk.AbstractBatcher
-) -> None:
+def _nested(outer: Any, inners: list[Any]) -> Callable[[Any], Any]:
     y = _rows(5)
-    f = lambda mapped: lambda x: jnp.cumsum(x) * mapped(lambda v: v * x.sum())(y).sum()
+    run = lambda inner: outer(
+        lambda x: jnp.cumsum(x) * inner(lambda v: v * x.sum())(y).sum()
+    )
+    return jax.jit(lambda x: [run(inner)(x) for inner in inners])
+
+
+@pytest.mark.parametrize("outer", OUTERS.values(), ids=OUTERS)
+def test_sharded_inside_sharded_acts_as_its_inner_batcher(
+    outer: Callable[[], bk.AbstractBatcher],
+) -> None:
+    run = _nested(outer(), [bk.Sharded(), bk.Sharded(mesh(4), inner=bk.Chunked(2))])
     x = np.arange(18, dtype=np.float32).reshape(9, 2)
-    run = lambda a, b: jax.jit(a(f(b)))
-    assert_same(run(outer(), inner)(x), run(jax.vmap, jax.vmap)(x))
-    assert primitives(run(outer(), inner), x).count("shard_map") == 1
+    (expected,) = _nested(jax.vmap, [jax.vmap])(x)
+    for actual in run(x):
+        assert_same(actual, expected)
+    assert primitives(run, x).count("shard_map") == 2
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
-@pytest.mark.parametrize("inner", [bk.Vmap(), bk.Chunked(2), bk.Sequential()])
-def test_sharded_inside_shard_map_acts_as_its_inner_batcher(
-    inner: bk.AbstractBatcher, check_vma: bool
-) -> None:
+def test_sharded_inside_shard_map_acts_as_its_inner_batcher(check_vma: bool) -> None:
     w = jnp.float32(3)
+    inners = [bk.Vmap(), bk.Chunked(2), bk.Sequential()]
 
-    def share(x: Any) -> Any:
-        return bk.Sharded(mesh(2), inner=inner)(lambda x: jnp.sin(x) * w)(x)
+    def share(x: Any) -> list[Any]:
+        f = lambda x: jnp.sin(x) * w
+        return [bk.Sharded(mesh(2), inner=inner)(f)(x) for inner in inners]
 
     mapped = jax.shard_map(
         share,
@@ -146,57 +162,54 @@ def test_sharded_inside_shard_map_acts_as_its_inner_batcher(
     )
     assert primitives(mapped, _rows(10)).count("shard_map") == 1
     expected = jax.jit(jax.vmap(lambda x: jnp.sin(x) * w))(_rows(10))
-    assert_same(jax.jit(mapped)(_rows(10)), expected)
+    for actual in jax.jit(mapped)(_rows(10)):
+        assert_same(actual, expected)
 
 
 def _grid(types: AxisType = AxisType.Auto) -> Mesh:
     return jax.make_mesh((2, 2), ("a", "b"), axis_types=(types, types))
 
 
-AXES: list[tuple[Any, int]] = [
-    ("a", 2),
-    ("b", 2),
-    (("b",), 2),
-    (("a", "b"), 4),
-    (("b", "a"), 4),
-    (None, 4),
-]
+AXES = {"a": 2, "b": 2, ("b",): 2, ("a", "b"): 4, ("b", "a"): 4, None: 4}
 
 
-@pytest.mark.parametrize(("axis", "shards"), AXES)
-def test_tasks_are_spread_over_the_named_axes(axis: Any, shards: int) -> None:
+def test_tasks_are_spread_over_the_named_axes() -> None:
     """Devices along an axis that is not named repeat the work, also in gradients."""
-    batcher = bk.Sharded(_grid(), axis)
     x = _rows(7)
-    assert outputs_of(batcher(jnp.sin), "sin", x) == [(-(-7 // shards),)]
 
-    def run(mapped: Any) -> Any:
+    def run(mapped: Any, x: Any, w: Any) -> Any:
         loss = lambda x, w: mapped(lambda x: jnp.sin(x) * w)(x).sum()
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(x, np.float32(2))
+        return jax.value_and_grad(loss, argnums=(0, 1))(x, w)
 
-    assert_same(run(batcher), run(jax.vmap))
+    batchers = [bk.Sharded(_grid(), axis) for axis in AXES]
+    for batcher, shards in zip(batchers, AXES.values(), strict=True):
+        assert outputs_of(batcher(jnp.sin), "sin", x) == [(-(-7 // shards),)]
+    args = x, np.float32(2)
+    actual = jax.jit(lambda *args: [run(each, *args) for each in batchers])(*args)
+    expected = jax.jit(lambda *args: run(jax.vmap, *args))(*args)
+    for each in actual:
+        assert_same(each, expected)
 
 
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("n", [2, 7, 8])
 @pytest.mark.parametrize("where", ["argument", "set_mesh", "both"])
-def test_automatic_and_explicit_meshes(types: AxisType, n: int, where: str) -> None:
+def test_automatic_and_explicit_meshes(types: AxisType, where: str) -> None:
     """Meshes of `jax.make_mesh`, given to the batcher or set around the call."""
     grid = jax.make_mesh((4,), ("tasks",), axis_types=(types,))
     batcher = bk.Sharded(None if where == "set_mesh" else grid, inner=bk.Chunked(1))
     w = jnp.float32(2)
     f = lambda x: (_until_100(x), x * w)
-    loss = lambda x: batcher(f)(x)[1].sum()
-    x = _rows(n)
-    expected = jax.jit(jax.vmap(f))(x)
-    if where == "argument":
-        actual, grads = jax.jit(batcher(f))(x), jax.jit(jax.grad(loss))(x)
-    else:
-        with jax.set_mesh(grid):
-            actual, grads = jax.jit(batcher(f))(x), jax.jit(jax.grad(loss))(x)
+    grad = jax.grad(lambda x: batcher(f)(x)[1].sum())
+    rows = [_rows(n) for n in (2, 7, 8)]
+    expected = jax.jit(lambda *rows: [jax.vmap(f)(x) for x in rows])(*rows)
+    context = contextlib.nullcontext() if where == "argument" else jax.set_mesh(grid)
+    with context:
+        actual = jax.jit(lambda *rows: [batcher(f)(x) for x in rows])(*rows)
+        grads = jax.jit(lambda *rows: [grad(x) for x in rows])(*rows)
     # Where the arrays are is a matter of the mesh, what they hold is not.
     assert_same(jax.device_get(actual), jax.device_get(expected))
-    np.testing.assert_array_equal(grads, np.full(n, 2, np.float32))
+    for x, found in zip(rows, grads, strict=True):
+        np.testing.assert_array_equal(found, np.full_like(x, 2))
 
 
 @pytest.mark.parametrize("types", [AxisType.Auto, AxisType.Explicit])
@@ -230,16 +243,6 @@ def test_unmapped_outputs_equal_vmap(where: str) -> None:
     assert_same(run(bk.Sharded(mesh(4))), run(jax.vmap))
 
 
-def _after_a_sharded(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """Calls `fun` with a batcher, plain rows, and rows with the mesh in their type."""
-    spread = bk.Sharded(mesh(2))
-    return lambda x: fun(spread, x, spread(jnp.sin)(x))
-
-
-def _on_one_device(fun: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x: fun(jax.vmap, x, jax.vmap(jnp.sin)(x))
-
-
 WITH_ROWS_ON_A_MESH: dict[str, Callable[..., Any]] = {
     "rows": lambda m, x, y: m(lambda a: a * x.sum())(y),
     "closure": lambda m, x, y: m(lambda a: a * y.sum())(x),
@@ -258,13 +261,17 @@ WITH_ROWS_ON_A_MESH: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", WITH_ROWS_ON_A_MESH)
-def test_arrays_with_the_mesh_in_their_type(name: str) -> None:
+def test_arrays_with_the_mesh_in_their_type() -> None:
     """The results of a first `Sharded` have the mesh in their type."""
-    fun = WITH_ROWS_ON_A_MESH[name]
+
+    def run(mapped: Any, x: Any) -> dict[str, Any]:
+        y = mapped(jnp.sin)(x)
+        return {name: fun(mapped, x, y) for name, fun in WITH_ROWS_ON_A_MESH.items()}
+
     x = jnp.arange(4.0)
-    actual = jax.jit(_after_a_sharded(fun))(x)
-    assert_same(jax.device_get(actual), jax.device_get(jax.jit(_on_one_device(fun))(x)))
+    actual = jax.jit(functools.partial(run, bk.Sharded(mesh(2))))(x)
+    expected = jax.jit(functools.partial(run, jax.vmap))(x)
+    assert_all_same(jax.device_get(actual), jax.device_get(expected))
 
 
 def test_gradient_by_a_constant_of_a_jitted_program() -> None:

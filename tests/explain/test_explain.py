@@ -1,6 +1,7 @@
 """`explain` lists what one trace reaches, in order and nested, and changes nothing."""
 
 import ast
+import cProfile
 import functools
 import inspect
 import subprocess
@@ -9,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+import blackjax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,9 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.explain import ReachedSite
+from batchkit.explain import Explanation, ReachedSite
 
-from ..helpers import mesh
+from ..helpers import explained, mesh
 
 
 # The profiler is called for every function; checking types in each call takes longer
@@ -33,7 +35,7 @@ def norm(r: jax.Array) -> jax.Array:
 
 
 def only(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> ReachedSite:
-    (reached,) = bk.explain(fun, *args, **kwargs).reached
+    (reached,) = explained(fun, *args, **kwargs)
     return reached
 
 
@@ -92,6 +94,7 @@ def test_record_of_a_batcher(batcher, layout, at_once):
         (bk.Vmap(), "Vmap()"),
         (bk.Sequential(), "Sequential()"),
         (bk.Chunked(4), "Chunked(4)"),
+        (bk.Chunked(4, remat=True), "Chunked(4, remat=True)"),
         (bk.Chunked(4, inner=bk.Sequential()), "Chunked(4, inner=Sequential())"),
         (bk.Chunked(4, bk.Chunked(2)), "Chunked(4, inner=Chunked(2))"),
         (bk.Sharded(), "Sharded()"),
@@ -191,7 +194,7 @@ def test_user_functions_are_listed_at_the_site_that_calls_them(
     run = bk.rebuild_sampler(module.run, batcher=bk.Chunked(4), packages=("toy",))
     fun = jax.jit(lambda x: run(given, {"unused": [lambda r: r]}, x))
     fun(X)
-    first, second = bk.explain(fun, X).reached
+    first, second = explained(fun, X)
     assert first.functions == ()
     (called,) = second.functions
     assert called.startswith(f"{name} (test_explain.py:")
@@ -264,7 +267,7 @@ def test_equal_sites_are_listed_once():
             total += bk.Chunked(5)(norm)(each).sum()
         return jnp.asarray(total)
 
-    reached = bk.explain(fun, X, X[:7]).reached
+    reached = explained(fun, X, X[:7])
     assert [x.tasks for x in reached] == [10, 7]
 
 
@@ -306,7 +309,7 @@ def test_tasks_of_user_vmaps(fun, tasks):
 
 def test_vmaps_inside_jax_are_not_listed():
     jacobian = lambda x: jax.jacfwd(jnp.sin)(x[0])
-    assert bk.explain(jacobian, X).reached == ()
+    assert explained(jacobian, X) == ()
     text = repr(bk.explain(jacobian, X))
     assert text.startswith("no site was reached\n\nmemory ")
 
@@ -335,4 +338,84 @@ def test_caught_error_leaves_the_log_consistent():
             return bk.Chunked(5)(norm)(x)
         raise AssertionError
 
-    assert [x.inside for x in bk.explain(fun, X).reached] == [(), ()]
+    assert [x.inside for x in explained(fun, X)] == [(), ()]
+
+
+jitted = jax.jit(jax.vmap(norm))
+MAPPED = {
+    "itself": jax.vmap(norm),
+    "jitted": jitted,
+    "jitted inside": lambda x: jitted(x),
+    "in JAX's own loop": lambda x: jax.lax.map(norm, x, batch_size=4),
+}
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_mapped_and_jitted_functions(name):
+    (reached,) = explained(MAPPED[name], X[:4])
+    assert reached.site.spelling == "jax.vmap of norm"
+    assert (reached.tasks, reached.bytes_in) == (4, 12)
+
+
+def test_vmap_of_a_vmap_is_nested():
+    (outer,) = explained(jax.vmap(jax.vmap(lambda v: v + 1)), X)
+    (inner,) = outer.inside
+    assert (outer.tasks, inner.tasks, inner.at_once) == (10, 3, 30)
+
+
+def test_explain_inside_explain_has_its_own_log():
+    seen: list[Explanation] = []
+
+    def fun(x: jax.Array) -> jax.Array:
+        seen.append(bk.explain(bk.Chunked(2)(norm), X))
+        return x
+
+    assert bk.explain(fun, X).reached == ()
+    assert seen[0].reached[0].batcher == "Chunked(2)"
+
+
+def test_table_has_one_line_per_site():
+    # The mesh, as a part of the batcher, would print in several lines.
+    text = repr(bk.explain(S2(norm), X))
+    table, _ = text.split("\n\n")
+    assert len(table.splitlines()) == 2
+
+
+def test_functions_of_a_built_algorithm_are_listed():
+    def loglikelihood(x: jax.Array) -> jax.Array:
+        return -norm(x)
+
+    algorithm = blackjax.nss(
+        logprior_fn=norm, loglikelihood_fn=loglikelihood, num_inner_steps=2
+    )
+    rebuilt = bk.rebuild_sampler(algorithm, batcher=bk.Chunked(2))
+    likelihood = explained(rebuilt.init, X[:4])[0]
+    names = {text.split(" ")[0].split(".")[-1] for text in likelihood.functions}
+    assert names == {"norm", "loglikelihood"}
+
+
+def test_cprofile_continues_afterwards():
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        bk.explain(bk.Chunked(2)(norm), X)
+        sorted([3, 1, 2])
+    finally:
+        profile.disable()
+    names = {entry.code for entry in profile.getstats()}
+    assert any("sorted" in str(name) for name in names)
+
+
+def test_functions_passed_during_the_trace_are_listed():
+    def late(x: jax.Array) -> jax.Array:
+        return -norm(x)
+
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(2))
+
+    def likelihood(x: jax.Array) -> jax.Array:
+        inner: Any = nss(logprior_fn=norm, loglikelihood_fn=late, num_inner_steps=2)
+        return inner.init(jnp.stack([x, x])).particles.loglikelihood.sum()
+
+    outer = nss(logprior_fn=norm, loglikelihood_fn=likelihood, num_inner_steps=2)
+    inner = explained(outer.init, X[:4])[0].inside[0]
+    assert any("late" in name for name in inner.functions)

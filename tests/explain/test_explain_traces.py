@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import pytest
 
 import batchkit as bk
-from batchkit.explain import Explanation
+from batchkit.explain import ReachedSite
 
-from ..helpers import counted, mesh
+from ..helpers import counted, explained, mesh
 
 
 # The profiler is called for every function; checking types in each call takes longer
@@ -31,7 +31,7 @@ def norm(r: jax.Array) -> jax.Array:
 
 def batchers(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> list[str]:
     """The batchers of the outermost sites, in order."""
-    return [x.batcher for x in bk.explain(fun, *args, **kwargs).reached]
+    return [x.batcher for x in explained(fun, *args, **kwargs)]
 
 
 def loop(jitted: Any, x: jax.Array) -> jax.Array:
@@ -83,17 +83,13 @@ AROUND: dict[str, Callable[..., Any]] = {
 def test_sites_in_cached_jitted_functions_are_found(around):
     inner = jax.jit(bk.Chunked(4)(norm))
     outer = jax.jit(functools.partial(AROUND[around], inner))
-    outer(X)
-    inner(X)
+    outer.trace(X)
+    inner.trace(X)
     for fun in (outer, functools.partial(AROUND[around], inner)):
-        first = bk.explain(fun, X)
-        reached = first.reached
-        if around == "vmap":
-            (reached,) = (x.inside for x in reached)
-        assert [x.batcher for x in reached] == ["Chunked(4)"]
-        again = bk.explain(fun, X)
-        assert again.reached == first.reached
-        assert again.memory == first.memory
+        first = explained(fun, X)
+        (reached,) = first[0].inside if around == "vmap" else first
+        assert reached.batcher == "Chunked(4)"
+        assert explained(fun, X) == first
 
 
 def test_cache_of_a_jitted_function_is_kept():
@@ -190,26 +186,6 @@ def test_previous_profiler_is_called_again():
     assert "profiler" in heard
 
 
-@pytest.mark.parametrize(
-    "x",
-    [X, jax.ShapeDtypeStruct((10, 3), jnp.float32), jax.numpy.asarray(X).__array__()],
-    ids=["array", "shape", "numpy"],
-)
-def test_pytrees_keys_and_non_arrays_as_arguments(x):
-    def fun(tree: Any, how: str, *, by: Any, n: int, key: Any, none: None) -> Any:
-        assert how == "in chunks"
-        assert none is None
-        drawn = by(jax.random.normal)(jax.random.split(key, 6))
-        return by(norm)(tree["x"]) * n, drawn
-
-    by, key = bk.Chunked(4), jax.random.key(0)
-    for each in (key, jax.ShapeDtypeStruct((), key.dtype)):
-        reached = bk.explain(
-            fun, {"x": x}, "in chunks", by=by, n=2, key=each, none=None
-        ).reached
-        assert [(r.tasks, r.at_once) for r in reached] == [(6, 3), (10, 4)]
-
-
 def test_static_arguments_of_jitted_functions():
     fun = jax.jit(lambda x, size: bk.Chunked(size)(norm)(x), static_argnums=1)
     fun(X, 5)
@@ -287,21 +263,21 @@ def rebuilt() -> Any:
 
 
 @functools.cache
-def explained_init() -> Explanation:
-    return bk.explain(rebuilt().init, POSITIONS)
+def sites_of_init() -> tuple[ReachedSite, ...]:
+    return explained(rebuilt().init, POSITIONS)
 
 
 @functools.cache
-def explained_step() -> Explanation:
+def sites_of_step() -> tuple[ReachedSite, ...]:
     state = jax.eval_shape(rebuilt().init, POSITIONS)
     step = jax.jit(rebuilt().step)
     jax.eval_shape(step, KEY, state)
-    return bk.explain(step, KEY, state)
+    return explained(step, KEY, state)
 
 
 def test_sites_of_a_rebuilt_nss():
-    init, step = explained_init(), explained_step()
-    first = init.reached[0]
+    init, step = sites_of_init(), sites_of_step()
+    first = init[0]
     assert first.site.name == "blackjax.ns.nss:as_top_level_api.<locals>.init_fn"
     assert (first.site.phase, first.batcher) == ("init", "Chunked(8)")
     assert (first.tasks, first.layout, first.at_once) == (24, "3 chunks of 8", 8)
@@ -311,28 +287,28 @@ def test_sites_of_a_rebuilt_nss():
     (users,) = first.inside
     assert users.site.module == __name__
     assert (users.batcher, users.at_once) == ("", 16)
-    update = step.reached[0]
+    update = step[0]
     assert update.site.name.startswith("blackjax.ns.from_mcmc:update_with_mcmc")
     assert (update.site.phase, update.batcher) == ("step", "Chunked(4)")
     assert (update.tasks, update.at_once) == (6, 3)
     assert any(x.startswith("loglikelihood ") for x in update.functions)
     assert [x.batcher for x in update.inside] == [""]
-    for explanation, phase in ((init, "init"), (step, "step")):
-        rows = explanation.reached[-1]
+    for sites, phase in ((init, "init"), (step, "step")):
+        rows = sites[-1]
         assert rows.site.qualname == "particles_as_rows"
         assert (rows.site.phase, rows.functions) == (phase, ())
 
 
 def test_sites_of_upstream_nss():
-    mine = explained_init().reached
-    theirs = bk.explain(blackjax.nss(**SETTINGS).init, POSITIONS).reached
-    assert [x.tasks for x in theirs] == [x.tasks for x in mine]
-    assert {x.batcher for x in theirs} == {""}
-    assert {x.note for x in theirs} == {"not rebuilt, stays as it is"}
-    assert {x.layout for x in theirs} == {"all at once"}
-    assert {x.site.module.split(".")[0] for x in theirs} == {"blackjax"}
+    rebuilt = sites_of_init()
+    upstream = explained(blackjax.nss(**SETTINGS).init, POSITIONS)
+    assert [x.tasks for x in upstream] == [x.tasks for x in rebuilt]
+    assert {x.batcher for x in upstream} == {""}
+    assert {x.note for x in upstream} == {"not rebuilt, stays as it is"}
+    assert {x.layout for x in upstream} == {"all at once"}
+    assert {x.site.module.split(".")[0] for x in upstream} == {"blackjax"}
     # Where a vmap is called as soon as it is made, the place is the site's.
-    assert str(theirs[-1].site) == str(mine[-1].site)
+    assert str(upstream[-1].site) == str(rebuilt[-1].site)
 
 
 def test_explanation_prints_as_a_table():
