@@ -5,7 +5,6 @@ they are allocated once for any number of lanes. XLA assigns buffers before it g
 machine code, so the latter is not optimised.
 """
 
-import math
 from typing import Any, Final
 
 import jax
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 
 from .._util._jaxprs import axis_names, equations, inner_jaxprs
 from ..batchers import AbstractBatcher, Vmap
-from ..batchers._call import TracedTask
+from ..batchers._call import TracedTask, size_of
 
 
 # The intermediates of a program are never all live at once. The factor leaves room for
@@ -56,13 +55,6 @@ def largest_arrays(jaxpr: Any, count: int = 3) -> list[str]:
         for x in eqn.outvars
     }
     return sorted(made, key=lambda text: -made[text])[:count]
-
-
-def size_of(x: Any) -> int:
-    """Return the bytes of an array with the shape and dtype of `x`."""
-    if not hasattr(x, "shape") or x.dtype == jax.dtypes.float0:
-        return 0
-    return math.prod(x.shape) * x.dtype.itemsize
 
 
 def _compiled(

@@ -457,11 +457,14 @@ def mapped_leaves(prefix: PyTree, tree: PyTree) -> list[tuple[Any, int]]:
 
 def bytes_per_task(mapped: Sequence[tuple[Any, int]], tasks: int) -> int:
     """Add up the bytes of one task in mapped leaves."""
-    return sum(
-        math.prod(leaf.shape) // tasks * leaf.dtype.itemsize
-        for leaf, _ in mapped
-        if tasks > 0 and leaf.dtype != jax.dtypes.float0
-    )
+    return sum(size_of(leaf) for leaf, _ in mapped) // max(tasks, 1)
+
+
+def size_of(x: Any) -> int:
+    """Return the bytes of an array with the shape and dtype of `x`."""
+    if not hasattr(x, "shape") or x.dtype == jax.dtypes.float0:
+        return 0
+    return math.prod(x.shape) * x.dtype.itemsize
 
 
 def _is_float0(x: Any) -> bool:

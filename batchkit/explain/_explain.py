@@ -182,11 +182,13 @@ def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
     for inner in entry.inside:
         # The innermost split says how many lanes one device runs.
         at_once = outer * (inner.splits[-1].lanes if inner.splits else inner.tasks)
+        # From the outside in: `2 devices of 25, 2 chunks of 13`.
+        layouts = map(_format_split, inner.splits)
         record = ReachedSite(
             site=inner.site,
             batcher=format_batcher(inner.batcher),
             tasks=inner.tasks,
-            layout=_format_layout(inner.splits),
+            layout=", ".join(filter(None, layouts)) or "all at once",
             at_once=at_once,
             bytes_in=inner.bytes_in,
             bytes_out=inner.bytes_out,
@@ -197,12 +199,6 @@ def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
         if record not in records:
             records.append(record)
     return tuple(records)
-
-
-def _format_layout(splits: list[Split]) -> str:
-    """Format splits from the outside in: `2 devices of 25, 2 chunks of 13`."""
-    parts = list(filter(None, map(_format_split, splits)))
-    return ", ".join(parts) or "all at once"
 
 
 def _format_split(split: Split) -> str:

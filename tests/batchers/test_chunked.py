@@ -9,35 +9,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import (
-    BATCHERS,
-    assert_same,
-    outputs_of,
-    primitives,
-    temp_bytes,
-)
-
-
-# tasks, size, chunks, lanes
-LAYOUTS = [
-    (50, 16, 4, 13),
-    (50, 25, 2, 25),
-    (50, 49, 2, 25),
-    (7, 3, 3, 3),
-    (6, 3, 2, 3),
-    (5, 1, 5, 1),
-    (101, 100, 2, 51),
-]
-
-
-@pytest.mark.parametrize(("n", "size", "chunks", "lanes"), LAYOUTS)
-def test_balanced_chunks(n: int, size: int, chunks: int, lanes: int) -> None:
-    mapped = bk.Chunked(size)(jnp.sin)
-    x = np.ones((n, 2))
-    assert outputs_of(mapped, "sin", x) == [(lanes, 2)]
-    jaxpr = jax.make_jaxpr(mapped)(x)
-    scans = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
-    assert [eqn.params["length"] for eqn in scans] == [chunks]
+from ..helpers import BATCHERS, assert_same, primitives, temp_bytes
 
 
 @pytest.mark.parametrize("n", [6, 7, 8])
