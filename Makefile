@@ -55,7 +55,7 @@ blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
 	$(BIN)/pytest $(PARALLEL) README.md docs batchkit
 
 slow: $(DEV) ## Run the slow tests.
-	$(BIN)/pytest $(PARALLEL) -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest $(PARALLEL) -m slow
 
 # Checking the types of every call takes as long as the tests themselves. It is part of
 # `make matrix` and not of `make test`, where pyright checks types.

@@ -1,28 +1,38 @@
-"""The device and the compilation cache of all tests, and how code blocks are run.
+"""Device, compiler settings and compilation cache of all tests; running code blocks.
 
 Every `python` block of a Markdown page and of a docstring in the package is a test. The
 blocks of one page run from top to bottom and share their names, as a reader types them
 in. A block in a docstring starts from nothing: it has to work copied on its own.
 """
 
+import importlib.metadata
 import os
 from typing import Any
 
 import pytest
+from packaging.version import Version
 from sybil import Example, Sybil
 from sybil.document import PythonDocStringDocument
 from sybil.example import NotEvaluated
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 
-# JAX reads both when it first looks for devices, hence before any import of it. With
+# JAX reads these when it first looks for devices, hence before any import of it. With
 # four host devices sharding is tested on any machine; on the CPU the results are the
-# same on any machine. What the user has set stands.
-_COUNT = "--xla_force_host_platform_device_count"
-_flags = os.environ.get("XLA_FLAGS", "")
-if _COUNT not in _flags:
-    os.environ["XLA_FLAGS"] = f"{_flags} {_COUNT}=4".strip()
+# same on any machine. Values that the user has set are kept.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling takes most of the time of the tests, and their programs run for milliseconds:
+# without optimization it takes a quarter. `make slow` and `make matrix` optimize.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+_defaults = {"--xla_force_host_platform_device_count": "4"}
+# Later versions have no such flag, and XLA ends a process that passes an unknown one.
+_has_emitters = Version(importlib.metadata.version("jaxlib")) < Version("0.11")
+if _has_emitters and os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    _defaults["--xla_cpu_use_fusion_emitters"] = "false"
+_flags = os.environ.get("XLA_FLAGS", "").split()
+_set = {flag.split("=")[0] for flag in _flags}
+_flags += [f"{name}={x}" for name, x in _defaults.items() if name not in _set]
+os.environ["XLA_FLAGS"] = " ".join(_flags)
 
 
 @pytest.fixture(scope="session", autouse=True)

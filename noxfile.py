@@ -70,7 +70,9 @@ def _install(session: nox.Session, *pins: str) -> None:
 
 def _test(session: nox.Session, *options: str) -> None:
     parallel = ("--numprocesses", "auto", "--dist", "loadfile")
-    session.run("pytest", *parallel, *options, "tests", *session.posargs)
+    # As users compile: `make test` leaves out most of XLA's optimizations.
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    session.run("pytest", *parallel, *options, "tests", *session.posargs, env=env)
 
 
 @nox.session(python=PYTHONS)
