@@ -12,10 +12,10 @@ from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
+from ._chain_run import for_readers
 from ._programs import Chains, ChainState, Draw
 from ._progress import ChainProgress
 from ._sampler import Tuned
-from ._saved import for_readers
 from ._starts import check_states
 from ._warmup import segment_of_draws, windows_of
 

@@ -1,47 +1,42 @@
-"""What chains have found, and whether to trust it."""
+"""The result of chains, its checks, and its file."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, Self, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from .._util._table import html_table, table
-from ..run._environment import Provenance, provenance_rows
-from ..run._file import understood
-from ..run._result_file import AGAIN
-from ..run._summary import QUANTILES
+from ..run._environment import Provenance
+from ..run._result_file import Arrays, Header, numbers, typed
+from ..run._structure import put_together
+from ..run._trees import array_names, names_to_save
 from ._convergence import Convergence
 from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
-from ._exports import sample_stats_of, to_arviz
-from ._saved import load_chains, save_chains
-from ._summary import ChainSummary, named_numbers, summary_of_draws
+from ._draws import AbstractDraws, ChainSeconds, named_numbers
+
+
+_REAL: Final = (jnp.floating,)
+_COUNT: Final = (jnp.integer, jnp.bool_)
+# Statistics with one number for each draw.
+_OF_DRAWS: Final = {
+    "logdensity": _REAL,
+    "diverging": _COUNT,
+    "acceptance_rate": _REAL,
+    "num_integration_steps": _COUNT,
+    "tree_depth": _COUNT,
+    "energy": _REAL,
+}
+# Results of the warm-up of each chain.
+_OF_CHAINS: Final = ("step_size", "inverse_mass_matrix")
+# Fields of draws in a checkpoint that have another name in a result.
+_IN_CHECKPOINT: Final = {"samples": "position", "acceptance_rate": "acceptance"}
 
 
 @final
-class ChainSeconds(NamedTuple):
-    """How long chains took: to compile, to warm up, to sample, and to be diagnosed.
-
-    `diagnostics` is the time for R-hat, the effective sample sizes and the warnings.
-
-    ```python
-    import batchkit as bk
-
-    assert sum(bk.ChainSeconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
-    ```
-    """
-
-    compile: float
-    warmup: float
-    sampling: float
-    diagnostics: float = 0.0
-
-
-@final
-class ChainRun:
+class ChainRun(AbstractDraws):
     """The result of Markov chain Monte Carlo: draws, and whether to trust them.
 
     R-hat and the effective sample sizes are those of Vehtari et al. (2021, Bayesian
@@ -60,6 +55,9 @@ class ChainRun:
     print(run.summary())
     ```
     """
+
+    _title = "chains"
+    _positions = ("samples",)
 
     def __init__(
         self,
@@ -81,7 +79,7 @@ class ChainRun:
 
         - `samples`: the draws, a pytree of arrays of shape `(chains, draws, ...)`.
         - `logdensity`: the log-density of each draw. This and the others are None by
-            default, if the sampler does not tell.
+            default, for samplers that do not report them.
         - `diverging`: how many transitions diverged on the way to each draw.
         - `acceptance_rate`: the mean acceptance rate on the way to each draw.
         - `num_integration_steps`: the integration steps on the way to each draw.
@@ -109,7 +107,6 @@ class ChainRun:
                 f"ChainRun(samples=...): every array must have the shape (chains, "
                 f"draws, ...), with the same chains and draws; got {sorted(shapes)}."
             )
-        ((self.num_chains, self.num_samples),) = shapes
         self.logdensity = logdensity
         self.diverging = diverging
         self.acceptance_rate = acceptance_rate
@@ -129,210 +126,46 @@ class ChainRun:
             diverging=diverging,
             tree_depth=tree_depth,
             max_tree_depth=max_tree_depth,
-            # Where no step size was tuned there was no warm-up to prolong.
+            # Without a tuned step size there was no warm-up to prolong.
             remedies=OF_ALGORITHM if step_size is None else OF_API,
         )
         measured = (time.perf_counter() - start,) if len(seconds) == 3 else ()
-        self.seconds = ChainSeconds(*seconds, *measured)
+        self._seconds = ChainSeconds(*seconds, *measured)
 
     @property
-    def rhat(self) -> PyTree:
-        """Split R-hat of ranks, of each number of a position; 1 if chains agree."""
-        return self._convergence.rhat
-
-    @property
-    def ess_bulk(self) -> PyTree:
-        """The effective sample size of each number for its mean or median."""
-        return self._convergence.ess_bulk
-
-    @property
-    def ess_tail(self) -> PyTree:
-        """The effective sample size of each number for its 5 % and 95 % quantiles."""
-        return self._convergence.ess_tail
+    def seconds(self) -> ChainSeconds:
+        """The wall time: to compile, to warm up, to sample and to diagnose."""
+        return self._seconds
 
     @property
     def divergences(self) -> Int[np.ndarray, " chains"] | None:
-        """How many transitions of each chain diverged; None if that is not known."""
+        """The number of divergent transitions of each chain; None if unknown."""
         return None if self.diverging is None else np.sum(self.diverging, axis=1)
 
     @property
     def acceptance(self) -> Float[np.ndarray, " chains"] | None:
-        """The mean acceptance rate of each chain; None if that is not known."""
+        """The mean acceptance rate of each chain; None if unknown."""
         rate = self.acceptance_rate
         return None if rate is None else np.mean(rate, axis=1)
 
-    def summary(
-        self,
-        *,
-        quantiles: Sequence[float] = QUANTILES,
-        transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> ChainSummary:
-        """Return a table of the parameters: mean, deviation, quantiles, R-hat, ESS.
-
-        ```python
-        import jax.numpy as jnp
-        import numpy as np
-        import batchkit as bk
-
-        draws = np.random.default_rng(0).normal(size=(4, 1000))
-        run = bk.ChainRun({"log_mass": draws})
-        found = run.summary(
-            quantiles=(0.16, 0.84), transform=lambda p: {"mass": jnp.exp(p["log_mass"])}
-        )
-        assert abs(found["mass"]["84 %"] - np.exp(0.994)) < 0.3
-        ```
-
-        **Arguments:**
-
-        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
-        - `transform`: a function from one position to what is shown in its place, such
-            as the parameters whose logarithms were sampled. It is mapped over draws in
-            chunks. By default positions are shown as they are.
-
-        **Returns:**
-
-        A `ChainSummary`, which prints as a table and has `to_dataframe` and `to_latex`.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
-        `TypeError` if `transform` does not return real numbers.
-        """
-        return summary_of_draws(
-            self.samples,
-            self._convergence,
-            transform,
-            quantiles,
-            "ChainRun.summary",
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the run to a file, from which `load` makes it again, bit for bit.
-
-        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
-        arrays are in `arrays`, such as `arrays/samples/mass` and `arrays/logdensity`;
-        the rest is JSON in `header`. Another result at that path is replaced whole or
-        not at all; any other file stays.
-
-        ```python
-        import os
-        import tempfile
-        import numpy as np
-        import batchkit as bk
-
-        run = bk.ChainRun({"x": np.random.default_rng(0).normal(size=(4, 100))})
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "result.h5")
-            run.save(path)
-            again = bk.ChainRun.load(path)
-        assert np.all(again.samples["x"] == run.samples["x"])
-        ```
-
-        **Arguments:**
-
-        - `path`: the file, in a folder that exists.
-
-        **Raises:**
-
-        `CheckpointError` if it cannot be written, or if there is a file that is no
-        result of batchkit; `TypeError` if samples hold anything but numbers.
-        """
-        save_chains(path, self)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], *, like: PyTree | None = None) -> "ChainRun":
-        """Read a run that `save` wrote, or the checkpoint of one.
-
-        A checkpoint of a run that has not ended gives the draws that were saved.
-
-        **Arguments:**
-
-        - `path`: the file.
-        - `like`: a position with the structure to have; only the structure counts. By
-            default dicts, lists and tuples are what they were, and in place of a class,
-            such as a NamedTuple, there is a dict of its fields: a file holds no code.
-
-        **Returns:**
-
-        The run, with the bits and dtypes that it had. Warnings are looked for anew.
-
-        **Raises:**
-
-        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
-        another kind, or in a newer format; `ValueError` if `like` has other names.
-        """
-        samples, told = load_chains(path, like)
-        with understood(os.fspath(path), AGAIN):
-            return ChainRun(samples, **told)
-
-    def to_arviz(
-        self,
-        *,
-        log_likelihood: Callable[[PyTree], PyTree] | None = None,
-        transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> Any:
-        """The run for ArviZ.
-
-        It needs `pip install 'batchkit-jax[arviz]'`. The groups are
-
-        - `posterior`: each array of a position under its name (`"lens.mass"`).
-        - `sample_stats`, as far as the sampler tells: `lp`, `diverging` (whether any
-            transition on the way to a draw did), `acceptance_rate`, `n_steps`,
-            `tree_depth`, `reached_max_treedepth`, `energy` and `step_size`.
-        - `log_likelihood`, if the argument is given: what `arviz.loo` and
-            `arviz.compare` work on.
-
-        ```python
-        import jax
-        import numpy as np
-        import batchkit as bk
-
-        draws = np.random.default_rng(0).normal(size=(4, 100, 2))
-        y = np.array([0.3, -1.2, 0.8])
-
-        def log_likelihood(position):
-            return jax.scipy.stats.norm.logpdf(y, position["x"][0], 1.0)
-
-        data = bk.ChainRun({"x": draws}).to_arviz(log_likelihood=log_likelihood)
-        assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
-        assert data.log_likelihood["y"].shape == (4, 100, 3)
-        ```
-
-        **Arguments:**
-
-        - `log_likelihood`: a function from one position to the log-likelihoods of the
-            observations, an array with one number for each (its variable is `y`) or a
-            dict of such by name. It is mapped over draws in chunks. By default the
-            group is left out.
-        - `transform`: a function from one position to what `posterior` has in its
-            place, such as the parameters whose logarithms were sampled. It is mapped
-            over draws in chunks. By default positions are there as they are.
-
-        **Returns:**
-
-        What the installed ArviZ works on: an `xarray.DataTree`, or an
-        `arviz.InferenceData` before ArviZ 1.0.
-
-        **Raises:**
-
-        `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
-        name of another or of an axis; `TypeError` if `log_likelihood` does not return
-        arrays of numbers for observations.
-        """
-        return to_arviz(
-            self.samples,
-            sample_stats_of(self),
-            log_likelihood,
-            transform,
-            self.seconds.sampling,
-            "ChainRun.to_arviz",
-        )
-
-    def __repr__(self) -> str:
-        return table(_HEAD, self._rows())
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
+    def _sample_stats(self) -> dict[str, Any]:
+        shape = (self.num_chains, self.num_samples)
+        diverging, depth, step = self.diverging, self.tree_depth, self.step_size
+        reached = None
+        if depth is not None and self.max_tree_depth is not None:
+            reached = np.asarray(depth) >= self.max_tree_depth
+        if step is not None:
+            step = np.broadcast_to(np.asarray(step)[:, None], shape)
+        return {
+            "lp": self.logdensity,
+            "diverging": None if diverging is None else np.asarray(diverging) > 0,
+            "acceptance_rate": self.acceptance_rate,
+            "n_steps": self.num_integration_steps,
+            "tree_depth": depth,
+            "energy": self.energy,
+            "reached_max_treedepth": reached,
+            "step_size": step,
+        }
 
     def _rows(self) -> list[tuple[str, str]]:
         bulk, tail = _extreme(self.ess_bulk, min), _extreme(self.ess_tail, min)
@@ -346,34 +179,93 @@ class ChainRun:
         if self.divergences is not None:
             rows.append(("divergences", f"{np.sum(self.divergences):,}"))
         for name, values, form in (
-            ("acceptance", self.acceptance, "{:.2f}"),
-            ("step size", self.step_size, "{:.3g}"),
-            ("tree depth", self.tree_depth, "{:.0f}"),
-            ("integration steps", self.num_integration_steps, "{:,.0f}"),
+            ("acceptance", self.acceptance, ".2f"),
+            ("step size", self.step_size, ".3g"),
+            ("tree depth", self.tree_depth, ".0f"),
+            ("integration steps", self.num_integration_steps, ",.0f"),
         ):
             if values is not None:
-                rows.append((name, _range(values, form)))
+                low, mean, high = np.min(values), np.mean(values), np.max(values)
+                rows.append((name, f"{low:{form}} to {high:{form}}, mean {mean:.3g}"))
         times = (
             "{:.1f} to compile, {:.1f} to warm up, {:.1f} to sample, {:.1f} for R-hat "
             "and ESS"
         )
-        rows.append(("seconds", times.format(*self.seconds)))
-        rows += provenance_rows(self.provenance)
-        return rows + [("warning", str(warning)) for warning in self.warnings]
+        return [*rows, ("seconds", times.format(*self.seconds))]
+
+    def _values(self) -> dict[str, Any]:
+        depth = self.max_tree_depth
+        return {
+            "samples": self.samples,
+            **{name: getattr(self, name) for name in (*_OF_DRAWS, *_OF_CHAINS)},
+            "max_tree_depth": None if depth is None else int(depth),
+            "seconds": [float(x) for x in self.seconds],
+        }
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        shape = jax.tree.leaves(values["samples"])[0].shape[:2]
+        # An inverse mass matrix has one or two more axes.
+        kinds = {**_OF_DRAWS, **dict.fromkeys(_OF_CHAINS, _REAL)}
+        for name, real_or_count in kinds.items():
+            expected = shape if name in _OF_DRAWS else shape[:1]
+            array = typed(values, name, np.ndarray, type(None))
+            if array is not None and not (
+                any(jnp.issubdtype(array.dtype, kind) for kind in real_or_count)
+                and array.shape[: len(expected)] == expected
+            ):
+                raise ValueError(f"its {name} is {array.dtype} of shape {array.shape}")
+        return cls(
+            values["samples"],
+            **{name: values[name] for name in kinds},
+            max_tree_depth=typed(values, "max_tree_depth", int, type(None)),
+            # Checkpoints and older files have no time of the diagnostics.
+            seconds=numbers(values, "seconds", 3, 4),
+            provenance=values["provenance"],
+        )
+
+    @staticmethod
+    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any] | None:
+        if header.get("kind") != "run of chains":
+            return None
+        names = header.get("result")
+        if names is None or names["position"] is None:
+            raise ValueError(
+                "it is a checkpoint without the names of parameters; call run_chains "
+                "with checkpoint= to have its result"
+            )
+
+        def found(name: str) -> Any:
+            places = put_together(names.get(_IN_CHECKPOINT.get(name, name)), {})
+            return jax.tree.map(lambda x: arrays[x], places)
+
+        return {
+            **{name: found(name) for name in ("samples", *_OF_DRAWS, *_OF_CHAINS)},
+            "max_tree_depth": header["max_tree_depth"],
+            "seconds": header["seconds"],
+            "provenance": header.get("provenance", []),
+        }
 
 
-_HEAD: Final = ("chains", "")
+def for_readers(state: Any, draws: Any) -> dict[str, Any]:
+    """Return header entries with which `ChainRun.load` reads a checkpoint.
+
+    The state is saved under "state", and each field of the draws under "draws".
+    """
+    names = {
+        name: array_names(f"draws/{name}", part)
+        for name, part in draws._asdict().items()
+    }
+    adaptation = array_names("state", state).adaptation
+    tuned = {} if adaptation is None else adaptation._asdict()
+    names |= {name: tuned[name] for name in _OF_CHAINS if name in tuned}
+    return {name: names_to_save(x) for name, x in names.items()}
 
 
-def _extreme(tree: PyTree, which: Any) -> tuple[str, float]:
-    """The largest or smallest number of a pytree, with its name; NaN before all."""
+def _extreme(tree: PyTree, which: Callable[..., Any]) -> tuple[str, float]:
+    """Return the name and value of the largest or smallest number; NaN before all."""
     named = named_numbers(tree)
     for name, value in named:
         if np.isnan(value):
             return name, value
     return which(named, key=lambda pair: pair[1])
-
-
-def _range(values: np.ndarray, form: str) -> str:
-    low, mean, high = np.min(values), np.mean(values), np.max(values)
-    return f"{form.format(low)} to {form.format(high)}, mean {mean:.3g}"

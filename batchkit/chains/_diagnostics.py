@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from ..run._diagnostic import Diagnostic
 from ._convergence import FEWEST_DRAWS, Convergence
-from ._summary import named_numbers
+from ._draws import named_numbers
 
 
 # What Vehtari et al. (2021, arXiv:1903.08008) recommend.

@@ -1,4 +1,4 @@
-"""Statistics of transitions: which a sampler reports of each, and those of a draw."""
+"""Statistics of transitions, and of the draws at their ends."""
 
 from typing import Any, Final, NamedTuple, final
 
@@ -43,7 +43,7 @@ class Statistics(NamedTuple):
 
 
 def statistics_of(info: Any) -> Statistics:
-    """The statistics of a transition, from the info that blackjax returns."""
+    """Return the statistics of a transition, from the info that blackjax returns."""
 
     def scalar(name: str, dtype: Any) -> Any:
         value = getattr(info, name, None)
@@ -61,7 +61,7 @@ def statistics_of(info: Any) -> Statistics:
 
 
 def no_statistics(like: Statistics) -> Statistics:
-    """Return the statistics of no transition, of given shapes; to be added to."""
+    """Return the statistics of no transition, with the shapes of others."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
 
 
@@ -82,11 +82,11 @@ def added(before: Statistics, last: Statistics) -> Statistics:
 
 
 def _energy(info: Any, energy: Any) -> Any:
-    """The energy at the state that was drawn.
+    """Compute the energy at the state that was drawn.
 
-    NUTS reports this one. Samplers that accept or reject report that of the proposal,
-    also if it was rejected. The state before it has less by `-log(acceptance rate)`,
-    unless the rate underflowed to zero; then nothing in the info says how much less.
+    NUTS reports it. Samplers that accept or reject report the energy of the proposal,
+    also if it was rejected. At the state before it the energy is smaller by
+    `-log(acceptance rate)`; if the rate underflowed to zero, it is unknown.
     """
     accepted = getattr(info, "is_accepted", None)
     if energy is None or accepted is None:

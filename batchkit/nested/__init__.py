@@ -9,10 +9,9 @@ from ._insertion import (
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
-from ._nested_run import NestedRun as NestedRun
+from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
 from ._progress import NestedProgress as NestedProgress
 from ._run_nested import run_nested as run_nested
-from ._seconds import Seconds as Seconds
 from ._status import Count as Count, NestedStatus as NestedStatus
 from ._stop import (
     AbstractStop as AbstractStop,

@@ -24,10 +24,9 @@ from ._chains_moved import describe_moves
 from ._dead import DeadPoints, dead_points
 from ._diagnostics import diagnose
 from ._guard import Rejected
-from ._nested_run import NestedRun
+from ._nested_run import NestedRun, for_readers
 from ._programs import Dying, NestedPrograms, RunState
 from ._progress import NestedProgress, progress_of, total_steps
-from ._saved import for_readers
 from ._stop import AbstractStop, rules_met
 
 

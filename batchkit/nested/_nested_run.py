@@ -1,46 +1,67 @@
-"""What a nested sampling run has found."""
+"""The result of a nested sampling run, its file, and its forms for other packages."""
 
 import functools
-import os
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, Self, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
-from .._util._table import html_table, table
 from ..batchers import AbstractBatcher, Vmap
-from ..run._diagnostic import Diagnostic
+from ..run._datatree import datatree
+from ..run._diagnostic import Diagnostic, diagnostics_as_saved, diagnostics_from
 from ..run._environment import Provenance
-from ..run._file import understood
+from ..run._extras import extra
 from ..run._keys import check_key
-from ..run._over_draws import over_draws, with_derived
-from ..run._result_file import AGAIN
-from ..run._summary import QUANTILES, Summary
-from ._dead import DeadPoints
-from ._exports import to_anesthetic, to_arviz
-from ._merge import merged
-from ._rows import HEAD, rows_of
-from ._saved import load_nested, save_nested
-from ._seconds import Seconds
+from ..run._names import columns
+from ..run._over_draws import Transform, transformed, with_derived
+from ..run._result import AbstractResult
+from ..run._result_file import Arrays, Header, numbers, typed
+from ..run._structure import describable, put_together
+from ..run._summary import Summary
+from ..run._trees import array_names, names_to_save
+from ._dead import DeadPoints, concatenate, dead_points
+from ._programs import Dying
 from ._volumes import Volumes, generator, resample, simulate
 
 
 _VMAP: Final = Vmap()
+_OF_RUN: Final = ("log_evidence", "log_evidence_err", "information", "ess")
+_LOGS: Final = ("loglikelihood", "loglikelihood_birth", "logprior")
+# anesthetic leaves out points that are born and die at minus infinity, which are those
+# of the prior with a likelihood of zero. So a zero is a low number for it.
+_ZERO: Final = -1e30
+_TAKEN_BY_ANESTHETIC: Final = ("logL", "logL_birth", "nlive", "insertion")
 
 
 @final
-class NestedRun:
+class Seconds(NamedTuple):
+    """How long a nested run took: to compile, and to run what was compiled.
+
+    ```python
+    from batchkit.nested import Seconds
+
+    assert sum(Seconds(compile=1.5, run=20.0)) == 21.5
+    ```
+    """
+
+    compile: float
+    run: float
+
+
+@final
+class NestedRun(AbstractResult[Summary]):
     """The result of nested sampling: evidence, posterior, and whether to trust them.
 
     The evidence and its error come from simulated histories of the prior volume over
     all points, those alive at the end among them (Skilling 2006, Bayesian Analysis
     1(4), 833-859). Likelihoods that tie, a likelihood of zero over part of the prior,
     and any number of points replaced at once are allowed for (Fowlie, Handley and Su
-    2020, arXiv:2010.13884). The error is that of the volumes: it does not know whether
-    the points were drawn as they should be. `warnings` tells what can be seen of that.
+    2020, arXiv:2010.13884). The error is that of the volumes; it does not include
+    points that were not drawn as they should be. `warnings` has the signs of that.
 
     ```python
     import jax
@@ -67,6 +88,9 @@ class NestedRun:
     ```
     """
 
+    _title = "nested run"
+    _positions = ("positions",)
+
     def __init__(
         self,
         dead: DeadPoints,
@@ -84,16 +108,15 @@ class NestedRun:
         """**Arguments:**
 
         - `dead`: all points of the run.
-        - `num_steps`: how many steps were made.
-        - `num_evaluations`: how many likelihoods were evaluated; None if that is not
-            known.
+        - `num_steps`: the number of steps.
+        - `num_evaluations`: the number of evaluated likelihoods; None if unknown.
         - `converged`: whether the run ended because its rule to stop was met.
         - `stop_reason`: why it ended, in words.
         - `key`: a key of JAX, from which the volumes are simulated.
-        - `warnings`: what makes the result doubtful, see `batchkit.nested.diagnose`; by
-            default nothing.
+        - `warnings`: reasons to doubt the result, see `batchkit.nested.diagnose`; by
+            default none.
         - `seconds`: how long it took to compile and to run; 0 and 0 by default.
-        - `settings`: what the run was asked for, by name; empty by default.
+        - `settings`: the arguments of the run by name; empty by default.
         - `provenance`: which versions computed it from which step on, a
             `batchkit.run.Provenance` for each; empty by default.
 
@@ -138,9 +161,10 @@ class NestedRun:
 
     @property
     def information(self) -> float:
-        """By how much the data narrow the prior, in nats; the mean over the volumes.
+        """The Kullback-Leibler divergence of the posterior from the prior, in nats.
 
-        The Kullback-Leibler divergence of the posterior from the prior (Skilling 2006).
+        The mean over the simulated volumes. It says by how much the data narrow the
+        prior (Skilling 2006).
         """
         return float(np.mean(self._volumes.information))
 
@@ -156,9 +180,9 @@ class NestedRun:
     def ess(self) -> float:
         """The effective sample size of the weights, `(sum w)^2 / sum w^2`.
 
-        This is Kish's (1965, Survey Sampling): so many equally weighted points would
-        tell a mean as well, if the volumes were known. What goes with the likelihood is
-        known less well than that.
+        This is Kish's (1965, Survey Sampling): the number of equally weighted points
+        that would estimate a mean as well, if the volumes were known. Means of
+        quantities that go with the likelihood have larger errors than that.
         """
         return float(1 / np.sum(self.weights**2))
 
@@ -170,34 +194,15 @@ class NestedRun:
         *,
         batcher: AbstractBatcher = _VMAP,
     ) -> PyTree:
-        """Draws positions from the posterior, all of equal weight.
+        """Draw positions from the posterior, all of equal weight.
 
         Each point is drawn as often as its weight says, rounded up or down (systematic
         resampling), so more draws than `ess` are drawn repeatedly.
 
-        ```python
-        import jax
-        import jax.numpy as jnp
-        import batchkit as bk
-
-        x = jnp.linspace(0.0, 1.0, 100)
-        dead = bk.DeadPoints(x, -x, jnp.full(100, -jnp.inf), jnp.zeros(100))
-        run = bk.NestedRun(
-            dead,
-            num_steps=0,
-            num_evaluations=100,
-            converged=True,
-            stop_reason="nothing to do",
-            key=jax.random.key(0),
-        )
-        x, square = run.posterior(jax.random.key(1), 50, jnp.square)
-        assert jnp.all(square == x**2)
-        ```
-
         **Arguments:**
 
         - `key`: a key of JAX.
-        - `n`: how many to draw.
+        - `n`: the number of draws.
         - `derived_fn`: computes more quantities from one position, as
             `jax.vmap(derived_fn)` takes it; none by default.
         - `batcher`: how the positions are laid out for `derived_fn`. By default all at
@@ -214,117 +219,22 @@ class NestedRun:
         derived quantity has the name of a parameter.
         """
         check_key(key, "posterior", "key")
-        if n < 1:
-            raise ValueError(
-                f"posterior(n={n}): n must be at least 1, a number of draws."
-            )
-        chosen = resample(self.weights, n, generator(key))
-        draws = jax.tree.map(
-            lambda leaf: jnp.asarray(leaf[chosen]), self.dead.positions
-        )
+        chosen = self._resample(n, key, "posterior")
+        draws = jax.tree.map(lambda x: jnp.asarray(x[chosen]), self.dead.positions)
         return draws if derived_fn is None else with_derived(draws, derived_fn, batcher)
 
-    def summary(
-        self,
-        *,
-        quantiles: Sequence[float] = QUANTILES,
-        transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> Summary:
-        """Return a table of the parameters: mean, deviation and quantiles.
+    def _resample(self, n: int, key: Any, caller: str) -> np.ndarray:
+        """Draw indices of points; without a key, with one that comes from the run's."""
+        if n < 1:
+            raise ValueError(
+                f"{caller}(n={n}): n must be at least 1, a number of draws."
+            )
+        key = jax.random.fold_in(self.key, n) if key is None else key
+        return resample(self.weights, n, generator(key))
 
-        **Arguments:**
-
-        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
-        - `transform`: a function from one position to what is shown in its place, such
-            as the parameters whose logarithms were sampled. It is mapped over points in
-            chunks. By default positions are shown as they are.
-
-        **Returns:**
-
-        A `Summary`, which prints as a table and has `to_dataframe` and `to_latex`.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
-        `TypeError` if `transform` does not return real numbers.
-        """
-        shown = self.dead.positions
-        if transform is not None:
-            shown = over_draws(transform, shown, "NestedRun.summary", dims=1)
+    def _summary(self, quantiles: Sequence[float], transform: Transform) -> Summary:
+        shown = transformed(transform, self.dead.positions, "NestedRun.summary", dims=1)
         return Summary(shown, self.weights, quantiles)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the run to a file, from which `load` makes it again, bit for bit.
-
-        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
-        arrays are in `arrays`, such as `arrays/positions/mass`, `arrays/loglikelihood`
-        and `arrays/weights`; the rest is JSON in `header`. Another result at that path
-        is replaced whole or not at all; any other file stays.
-
-        ```python
-        import os
-        import tempfile
-        import jax
-        import numpy as np
-        import batchkit as bk
-
-        x = np.random.default_rng(0).uniform(size=100)
-        run = bk.NestedRun(
-            bk.DeadPoints({"x": x}, -x, np.full(100, -np.inf), np.zeros(100)),
-            num_steps=0,
-            num_evaluations=100,
-            converged=True,
-            stop_reason="nothing to do",
-            key=jax.random.key(0),
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "result.h5")
-            run.save(path)
-            again = bk.NestedRun.load(path)
-        assert again.log_evidence == run.log_evidence
-        ```
-
-        **Arguments:**
-
-        - `path`: the file, in a folder that exists.
-
-        **Raises:**
-
-        `CheckpointError` if it cannot be written, or if there is a file that is no
-        result of batchkit; `TypeError` if positions hold anything but numbers. Of
-        settings that are neither numbers, text nor arrays, the text is saved.
-        """
-        save_nested(path, self)
-
-    @staticmethod
-    def load(
-        path: str | os.PathLike[str], *, like: PyTree | None = None
-    ) -> "NestedRun":
-        """Read a run that `save` wrote, or the checkpoint of one.
-
-        A checkpoint of a run that has not ended gives the result so far, from the
-        points that had died and those that were alive; its `converged` is False and
-        `warnings` is empty.
-
-        **Arguments:**
-
-        - `path`: the file.
-        - `like`: a position with the structure to have; only the structure counts. By
-            default dicts, lists and tuples are what they were, and in place of a class,
-            such as a NamedTuple, there is a dict of its fields: a file holds no code.
-
-        **Returns:**
-
-        The run, with the bits and dtypes that it had.
-
-        **Raises:**
-
-        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
-        another kind, or in a newer format; `ValueError` if `like` has other names.
-        """
-        dead, told = load_nested(path, like)
-        with understood(os.fspath(path), AGAIN):
-            return NestedRun(dead, **told)
 
     # Static, since no run comes before the others and the class has no subclasses.
     @staticmethod
@@ -374,8 +284,35 @@ class NestedRun:
         dtype, or if two runs are the same.
         """
         runs = list(runs)
-        dead, arguments = merged(runs)
-        return runs[0] if len(runs) == 1 else NestedRun(dead, **arguments)
+        _check_mergeable(runs)
+        first = runs[0]
+        if len(runs) == 1:
+            return first
+        counts = [run.num_evaluations for run in runs]
+        reasons = dict.fromkeys(run.stop_reason for run in runs)
+        provenance: list[Provenance] = []
+        for each in itertools.chain.from_iterable(run.provenance for run in runs):
+            if each not in provenance:
+                provenance.append(each)
+        return NestedRun(
+            concatenate([run.dead for run in runs]),
+            num_steps=sum(run.num_steps for run in runs),
+            num_evaluations=None if None in counts else sum(filter(None, counts)),
+            converged=all(run.converged for run in runs),
+            stop_reason=f"{len(runs)} runs: {'; '.join(reasons)}",
+            key=jax.random.fold_in(first.key, len(runs)),
+            warnings=tuple(dict.fromkeys(x for run in runs for x in run.warnings)),
+            seconds=(
+                sum(run.seconds.compile for run in runs),
+                sum(run.seconds.run for run in runs),
+            ),
+            settings={
+                name: value
+                for name, value in first.settings.items()
+                if all(_equal(value, run.settings.get(name)) for run in runs)
+            },
+            provenance=provenance,
+        )
 
     def to_arviz(
         self,
@@ -384,7 +321,7 @@ class NestedRun:
         *,
         transform: Callable[[PyTree], PyTree] | None = None,
     ) -> Any:
-        """The run for ArviZ, whose draws are all of equal weight.
+        """Return the run for ArviZ, with draws of equal weight.
 
         It needs `pip install 'batchkit-jax[arviz]'`. The groups are
 
@@ -417,7 +354,7 @@ class NestedRun:
 
         **Arguments:**
 
-        - `n`: how many to draw; by default as many as `ess`.
+        - `n`: the number of draws; by default `ess`, rounded.
         - `key`: a key of JAX; by default one that comes from the run's.
         - `transform`: a function from one position to what stands in its place, such
             as the parameters whose logarithms were sampled. It is mapped over points in
@@ -425,22 +362,47 @@ class NestedRun:
 
         **Returns:**
 
-        What the installed ArviZ works on: an `xarray.DataTree`, or an
-        `arviz.InferenceData` before ArviZ 1.0. ArviZ knows no chains here, so R-hat and
-        Monte Carlo errors of it mean nothing.
+        An `xarray.DataTree`, or an `arviz.InferenceData` before ArviZ 1.0. ArviZ's
+        R-hat and Monte Carlo errors mean nothing here, since there are no chains.
 
         **Raises:**
 
         `ImportError` if ArviZ is not installed; `ValueError` if `n` is below one, or if
         a parameter has the name of another or of an axis.
         """
-        return to_arviz(self, n, key, transform)
+        caller = "NestedRun.to_arviz"
+        n = max(1, round(self.ess)) if n is None else n
+        chosen = self._resample(n, key, caller)
+        dead = self.dead
+        positions = transformed(transform, dead.positions, caller, dims=1)
+        logs = {"loglikelihood": dead.loglikelihood, "logprior": dead.logprior}
+        of_draws = {
+            **logs,
+            "lp": dead.loglikelihood + dead.logprior,
+            "point": np.arange(len(dead)),
+        }
+        of_points = {
+            "weight": self.weights,
+            **logs,
+            "loglikelihood_birth": dead.loglikelihood_birth,
+            "num_live": dead.num_live,
+        }
+        of_run = {name: getattr(self, name) for name in _OF_RUN}
+        draws = jax.tree.map(lambda x: x[chosen][None], (positions, of_draws))
+        groups = {
+            "posterior": (("chain", "draw"), draws[0]),
+            "sample_stats": (("chain", "draw"), draws[1]),
+            "constant_data": ((), of_run),
+            "dead_points": (("point",), positions),
+            "dead_stats": (("point",), of_points),
+        }
+        return datatree(groups, self.seconds.run, caller)
 
     def to_anesthetic(self) -> Any:
-        """The run for anesthetic, with all points, their births and their deaths.
+        """Return all points for anesthetic, with their births and their deaths.
 
         It needs `pip install 'batchkit-jax[anesthetic]'`. A likelihood of zero becomes
-        `exp(-1e30)`, for anesthetic leaves points out that lie at minus infinity.
+        `exp(-1e30)`, because anesthetic leaves out points that lie at minus infinity.
 
         ```python
         import jax
@@ -470,10 +432,171 @@ class NestedRun:
         `ImportError` if anesthetic is not installed; `ValueError` if a parameter has
         the name of another, or one that anesthetic gives.
         """
-        return to_anesthetic(self)
+        caller = "NestedRun.to_anesthetic"
+        anesthetic = extra("anesthetic", "anesthetic", caller)
+        named = list(columns(self.dead.positions))
+        names = [name for name, _ in named]
+        taken = {x for x in names if x in _TAKEN_BY_ANESTHETIC or names.count(x) > 1}
+        if taken:
+            raise ValueError(
+                f"{caller}: {', '.join(sorted(taken))} cannot name a parameter: it "
+                "names two, or is a name that anesthetic gives. Make a result whose "
+                "positions have other names."
+            )
+        logl = self.dead.loglikelihood.astype(np.float64)
+        birth = self.dead.loglikelihood_birth.astype(np.float64)
+        lowest = np.min(logl, where=np.isfinite(logl), initial=0.0)
+        zero = min(_ZERO, 2 * lowest)
+        # A finite birth below all likelihoods says that the point was drawn from where
+        # the likelihood is above zero; every other birth is the likelihood of a point.
+        above_zero = (birth < lowest) & ~np.isneginf(birth)
+        return anesthetic.NestedSamples(
+            data=np.stack([x.astype(np.float64) for _, x in named], axis=1),
+            columns=names,
+            logL=np.where(np.isneginf(logl), zero, logl),
+            logL_birth=np.where(above_zero, zero, birth),
+            logzero=-np.inf,
+        )
 
-    def __repr__(self) -> str:
-        return table(HEAD, rows_of(self))
+    def _rows(self) -> list[tuple[str, str]]:
+        count = self.num_evaluations
+        return [
+            (
+                "log-evidence",
+                f"{self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
+            ),
+            ("information", f"{self.information:.2f} nats"),
+            ("effective size", f"{self.ess:,.0f} of {len(self.dead):,} points"),
+            ("steps", f"{self.num_steps:,}"),
+            ("likelihoods", "unknown" if count is None else f"{count:,}"),
+            ("converged", f"{'yes' if self.converged else 'no'}: {self.stop_reason}"),
+            ("seconds", "{:.1f} to compile, {:.1f} to run".format(*self.seconds)),
+        ]
 
-    def _repr_html_(self) -> str:
-        return html_table(HEAD, rows_of(self))
+    def _values(self) -> dict[str, Any]:
+        count = self.num_evaluations
+        return {
+            "positions": self.dead.positions,
+            **{name: getattr(self.dead, name) for name in _LOGS},
+            "key": self.key,
+            "num_steps": int(self.num_steps),
+            "num_evaluations": None if count is None else int(count),
+            "converged": bool(self.converged),
+            "stop_reason": str(self.stop_reason),
+            "warnings": diagnostics_as_saved(self.warnings),
+            "seconds": [float(x) for x in self.seconds],
+            "settings": describable(self.settings),
+            # For other readers: batchkit computes them from the points and the key.
+            "weights": self.weights,
+            "log_evidence": self.log_evidence,
+            "log_evidence_err": self.log_evidence_err,
+        }
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        dead = DeadPoints(values["positions"], *(values[name] for name in _LOGS))
+        if not all(
+            jnp.issubdtype(getattr(dead, name).dtype, jnp.floating) for name in _LOGS
+        ):
+            raise ValueError("its log-likelihoods or log-priors are no real numbers")
+        check_key(key := jnp.asarray(values["key"]), "NestedRun.load")
+        return cls(
+            dead,
+            num_steps=typed(values, "num_steps", int),
+            num_evaluations=typed(values, "num_evaluations", int, type(None)),
+            converged=typed(values, "converged", bool),
+            stop_reason=typed(values, "stop_reason", str),
+            key=key,
+            warnings=diagnostics_from(typed(values, "warnings", list)),
+            seconds=Seconds(*numbers(values, "seconds", 2)),
+            settings=typed(values, "settings", dict),
+            provenance=values["provenance"],
+        )
+
+    @staticmethod
+    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any] | None:
+        if header.get("kind") != "nested run":
+            return None
+        names = header.get("result")
+        if names is None or None in (names["live"], names["dead"]):
+            raise ValueError(
+                "it is a checkpoint without the names of parameters; call run_nested "
+                "with checkpoint= to have its result"
+            )
+        parts = []
+        for part in ("dead", "live"):
+            places = put_together(names[part], {})
+            points = jax.tree.map(lambda x: arrays[x], places)
+            fields = "positions", "logprior", "loglikelihood", "loglikelihood_birth"
+            parts.append(tuple(points[field] for field in fields))
+        dead = dead_points(parts)
+        step = typed(header, "step", int)
+        ended = names["ended"] or {
+            "stop_reason": f"it was saved after step {step}, and had not ended",
+            "converged": False,
+            "warnings": [],
+        }
+        return {
+            "positions": dead.positions,
+            **{name: getattr(dead, name) for name in _LOGS},
+            "key": arrays["key"],
+            "num_steps": step,
+            "num_evaluations": header["evaluations"],
+            "seconds": header["seconds"],
+            "settings": header["settings"],
+            "provenance": header.get("provenance", []),
+            **{name: ended[name] for name in ("stop_reason", "converged", "warnings")},
+        }
+
+
+def for_readers(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
+    """Return header entries with which `NestedRun.load` reads a checkpoint.
+
+    `state` and `dead` are saved under these names; `run` is None before the end.
+    """
+    particles = array_names("state", state).sampler.particles
+    ended = None
+    if run is not None:
+        ended = {
+            "stop_reason": run.stop_reason,
+            "converged": run.converged,
+            "warnings": diagnostics_as_saved(run.warnings),
+        }
+    return {
+        "live": names_to_save(Dying.of(particles)),
+        "dead": names_to_save(array_names("dead", dead)),
+        "ended": ended,
+    }
+
+
+def _check_mergeable(runs: Sequence[NestedRun]) -> None:
+    if not runs:
+        raise ValueError(
+            "NestedRun.merge(runs=[]): runs must hold at least one run; got none."
+        )
+    shapes = [
+        jax.tree.map(lambda leaf: (leaf.shape[1:], str(leaf.dtype)), run.dead.positions)
+        for run in runs
+    ]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                "NestedRun.merge: the runs must be on one problem, with positions of "
+                f"the same structure, shapes and dtypes; those of run {i} are {shape}, "
+                f"those of run 0 are {shapes[0]}."
+            )
+    for (i, a), (j, b) in itertools.combinations(enumerate(runs), 2):
+        if np.array_equal(a.dead.loglikelihood, b.dead.loglikelihood):
+            raise ValueError(
+                f"NestedRun.merge: the runs must be independent, but runs {i} and {j} "
+                "have the same points, and the error would come out too small. Give "
+                "each run a key of its own, and its live points too."
+            )
+
+
+def _equal(a: object, b: object) -> bool:
+    """Compare two settings; arrays, which have no one truth value, by identity."""
+    try:
+        return a is b or bool(a == b)
+    except (TypeError, ValueError):
+        return False

@@ -10,8 +10,7 @@ from ..chains import ChainRun
 from ..nested import NestedRun
 from ..run._extras import extra
 from ..shards import ShardRun
-from ._axis_numbers import format_median, scale_of
-from ._figure import COLOURS, new_figure
+from ._figure import COLOURS, format_median, new_figure, scale_of
 from ._parameters import format_draws, parameters_of, quantiles, weights_of
 from ._run import evidence_of
 
@@ -91,11 +90,14 @@ def plot_corner(
     columns = [x.values[heavy] for x in parameters]
     ranges = [_range(x, weights) for x in columns]
     scales = [scale_of(*ends) for ends in ranges]
+    # Bins and filter are narrow enough that the contours of 1,000 normal draws contain
+    # 70 % and 96 %.
+    size = 1 / np.sum(weights**2)
     side = 1.4 + 2.0 * count * (1 if count <= 5 else 0.8)
     figure = new_figure(side, side, "plot_corner")
     extra("corner", "plots", "plot_corner").corner(
         np.stack(columns, axis=1),
-        bins=_bins(1 / np.sum(weights**2)),
+        bins=int(np.clip(3 * size ** (1 / 3), 15, 50)),
         range=ranges,
         weights=weights,
         color=COLOURS[0],
@@ -119,26 +121,14 @@ def plot_corner(
         axes[i, i].set_title(format_median(low, middle, high), fontsize=11)
         scales[i].rewrite(axes[-1, i].xaxis)
         scales[i].rewrite(axes[i, 0].yaxis)
-    if count > 1:
-        figure.text(0.98, 0.98, _caption(run), ha="right", va="top")
-    return figure
-
-
-def _caption(run: NestedRun | ChainRun | ShardRun) -> str:
     if isinstance(run, NestedRun):
-        of = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
+        caption = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
     else:
-        of = format_draws(run)
-    return f"{of}\ncontours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}"
-
-
-def _bins(size: float) -> int:
-    """Return the number of bins for an effective sample size.
-
-    The widths of bins and of the filter are small enough that the contours of 1,000
-    normal draws contain 70 % and 96 %.
-    """
-    return int(np.clip(3 * size ** (1 / 3), 15, 50))
+        caption = format_draws(run)
+    if count > 1:
+        caption += f"\ncontours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}"
+        figure.text(0.98, 0.98, caption, ha="right", va="top")
+    return figure
 
 
 def _range(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:

@@ -1,16 +1,16 @@
 """Selection of the parameters in a figure, their labels and their values."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 from ..chains import ChainRun
-from ..chains._summary import pooled_columns
+from ..chains._draws import pooled_columns
 from ..nested import NestedRun
-from ..run._names import columns, leaves
-from ..run._over_draws import over_draws
+from ..run._names import columns, few, leaves
+from ..run._over_draws import Transform, transformed
 from ..shards import ShardRun
 
 
@@ -22,12 +22,10 @@ _MAX_NAMES: Final = 20
 class Parameter(NamedTuple):
     """One scalar parameter of a position.
 
-    - `name`: its name.
     - `label`: the label of its axis.
     - `values`: its value at each point, or at each draw of all chains in turn.
     """
 
-    name: str
     label: str
     values: Float[np.ndarray, " n"]
 
@@ -63,110 +61,63 @@ def parameters_of(
     labels: Mapping[str, str] | None,
     most: int,
     caller: str,
-    transform: Callable[[PyTree], PyTree] | None = None,
+    transform: Transform,
 ) -> list[Parameter]:
-    """Select the parameters of a figure.
+    """Select the parameters of a figure by the names of scalars or of whole arrays.
 
-    **Arguments:**
-
-    - `run`: a `NestedRun`, a `ChainRun` or a `ShardRun`.
-    - `names`: the names of scalars or of whole arrays; None for all.
-    - `labels`: axis labels that replace names.
-    - `most`: the largest number of parameters without `names`.
-    - `caller`: the public function, for messages.
-    - `transform`: a function from one position to the parameters to show; None for
-        those of the positions.
-
-    **Raises:**
-
-    `TypeError` if `run` is of another type; `ValueError` if there are too many
-    parameters, if a name is unknown, or if a value with weight is not finite.
+    Without names, more than `most` parameters are an error. `caller` is the public
+    function, for messages.
     """
     if not isinstance(run, NestedRun | ChainRun | ShardRun):
         raise TypeError(
             f"{caller}(run=...): run must be a NestedRun, a ChainRun or a ShardRun; "
             f"got {type(run).__name__}."
         )
-    is_nested = isinstance(run, NestedRun)
-    tree = run.dead.positions if is_nested else run.samples
-    if transform is not None:
-        tree = over_draws(transform, tree, caller, dims=1 if is_nested else 2)
-    named = dict(columns(tree) if is_nested else pooled_columns(tree))
-    arrays = {name: list(_scalar_names(name, named)) for name, _ in leaves(tree)}
+    if isinstance(run, NestedRun):
+        tree = transformed(transform, run.dead.positions, caller, dims=1)
+        named = {name: x.astype(np.float64) for name, x in columns(tree)}
+    else:
+        tree = transformed(transform, run.samples, caller)
+        named = dict(pooled_columns(tree))
+    # The scalars of each array, such as x[0] and x[1] of x, and each scalar itself.
+    choices = {array: _scalars_of(array, named) for array, _ in leaves(tree)}
+    choices |= {name: [name] for name in named}
+
+    def choose(argument: str, chosen: Sequence[str]) -> list[str]:
+        for name in chosen:
+            if name not in choices:
+                raise ValueError(
+                    f"{caller}({argument}=...): there is no parameter {name!r}. The "
+                    f"parameters are {few(list(named), _MAX_NAMES)}."
+                )
+        return list(dict.fromkeys(x for name in chosen for x in choices[name]))
+
     if names is None:
-        _check_count(caller, list(named), most)
         names = list(named)
-    chosen = [
-        x for name in _as_list(names) for x in _resolve(caller, name, named, arrays)
-    ]
-    chosen = list(dict.fromkeys(chosen))
-    if not chosen:
+        if len(names) > most:
+            raise ValueError(
+                f"{caller}(names=None): a figure shows at most {most} parameters, but "
+                f"the run has {len(names)}: {few(names, _MAX_NAMES)}. Choose some, "
+                f"such as names={names[:3]!r}."
+            )
+    shown = choose("names", [names] if isinstance(names, str) else names)
+    if not shown:
         raise ValueError(
             f"{caller}(names={names!r}): names must contain at least one parameter."
         )
     labels = dict(labels or {})
-    for name in labels:
-        _resolve(caller, name, named, arrays, "labels")
+    choose("labels", list(labels))
     weights = weights_of(run)
-    return [
-        Parameter(
-            name, labels.get(name, name), _check_finite(caller, name, values, weights)
-        )
-        for name in chosen
-        for values in [named[name].astype(np.float64)]
-    ]
+    for name in shown:
+        bad = ~np.isfinite(named[name]) & (weights > 0)
+        if bad.any():
+            raise ValueError(
+                f"{caller}: {np.sum(bad):,} of {len(bad):,} values of {name} are not "
+                "finite. Choose other parameters with `names=`."
+            )
+    return [Parameter(labels.get(name, name), named[name]) for name in shown]
 
 
-def _as_list(names: Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
-
-
-def _scalar_names(array: str, named: Mapping[str, Any]) -> Iterator[str]:
-    """Iterate over the names of the scalars in an array: `x[0]`, `x[1]`."""
-    for name in named:
-        if name == array or (name.startswith(f"{array}[") and name.endswith("]")):
-            yield name
-
-
-def _resolve(
-    caller: str,
-    name: str,
-    named: Mapping[str, Any],
-    arrays: Mapping[str, list[str]],
-    argument: str = "names",
-) -> list[str]:
-    if name in named:
-        return [name]
-    if name in arrays:
-        return arrays[name]
-    raise ValueError(
-        f"{caller}({argument}=...): there is no parameter {name!r}. The parameters are "
-        f"{_format_names(list(named))}."
-    )
-
-
-def _check_count(caller: str, names: list[str], most: int) -> None:
-    if len(names) > most:
-        raise ValueError(
-            f"{caller}(names=None): a figure shows at most {most} parameters, but the "
-            f"run has {len(names)}: {_format_names(names)}. Choose some, such as "
-            f"names={names[:3]!r}."
-        )
-
-
-def _format_names(names: list[str]) -> str:
-    hidden = len(names) - _MAX_NAMES
-    text = ", ".join(names[:_MAX_NAMES])
-    return f"{text} and {hidden} more" if hidden > 0 else text
-
-
-def _check_finite(
-    caller: str, name: str, values: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    bad = ~np.isfinite(values) & (weights > 0)
-    if bad.any():
-        raise ValueError(
-            f"{caller}: {np.sum(bad):,} of {len(bad):,} values of {name} are not "
-            "finite. Choose other parameters with `names=`."
-        )
-    return values
+def _scalars_of(array: str, names: Mapping[str, Any]) -> list[str]:
+    begin = f"{array}["
+    return [x for x in names if x == array or (x.startswith(begin) and x[-1] == "]")]

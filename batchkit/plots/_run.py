@@ -85,8 +85,16 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
     axes["live"].sharex(axes["mass"])
     axes["mass"].tick_params(labelbottom=False)
     ranks = insertion_ranks(run.dead)
-    _ranks(axes["ranks"], ranks, int(run.dead.num_live.max()))
-    _order(axes["order"], ranks)
+    axes["ranks"].set_title("Insertion ranks")
+    axes["order"].set_title("Insertion ranks along the run")
+    if len(ranks):
+        _ranks(axes["ranks"], ranks, int(run.dead.num_live.max()))
+        _order(axes["order"], ranks)
+    else:
+        for each in (axes["ranks"], axes["order"]):
+            each.set(xticks=[], yticks=[])
+            text = "no point was replaced"
+            each.text(0.5, 0.5, text, ha="center", transform=each.transAxes)
     for each in axes.values():
         tidy(each)
     figure.suptitle(
@@ -141,25 +149,16 @@ def _live(axes: Any, run: NestedRun, depth: np.ndarray) -> None:
 
 
 def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
-    axes.set_title("Insertion ranks")
-    if len(ranks) == 0:
-        _no_ranks(axes)
-        return
     axes.set(xlim=(0, 1), xlabel="insertion rank / live points", ylabel="new points")
     axes.hist(ranks, np.linspace(0, 1, _BINS + 1), color=_BLUE, alpha=0.7)
     mean, share = len(ranks) / _BINS, 1 / _BINS
     spread = 1.96 * np.sqrt(len(ranks) * share * (1 - share))
     axes.axhspan(max(0, mean - spread), mean + spread, color=GREY, alpha=0.3, lw=0)
     axes.axhline(mean, color=GREY, lw=1)
-    p_value = p_value_of(ranks, num_live)
-    axes.set_title(f"Insertion ranks (p = {p_value:.2g})")
+    axes.set_title(f"Insertion ranks (p = {p_value_of(ranks, num_live):.2g})")
 
 
 def _order(axes: Any, ranks: np.ndarray) -> None:
-    axes.set_title("Insertion ranks along the run")
-    if len(ranks) == 0:
-        _no_ranks(axes)
-        return
     axes.set(xlabel="new points, in order of birth", xlim=(0, len(ranks)))
     axes.set(ylabel="insertion rank / live points", ylim=(0, 1))
     axes.plot(ranks, ".", ms=3, color=_BLUE, alpha=0.3, mew=0, rasterized=True)
@@ -174,8 +173,3 @@ def _order(axes: Any, ranks: np.ndarray) -> None:
     )
     means = [np.mean(ranks[x]) for x in pieces]
     axes.stairs(means, ends, baseline=None, color=_ORANGE, lw=1.5)
-
-
-def _no_ranks(axes: Any) -> None:
-    axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, "no point was replaced", ha="center", transform=axes.transAxes)

@@ -22,6 +22,7 @@ _MOST: Final = 12
 _BINS: Final = 30
 _SHOWN: Final = (0.0005, 0.9995)
 _ROW: Final = 1.6
+_SIDEWAYS: Final[Any] = {"orientation": "horizontal"}
 # With more chains colours repeat, and there is no legend.
 _NAMED_CHAINS: Final = len(COLOURS)
 
@@ -102,7 +103,7 @@ def _nested(
     order = np.argsort(mass)
     weights = weights_of(run)
     points: Any = None
-    for (left, right), (_, _, values) in zip(axes, parameters, strict=True):
+    for (left, right), (_, values) in zip(axes, parameters, strict=True):
         points = left.scatter(
             depth[order],
             values[order],
@@ -129,7 +130,7 @@ def _chains(
 ) -> None:
     shape, weights = (run.num_chains, run.num_samples), weights_of(run)
     diverging = run.diverging if isinstance(run, ChainRun) else None
-    for (left, right), (_, _, values) in zip(axes, parameters, strict=True):
+    for (left, right), (_, values) in zip(axes, parameters, strict=True):
         draws = values.reshape(shape)
         found = Convergence(draws)
         for i, chain in enumerate(draws):
@@ -137,9 +138,7 @@ def _chains(
             left.plot(chain, color=colour, lw=0.6, alpha=0.8, label=f"chain {i}")
             if run.num_chains <= _NAMED_CHAINS:
                 heights, edges = np.histogram(chain, _edges(values, weights))
-                right.stairs(
-                    heights, edges, orientation="horizontal", color=colour, lw=1
-                )
+                right.stairs(heights, edges, **_SIDEWAYS, color=colour, lw=1)
         if run.num_chains > _NAMED_CHAINS:
             _posterior(right, values, weights)
         right.set_title(
@@ -165,26 +164,14 @@ def _chains(
     figure.suptitle(title)
     if run.num_chains <= _NAMED_CHAINS:
         handles, words = axes[0, 0].get_legend_handles_labels()
-        figure.legend(
-            handles,
-            words,
-            loc="outside lower center",
-            ncols=run.num_chains,
-            frameon=False,
-        )
+        place = "outside lower center"
+        figure.legend(handles, words, loc=place, ncols=run.num_chains, frameon=False)
 
 
 def _posterior(axes: Any, values: np.ndarray, weights: np.ndarray) -> None:
     """Draw a horizontal histogram."""
     heights, edges = np.histogram(values, _edges(values, weights), weights=weights)
-    axes.stairs(
-        heights,
-        edges,
-        orientation="horizontal",
-        color=COLOURS[0],
-        alpha=0.7,
-        fill=True,
-    )
+    axes.stairs(heights, edges, **_SIDEWAYS, color=COLOURS[0], alpha=0.7, fill=True)
 
 
 def _edges(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

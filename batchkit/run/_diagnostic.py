@@ -8,7 +8,12 @@ from typing import Any, final
 @final
 @dataclass(frozen=True)
 class Diagnostic:
-    """Something that makes the result of a run doubtful, and what to do about it.
+    """A reason to doubt the result of a run, and what to do about it.
+
+    - `name`: the quantity that was checked.
+    - `value`: its value.
+    - `threshold`: the last value without a warning.
+    - `message`: what it means and what to do.
 
     ```python
     import batchkit as bk
@@ -23,22 +28,6 @@ class Diagnostic:
     value: float
     threshold: float
     message: str
-
-    def __init__(self, name: str, value: float, threshold: float, message: str) -> None:
-        """**Arguments:**
-
-        - `name`: what was looked at.
-        - `value`: what was found.
-        - `threshold`: the last value that is no reason for a warning.
-        - `message`: what it means and what to do, in words.
-        """
-        for field, given in (
-            ("name", name),
-            ("value", value),
-            ("threshold", threshold),
-            ("message", message),
-        ):
-            object.__setattr__(self, field, given)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.message}"

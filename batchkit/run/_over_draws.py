@@ -1,9 +1,9 @@
-"""A function of one position, mapped over the draws of a result.
+"""Functions of one position, mapped over the draws of a result.
 
 Under one `jax.vmap` all intermediate values would be in memory at once: pointwise
-log-likelihoods of 10,000 draws and 10,000 observations are 400 MB in float32, and what
-they are computed from is several times that. So draws are mapped in chunks, unless a
-batcher says how.
+log-likelihoods of 10,000 draws and 10,000 observations are 400 MB in float32, and the
+intermediate values take several times that. So draws are mapped in chunks, and results
+move to the host after each. `batchkit.Chunked` would keep them all on the device.
 """
 
 import math
@@ -21,114 +21,72 @@ from ._kept import kept_for
 from ._program import Program
 
 
-# What the results of one chunk may occupy.
+# The user's function from one position to what is shown in its place.
+Transform = Callable[[PyTree], PyTree] | None
+
+# For the results of one chunk.
 _BYTES: Final = 16 * 2**20
 _VMAP: Final = Vmap()
 
 
-def _check_numbers(out: PyTree, begin: str) -> None:
-    leaves = jax.tree.leaves(out)
-    real = jnp.floating, jnp.integer, jnp.bool_
-    if not leaves or not all(
-        any(jnp.issubdtype(x.dtype, kind) for kind in real) for x in leaves
-    ):
-        raise TypeError(
-            f"{begin} real numbers, as an array or as a pytree of arrays, such as a "
-            f"dict by name; got {in_short(out)}."
-        )
-
-
-def _check_observations(out: PyTree, begin: str) -> None:
-    leaves = jax.tree.leaves(out)
-    if not leaves or any(
-        x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves
-    ):
-        raise TypeError(
-            f"{begin} floating-point arrays with one log-likelihood for each "
-            "observation, such as `jax.scipy.stats.norm.logpdf(y, model(position))`; "
-            f"got {in_short(out)}. Do not sum over observations."
-        )
-
-
-def over_draws(
-    function: Callable[[PyTree], PyTree],
+def transformed(
+    transform: Transform,
     samples: PyTree,
     caller: str,
-    argument: str = "transform",
-    *,
     dims: int = 2,
-    check: Callable[[PyTree, str], None] = _check_numbers,
 ) -> PyTree:
-    """Return the results of a function for all draws, as arrays of NumPy.
+    """Map the user's `transform` over draws; without one, return the draws.
 
-    **Arguments:**
-
-    - `function`: from one position to a pytree of arrays of real numbers.
-    - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
-    - `caller`: the function that the user called.
-    - `argument`: its argument that the function was given as.
-    - `dims`: the number of axes in front of those of a position: two by default, or
-        one of points.
-    - `check`: a function of the shapes of one result and the beginning of a message,
-        which raises if they are wrong; by default they must be real numbers.
-
-    **Returns:**
-
-    What `function` returns, with the same axes in front.
-
-    **Raises:**
-
-    `TypeError` if `function` cannot be called, or returns anything but arrays of real
-    numbers.
+    `samples` has arrays of shape `(chains, draws, ...)`, or of points (`dims=1`) of
+    shape `(points, ...)`. `caller` is the public function, for messages.
     """
-    if not callable(function):
-        raise TypeError(
-            f"{caller}({argument}={in_short(function)}): {argument} must be a function "
-            f"of one position; got {kind_of(function)}."
-        )
-    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[dims:]), samples)
-    shape = jax.tree.leaves(samples)[0].shape[:dims]
-    # As jit sees them: without x64 an array of float64 becomes one of float32.
-    row = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x[0]), rows))
-    with noting_position(caller, argument, row):
-        out = jax.eval_shape(function, row)
-    check(out, f"{caller}({argument}=...): {argument} must return")
-    found = _over_rows(function, rows, math.prod(shape), out)
-    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found)
+    if transform is None:
+        return samples
+
+    def check(out: PyTree) -> None:
+        leaves = jax.tree.leaves(out)
+        real = jnp.floating, jnp.integer, jnp.bool_
+        if not leaves or not all(
+            any(jnp.issubdtype(x.dtype, kind) for kind in real) for x in leaves
+        ):
+            raise TypeError(
+                f"{caller}(transform=...): transform must return real numbers, as an "
+                "array or as a pytree of arrays, such as a dict by name; got "
+                f"{in_short(out)}."
+            )
+
+    return _over_draws(transform, samples, caller, "transform", dims, check)
 
 
-def log_likelihood_over_draws(
+def log_likelihoods_of(
     function: Callable[[PyTree], PyTree], samples: PyTree, caller: str
 ) -> PyTree:
-    """Pointwise log-likelihoods of all draws.
+    """Map the user's `log_likelihood` over draws; a bare array becomes `{"y": array}`.
 
-    **Arguments:**
-
-    - `function`: from one position to an array with one number for each observation,
-        or a pytree of such.
-    - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
-    - `caller`: the function that the user called.
-
-    **Returns:**
-
-    What `function` returns, on the host, with arrays of shape `(chains, draws, ...)`;
-    `{"y": array}` for a bare array.
-
-    **Raises:**
-
-    `TypeError` if `function` cannot be called, or returns anything but arrays of
-    numbers for observations.
+    `samples` has arrays of shape `(chains, draws, ...)`. `caller` is the public
+    function, for messages.
     """
-    found = over_draws(
-        function, samples, caller, "log_likelihood", check=_check_observations
-    )
+
+    def check(out: PyTree) -> None:
+        leaves = jax.tree.leaves(out)
+        if not leaves or any(
+            x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating) for x in leaves
+        ):
+            raise TypeError(
+                f"{caller}(log_likelihood=...): log_likelihood must return "
+                "floating-point arrays with one log-likelihood for each observation, "
+                "such as `jax.scipy.stats.norm.logpdf(y, model(position))`; got "
+                f"{in_short(out)}. Do not sum over observations."
+            )
+
+    found = _over_draws(function, samples, caller, "log_likelihood", 2, check)
     return {"y": found} if isinstance(found, np.ndarray) else found
 
 
 def with_derived(
     draws: PyTree, derived_fn: Callable[[PyTree], PyTree], batcher: AbstractBatcher
 ) -> Any:
-    """Positions and what is derived from them; see `NestedRun.posterior`."""
+    """Return draws with the quantities derived from them; see `NestedRun.posterior`."""
     derived = _mapped(derived_fn, batcher)(draws)
     if not (isinstance(draws, dict) and isinstance(derived, dict)):
         return draws, derived
@@ -143,26 +101,44 @@ def with_derived(
 
 def _mapped(function: Callable[[PyTree], PyTree], batcher: AbstractBatcher) -> Program:
     """Return a function over rows, which a second call does not compile again."""
-    kept = kept_for("over draws", function, batcher)
-    return Program(batcher(function), kept)
+    return Program(batcher(function), kept_for("over draws", function, batcher))
 
 
-def _over_rows(
-    function: Callable[[PyTree], PyTree], rows: PyTree, count: int, out: PyTree
+def _over_draws(
+    function: Callable[[PyTree], PyTree],
+    samples: PyTree,
+    caller: str,
+    argument: str,
+    dims: int,
+    check: Callable[[PyTree], None],
 ) -> PyTree:
-    """The results for all rows, as arrays of NumPy."""
+    """Map a function over all draws, and return arrays of NumPy.
+
+    `check` raises if the shapes and dtypes of one result are wrong.
+    """
+    if not callable(function):
+        raise TypeError(
+            f"{caller}({argument}={in_short(function)}): {argument} must be a function "
+            f"of one position; got {kind_of(function)}."
+        )
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[dims:]), samples)
+    shape = jax.tree.leaves(samples)[0].shape[:dims]
+    # Without x64, jit makes float32 of float64.
+    row = jax.eval_shape(lambda: jax.tree.map(lambda x: jnp.asarray(x[0]), rows))
+    with noting_position(caller, argument, row):
+        out = jax.eval_shape(function, row)
+    check(out)
+    count = math.prod(shape)
     each = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(out))
     size = max(1, min(count, _BYTES // max(each, 1)))
+    # As many chunks, but of equal sizes.
     size = math.ceil(count / math.ceil(count / size))
     mapped = _mapped(function, _VMAP)
     result = jax.tree.map(lambda x: np.empty((count, *x.shape), x.dtype), out)
-
-    def put(to: np.ndarray, first: int, found: Any) -> None:
-        to[first : first + size] = np.asarray(found)[: count - first]
-
     for first in range(0, count, size):
-        # The last chunk repeats the last row, so that one program does for all.
-        chosen = np.minimum(np.arange(first, first + size), count - 1)
-        found = mapped(jax.tree.map(lambda x, chosen=chosen: x[chosen], rows))
-        jax.tree.map(lambda to, x, first=first: put(to, first, x), result, found)
-    return result
+        # The last chunk repeats the last row: all chunks have one shape, one program.
+        places = np.minimum(np.arange(first, first + size), count - 1)
+        found = mapped(jax.tree.map(lambda x, places=places: x[places], rows))
+        for to, x in zip(jax.tree.leaves(result), jax.tree.leaves(found), strict=True):
+            to[first : first + size] = np.asarray(x)[: count - first]
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), result)

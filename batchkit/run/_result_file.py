@@ -1,12 +1,13 @@
-"""One result as one file: what is in it, and which files may be replaced by it.
+"""Files of results: their kinds, what they may replace, and checks of their values.
 
-The file is that of a checkpoint, see `_file.py`. Its header says what kind of result it
-is, in which format, and with which versions it was written; under `values` stands the
-structure of all values, see `_structure.py`, whose arrays are in the groups of
-`arrays`.
+The file is that of a checkpoint, see `_file.py`. Its header has the kind of the result,
+the format, and the versions that wrote it. `values` in the header is the structure of
+all values, see `_structure.py`; their arrays are in the groups of `arrays`.
 """
 
 import os
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -18,40 +19,33 @@ from ._structure import put_together, take_apart
 
 FORMAT: Final = 1
 
-# What errors say can be done without the file.
+# For errors: the remedy that needs no file.
 AGAIN: Final = "make the run again"
-# `kind` in the header of a checkpoint names the run; here it is that of a result.
+# `kind` in the headers of a result and of a checkpoint that is read as one, by class.
 _KINDS: Final = {
-    "NestedRun": "result of a nested run",
-    "ChainRun": "result of chains",
-    "ShardRun": "result of shards",
+    "NestedRun": ("result of a nested run", "nested run"),
+    "ChainRun": ("result of chains", "run of chains"),
+    "ShardRun": ("result of shards", None),
 }
-# The draws of shards become a result by functions of the user, which no file holds.
-_CHECKPOINTS: Final = {"NestedRun": "nested run", "ChainRun": "run of chains"}
+
+Header = dict[str, Any]
+Arrays = dict[str, Any]
 
 
 def write_result(
     path: str | os.PathLike[str], kind: str, values: Mapping[str, Any]
 ) -> None:
-    """Writes a result; an older result at the path is replaced whole or not at all.
+    """Write pytrees of numbers, text, None and arrays by name.
 
-    **Arguments:**
-
-    - `path`: the file.
-    - `kind`: the name of its class.
-    - `values`: pytrees by name; of numbers, text, None and arrays.
-
-    **Raises:**
-
-    `CheckpointError` if it cannot be written, or if there is another file;
-    `TypeError` if something in it cannot be stored.
+    `kind` is the name of the class of the result. An older result at the path is
+    replaced whole or not at all; any other file is refused.
     """
     if os.path.exists(path):
-        _check_replaceable(path)
+        _check_replaceable(os.fspath(path))
     arrays: dict[str, Any] = {}
     structure = {name: take_apart(name, x, arrays) for name, x in values.items()}
     header = {
-        "kind": _KINDS[kind],
+        "kind": _KINDS[kind][0],
         "result_format": FORMAT,
         "versions": versions(),
         "values": structure,
@@ -60,32 +54,21 @@ def write_result(
 
 
 def read_result(
-    path: str | os.PathLike[str],
+    path: str,
     kind: str,
-    of_checkpoint: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
-    | None = None,
+    read_checkpoint: Callable[[Header, Arrays], dict[str, Any] | None],
 ) -> dict[str, Any]:
-    """The values of a result, by name.
+    """Return the values of a result by name.
 
-    **Arguments:**
-
-    - `path`: the file.
-    - `kind`: the name of its class.
-    - `of_checkpoint`: makes the values from the header and the arrays of a checkpoint;
-        None if that cannot be.
-
-    **Raises:**
-
-    `CheckpointError` if there is no file, if it cannot be read, is damaged, foreign,
-    of another kind or in a newer format.
+    `read_checkpoint` makes them from a checkpoint of such a run, and returns None of
+    any other file.
     """
-    path = os.fspath(path)
     header, arrays = read_file(path, AGAIN)
     what = header.get("kind")
     with understood(path, AGAIN):
-        if of_checkpoint is not None and what == _CHECKPOINTS[kind]:
-            return of_checkpoint(header, arrays)
-        if what != _KINDS[kind]:
+        if (values := read_checkpoint(header, arrays)) is not None:
+            return values
+        if what != _KINDS[kind][0]:
             raise CheckpointError(*_other_kind(path, kind, what))
         if header["result_format"] > FORMAT:
             raise CheckpointError(
@@ -103,9 +86,9 @@ def read_result(
 
 
 def typed(values: Mapping[str, Any], name: str, *types: type) -> Any:
-    """Return a value of a file if it is of one of some types, else raise `ValueError`.
+    """Return a value of a file if its type is one of `types`, else raise `ValueError`.
 
-    A boolean is no number here.
+    Subclasses do not count, so a boolean is no number.
     """
     if type(values[name]) not in types:
         raise ValueError(f"its {name} is {values[name]!r}")
@@ -113,13 +96,9 @@ def typed(values: Mapping[str, Any], name: str, *types: type) -> Any:
 
 
 def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, ...]:
-    """Return a list of so many numbers of a file as a tuple, else raise `ValueError`.
+    """Return a list of numbers of a file, of one of some lengths, as a tuple.
 
-    **Arguments:**
-
-    - `values`: the values of the file.
-    - `name`: the name of the list.
-    - `counts`: the lengths that it may have.
+    Anything else raises `ValueError`.
     """
     found = typed(values, name, list)
     if len(found) not in counts or not {type(x) for x in found} <= {int, float}:
@@ -127,9 +106,29 @@ def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, 
     return tuple(map(float, found))
 
 
+def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return a value of a file as a type says, else raise `ValueError`.
+
+    A dataclass or a named tuple is made from the dict of its fields, whose types are
+    its annotations. Further types are `tuple[kind, ...]`, `list[kind]`, `kind | None`,
+    and those of `typed`; a `float` may be an `int`.
+    """
+    value = values[name]
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (tuple, list):
+        items = typed(values, name, origin)
+        return origin(record_from({name: item}, name, inner[0]) for item in items)
+    if origin is types.UnionType:
+        return None if value is None else record_from(values, name, inner[0])
+    if fields := typing.get_type_hints(kind):
+        found = typed(values, name, dict)
+        return kind(**{x: record_from(found, x, hint) for x, hint in fields.items()})
+    return typed(values, name, *((int, float) if kind is float else (kind,)))
+
+
 def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
-    for name in _KINDS:
-        if what in (_KINDS[name], _CHECKPOINTS.get(name, _KINDS[name])):
+    for name, kinds in _KINDS.items():
+        if what is not None and what in kinds:
             return (
                 f"{path!r} holds a {what}, and not a {kind}.",
                 f"Load it with `{name}.load`.",
@@ -140,8 +139,7 @@ def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
     )
 
 
-def _check_replaceable(path: str | os.PathLike[str]) -> None:
-    path = os.fspath(path)
+def _check_replaceable(path: str) -> None:
     remedy = "Choose another path, or move this file away."
     try:
         header, _ = read_file(path, AGAIN)
@@ -149,7 +147,7 @@ def _check_replaceable(path: str | os.PathLike[str]) -> None:
         raise CheckpointError(
             f"Cannot replace what is there: {error.reason}", remedy, error.damaged
         ) from error
-    if header.get("kind") not in _KINDS.values():
+    if header.get("kind") not in {kind for kind, _ in _KINDS.values()}:
         raise CheckpointError(
             f"Cannot replace {path!r}: it is a checkpoint, from which a run goes on.",
             remedy,

@@ -1,14 +1,14 @@
 """A posterior as a table of moments and quantiles: as text, in LaTeX and for pandas."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
 import numpy as np
 from jaxtyping import Float, PyTree
 
 from .._util._table import html_table, table
-from ._arguments import in_short
+from ._arguments import in_short, kind_of
 from ._extras import extra
 from ._names import columns
 
@@ -46,12 +46,14 @@ class AbstractSummary(abc.ABC):
         return self.values[name]
 
     def __repr__(self) -> str:
-        text = table(self._head(), self._rows()[:_ROWS])
-        hidden = len(self.values) - _ROWS
+        head, *rows = self._lines()
+        text = table(head, rows[:_ROWS])
+        hidden = len(rows) - _ROWS
         return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
 
     def _repr_html_(self) -> str:
-        return html_table(self._head(), self._rows())
+        head, *rows = self._lines()
+        return html_table(head, rows)
 
     def to_dataframe(self) -> Any:
         """Return the table as a `pandas.DataFrame`, with numbers that are not rounded.
@@ -89,35 +91,31 @@ class AbstractSummary(abc.ABC):
                     f"to_latex(labels=...): there is no parameter {name!r}. There are "
                     f"{', '.join(self.values)}."
                 )
-        head = [_in_latex(x).replace("R-hat", r"$\hat{R}$") for x in self._head()]
-        lines = [head]
-        for name, row in self.values.items():
-            more = self._more_cells(row)
-            cells = _rounded(row, len(row) - len(more))
-            label = labels.get(name, _in_latex(name))
-            lines.append([label, *map(_in_mathematics, cells), *more])
-        first, *rows = (" & ".join(cells) + r" \\" for cells in lines)
+        head, *rows = self._lines(_in_mathematics)
+        head = [_in_latex(x).replace("R-hat", r"$\hat{R}$") for x in head]
+        for row in rows:
+            row[0] = labels.get(row[0], _in_latex(row[0]))
+        first, *rest = (" & ".join(cells) + r" \\" for cells in (head, *rows))
         return "\n".join(
             [
                 rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
                 r"\hline",
                 first,
                 r"\hline",
-                *rows,
+                *rest,
                 r"\hline",
                 r"\end{tabular}",
             ]
         )
 
-    def _head(self) -> tuple[str, ...]:
-        return ("parameter", *next(iter(self.values.values()), ()))
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        rows = []
+    def _lines(self, show: Callable[[str], str] = str) -> list[list[str]]:
+        """Return the head and the rows; `show` rewrites moments and quantiles."""
+        lines = [["parameter", *next(iter(self.values.values()), ())]]
         for name, row in self.values.items():
             more = self._more_cells(row)
-            rows.append((name, *_rounded(row, len(row) - len(more)), *more))
-        return rows
+            cells = rounded(row, len(row) - len(more))
+            lines.append([name, *map(show, cells), *more])
+        return lines
 
 
 @final
@@ -160,7 +158,7 @@ class Summary(AbstractSummary):
             x = column.astype(np.float64)
             mean = float(weights @ x)
             row = {"mean": mean, "std": float(np.sqrt(weights @ (x - mean) ** 2))}
-            # The other methods of NumPy know no weights.
+            # The only method of NumPy that takes weights.
             found = np.quantile(
                 x, list(labels.values()), weights=weights, method="inverted_cdf"
             )
@@ -173,25 +171,17 @@ class Summary(AbstractSummary):
 
 
 def quantile_labels(quantiles: Any) -> dict[str, float]:
-    """Return quantiles by the names of their columns, such as `"5 %"`.
-
-    **Raises:**
-
-    `TypeError` if they are no sequence of numbers, `ValueError` if one is not between
-    0 and 1 or occurs twice.
-    """
+    """Return quantiles by the names of their columns, such as `"5 %"`."""
     begin = f"summary(quantiles={in_short(quantiles)}): quantiles must be"
+    numbers = "numbers between 0 and 1, such as (0.05, 0.5, 0.95)"
     if isinstance(quantiles, str) or not isinstance(quantiles, Sequence | np.ndarray):
-        raise TypeError(
-            f"{begin} numbers between 0 and 1, such as (0.05, 0.5, 0.95); got "
-            f"{type(quantiles).__name__}."
-        )
+        raise TypeError(f"{begin} {numbers}; got {kind_of(quantiles)}.")
     labels: dict[str, float] = {}
     for value in quantiles:
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(
-                f"{begin} numbers between 0 and 1; one is {in_short(value)}, of type "
-                f"{type(value).__name__}."
+                f"{begin} {numbers}; one is {in_short(value)}, of type "
+                f"{kind_of(value)}."
             )
         if not 0 <= value <= 1:
             raise ValueError(f"{begin} between 0 and 1; one is {value}. 5 % is 0.05.")
@@ -202,19 +192,18 @@ def quantile_labels(quantiles: Any) -> dict[str, float]:
     return labels
 
 
-def _rounded(row: Mapping[str, float], count: int) -> list[str]:
+def rounded(row: Mapping[str, float], count: int) -> list[str]:
     """Return the first numbers of a row, to two digits of the standard deviation.
 
     Where that is zero or not finite, numbers have ten significant digits.
     """
     values, std = list(row.values())[:count], row["std"]
-    finite = [abs(x) for x in values if np.isfinite(x)]
     if not (np.isfinite(std) and std > 0):
         return [f"{x:.10g}" for x in values]
-    largest = max(finite)
-    power = _order(largest)
+    largest = max(abs(x) for x in values if np.isfinite(x))
+    power = decimal_order(largest)
     # Rounded first: 0.0996 has its first digit where 0.1 has.
-    places = 1 - _order(float(f"{std:.1e}"))
+    places = 1 - decimal_order(float(f"{std:.1e}"))
     places = min(places, _PRECISION - 1 - power)
     if not _PLAIN[0] <= largest < _PLAIN[1]:
         scale, end = 10.0**power, f"e{power:+03d}"
@@ -227,7 +216,8 @@ def _round(x: float, places: int) -> str:
     return f"{round(x, places) + 0.0 if np.isfinite(x) else x:.{max(places, 0)}f}"
 
 
-def _order(x: float) -> int:
+def decimal_order(x: float) -> int:
+    """Return the order of magnitude: the power of ten of the first digit."""
     return int(np.floor(np.log10(x)))
 
 

@@ -1,47 +1,39 @@
-"""What the shards have found together, and whether to believe it."""
+"""The result of chains on shards, its report, and its file.
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any, Final, final
+The file holds the combined draws and the check by gradients as they are: to make them
+again takes the user's functions, which no file holds. So a checkpoint is not read as a
+result; calling `run_shards` with it returns the result without sampling.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
+from typing import Any, Final, Self, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._table import html_table, table
-from ..chains import ChainSeconds, ChainSummary, Convergence
-from ..chains._exports import to_arviz
-from ..chains._summary import named_numbers, summary_of_draws
-from ..run._diagnostic import Diagnostic
+from .._util._table import table
+from ..chains import ChainSeconds, Convergence
+from ..chains._draws import AbstractDraws, named_numbers
+from ..run._diagnostic import Diagnostic, diagnostics_as_saved, diagnostics_from
 from ..run._environment import Provenance, provenance_rows
-from ..run._file import understood
 from ..run._names import parameter_names
-from ..run._result_file import AGAIN
-from ..run._summary import QUANTILES
+from ..run._result_file import Arrays, Header, record_from, typed
 from ._checks import FATAL, diagnose_shards
-from ._combine import combine_shards
+from ._combine import combine_shards, way_to_combine
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
 from ._refine import refined
-from ._shard_file import load_shards, save_shards
 from ._stats import SamplingStats
 
 
-_HEAD: Final = ("shards", "")
-_OF_SHARD: Final = (
-    "shard",
-    "rows",
-    "tries",
-    "divergences",
-    "R-hat",
-    "ESS",
-    "step size",
-    "target",
-)
-
-
+_VECTORS: Final = ("mean_gradient", "mean_gradient_err", "shift", "shift_err")
+_MATRICES: Final = ("matrix", "matrix_err", "excess", "excess_err")
 # From positions, arrays of shape `(positions, ...)`, to the gradients at them.
 _Gradients = Callable[[PyTree], PyTree]
-# What no check can see, so that the report ends with it.
+# The limit of all checks, with which the report ends.
 _BLIND: Final = (
     "No check sees what no chain has visited, such as another mode of the posterior: "
     "gradients are local. Start from points as far apart as the posterior may be wide; "
@@ -50,8 +42,11 @@ _BLIND: Final = (
 
 
 @final
-class ShardRun:
+class ShardRun(AbstractDraws):
     """The result of chains on shards: the combined draws, and whether to believe them.
+
+    R-hat and the effective sample sizes are those of the combined draws. They count the
+    noise of the draws, not the bias of combining them.
 
     ```python
     import jax
@@ -71,6 +66,9 @@ class ShardRun:
     print(run.summary())
     ```
     """
+
+    _title = "shards"
+    _positions = ("samples", "shard_samples")
 
     def __init__(
         self,
@@ -105,8 +103,8 @@ class ShardRun:
         **Raises:**
 
         `ValueError` or `TypeError` as `combine_shards` does, `ValueError` also if there
-        are not as many `stats` as shards, or `failed` has all shards or one that there
-        is not.
+        are not as many `stats` as shards, or if `failed` has all shards, or an index
+        that is no shard.
         """
         failed = failed or {}
         self.shard_samples = jax.tree.map(np.asarray, shard_samples)
@@ -131,10 +129,14 @@ class ShardRun:
             )
         self.left_out = dict(sorted({**failed, **out}.items()))
         self._convergence = Convergence(self.samples)
+        of_used = [
+            np.asarray(x[list(self.used)], np.float64)
+            for x in jax.tree.leaves(self.shard_samples)
+        ]
         self.warnings = diagnose_shards(
             self.samples,
             self._convergence,
-            _flat(jax.tree.map(lambda x: x[list(self.used)], self.shard_samples)),
+            np.concatenate([x.reshape(*x.shape[:3], -1) for x in of_used], axis=3),
             names,
             self.stats,
             self.used,
@@ -146,16 +148,6 @@ class ShardRun:
         )
 
     @property
-    def num_chains(self) -> int:
-        """The number of chains of the combined draws, which is that of each shard."""
-        return jax.tree.leaves(self.samples)[0].shape[0]
-
-    @property
-    def num_samples(self) -> int:
-        """The number of combined draws in each chain."""
-        return jax.tree.leaves(self.samples)[0].shape[1]
-
-    @property
     def seconds(self) -> ChainSeconds:
         """The wall time of all tries: to compile, to warm up and to sample."""
         rounds = {x.number: x.seconds for stats in self.stats for x in stats.tries}
@@ -164,186 +156,18 @@ class ShardRun:
         )
 
     @property
-    def rhat(self) -> PyTree:
-        """Split R-hat of the combined draws, of each number of a position."""
-        return self._convergence.rhat
-
-    @property
-    def ess_bulk(self) -> PyTree:
-        """The bulk effective sample size of the combined draws.
-
-        It counts the noise of the draws, not the bias of combining them.
-        """
-        return self._convergence.ess_bulk
-
-    @property
-    def ess_tail(self) -> PyTree:
-        """The tail effective sample size of the combined draws."""
-        return self._convergence.ess_tail
-
-    @property
     def success_rate(self) -> float:
-        """The part of all shards that are in the result."""
+        """The fraction of shards that are in the result."""
         return len(self.used) / len(self.stats)
 
     @property
     def verdict(self) -> str:
-        """`"reliable"`, `"doubtful"` if something was found, or `"unreliable"`."""
+        """`"reliable"`, `"doubtful"` if there are warnings, or `"unreliable"`."""
         names = {warning.name for warning in self.warnings}
         return "unreliable" if names & FATAL else "doubtful" if names else "reliable"
 
-    def summary(
-        self,
-        *,
-        quantiles: Sequence[float] = QUANTILES,
-        transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> ChainSummary:
-        """Return a table of the parameters: mean, deviation, quantiles, R-hat, ESS.
-
-        **Arguments:**
-
-        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
-        - `transform`: a function from one position to what is shown in its place, such
-            as the parameters whose logarithms were sampled. It is mapped over draws in
-            chunks. By default positions are shown as they are.
-
-        **Returns:**
-
-        A `ChainSummary`, which prints as a table and has `to_dataframe` and `to_latex`.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if `quantiles` are no numbers between 0 and 1;
-        `TypeError` if `transform` does not return real numbers.
-        """
-        return summary_of_draws(
-            self.samples,
-            self._convergence,
-            transform,
-            quantiles,
-            "ShardRun.summary",
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the run to a file, from which `load` makes it again, bit for bit.
-
-        It is an HDF5 file without pickles, which any reader of HDF5 can read: the
-        arrays are in `arrays`, such as `arrays/samples/mass` and
-        `arrays/shard_samples/mass`; the rest is JSON in `header`. Another result at
-        that path is replaced whole or not at all; any other file stays.
-
-        ```python
-        import os
-        import tempfile
-        import jax
-        import numpy as np
-        import batchkit as bk
-
-        plan = bk.SamplingPlan(100, 500)
-        run = bk.ShardRun(
-            {"x": np.random.default_rng(0).normal(size=(3, 4, 500))},
-            [bk.SamplingStats(s, 10, plan, ()) for s in range(3)],
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "result.h5")
-            run.save(path)
-            again = bk.ShardRun.load(path)
-        assert np.all(again.samples["x"] == run.samples["x"])
-        ```
-
-        **Arguments:**
-
-        - `path`: the file, in a folder that exists.
-
-        **Raises:**
-
-        `CheckpointError` if it cannot be written, or if there is a file that is no
-        result of batchkit.
-        """
-        save_shards(path, self)
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], *, like: PyTree | None = None) -> "ShardRun":
-        """Read a run that `save` wrote.
-
-        The checkpoint of a run is not read: to combine the draws of shards takes the
-        user's functions. Call `run_shards` again, which returns the result of a
-        finished run without sampling.
-
-        **Arguments:**
-
-        - `path`: the file.
-        - `like`: a position with the structure to have; only the structure counts. By
-            default dicts, lists and tuples are what they were, and in place of a class,
-            such as a NamedTuple, there is a dict of its fields: a file holds no code.
-
-        **Returns:**
-
-        The run, with the bits and dtypes, the warnings and the check by gradients that
-        it had.
-
-        **Raises:**
-
-        `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
-        another kind, or in a newer format; `ValueError` if `like` has other names.
-        """
-        # Not by `__init__`, which combines draws anew, with functions of the user.
-        run = object.__new__(ShardRun)
-        vars(run).update(load_shards(path, like))
-        with understood(os.fspath(path), AGAIN):
-            run._convergence = Convergence(run.samples)
-        return run
-
-    def to_arviz(
-        self,
-        *,
-        log_likelihood: Callable[[PyTree], PyTree] | None = None,
-        transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> Any:
-        """Return the combined draws for ArviZ.
-
-        It needs `pip install 'batchkit-jax[arviz]'`. The groups are
-
-        - `posterior`: each array of a position under its name (`"lens.mass"`).
-        - `log_likelihood`, if the argument is given: what `arviz.loo` and
-            `arviz.compare` work on.
-
-        There are no `sample_stats`: a combined draw is made of draws of all shards, and
-        no sampler has told of it.
-
-        **Arguments:**
-
-        - `log_likelihood`: a function from one position to the log-likelihoods of the
-            observations of all shards, as for
-            [`ChainRun.to_arviz`][batchkit.ChainRun.to_arviz]. By default the group is
-            left out.
-        - `transform`: a function from one position to what `posterior` has in its
-            place, such as the parameters whose logarithms were sampled. It is mapped
-            over draws in chunks. By default positions are there as they are.
-
-        **Returns:**
-
-        What the installed ArviZ works on: an `xarray.DataTree`, or an
-        `arviz.InferenceData` before ArviZ 1.0.
-
-        **Raises:**
-
-        `ImportError` if ArviZ is not installed; `ValueError` if a parameter has the
-        name of another or of an axis; `TypeError` if `log_likelihood` does not return
-        arrays of numbers for observations.
-        """
-        return to_arviz(
-            self.samples,
-            {},
-            log_likelihood,
-            transform,
-            self.seconds.sampling,
-            "ShardRun.to_arviz",
-        )
-
     def report(self) -> str:
-        """Whether to believe the result, why, and what to do, in words."""
-        total, used = len(self.stats), len(self.used)
+        """Return a report on whether to believe the result, why, and what to do."""
         first = {
             "reliable": "Reliable: nothing was found that speaks against it.",
             "doubtful": "Doubtful: look at what was found before you use it.",
@@ -352,29 +176,28 @@ class ShardRun:
         again = sum(len(x.tries) > 1 for x in self.stats)
         rhat = np.max([value for _, value in named_numbers(self.rhat)])
         ess = np.min([value for _, value in named_numbers(self.ess_bulk)])
+        moved = ""
+        if self.shift is not None:
+            moved = (
+                " The gradient of all data has moved them by up to "
+                f"{np.max(np.abs(self.shift)):.2f} deviations."
+            )
+        shards = [_row(x) for x in self.stats]
         lines = [
             first,
-            f"{used} of {total} shards are combined by {self.combine!r}; {again} ran "
-            f"more than once. R-hat of the combined draws is at most {rhat:.3f}, "
-            f"their bulk ESS at least {ess:,.0f}.{self._moved()}",
+            f"{len(self.used)} of {len(self.stats)} shards are combined by "
+            f"{self.combine!r}; {again} ran more than once. R-hat of the combined "
+            f"draws is at most {rhat:.3f}, their bulk ESS at least {ess:,.0f}.{moved}",
             *(f"- {warning}" for warning in self.warnings),
-            *(f"- {name} {told}" for name, told in provenance_rows(self.provenance)),
-            *self._of_gradients(),
-            table(_OF_SHARD, [_row(x) for x in self.stats]),
+            *(f"- {name} {text}" for name, text in provenance_rows(self.provenance)),
+            *self._report_gradients(),
+            table(list(shards[0]), [list(row.values()) for row in shards]),
             "",
             _BLIND,
         ]
         return "\n".join(lines)
 
-    def _moved(self) -> str:
-        if self.shift is None:
-            return ""
-        far = np.max(np.abs(self.shift))
-        return (
-            f" The gradient of all data has moved them by up to {far:.2f} deviations."
-        )
-
-    def _of_gradients(self) -> list[str]:
+    def _report_gradients(self) -> list[str]:
         check = self.gradient_check
         if check is None:
             return ["There are no gradients of all data to check means by.", ""]
@@ -389,20 +212,65 @@ class ShardRun:
             ]
         return [*passed, "", str(check), ""]
 
-    def __repr__(self) -> str:
-        return table(_HEAD, self._rows())
-
-    def _repr_html_(self) -> str:
-        return html_table(_HEAD, self._rows())
-
     def _rows(self) -> list[tuple[str, str]]:
         return [
             ("verdict", self.verdict),
             ("shards", f"{len(self.used)} of {len(self.stats)}, {self.combine}"),
             ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
-            *provenance_rows(self.provenance),
-            *(("warning", str(warning)) for warning in self.warnings),
         ]
+
+    def _sample_stats(self) -> dict[str, Any]:
+        return {}
+
+    def _values(self) -> dict[str, Any]:
+        check = self.gradient_check
+        stats = [dataclasses.asdict(x) for x in self.stats]
+        return {
+            "samples": self.samples,
+            "shard_samples": self.shard_samples,
+            "combine": self.combine,
+            "used": list(self.used),
+            "left_out": self.left_out,
+            "shift": self.shift,
+            "gradient_check": None if check is None else dataclasses.asdict(check),
+            # Scalars of NumPy would be stored as arrays.
+            "stats": jax.tree.map(
+                lambda x: x.item() if isinstance(x, np.generic) else x, stats
+            ),
+            "warnings": diagnostics_as_saved(self.warnings),
+        }
+
+    @staticmethod
+    def _read_checkpoint(header: Header, arrays: Arrays) -> None:
+        """Return None: to combine draws takes functions of the user."""
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any]) -> Self:
+        stats = tuple(record_from(values, "stats", list[SamplingStats]))
+        _check_draws(values["samples"], values["shard_samples"], len(stats))
+        used = tuple(typed(values, "used", list))
+        left_out = typed(values, "left_out", dict)
+        if sorted((*used, *left_out)) != list(range(len(stats))):
+            raise ValueError(f"it has {len(stats)} shards, but uses {used!r}")
+        if not all(type(reason) is str for reason in left_out.values()):
+            raise ValueError(f"it leaves out shards for {left_out!r}")
+        way_to_combine(typed(values, "combine", str))
+        # Not by `__init__`, which combines draws anew, with functions of the user.
+        run = object.__new__(cls)
+        vars(run).update(
+            samples=values["samples"],
+            shard_samples=values["shard_samples"],
+            combine=values["combine"],
+            used=used,
+            left_out=left_out,
+            shift=typed(values, "shift", np.ndarray, NoneType),
+            gradient_check=_check_from(values),
+            stats=stats,
+            warnings=diagnostics_from(typed(values, "warnings", list)),
+            provenance=values["provenance"],
+            _convergence=Convergence(values["samples"]),
+        )
+        return run
 
 
 def _check_shards(samples: PyTree, count: int, failed: dict[int, str]) -> None:
@@ -420,21 +288,48 @@ def _check_shards(samples: PyTree, count: int, failed: dict[int, str]) -> None:
         )
 
 
-def _flat(samples: PyTree) -> np.ndarray:
-    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(samples)]
-    return np.concatenate([x.reshape(*x.shape[:3], -1) for x in leaves], axis=3)
-
-
-def _row(stats: SamplingStats) -> tuple[str, ...]:
+def _row(stats: SamplingStats) -> dict[str, str]:
     last = stats.tries[-1] if stats.tries else None
-    diverged = stats.divergences
-    return (
-        str(stats.shard),
-        f"{stats.num_rows:,}",
-        f"{len(stats.tries)}{'' if last is None or last.accepted else ', failed'}",
-        "not told" if diverged is None else f"{stats.divergence_rate:.1%}",
-        f"{stats.rhat:.3f}",
-        f"{stats.ess:,.0f}",
-        "" if stats.step_size is None else f"{stats.step_size.median:.3g}",
-        "" if last is None else f"{last.target_acceptance:.2f}",
-    )
+    failed = ", failed" if last is not None and not last.accepted else ""
+    rate, step = stats.divergence_rate, stats.step_size
+    return {
+        "shard": str(stats.shard),
+        "rows": f"{stats.num_rows:,}",
+        "tries": f"{len(stats.tries)}{failed}",
+        "divergences": "unknown" if stats.divergences is None else f"{rate:.1%}",
+        "R-hat": f"{stats.rhat:.3f}",
+        "ESS": f"{stats.ess:,.0f}",
+        "step size": "" if step is None else f"{step.median:.3g}",
+        "target": "" if last is None else f"{last.target_acceptance:.2f}",
+    }
+
+
+def _check_draws(samples: PyTree, shard_samples: PyTree, count: int) -> None:
+    """Refuse draws of a file that do not agree with those of its shards."""
+    leaves, treedef = jax.tree.flatten(samples)
+    others, structure = jax.tree.flatten(shard_samples)
+    shapes, found = [x.shape for x in leaves], [x.shape for x in others]
+    if (
+        treedef != structure
+        or found != [(count, *shape) for shape in shapes]
+        or len({shape[:2] for shape in shapes}) > 1
+        or len(shapes[0]) < 2
+        or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves)
+    ):
+        raise ValueError(f"it has draws of shapes {shapes}, of shards of {found}")
+
+
+def _check_from(values: Mapping[str, Any]) -> GradientCheck | None:
+    saved = typed(values, "gradient_check", dict, NoneType)
+    if saved is None:
+        return None
+    names = record_from(saved, "names", tuple[str, ...])
+    typed(saved, "num_draws", int)
+    shapes = {
+        **dict.fromkeys(_VECTORS, (len(names),)),
+        **dict.fromkeys(_MATRICES, (len(names), len(names))),
+    }
+    for name, shape in shapes.items():
+        if typed(saved, name, np.ndarray).shape != shape:
+            raise ValueError(f"its {name} is of shape {saved[name].shape}")
+    return GradientCheck(**saved)

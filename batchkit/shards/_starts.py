@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..chains import StartError
-from ..chains._summary import named_numbers
+from ..chains._draws import named_numbers
 from ..run._names import columns
 from ._rows import check_likelihood
 

@@ -1,13 +1,17 @@
-"""The result of chains: what it tells and when it warns, on draws made by hand."""
+"""`ChainRun`: its warnings and its tables, on draws made by hand."""
 
+from pathlib import Path
 from typing import Any
 
+import blackjax
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import batchkit as bk
 
-from ..helpers import assert_refuses
+from ..helpers import assert_refuses, assert_same
 
 
 RNG = np.random.default_rng(0)
@@ -19,13 +23,13 @@ def names(*args: Any, **kwargs: Any) -> list[str]:
     return [warning.name for warning in bk.ChainRun(*args, **kwargs).warnings]
 
 
-def test_nothing_to_complain_about() -> None:
+def test_good_chains_have_no_warnings() -> None:
     zero = np.zeros(SHAPE, int)
     assert names(GOOD) == []
     assert names(GOOD, diverging=zero, tree_depth=zero + 9, max_tree_depth=10) == []
 
 
-def test_chains_that_disagree() -> None:
+def test_disagreeing_chains_have_a_high_rhat() -> None:
     draws = {"a": GOOD, "b": GOOD[..., 0] + np.arange(4)[:, None]}
     rhat, bulk, tail = bk.ChainRun(draws).warnings
     assert (rhat.name, rhat.threshold) == ("R-hat", 1.01)
@@ -36,18 +40,18 @@ def test_chains_that_disagree() -> None:
     assert bulk.threshold == tail.threshold == 400
 
 
-def test_too_few_draws_to_tell() -> None:
+def test_few_draws_have_a_warning() -> None:
     assert names(GOOD[:, :3]) == ["draws"]
     assert names(GOOD[:, :50]) == ["R-hat", "bulk ESS", "tail ESS"]
 
 
-def test_few_chains() -> None:
+def test_few_chains_have_a_warning() -> None:
     (warning,) = bk.ChainRun(GOOD[:3]).warnings
     assert (warning.name, warning.value, warning.threshold) == ("chains", 3, 4)
     assert names(GOOD[:1]) == ["chains"]
 
 
-def test_divergences() -> None:
+def test_divergences_name_their_chains() -> None:
     diverging = np.zeros(SHAPE, int)
     diverging[1, :3] = 1
     diverging[3, 7] = 2
@@ -60,7 +64,7 @@ def test_divergences() -> None:
     assert "target_acceptance" in warning.message
 
 
-def test_warnings_name_settings_of_the_call() -> None:
+def test_remedies_are_settings_of_the_call() -> None:
     diverging = np.ones(SHAPE, int)
     draws = GOOD[:3] + np.arange(3)[:, None, None]
     of_warmup = "`num_warmup`", "`target_acceptance`"
@@ -73,16 +77,16 @@ def test_warnings_name_settings_of_the_call() -> None:
         assert [x in text for x in of_warmup] == 2 * [step_size is not None]
 
 
-def test_trajectories_cut_off() -> None:
+def test_trajectories_that_were_cut_off_have_a_warning() -> None:
     depth = np.full(SHAPE, 3)
     depth[0, :5] = 4
-    assert names(GOOD, tree_depth=depth) == []  # it is not known how deep they may be
+    assert names(GOOD, tree_depth=depth) == []  # without a limit none is cut off
     (warning,) = bk.ChainRun(GOOD, tree_depth=depth, max_tree_depth=4).warnings
     assert (warning.name, warning.value) == ("tree depth", 5)
     assert "max_num_doublings" in warning.message
 
 
-def test_draws_that_are_not_finite() -> None:
+def test_draws_that_are_not_finite_have_a_warning() -> None:
     draws = GOOD.copy()
     draws[2, 5:8, 1] = np.nan
     run = bk.ChainRun(draws)
@@ -99,7 +103,7 @@ def test_draws_that_are_not_finite() -> None:
     assert names(GOOD, logdensity=logdensity) == ["draws not finite"]
 
 
-def test_chains_that_never_moved() -> None:
+def test_chains_that_never_moved_have_a_warning() -> None:
     draws = GOOD.copy()
     draws[..., 1] = 2.5
     (warning,) = bk.ChainRun(draws).warnings
@@ -111,21 +115,21 @@ def test_chains_that_never_moved() -> None:
     assert (warning.name, warning.value) == ("unmoved", 2)
     assert "chains 0, 2 of 4" in warning.message
     assert {x.name for x in rest} == {"R-hat", "bulk ESS", "tail ESS"}
-    # All of them, each at a place of its own or all at the same.
+    # All chains, each at a place of its own or all at the same.
     for start in (GOOD[:, :1], GOOD[:1, :1]):
         stuck = np.broadcast_to(start, GOOD.shape)
         assert names(stuck).count("unmoved") == 1
         assert "chains 0, 1, 2, 3 of 4" in bk.ChainRun(stuck).warnings[0].message
 
 
-def test_the_most_serious_comes_first() -> None:
+def test_the_most_serious_warning_comes_first() -> None:
     draws = GOOD[:2].copy()
     draws[0, 0] = np.nan
     found = names(draws, diverging=np.ones((2, 1000), int))
     assert found == ["draws not finite", "divergences", "chains"]
 
 
-def test_what_is_told_of_chains() -> None:
+def test_table_has_ranges_over_chains() -> None:
     run = bk.ChainRun(
         GOOD,
         diverging=np.zeros(SHAPE, int),
@@ -153,7 +157,7 @@ def test_what_is_told_of_chains() -> None:
     assert bare.acceptance is None
 
 
-def test_summary() -> None:
+def test_summary_has_moments_and_convergence() -> None:
     draws = {"mass": 5 + 2 * GOOD[..., 0], "lens": {"shear": GOOD}}
     summary = bk.ChainRun(draws).summary()
     assert list(summary.values) == ["lens.shear[0]", "lens.shear[1]", "mass"]
@@ -180,5 +184,28 @@ def test_summary() -> None:
         [np.zeros((2, 3)), np.zeros((2, 4))],
     ],
 )
-def test_samples_that_are_none(samples: Any) -> None:
+def test_arrays_without_chains_and_draws_are_refused(samples: Any) -> None:
     assert_refuses(lambda: bk.ChainRun(samples), ValueError, ("(chains, draws, ...)",))
+
+
+def test_a_checkpoint_is_read_as_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    starts = jnp.linspace(-1.0, 1.0, 4)
+    run = bk.run_chains(
+        blackjax.hmc,
+        lambda x: -0.5 * x**2,
+        jax.random.key(0),
+        starts,
+        num_warmup=5,
+        num_samples=6,
+        num_integration_steps=2,
+        checkpoint=path,
+        progress=False,
+    )
+    again = bk.ChainRun.load(path)
+    names = vars(run).keys() - {"_convergence", "warnings", "_seconds"}
+    for name in names:
+        assert_same(getattr(again, name), getattr(run, name), ulps=0)
+    assert again.step_size is not None
+    assert again.seconds[:3] == run.seconds[:3]
+    assert again.warnings == run.warnings

@@ -11,7 +11,7 @@ from .perfect import Problem, peak, plateau, result, sample
 
 
 PROBLEMS = {"peak": peak(), "plateau": plateau(1.0), "zero": plateau(-np.inf)}
-# They differ in all that may differ.
+# The runs differ in everything that may differ.
 SETTINGS = (
     {"num_live": 20},
     {"num_live": 30, "num_delete": 7, "remaining": 0.1},
@@ -27,12 +27,12 @@ def runs_on(problem: Problem, seed: int) -> list[bk.NestedRun]:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_live_counts_add_up(problem: Problem) -> None:
+def test_numbers_of_live_points_add_up(problem: Problem) -> None:
     runs = runs_on(problem, 0)
     merged = bk.NestedRun.merge(runs).dead
     assert len(merged) == sum(len(run.dead) for run in runs)
     assert merged.num_prior == merged.num_live[0] == 20 + 30 + 50
-    # Where one point dies, of the merged run as many are alive as of all the others.
+    # When a point dies, the live points of the merged run are those of all runs.
     values, first = np.unique(merged.loglikelihood, return_index=True)
     for value, i in zip(values, first, strict=True):
         alive = 0
@@ -48,7 +48,7 @@ def test_live_counts_add_up(problem: Problem) -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_calibration(problem: Problem) -> None:
+def test_evidence_of_merged_runs_is_calibrated(problem: Problem) -> None:
     pulls, ratios = [], []
     for seed in range(1, 21):
         runs = runs_on(problem, seed)
@@ -62,7 +62,7 @@ def test_calibration(problem: Problem) -> None:
     assert np.mean(ratios) == pytest.approx(np.sqrt(0.5), rel=0.15)
 
 
-def test_equal_runs_give_their_mean() -> None:
+def test_evidence_of_equal_runs_is_their_mean() -> None:
     runs = [result(sample(peak(), seed, 100), seed) for seed in range(4)]
     merged = bk.NestedRun.merge(runs)
     each = np.array([run.log_evidence for run in runs])
@@ -77,7 +77,7 @@ def test_ranks_of_a_merged_run_are_uniform() -> None:
     assert insertion_p_value(bk.NestedRun.merge(runs).dead) > 0.01
 
 
-def test_what_is_said_of_the_runs() -> None:
+def test_counts_warnings_and_settings_are_merged() -> None:
     warning, other = (Diagnostic(name, 0.0, 1.0, "oh") for name in "ab")
     dead = [sample(peak(), seed) for seed in range(2)]
     first = result(
@@ -108,7 +108,7 @@ def test_what_is_said_of_the_runs() -> None:
     assert bk.NestedRun.merge([first]) is first
 
 
-def test_refused() -> None:
+def test_dependent_and_unlike_runs_are_refused() -> None:
     first, second = (result(sample(peak(), seed)) for seed in range(2))
     with pytest.raises(ValueError, match="at least one run"):
         bk.NestedRun.merge([])

@@ -1,17 +1,22 @@
-"""`NestedRun`: what it holds, draws and prints."""
+"""`NestedRun`: what it holds, draws, prints, reads from checkpoints and exports."""
 
+import errno
+import os
+import sys
+from pathlib import Path
 from typing import Any, cast
 
+import anesthetic
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run import Diagnostic, Summary, parameter_names
+from batchkit.run import Diagnostic, _file
 
-from ..helpers import unchecked
-from .perfect import peak, result, sample
+from ..helpers import assert_refuses, assert_same, unchecked
+from .perfect import Problem, peak, plateau, result, sample
+from .problems import gaussian
 
 
 def with_positions(make: Any) -> bk.NestedRun:
@@ -25,7 +30,12 @@ def with_positions(make: Any) -> bk.NestedRun:
     )
 
 
-def test_repr() -> None:
+LENS = with_positions(
+    lambda r: {"lens": {"mass": r, "shear": np.stack([r, -r], 1)}, "ring": [r > 0.3]}
+)
+
+
+def test_table_has_evidence_reasons_and_warnings() -> None:
     warning = Diagnostic("inner steps", 4.0, 10.0, "use more <steps>")
     run = result(
         sample(peak(), 0), warnings=(warning,), seconds=(1.25, 20.0), converged=False
@@ -42,7 +52,7 @@ def test_repr() -> None:
     assert "unknown" in repr(result(sample(peak(), 0), num_evaluations=None))
 
 
-def test_the_same_numbers_from_the_same_key() -> None:
+def test_the_same_key_gives_the_same_evidence() -> None:
     dead = sample(peak(), 0)
     first, second, other = result(dead, 1), result(dead, 1), result(dead, 2)
     assert first.log_evidence == second.log_evidence
@@ -51,83 +61,62 @@ def test_the_same_numbers_from_the_same_key() -> None:
     assert old_style.log_evidence == first.log_evidence
 
 
-def test_settings_and_warnings_are_those_given() -> None:
+def test_settings_are_copied() -> None:
     settings = {"num_delete": 5}
     run = result(sample(peak(), 0), settings=settings, seconds=(1.0, 2.0))
     settings["num_delete"] = 6
     assert run.settings == {"num_delete": 5}
-    assert run.warnings == ()
     assert (run.seconds.compile, run.seconds.run) == (1.0, 2.0)
 
 
-def test_no_likelihood_anywhere() -> None:
+def test_points_without_likelihood_are_refused() -> None:
     nothing = np.full(5, -np.inf)
     dead = bk.DeadPoints(np.zeros(5), nothing, nothing, np.zeros(5))
     with pytest.raises(ValueError, match=r"the evidence is zero.*Begin with more"):
         result(dead)
 
 
-def test_posterior() -> None:
-    run = with_positions(lambda r: {"r": r, "more": np.stack([r, -r], axis=1)})
-    draws = run.posterior(jax.random.key(0), 5000)
-    assert draws["more"].shape == (5000, 2)
-    assert isinstance(draws["r"], jax.Array)
-    np.testing.assert_array_equal(draws["r"], draws["more"][:, 0])
-    mean = run.weights @ run.dead.positions["r"]
-    assert np.mean(draws["r"]) == pytest.approx(mean, abs=1e-3)
-    again = run.posterior(jax.random.key(0), 5000)
-    np.testing.assert_array_equal(draws["r"], again["r"])
-    other = run.posterior(jax.random.key(1), 5000)
-    assert np.any(draws["r"] != other["r"])
+def test_posterior_has_the_weighted_mean() -> None:
+    draws = LENS.posterior(jax.random.key(0), 5000)["lens"]
+    assert draws["shear"].shape == (5000, 2)
+    assert isinstance(draws["mass"], jax.Array)
+    np.testing.assert_array_equal(draws["mass"], draws["shear"][:, 0])
+    mean = LENS.weights @ LENS.dead.positions["lens"]["mass"]
+    assert np.mean(draws["mass"]) == pytest.approx(mean, abs=1e-3)
+    again = LENS.posterior(jax.random.key(0), 5000)["lens"]
+    np.testing.assert_array_equal(draws["mass"], again["mass"])
+    other = LENS.posterior(jax.random.key(1), 5000)["lens"]
+    assert np.any(draws["mass"] != other["mass"])
 
 
 @pytest.mark.parametrize("batcher", [bk.Vmap(), bk.Chunked(64)])
-def test_derived(batcher: bk.AbstractBatcher) -> None:
+def test_derived_quantities_are_those_of_the_draws(batcher: bk.AbstractBatcher) -> None:
     run = with_positions(lambda r: {"r": r})
     draws = run.posterior(
         jax.random.key(0), 100, lambda p: {"squared": p["r"] ** 2}, batcher=batcher
     )
     assert set(draws) == {"r", "squared"}
     np.testing.assert_allclose(draws["squared"], draws["r"] ** 2, rtol=1e-6)
-    _, alone = run.posterior(jax.random.key(0), 100, lambda p: p["r"] ** 2)
-    np.testing.assert_array_equal(alone, draws["squared"])
+    _, array = run.posterior(
+        jax.random.key(0), 100, lambda p: p["r"] ** 2, batcher=batcher
+    )
+    np.testing.assert_array_equal(array, draws["squared"])
 
 
-def test_derived_may_not_replace_a_parameter() -> None:
+def test_posterior_refuses_wrong_arguments() -> None:
     run = with_positions(lambda r: {"r": r, "s": r})
     with pytest.raises(ValueError, match="r would replace the parameters"):
         run.posterior(jax.random.key(0), 3, lambda p: {"r": p["s"]})
     with pytest.raises(ValueError, match="n must be at least 1"):
         run.posterior(jax.random.key(0), 0)
-
-
-def test_a_seed_in_place_of_a_key_is_refused() -> None:
-    run = with_positions(lambda r: {"r": r})
-    with (
-        unchecked(),
-        pytest.raises(TypeError, match=r"posterior\(key=0\): key"),
-    ):
+    with unchecked(), pytest.raises(TypeError, match=r"posterior\(key=0\): key"):
         run.posterior(cast(Any, 0), 10)
 
 
-def test_names() -> None:
-    n = np.zeros(3)
-    vector, matrix = np.zeros((3, 2)), np.zeros((3, 1, 2))
-    assert parameter_names(n) == ("x",)
-    assert parameter_names(vector) == ("x[0]", "x[1]")
-    assert parameter_names((n, vector)) == ("x[0]", "x[1][0]", "x[1][1]")
-    assert parameter_names({"a": {"b": n}, "c": [n]}) == ("a.b", "c[0]")
-    assert parameter_names({"m": matrix}) == ("m[0, 0]", "m[0, 1]")
-    assert parameter_names({1: n}) == ("x[1]",)
-    stats = bk.LaneStats(jnp.zeros(3, int), jnp.zeros(3, int))
-    assert parameter_names({"lanes": stats}) == ("lanes.made", "lanes.needed")
-
-
-def test_summary() -> None:
+def test_summary_counts_points_by_weight() -> None:
     run = with_positions(lambda r: {"b": {"c": np.stack([r, 2 * r], 1)}, "a": -r})
     summary = run.summary()
     assert list(summary.values) == ["a", "b.c[0]", "b.c[1]"]
-    # As if each point stood there as often as its weight says.
     times = np.rint(run.weights * 1e6).astype(int)
     rows = np.repeat(run.dead.positions["a"], times)
     row = summary["a"]
@@ -137,24 +126,105 @@ def test_summary() -> None:
         assert row[name] == pytest.approx(np.percentile(rows, q), rel=1e-2)
         assert summary["b.c[1]"][name] == pytest.approx(2 * summary["b.c[0]"][name])
     lines = repr(summary).splitlines()
-    assert lines[0].split() == [
-        "parameter",
-        "mean",
-        "std",
-        "5",
-        "%",
-        "50",
-        "%",
-        "95",
-        "%",
-    ]
+    head = ["parameter", "mean", "std", "5", "%", "50", "%", "95", "%"]
+    assert lines[0].split() == head
     assert [line.split()[0] for line in lines[1:]] == ["a", "b.c[0]", "b.c[1]"]
     assert summary._repr_html_().count("<tr>") == 4
 
 
-def test_a_long_summary_is_cut() -> None:
-    summary = Summary(np.zeros((3, 70)), np.full(3, 1 / 3))
-    lines = repr(summary).splitlines()
-    assert len(lines) == 62
-    assert lines[-1] == "... and 10 more"
-    assert len(summary.values) == 70
+def test_checkpoints_of_ended_and_killed_runs_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, path = gaussian(2), tmp_path / "run.h5"
+
+    def run_to(steps: int) -> bk.NestedRun:
+        # One kind of rule, whose number is an operand: all runs share a program.
+        stop = bk.MaxSteps(steps) | bk.RemainingEvidence(0.1)
+        return problem.run(60, stop=stop, checkpoint=path)
+
+    stopped = run_to(4)
+    run = bk.NestedRun.load(path)
+    assert_same(run.dead.positions, stopped.dead.positions, ulps=0)
+    assert run.log_evidence == stopped.log_evidence
+    assert (run.converged, run.stop_reason) == (False, stopped.stop_reason)
+    assert run.warnings == stopped.warnings
+    assert run.settings == stopped.settings
+    assert repr(run) == repr(stopped)
+
+    # A run that is killed leaves no reason to stop.
+    header, arrays = _file.read_file(path)
+    assert not header["result"]["ended"]["converged"]
+    killed_result = {**header["result"], "ended": None}
+    _file.write_file(path, {**header, "result": killed_result}, arrays)
+    killed = bk.NestedRun.load(path)
+    assert killed.log_evidence == stopped.log_evidence
+    assert not killed.converged
+    assert killed.stop_reason == "it was saved after step 4, and had not ended"
+
+    finished = run_to(1000)
+    assert bk.NestedRun.load(path).converged
+    # On a read-only disk a finished run returns, and one that must go on does not.
+    call = os.open
+
+    def fail(name: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return call(name, flags, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        assert run_to(1000).log_evidence == finished.log_evidence
+        with pytest.raises(bk.CheckpointError, match=r"not ended.*Copy the file"):
+            problem.run(60, stop=bk.MaxSteps(10**6), checkpoint=path)
+
+    # Shapes and numbers that a run cannot go on with.
+    header, arrays = _file.read_file(path)
+    for new_header, new_arrays in (
+        ({"seconds": ["a", 1.0]}, {}),
+        ({"rejected": "x"}, {}),
+        ({"identity": []}, {}),
+        ({}, {"dead/0": arrays["dead/0"][:-1]}),
+    ):
+        _file.write_file(path, {**header, **new_header}, {**arrays, **new_arrays})
+        with pytest.raises(bk.CheckpointError, match="cannot be understood"):
+            run_to(1000)
+
+
+@pytest.mark.parametrize(
+    "problem", [peak(), peak(3, 0.5), plateau(-np.inf), plateau(1.0)]
+)
+@pytest.mark.parametrize("num_delete", [1, 20])
+def test_anesthetic_agrees_on_the_evidence(problem: Problem, num_delete: int) -> None:
+    run = result(sample(problem, 3, 100, num_delete=num_delete))
+    samples: Any = run.to_anesthetic()
+    assert issubclass(type(samples), anesthetic.NestedSamples)
+    assert len(samples) == len(run.dead)
+    np.testing.assert_array_equal(samples["nlive"], run.dead.num_live)
+    np.random.seed(0)
+    logz, information = samples.logZ(1000), samples.D_KL(1000)
+    # Both simulate the same volumes, but anesthetic leaves the last of them out.
+    error = run.log_evidence_err
+    assert abs(logz.mean() - run.log_evidence) < 0.2 * error + 0.01
+    assert logz.std() == pytest.approx(error, rel=0.15)
+    assert abs(information.mean() - run.information) < 0.2 * information.std() + 0.01
+    assert abs(run.log_evidence - problem.log_evidence) < 4 * error
+
+
+def test_anesthetic_has_every_number_under_its_name() -> None:
+    samples: Any = LENS.to_anesthetic()
+    names = ["lens.mass", "lens.shear[0]", "lens.shear[1]", "ring[0]"]
+    assert list(samples.columns[:4]) == names
+    for name in names:
+        row = LENS.summary()[name]
+        assert samples[name].mean() == pytest.approx(row["mean"], rel=0.02)
+
+
+def test_names_of_anesthetic_and_equal_names_are_refused() -> None:
+    run = with_positions(lambda r: {"logL": r, "a.b": r, "a": {"b": r}})
+    assert_refuses(run.to_anesthetic, ValueError, ("a.b, logL cannot name",))
+
+
+def test_missing_anesthetic_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anesthetic", None)
+    words = ("NestedRun.to_anesthetic needs anesthetic", "'batchkit-jax[anesthetic]'")
+    assert_refuses(LENS.to_anesthetic, ImportError, words)

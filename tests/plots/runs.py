@@ -1,5 +1,6 @@
 """Synthetic runs for figures."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import batchkit as bk
 from ..nested.perfect import peak, result, sample
 
 
+@functools.cache
 def nested(make: Callable[[np.ndarray], Any], **how: Any) -> bk.NestedRun:
     """A run whose positions are `make` of points in a ball of six dimensions."""
     dead = sample(peak(6, 0.1), 1, 100, num_delete=10, **how)
@@ -23,6 +25,7 @@ def nested(make: Callable[[np.ndarray], Any], **how: Any) -> bk.NestedRun:
     )
 
 
+@functools.cache
 def chains(make: Callable[[np.ndarray], Any], count: int = 4) -> bk.ChainRun:
     """Chains whose draws are `make` of six normal numbers."""
     rng = np.random.default_rng(1)

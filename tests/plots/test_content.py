@@ -8,7 +8,7 @@ from scipy import stats
 
 import batchkit as bk
 from batchkit.nested import insertion_ranks
-from batchkit.plots._axis_numbers import Scale, format_median, scale_of
+from batchkit.plots._figure import Scale, format_median, scale_of
 
 from ..nested.perfect import plateau, result, sample
 from .runs import chains, nested, six, two

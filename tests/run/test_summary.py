@@ -3,15 +3,14 @@
 import sys
 from typing import Any
 
-import arviz
 import jax.numpy as jnp
 import numpy as np
 import pandas
 import pytest
 
 import batchkit as bk
-from batchkit.run import Summary
-from batchkit.run._summary import AbstractSummary, _rounded
+from batchkit.run import Summary, parameter_names
+from batchkit.run._summary import AbstractSummary, rounded
 
 from ..helpers import assert_refuses
 from ..nested.perfect import peak, result, sample
@@ -87,7 +86,7 @@ def test_quantiles_that_are_refused(quantiles: Any, error: Any, words: Any) -> N
 def test_rounding_by_the_standard_deviation(
     mean: float, std: float, expected: Any
 ) -> None:
-    assert tuple(_rounded({"mean": mean, "std": std}, 2)) == expected
+    assert tuple(rounded({"mean": mean, "std": std}, 2)) == expected
 
 
 def test_rounding_hides_no_posterior() -> None:
@@ -96,13 +95,13 @@ def test_rounding_hides_no_posterior() -> None:
         std = 10.0 ** rng.uniform(-12, 12)
         mean = std * rng.normal() * 10.0 ** rng.uniform(-3, 10)
         row = {"mean": mean, "std": std, "50 %": mean + std}
-        cells = np.array(list(map(float, _rounded(row, 3))))
+        cells = np.array(list(map(float, rounded(row, 3))))
         # Half a unit of the second digit of the deviation is a twentieth of it.
         assert np.all(np.abs(cells - [*row.values()]) <= 0.0501 * std)
         assert abs(cells[2] - cells[0] - std) <= 0.11 * std
 
 
-def test_text_is_the_rounded_table() -> None:
+def test_text_is_therounded_table() -> None:
     x = 2459000.5 + 1e-3 * X[..., 0].astype(np.float64)
     summary = bk.ChainRun({"day": x}).summary()
     head, row = repr(summary).splitlines()
@@ -124,12 +123,12 @@ def test_a_data_frame_has_the_numbers(run: Any) -> None:
     assert set(map(str, frame.dtypes)) == {"float64"}
 
 
-def test_pandas_finds_the_same() -> None:
+def test_pandas_computes_the_same_moments_and_quantiles() -> None:
     pooled = pandas.DataFrame({"b": X[..., 1].ravel().astype(np.float64)})
-    told = pooled.describe(percentiles=[0.05, 0.5, 0.95])["b"]
+    expected = pooled.describe(percentiles=[0.05, 0.5, 0.95])["b"]
     row = CHAINS.summary().to_dataframe().loc["b"]
     for ours, theirs in (("mean", "mean"), ("std", "std"), ("5 %", "5%")):
-        assert row[ours] == pytest.approx(told[theirs], rel=1e-6)
+        assert row[ours] == pytest.approx(expected[theirs], rel=1e-6)
 
 
 def test_without_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,19 +173,6 @@ def test_draws_are_summarised_in_other_parameters(run: Any) -> None:
     for name, row in expected.values.items():
         for column, value in row.items():
             assert found[name][column] == pytest.approx(value, rel=1e-4), column
-    data = run.to_arviz(transform=natural)
-    assert set(data.posterior.data_vars) == {"mass", "b"}
-    np.testing.assert_allclose(data.posterior["mass"], mass, rtol=1e-5)
-    rhat: Any = arviz.rhat(data)
-    rhat = getattr(rhat, "posterior", rhat)
-    assert float(rhat["mass"]) == pytest.approx(found["mass"]["R-hat"], rel=1e-5)
-
-
-def test_log_likelihoods_are_of_the_positions_that_were_sampled() -> None:
-    data = CHAINS.to_arviz(
-        transform=natural, log_likelihood=lambda p: p["log_mass"] * jnp.ones(2)
-    )
-    np.testing.assert_array_equal(data.log_likelihood["y"][..., 0], X[..., 0])
 
 
 def test_points_are_summarised_in_other_parameters() -> None:
@@ -194,10 +180,6 @@ def test_points_are_summarised_in_other_parameters() -> None:
     found = NESTED.summary(transform=root)["x"]
     x = np.sqrt(NESTED.dead.positions["u"])
     assert found["mean"] == pytest.approx(NESTED.weights @ x, rel=1e-5)
-    data = NESTED.to_arviz(100, transform=root)
-    u = NESTED.to_arviz(100).posterior["u"]
-    np.testing.assert_allclose(data.posterior["x"], np.sqrt(u), rtol=1e-5)
-    np.testing.assert_allclose(data.dead_points["x"], x, rtol=1e-5)
 
 
 def test_figures_in_other_parameters() -> None:
@@ -241,3 +223,24 @@ def test_an_error_in_a_transform_has_a_note() -> None:
     with pytest.raises(KeyError) as info:
         CHAINS.summary(transform=lambda p: p["z"])
     assert any("transform" in x and "'b':" in x for x in info.value.__notes__)
+
+
+def test_names_of_parameters_follow_the_pytree() -> None:
+    n = np.zeros(3)
+    vector, matrix = np.zeros((3, 2)), np.zeros((3, 1, 2))
+    assert parameter_names(n) == ("x",)
+    assert parameter_names(vector) == ("x[0]", "x[1]")
+    assert parameter_names((n, vector)) == ("x[0]", "x[1][0]", "x[1][1]")
+    assert parameter_names({"a": {"b": n}, "c": [n]}) == ("a.b", "c[0]")
+    assert parameter_names({"m": matrix}) == ("m[0, 0]", "m[0, 1]")
+    assert parameter_names({1: n}) == ("x[1]",)
+    stats = bk.LaneStats(jnp.zeros(3, int), jnp.zeros(3, int))
+    assert parameter_names({"lanes": stats}) == ("lanes.made", "lanes.needed")
+
+
+def test_a_long_summary_is_cut() -> None:
+    summary = Summary(np.zeros((3, 70)), np.full(3, 1 / 3))
+    lines = repr(summary).splitlines()
+    assert len(lines) == 62
+    assert lines[-1] == "... and 10 more"
+    assert len(summary.values) == 70
