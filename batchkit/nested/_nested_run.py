@@ -12,14 +12,14 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher, Vmap
 from ..run._datatree import datatree
-from ..run._diagnostic import Diagnostic, diagnostics_as_saved, diagnostics_from
+from ..run._diagnostic import Diagnostic, diagnostics_as_saved
 from ..run._environment import Provenance
 from ..run._extras import extra
 from ..run._keys import check_key
 from ..run._names import columns
 from ..run._over_draws import Transform, transformed, with_derived
 from ..run._result import AbstractResult
-from ..run._result_file import Arrays, Header, numbers, typed
+from ..run._result_file import Arrays, Header, numbers, record_from, typed
 from ..run._structure import describable, put_together
 from ..run._summary import Summary
 from ..run._trees import array_names, names_to_save
@@ -507,7 +507,7 @@ class NestedRun(AbstractResult[Summary]):
             converged=typed(values, "converged", bool),
             stop_reason=typed(values, "stop_reason", str),
             key=key,
-            warnings=diagnostics_from(typed(values, "warnings", list)),
+            warnings=record_from(values, "warnings", list[Diagnostic]),
             seconds=Seconds(*numbers(values, "seconds", 2)),
             settings=typed(values, "settings", dict),
             provenance=values["provenance"],

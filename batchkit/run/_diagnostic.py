@@ -34,15 +34,5 @@ class Diagnostic:
 
 
 def diagnostics_as_saved(warnings: Iterable[Diagnostic]) -> list[list[Any]]:
-    """Return warnings in the form that a result file holds."""
+    """Return warnings as lists of their fields, the form in result files."""
     return [[x.name, float(x.value), float(x.threshold), x.message] for x in warnings]
-
-
-def diagnostics_from(saved: Iterable[Any]) -> tuple[Diagnostic, ...]:
-    """Return the warnings of a result file; raise `ValueError` if they are none."""
-    found = []
-    for name, value, threshold, message in saved:
-        if type(name) is not str or type(message) is not str:
-            raise ValueError(f"it has a warning {[name, value, threshold, message]!r}")
-        found.append(Diagnostic(name, float(value), float(threshold), message))
-    return tuple(found)

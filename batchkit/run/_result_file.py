@@ -109,9 +109,9 @@ def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, 
 def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
     """Return a value of a file as a type says, else raise `ValueError`.
 
-    A dataclass or a named tuple is made from the dict of its fields, whose types are
-    its annotations. Further types are `tuple[kind, ...]`, `list[kind]`, `kind | None`,
-    and those of `typed`; a `float` may be an `int`.
+    A dataclass or a named tuple is made from a dict or a list of its fields, whose
+    types are its annotations. Further types are `tuple[kind, ...]`, `list[kind]`,
+    `kind | None`, and those of `typed`; a `float` may be an `int`.
     """
     value = values[name]
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -121,7 +121,9 @@ def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
     if origin is types.UnionType:
         return None if value is None else record_from(values, name, inner[0])
     if fields := typing.get_type_hints(kind):
-        found = typed(values, name, dict)
+        found = typed(values, name, dict, list)
+        if type(found) is list:
+            found = dict(zip(fields, found, strict=True))
         return kind(**{x: record_from(found, x, hint) for x, hint in fields.items()})
     return typed(values, name, *((int, float) if kind is float else (kind,)))
 

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from .._util._table import table
 from ..chains import ChainSeconds, Convergence
 from ..chains._draws import AbstractDraws, named_numbers
-from ..run._diagnostic import Diagnostic, diagnostics_as_saved, diagnostics_from
+from ..run._diagnostic import Diagnostic, diagnostics_as_saved
 from ..run._environment import Provenance, provenance_rows
 from ..run._names import parameter_names
 from ..run._result_file import Arrays, Header, record_from, typed
@@ -266,7 +266,7 @@ class ShardRun(AbstractDraws):
             shift=typed(values, "shift", np.ndarray, NoneType),
             gradient_check=_check_from(values),
             stats=stats,
-            warnings=diagnostics_from(typed(values, "warnings", list)),
+            warnings=tuple(record_from(values, "warnings", list[Diagnostic])),
             provenance=values["provenance"],
             _convergence=Convergence(values["samples"]),
         )
