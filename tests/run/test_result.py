@@ -262,6 +262,15 @@ def test_values_that_make_no_sense_are_refused(
             type(run).load(path)
 
 
+def test_arrays_of_no_value_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.h5"
+    chains().save(path)
+    header, arrays = _file.read_file(path)
+    _file.write_file(path, header, {**arrays, "more": np.zeros(3)})
+    with pytest.raises(bk.CheckpointError, match="an array 'more' that is of no value"):
+        bk.ChainRun.load(path)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
