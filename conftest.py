@@ -21,7 +21,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 # four host devices sharding is tested on any machine; on the CPU the results are the
 # same on any machine. Values that the user has set are kept.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling takes most of the time of the tests, and their programs run for milliseconds:
+# Compiling takes most of the time of the tests, whose programs run for milliseconds:
 # without optimization it takes a quarter. `make slow` and `make matrix` optimize.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 _defaults = {"--xla_force_host_platform_device_count": "4"}
