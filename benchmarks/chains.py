@@ -20,9 +20,9 @@ import numpy as np
 from _measure import interleaved, print_machine, print_ratios
 
 import batchkit as bk
-from batchkit.chains._programs import Chains, ChainState, all_alike
+from batchkit.chains._chain_programs import Chains, ChainState, all_alike
 from batchkit.chains._sampler import sampler_of_api
-from batchkit.chains._warmup import segment_of_draws, windows_of
+from batchkit.chains._warmup import draws_segment, windows_of
 
 
 CHAINS, DIM, WIDTH = 32, 10, 200
@@ -60,7 +60,7 @@ def draws(chains: Chains, state: ChainState, num_samples: int) -> np.ndarray:
     steps: list[np.ndarray] = []
     for first in range(0, num_samples, chains.blocks.most):
         count = min(chains.blocks.most, num_samples - first)
-        state, made = chains.advance(state, segment_of_draws(first, count))
+        state, made = chains.advance(state, draws_segment(first, count))
         assert made is not None
         steps.append(made.num_integration_steps)
     return np.concatenate(steps, axis=1)
@@ -82,7 +82,7 @@ def main() -> None:
         first = programs["Vmap()"]
         state = first.start()
         for window in windows_of(200):
-            state, _ = first.advance(state, window.segment(window.first, window.length))
+            state, _ = first.advance(state, window)
         steps = draws(first, state, options.draws)
         candidates = {
             name: functools.partial(draws, chains, state, options.draws)

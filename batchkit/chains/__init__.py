@@ -1,8 +1,8 @@
-"""Chains of Markov chain Monte Carlo, from their starts to draws to be trusted."""
+"""Markov chain Monte Carlo: chains from their starts to draws with diagnostics."""
 
+from ._chain_loop import ChainProgress as ChainProgress
 from ._chain_run import ChainRun as ChainRun
+from ._chain_starts import StartError as StartError
 from ._convergence import Convergence as Convergence
 from ._draws import ChainSeconds as ChainSeconds, ChainSummary as ChainSummary
-from ._progress import ChainProgress as ChainProgress
 from ._run_chains import run_chains as run_chains
-from ._starts import StartError as StartError

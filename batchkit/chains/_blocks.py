@@ -1,18 +1,17 @@
-"""How draws are cut into blocks, after each of which a run can be saved and stopped.
+"""Lengths of blocks of draws, after each of which a run can be saved and stopped.
 
-Chains follow the clock where they may: a block takes about half a second, so that
-progress is told and Ctrl-C is answered. This changes no bit as long as each chain keeps
-its place, in the batch that is computed. It does under `Vmap`, `Sequential`, `Chunked`
-and `Sharded`.
+Where each chain keeps its place in the batch, under `Vmap`, `Sequential`, `Chunked` and
+`Sharded`, the length of a block changes no bit. There a block takes about half a
+second, so that progress is shown and Ctrl-C is answered.
 
-Lanes that never wait are another matter. Which lane takes a chain depends on which one
-is free, hence on where blocks end; and what a lane computes may depend in the last bit
-on which one it is, because XLA computes the rows of a batch in groups. There the blocks
-end at multiples of a fixed number of draws, whatever the clock says, so that a run that
-was killed makes the same blocks as one that was not. That number is large, because at
-the end of a block lanes do wait for each other: for NUTS on Neal's funnel, 64 chains in
-16 lanes make 2.3 times as many gradients as they need without blocks, 2.8 times in
-blocks of 128 draws, 3.3 times in blocks of 32 and 14.7 times under `Vmap`.
+Under `Continuous` the lane that takes a chain is the one that is idle, hence depends on
+where blocks end; and what a lane computes may depend in the last bit on its number,
+because XLA computes the rows of a batch in groups. There blocks end at multiples of a
+fixed number of draws, whatever the clock says, so that a run that was killed makes the
+same blocks as one that was not. That number is large, because lanes wait for each other
+at the end of a block: for NUTS on Neal's funnel, 64 chains in 16 lanes make 2.3 times
+as many gradients as they need without blocks, 2.8 times in blocks of 128 draws, 3.3
+times in blocks of 32 and 14.7 times under `Vmap`.
 """
 
 import math
@@ -25,22 +24,19 @@ from jaxtyping import PyTree
 from ..batchers import AbstractBatcher, Chunked, Sequential, Sharded, Vmap
 
 
-# The most draws in a block; the places for draws that are not made cost some
-# microseconds each.
+# The most draws in a block: an unused place costs some microseconds.
 _MOST: Final = 1024
 _FIXED: Final = 128
-# What the draws of one block may occupy.
+# The most bytes of the draws of one block.
 _BYTES: Final = 64 * 2**20
-# A loop of one turn is compiled as no loop, and rounds in its own way.
+# XLA compiles a loop of one turn as no loop, which rounds differently.
 _LEAST: Final = 2
 
 
 @final
 @dataclass(frozen=True)
 class Blocks:
-    """How many draws are made at a time.
-
-    **Arguments:**
+    """Lengths of the blocks of a run.
 
     - `places`: the most draws for which the program has room.
     - `most`: the most draws that are made at once.
@@ -51,54 +47,35 @@ class Blocks:
     most: int
     is_fixed: bool
 
-    def first(self, hurried: bool) -> int:
-        """How many draws to make in the first block, of which nothing is known.
+    def limit(self, made: int | None, in_time: int) -> int:
+        """Return the most draws of the next block.
 
-        **Arguments:**
-
-        - `hurried`: whether anybody waits for the end of a block.
-        """
-        return 1 if hurried and not self.is_fixed else self.most
-
-    def next(self, made: int, in_time: int) -> int:
-        """Return how many to make after a block of `made` draws.
-
-        **Arguments:**
-
-        - `made`: how many the last block had.
-        - `in_time`: how many are made in the time that a block should take.
+        The last one had `made` draws, None before the first; `in_time` draws take as
+        long as a block should.
         """
         if self.is_fixed:
             return self.most
-        return max(1, min(in_time, 4 * made, self.most))
+        # The first block shows how long a draw takes; growth is gradual, since the
+        # next draws may take longer.
+        return 1 if made is None else max(1, min(in_time, 4 * made, self.most))
 
     def count(self, at: int, limit: int, total: int) -> int:
-        """How many draws to make after the first `at`, of `total` in all.
-
-        Or how many transitions of a window of the warm-up, counted from its first.
-        """
+        """Return how many draws follow the first `at`, of `total` in all."""
         if self.is_fixed:
             limit = self.most - at % self.most
         return min(limit, total - at)
 
     def is_whole(self, at: int, count: int) -> bool:
-        """Whether a run goes on from the end of a block, or makes it anew.
+        """Return True if a run can go on from the end of a block.
 
-        One that is cut short by the number of draws that were asked for ends where a
-        longer run would not end it.
+        A fixed block that `num_samples` cuts short ends where a longer run would not
+        end it, so a longer run makes it again.
         """
         return not self.is_fixed or (at + count) % self.most == 0
 
 
 def blocks_for(batcher: AbstractBatcher, draws: PyTree, block: int | None) -> Blocks:
-    """How to cut the draws of chains.
-
-    **Arguments:**
-
-    - `batcher`: how chains are laid out.
-    - `draws`: the shapes of one draw of all chains.
-    - `block`: the most draws that the user wants at once, None for any number.
-    """
+    """Return the blocks of chains, from the shapes of one draw of all of them."""
     leaves = jax.tree.leaves(draws)
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
     fixed = not keeps_places(batcher)
@@ -108,7 +85,7 @@ def blocks_for(batcher: AbstractBatcher, draws: PyTree, block: int | None) -> Bl
 
 
 def keeps_places(batcher: AbstractBatcher) -> bool:
-    """Whether a task always has the same place, however long the others take."""
+    """Return True if a task's place in the batch never depends on other tasks."""
     if isinstance(batcher, Chunked | Sharded):
         return keeps_places(batcher.inner)
     return isinstance(batcher, Vmap | Sequential)

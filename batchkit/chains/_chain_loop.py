@@ -5,19 +5,79 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ..run._progress import in_time
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
+from ._chain_programs import Chains, ChainState, Draw
 from ._chain_run import for_readers
-from ._programs import Chains, ChainState, Draw
-from ._progress import ChainProgress
+from ._chain_starts import check_states
 from ._sampler import Tuned
-from ._starts import check_states
-from ._warmup import segment_of_draws, windows_of
+from ._warmup import draws_segment, windows_of
+
+
+@final
+class ChainProgress(NamedTuple):
+    """Progress of chains, which `progress=callable` is called with.
+
+    ```python
+    from batchkit.chains import ChainProgress
+
+    progress = ChainProgress(
+        phase="sampling",
+        num_chains=4,
+        draws=300,
+        num_samples=1000,
+        warmed_up=500,
+        num_warmup=500,
+        divergences=2,
+        acceptance=0.84,
+        seconds=12.0,
+        seconds_left=28.0,
+    )
+    print(progress)
+    ```
+
+    - `phase`: `"warm-up"` or `"sampling"`.
+    - `num_chains`: the number of chains.
+    - `draws`: the number of draws of each chain so far, of `num_samples`.
+    - `num_samples`: the number of draws of each chain at the end.
+    - `warmed_up`: the number of transitions of the warm-up so far, of `num_warmup`.
+    - `num_warmup`: the number of transitions of the warm-up; 0 for an algorithm.
+    - `divergences`: the number of divergent transitions after the warm-up, in all
+      chains; None if the sampler does not report them.
+    - `acceptance`: the mean acceptance rate of all draws; None if the sampler does not
+      report it, NaN before the first draw.
+    - `seconds`: how long the run has taken, without compiling.
+    - `seconds_left`: an estimate, NaN if there is none.
+    """
+
+    phase: str
+    num_chains: int
+    draws: int
+    num_samples: int
+    warmed_up: int
+    num_warmup: int
+    divergences: int | None
+    acceptance: float | None
+    seconds: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        parts = [f"{self.phase} of {self.num_chains} chains"]
+        if self.phase == "warm-up":
+            parts.append(f"{self.warmed_up:,} of {self.num_warmup:,} transitions")
+        if self.phase == "sampling":
+            if self.divergences is not None:
+                parts.append(f"{self.divergences:,} divergences")
+            if self.acceptance is not None and not math.isnan(self.acceptance):
+                parts.append(f"acceptance {self.acceptance:.2f}")
+            if not math.isnan(self.seconds_left):
+                parts.append(f"{in_time(self.seconds_left)} left")
+        return ", ".join(parts)
 
 
 @final
@@ -25,8 +85,8 @@ class Made(NamedTuple):
     """Draws and tuning of complete chains, on the host.
 
     - `draws`: arrays of shape `(chains, draws, ...)`.
-    - `tuned`: what the warm-up has found; None where there was none.
-    - `seconds`: how long it took to compile, to warm up and to sample.
+    - `tuned`: the parameters that the warm-up found; None if there was none.
+    - `seconds`: the times to compile, to warm up and to sample.
     """
 
     draws: Draw
@@ -52,15 +112,12 @@ class ResumableChains(AbstractResumable):
     ) -> None:
         """**Arguments:**
 
-        - `chains`: the programs.
-        - `num_warmup`: how many transitions to warm up for; 0 of an algorithm.
-        - `num_samples`: how many draws to make.
+        - `num_warmup`: the number of transitions of the warm-up; 0 for an algorithm.
         - `needs_host`: whether progress is shown, or checkpoints are saved.
-        - `caller`: the function that the user called.
         - `check_states`: raises if chains cannot start with these states.
-        - `record`: what is shown, from the progress of chains and how often each of
-            them diverged, or None.
-        - `about`: what else the file has of the run, something for JSON.
+        - `record`: what is shown, from the progress of chains and the divergences of
+            each of them, or None.
+        - `about`: header entries of the checkpoint that describe the run.
         """
         self.caller = caller
         self._chains = chains
@@ -73,25 +130,24 @@ class ResumableChains(AbstractResumable):
         self._about = dict(about)
         self._state = ChainState(None, None)
         self._is_compiled = False
-        self._draws = _room(chains.draw_shapes, num_samples)
+        shapes = chains.shapes_of_draws(num_samples)
+        self._draws = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
         self._warmed_up = 0
-        # So many draws are made, and after so many the chains continue.
+        # The draws made, and those after which `self._state` is, which are fewer after
+        # a block that was cut short.
         self._done = 0
         self._at = 0
         self._before = (0.0, 0.0, 0.0)
         self._made_here = 0
-        # Over all draws so far.
+        # Over the draws so far.
         self._diverged = np.zeros(chains.num_chains, np.int64)
         self._accepted = 0.0
 
     @property
     def made(self) -> Made:
         """The draws and the tuning of the complete run."""
-        tuned = self._state.tuned
         return Made(
-            self._first(self._num_samples),
-            None if tuned is None else to_host(tuned),
-            self._seconds,
+            self._first(self._num_samples), to_host(self._state.tuned), self._seconds
         )
 
     def begin(self, host: Host) -> None:
@@ -102,10 +158,7 @@ class ResumableChains(AbstractResumable):
 
     def resume(self, saved: Saved) -> str:
         header, arrays = saved.header, saved.arrays
-        state = tree_of("state", arrays, self._chains.chain_shapes)
-        self._state = jax.tree.map(
-            lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), state
-        )
+        self._state = tree_of("state", arrays, self._chains.chain_shapes)
         self._warmed_up = typed(header, "warmed_up", int)
         self._done = typed(header, "draws", int)
         self._at = typed(header, "at", int)
@@ -113,22 +166,18 @@ class ResumableChains(AbstractResumable):
             raise ValueError(f"its warm-up has {self._warmed_up} transitions")
         if not 0 <= self._at <= self._done:
             raise ValueError(f"its draws are {self._done}, at {self._at}")
-        shapes = self._chains.shapes_of_draws(self._done)
-        parts = {
-            name: tree_of(f"draws/{name}", arrays, part)
-            for name, part in shapes._asdict().items()
-        }
         self._before = numbers(header, "seconds", 3)
-        kept = jax.tree.map(lambda x: x[:, : self._num_samples], Draw(**parts))
-        self._put(0, kept)
-        found = self._done
+        shapes = self._chains.shapes_of_draws(self._done)._asdict()
+        draws = Draw(**{x: tree_of(f"draws/{x}", arrays, shapes[x]) for x in shapes})
+        self._put(0, jax.tree.map(lambda x: x[:, : self._num_samples], draws))
+        resumed = self._done
         if self._done < self._num_samples:
-            # Those of a block that was cut short are made again.
+            # The draws of a block that was cut short are made again.
             self._done = self._at
-        self._count(jax.tree.map(lambda x: x[:, : self._at], kept))
+        self._count(self._first(self._at))
         if self._warmed_up < self._num_warmup:
             return f"{self._warmed_up} transitions of the warm-up"
-        return f"{found} draws of each chain"
+        return f"{resumed} draws of each chain"
 
     def has_ended(self, seconds: float) -> bool:
         return self._done >= self._num_samples
@@ -137,32 +186,29 @@ class ResumableChains(AbstractResumable):
         if not self._is_compiled:
             host.compile(self._chains.compile_advance, "transitions")
             self._is_compiled = True
-        blocks = self._chains.blocks
         if self._warmed_up < self._num_warmup:
             window = next(x for x in self._windows if self._warmed_up < x.end)
-            at = self._warmed_up - window.first
-            count = blocks.count(at, limit, window.length)
-            segment = window.segment(self._warmed_up, count)
-            self._state, _ = self._chains.advance(self._state, segment)
-            self._warmed_up += count
-            return count
-        count = blocks.count(self._at, limit, self._num_samples)
-        segment = segment_of_draws(self._at, count)
+            at = self._warmed_up
+        else:
+            window, at = draws_segment(0, self._num_samples), self._at
+        blocks = self._chains.blocks
+        count = blocks.count(at - window.first, limit, window.count)
+        segment = window._replace(first=at, count=count)
         after, made = self._chains.advance(self._state, segment)
-        assert made is not None
-        self._put(self._at, made)
+        if made is None:
+            self._state, self._warmed_up = after, at + count
+            return count
+        self._put(at, made)
         self._count(made)
-        self._done = self._at + count
+        self._done = at + count
         self._made_here += count
-        if blocks.is_whole(self._at, count):
+        if blocks.is_whole(at, count):
             self._state, self._at = after, self._done
         return count
 
     def next_limit(self, made: int | None, in_time: int) -> int:
         blocks = self._chains.blocks
-        if made is None or not self._needs_host:
-            return blocks.first(self._needs_host)
-        return blocks.next(made, in_time)
+        return blocks.limit(made, in_time) if self._needs_host else blocks.most
 
     @property
     def must_save(self) -> bool:
@@ -189,7 +235,7 @@ class ResumableChains(AbstractResumable):
         if self._made_here:
             speed = self._made_here / chains.sampling_seconds
             left = (self._num_samples - done) / speed
-        # Draws of all chains, so that what is counted does not depend on their number.
+        # Draws of all chains, so that the unit does not depend on their number.
         made, total = chains.num_chains * done, chains.num_chains * self._num_samples
         rate = self._accepted / made if made else math.nan
         diverged = None if self._draws.diverging is None else self._diverged
@@ -235,13 +281,3 @@ class ResumableChains(AbstractResumable):
             self._diverged += np.sum(made.diverging, axis=1)
         if made.acceptance is not None:
             self._accepted += float(np.sum(made.acceptance))
-
-
-def _room(shapes: Draw, count: int) -> Draw:
-    """Room for draws, of which one in all chains has these shapes."""
-
-    def room(x: Any) -> np.ndarray:
-        chains, *shape = x.shape
-        return np.empty((chains, count, *shape), x.dtype)
-
-    return jax.tree.map(room, shapes)

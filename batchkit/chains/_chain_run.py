@@ -13,8 +13,8 @@ from ..run._environment import Provenance
 from ..run._result_file import Arrays, Header, numbers, typed
 from ..run._structure import put_together
 from ..run._trees import array_names, names_to_save
+from ._chain_diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._convergence import Convergence
-from ._diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._draws import AbstractDraws, ChainSeconds, named_numbers
 
 

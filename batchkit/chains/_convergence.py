@@ -1,11 +1,10 @@
-"""Have the chains forgotten where they began, and how many draws are they worth?
+"""Convergence of chains: split R-hat and effective sample sizes, in NumPy.
 
 The formulas are those of Vehtari, Gelman, Simpson, Carpenter and Buerkner (2021,
-Bayesian Analysis 16(2), 667-718, arXiv:1903.08008). blackjax has them as programs of
-JAX, which compile for seconds for each number of chains and draws, to run for
-milliseconds on arrays that are on the host by then. Here they are in NumPy and float64.
-The results are those of ArviZ to rounding, but for draws that are all equal: those are
-worth nothing here.
+Bayesian Analysis 16(2), 667-718, arXiv:1903.08008). The programs of blackjax compile
+for seconds for each number of chains and draws, to run for milliseconds on arrays that
+are on the host by then. The results are those of ArviZ to rounding, except that draws
+that are all equal have an effective sample size of 0.
 """
 
 from typing import Final, final
@@ -47,14 +46,11 @@ class Convergence:
         - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
         """
         leaves, treedef = jax.tree.flatten(samples)
-        found = [_of_leaf(np.asarray(leaf)) for leaf in leaves]
-
-        def tree(which: int) -> PyTree:
-            return jax.tree.unflatten(treedef, [values[which] for values in found])
-
-        self.rhat = tree(0)
-        self.ess_bulk = tree(1)
-        self.ess_tail = tree(2)
+        results = [_of_leaf(np.asarray(leaf)) for leaf in leaves]
+        self.rhat, self.ess_bulk, self.ess_tail = (
+            jax.tree.unflatten(treedef, [values[i] for values in results])
+            for i in range(3)
+        )
 
 
 def _of_leaf(leaf: np.ndarray) -> np.ndarray:
@@ -65,7 +61,7 @@ def _of_leaf(leaf: np.ndarray) -> np.ndarray:
 
 
 def _of_column(x: Float[np.ndarray, "chains draws"]) -> tuple[float, float, float]:
-    """R-hat, bulk and tail effective sample size of one number."""
+    """Return R-hat, bulk and tail effective sample size of one number."""
     if x.shape[1] < FEWEST_DRAWS or not np.all(np.isfinite(x)):
         return np.nan, np.nan, np.nan
     if np.all(x == x[0, 0]):
@@ -79,15 +75,15 @@ def _of_column(x: Float[np.ndarray, "chains draws"]) -> tuple[float, float, floa
 
 
 def _halves(x: np.ndarray) -> np.ndarray:
-    """Each half of a chain as a chain of its own; one in the middle is left out."""
+    """Split each chain in two halves; a draw in the middle is left out."""
     half = x.shape[1] // 2
     return np.concatenate([x[:, :half], x[:, -half:]])
 
 
 def _scores(x: Float[np.ndarray, "chains draws"]) -> Float[np.ndarray, "chains draws"]:
-    """Normal scores of the ranks among all draws, `ndtri((rank - 3/8) / (S + 1/4))`.
+    """Return normal scores of the ranks, `ndtri((rank - 3/8) / (S + 1/4))`.
 
-    Equal draws share the mean of their ranks. The offset is Blom's (1958, Statistical
+    Equal draws have the mean of their ranks. The offset is Blom's (1958, Statistical
     Estimates and Transformed Beta-Variables).
     """
     _, place, counts = np.unique(x, return_inverse=True, return_counts=True)
@@ -96,7 +92,7 @@ def _scores(x: Float[np.ndarray, "chains draws"]) -> Float[np.ndarray, "chains d
 
 
 def _rhat(x: Float[np.ndarray, "chains draws"]) -> float:
-    """`sqrt((B / W + n - 1) / n)`.
+    """Return `sqrt((B / W + n - 1) / n)`.
 
     `W` is the mean of the variances within chains, `B` is `n` times the variance of
     their means and `n` the number of draws (Gelman and Rubin 1992, Statistical Science
@@ -105,26 +101,25 @@ def _rhat(x: Float[np.ndarray, "chains draws"]) -> float:
     n = x.shape[1]
     within = np.mean(np.var(x, axis=1, ddof=1))
     between = n * np.var(np.mean(x, axis=1), ddof=1)
-    # Chains that stay where they are, each at a place of its own, never agree.
+    # Chains that never move, each at another place, never agree.
     return float(np.sqrt((between / within + n - 1) / n)) if within > 0 else np.inf
 
 
 def _ess(x: Float[np.ndarray, "chains draws"]) -> float:
-    """`S / tau`, with `S` draws in all chains and the autocorrelation time `tau`.
+    """Return `S / tau`, with `S` draws and the autocorrelation time `tau`.
 
     `tau = -1 + 2 sum P_k`, where `P_k` are sums of the autocorrelations, over all
-    chains, at the lags `2k` and `2k + 1`: as far as they are positive, and none larger
-    than the one before (Geyer 1992, Statistical Science 7(4), 473-483). The even lag
-    after those is added once, which helps chains that jump to and fro. `S / tau` is at
-    most `S log10(S)`.
+    chains, at the lags `2k` and `2k + 1`: as far as they are positive, and made
+    monotone (Geyer 1992, Statistical Science 7(4), 473-483). The even lag after those
+    is added once, which helps antithetic chains. `S / tau` is at most `S log10(S)`.
     """
     n = x.shape[1]
-    if np.all(x == x[0, 0]):  # a tail without an end, because draws are equal
+    if np.all(x == x[0, 0]):  # no draw is beyond a quantile, since many are equal
         return float(x.size)
     rho = _autocorrelations(x)
     even, odd = rho[0 : n - 1 : 2], rho[1:n:2]
     pairs = even + odd
-    # Few draws tell of the longest lags, so those are not looked at.
+    # The longest lags are estimated from few draws, so they are not used.
     last = max((n - 3) // 2, 0)
     ended = np.flatnonzero(pairs[: last + 1] <= 0)
     end = int(ended[0]) if ended.size else last
@@ -134,11 +129,10 @@ def _ess(x: Float[np.ndarray, "chains draws"]) -> float:
 
 
 def _autocorrelations(x: Float[np.ndarray, "chains draws"]) -> np.ndarray:
-    """The autocorrelation at each lag, over all chains.
+    """Return the autocorrelation at each lag, over all chains.
 
-    `1 - (W - mean_m(c_m)) / V`, with `c_m` the autocovariance of chain `m`, and `V` the
-    variance of all draws as within and between chains estimate it together. Sums over
-    products of draws are computed as a convolution, by FFT.
+    `1 - (W - mean_m(c_m)) / V`, with `c_m` the autocovariance of chain `m`, by FFT, and
+    `V` the variance of all draws, estimated within and between chains.
     """
     chains, n = x.shape
     centered = x - np.mean(x, axis=1, keepdims=True)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, overload
 
 import jax
@@ -12,31 +12,37 @@ from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import (
     check_acceptance,
     check_batcher,
+    check_count,
     check_not_traced,
+    in_short,
+    kind_of,
     noting_position,
     row_of,
 )
 from ..run._checkpoint import Checkpoint
-from ..run._environment import Provenance
 from ..run._fingerprint import digests, rounding_of_function
 from ..run._kept import kept_for
 from ..run._keys import check_key
+from ..run._names import parameter_names, setting_as_json
 from ..run._processes import check_same, on_host, several, speaker
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
 from ..run._saving import Saver, check_fresh, checkpoint_from
-from ._arguments import (
-    check_count,
-    given,
-    refuse_warmup,
-    starts_from,
+from ._chain_identity import (
+    ALGORITHM,
+    Plan,
+    about,
+    identity_of,
+    layout_of,
+    names_of,
+    stand_in_for,
+    values_of,
 )
-from ._between_versions import ALGORITHM, values_of
-from ._chain_loop import Made, ResumableChains
+from ._chain_loop import ResumableChains
+from ._chain_programs import Chains, all_alike
 from ._chain_run import ChainRun
-from ._plan import about, identity_of, plan_of_algorithm, plan_of_api, say_what_is_run
-from ._programs import Chains, all_alike
-from ._starts import check_positions
+from ._chain_starts import check_logdensity, check_positions, starts_from
+from ._sampler import is_algorithm, is_api, sampler_of_algorithm, sampler_of_api
 
 
 _log: Final = logging.getLogger("batchkit")
@@ -44,6 +50,12 @@ _log: Final = logging.getLogger("batchkit")
 _VMAP: Final = Vmap()
 _WARMUP: Final = 1000
 _ACCEPTANCE: Final = 0.8
+# What a count of at least 1 would be for, in messages that refuse a smaller one.
+_REMEDIES: Final = {
+    "num_warmup": " To sample without a warm-up pass an algorithm: "
+    "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
+    "thin": " 1 keeps every draw.",
+}
 
 
 @overload
@@ -99,26 +111,26 @@ def run_chains(
     block: int | None = None,
     **settings: Any,
 ) -> ChainRun:
-    """Runs Markov chains, each of them a task of a batcher.
+    """Run Markov chains, each of them a task of a batcher.
 
-    With an API of blackjax and a log-density, each chain first finds a step size and a
-    mass matrix of its own, by Stan's warm-up in windows (`blackjax.window_adaptation`),
-    and then samples with them. With an algorithm, which has its log-density and its
-    parameters in it, chains sample at once.
+    With an API of blackjax and a log-density, each chain finds its own step size and
+    mass matrix by Stan's warm-up in windows (`blackjax.window_adaptation`), and then
+    samples with them. An algorithm has its log-density and its parameters inside, and
+    samples at once.
 
-    The batcher lays the chains out. `Vmap()` runs all at once, in step: where one chain
-    of NUTS doubles its trajectory, all wait. Under `Continuous(lanes)` none waits: the
-    log-density is where chains pause. (In an algorithm, mark it yourself with
-    `batchkit.expensive`.) `Chunked(size)` bounds the memory, and `Sharded(mesh)`
-    spreads chains over devices. The keys of a chain come from `rng_key` and its index,
-    so every layout gives the same chains to rounding; chains amplify rounding, so in
-    float32 they may differ after some hundreds of draws by as much as two chains do.
+    `Vmap()` runs all chains at once, in step: where one chain of NUTS doubles its
+    trajectory, all wait. Under `Continuous(lanes)` none waits: chains pause at the
+    log-density (in an algorithm, mark it with `batchkit.expensive`). `Chunked(size)`
+    bounds the memory, and `Sharded(mesh)` spreads chains over devices. The keys of a
+    chain come from `rng_key` and its index, so every layout gives the same chains to
+    rounding; chains amplify rounding, so in float32 they may differ after some hundreds
+    of draws by as much as two chains do.
 
     With a checkpoint, a run that is killed at any moment and called again with the same
     arguments ends with the bits of one that was never killed. It is saved between
     blocks of transitions, in the warm-up too. Several processes (`jax.distributed`)
     call it together with the same arguments, and each gets the whole result; the first
-    one has the checkpoint, shows progress and logs.
+    one writes the checkpoint, shows progress and logs.
 
     ```python
     import blackjax
@@ -161,26 +173,26 @@ def run_chains(
 
     - `api`: such as `blackjax.nuts`, or the same rebuilt. Its kernel takes `step_size`
         and `inverse_mass_matrix`.
-    - `logdensity_fn`: a function from one position to a scalar; given with an API.
-        Arrays of one that is a pytree, such as an Equinox module or what
-        [`sharded_logdensity`][batchkit.sharded_logdensity] returns, are operands of the
-        programs and stay where they are; those that a function closes over are
+    - `logdensity_fn`: with an API, a function from one position to a scalar. Arrays of
+        a pytree, such as an Equinox module or the result of
+        [`sharded_logdensity`][batchkit.sharded_logdensity], are operands of the
+        programs and stay where they are; arrays that a function closes over are
         constants.
-    - `algorithm`: in place of an API and `logdensity_fn`, what has `init` and `step`,
-        such as `blackjax.nuts(logdensity_fn, ...)`.
+    - `algorithm`: in place of an API and `logdensity_fn`, an object with `init` and
+        `step`, such as `blackjax.nuts(logdensity_fn, ...)`.
     - `rng_key`: a key of JAX.
-    - `positions`: where the chains start, a pytree of arrays of shape `(chains, ...)`.
-        Four chains or more, far from each other, show best whether they agree.
+    - `positions`: the starts, a pytree of arrays of shape `(chains, ...)`. Four chains
+        or more, far from each other, show best whether they agree.
     - `num_warmup`: the number of transitions of the warm-up, at least 1; 1,000 by
         default. Their draws are not kept.
     - `num_samples`: the number of draws of each chain, at least 1; 1,000 by default.
-    - `batcher`: how the chains are laid out. By default all at once.
+    - `batcher`: how the chains are laid out; `Vmap()` by default.
     - `thin`: the number of transitions for each draw, of which the last is kept; 1 by
         default. Divergences and integration steps of all of them are counted.
-    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
-        from where it goes on if the file exists. A finished run returns at once, or
-        makes the draws that are missing if `num_samples` is larger now. Another batcher
-        may go on with it, to rounding. By default it is not saved.
+    - `checkpoint`: a path, or a `Checkpoint`, from which the run resumes if the file
+        exists; by default it is not saved. A finished run returns at once, or makes the
+        missing draws if `num_samples` is larger now. With another batcher it resumes
+        to rounding.
     - `fresh`: whether to start over where there is a file; False by default. The old
         one is kept as the previous generation, until the second save.
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
@@ -188,66 +200,77 @@ def run_chains(
         with a `batchkit.chains.ChainProgress` instead.
     - `target_acceptance`: the acceptance rate that the warm-up tunes the step size for,
         between 0 and 1; 0.8 by default. Closer to 1, steps are smaller.
-    - `block`: the most draws of a chain that are made before they are moved to the
-        host, before progress is told, and before the run can be saved. By default
-        blocks take about half a second and 64 MB, at most; it changes no bit where they
-        end. Under `Continuous` and `Auto` blocks are 128 draws, whatever they take,
-        since at the end of a block lanes wait for each other, and which lane takes a
-        chain then may show in the last bit. There, fewer draws in a block save more
-        often, and more keep lanes busier.
-    - `**settings`: what else the warm-up takes (`is_mass_matrix_diagonal`,
+    - `block`: the most draws of a chain between two moments at which draws move to the
+        host, progress is shown, and the run can be saved. By default blocks take at
+        most about half a second and 64 MB; where they end changes no bit. Under
+        `Continuous` and `Auto` blocks are 128 draws, whatever they take, since lanes
+        wait for each other at the end of a block, and which lane takes a chain then may
+        show in the last bit. There, smaller blocks save more often, and larger ones
+        keep lanes busier.
+    - `**settings`: other arguments of the warm-up (`is_mass_matrix_diagonal`,
         `initial_inverse_mass_matrix`, `imm_shrinkage_to_previous`,
-        `initial_step_size`), and the sampler: `num_integration_steps`, which
+        `initial_step_size`), and of the sampler: `num_integration_steps`, which
         `blackjax.hmc` needs; `max_num_doublings`, `integrator`,
         `divergence_threshold`.
 
     **Returns:**
 
-    A `ChainRun`: the draws, on the host, what the sampler told of them, R-hat and
-    effective sample sizes, and warnings.
+    A `ChainRun`: the draws, on the host, the statistics that the sampler reports, R-hat
+    and effective sample sizes, and warnings.
 
     **Raises:**
 
-    Before anything is compiled: `TypeError` or `ValueError` for arguments that cannot
-    be right, for an API that this warm-up is not for, and for a log-density that is no
-    scalar. Before the warm-up: `StartError` if the log-density or its gradient is not
-    finite where a chain starts. `CheckpointError` if the file is of another run, is
-    damaged, or cannot be written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint
-    once the run is saved.
+    Before anything is compiled: `TypeError` or `ValueError` for wrong arguments, for an
+    API that this warm-up is not for, and for a log-density that is no scalar. Before
+    the warm-up: `StartError` if the log-density or its gradient is not finite where a
+    chain starts. `CheckpointError` if the file is of another run, is damaged, or cannot
+    be written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint once the run is
+    saved.
     """
-    call = given(sampler, args, settings)
-    check_not_traced("run_chains", call.rng_key, call.positions)
-    warmup = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
-    asked = {name: value for name, value in warmup.items() if value is not None}
-    if call.logdensity_fn is None:
-        refuse_warmup({**asked, **call.settings})
-    check_count("num_samples", num_samples)
-    check_count("thin", thin)
-    if block is not None:
-        check_count("block", block)
+    logdensity_fn, rng_key, positions, settings = _by_name(sampler, args, settings)
+    check_not_traced("run_chains", rng_key, positions)
+    if logdensity_fn is None:
+        asked = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
+        asked = {name: x for name, x in asked.items() if x is not None}
+        _refuse_warmup({**asked, **settings})
+    target = _ACCEPTANCE if target_acceptance is None else target_acceptance
+    target = check_acceptance("run_chains", target)
+    counts = {
+        "num_warmup": _WARMUP if num_warmup is None else num_warmup,
+        "num_samples": num_samples,
+        "thin": thin,
+        "block": 1 if block is None else block,
+    }
+    for name, count in counts.items():
+        check_count("run_chains", name, count, _REMEDIES.get(name, ""))
     check_batcher("run_chains", batcher)
     check_fresh(fresh, "run_chains")
     check_progress(progress, "run_chains")
-    check_key(call.rng_key, "run_chains")
+    check_key(rng_key, "run_chains")
     place = checkpoint_from(checkpoint, "run_chains")
-    rng_key, positions = on_host((call.rng_key, call.positions))
+    rng_key, positions = on_host((rng_key, positions))
     starts = starts_from(positions)
     check_positions(starts)
-    if call.logdensity_fn is None:
-        plan = plan_of_algorithm(sampler, thin)
+    if logdensity_fn is None:
+        plan = Plan(sampler_of_algorithm(sampler), None, {"thin": thin}, {})
     else:
-        plan = plan_of_api(
-            sampler,
-            call.logdensity_fn,
-            starts,
-            check_count("num_warmup", asked.get("num_warmup", _WARMUP)),
-            check_acceptance("run_chains", asked.get("target_acceptance", _ACCEPTANCE)),
-            thin,
-            call.settings,
-        )
-    samplers = all_alike(plan.sampler, len(jax.tree.leaves(starts)[0]))
-    known = {name: x for name, x in plan.settings.items() if name != "num_warmup"}
-    kept = kept_for("run_chains", sampler, call.logdensity_fn, batcher, known)
+        # It refuses wrong settings before the log-density is traced.
+        chain = sampler_of_api(sampler, logdensity_fn, target, settings)
+        assert chain.with_logdensity is not None
+        dtype = check_logdensity(logdensity_fn, starts)
+        all_settings = {
+            "num_warmup": counts["num_warmup"],
+            "target_acceptance": target,
+            "thin": thin,
+            **settings,
+        }
+        stand_in = chain.with_logdensity(stand_in_for(dtype))
+        plan = Plan(chain, stand_in, all_settings, names_of(sampler, settings))
+    num_chains = len(jax.tree.leaves(starts)[0])
+    samplers = all_alike(plan.sampler, num_chains)
+    # The number of transitions is no part of a program.
+    parts = {name: x for name, x in plan.settings.items() if name != "num_warmup"}
+    kept = kept_for("run_chains", sampler, logdensity_fn, batcher, parts)
     with noting_position("run_chains", "its log-density", row_of(starts)):
         chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
     identity = {}
@@ -262,15 +285,24 @@ def run_chains(
         checkpoint=place is not None,
         fresh=fresh,
     )
-    layout = say_what_is_run(plan, chains, starts, num_samples)
-    known = ALGORITHM if plan.stand_in is None else "log-density"
+    layout = layout_of(chains)
+    speaker(_log).info(
+        "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
+        num_chains,
+        len(parameter_names(starts)),
+        ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(starts)})),
+        num_samples,
+        ", ".join(f"{k}={setting_as_json(x)}" for k, x in plan.settings.items()),
+        "; ".join(layout),
+    )
     row = jax.tree.map(lambda x: x[0], starts)
     compare = values_of(
         chains,
         starts,
-        (known,),
+        (ALGORITHM if plan.stand_in is None else "log-density",),
         lambda: rounding_of_function(plan.sampler.init, rng_key, row),
     )
+    depth = plan.sampler.max_tree_depth
     with (
         Saver(
             place,
@@ -283,25 +315,16 @@ def run_chains(
         ) as saver,
         Reporter(progress, "chains", " draws") as reporter,
     ):
-        depth = plan.sampler.max_tree_depth
-        told = {**about(plan.settings, starts), "max_tree_depth": depth}
-        warmup = plan.settings.get("num_warmup", 0)
         run = ResumableChains(
             chains,
-            warmup,
+            plan.settings.get("num_warmup", 0),
             num_samples,
             needs_host=saver.is_on or reporter.shows,
-            about=told,
+            about={**about(plan.settings, starts), "max_tree_depth": depth},
         )
         complete(run, saver.resume(), saver, reporter)
-    return _result(run.made, plan.sampler.max_tree_depth, saver.provenance)
-
-
-def _result(
-    made: Made, max_tree_depth: int | None, provenance: tuple[Provenance, ...]
-) -> ChainRun:
-    draws, tuned = made.draws, made.tuned
-    run = ChainRun(
+    draws, tuned, seconds = run.made
+    result = ChainRun(
         draws.position,
         logdensity=draws.logdensity,
         diverging=draws.diverging,
@@ -309,12 +332,58 @@ def _result(
         num_integration_steps=draws.num_integration_steps,
         tree_depth=draws.tree_depth,
         energy=draws.energy,
-        step_size=None if tuned is None else tuned.step_size,
-        inverse_mass_matrix=None if tuned is None else tuned.inverse_mass_matrix,
-        max_tree_depth=max_tree_depth,
-        seconds=made.seconds,
-        provenance=provenance,
+        step_size=tuned and tuned.step_size,
+        inverse_mass_matrix=tuned and tuned.inverse_mass_matrix,
+        max_tree_depth=depth,
+        seconds=seconds,
+        provenance=saver.provenance,
     )
-    for warning in run.warnings:
+    for warning in result.warnings:
         speaker(_log).warning("run_chains: %s", warning)
-    return run
+    return result
+
+
+def _by_name(
+    sampler: Any, args: tuple[Any, ...], by_name: Mapping[str, Any]
+) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Return the log-density (None with an algorithm), key, positions and settings."""
+    names = ["logdensity_fn", "rng_key", "positions"]
+    if is_api(sampler):
+        what = "an API, with its log-density"
+    elif is_algorithm(sampler):
+        names, what = names[1:], "an algorithm, which has its log-density in it"
+    else:
+        raise TypeError(
+            f"run_chains({in_short(sampler)}, ...): the first argument must be an API "
+            "such as blackjax.nuts, or an algorithm with `init` and `step` such as "
+            f"blackjax.nuts(logdensity_fn, ...); got {kind_of(sampler)}."
+        )
+    settings = dict(by_name)
+    arguments = dict(zip(names, args, strict=False))
+    for name in names[len(args) :]:
+        if name in settings:
+            arguments[name] = settings.pop(name)
+    if len(args) > len(names) or len(arguments) < len(names):
+        raise TypeError(
+            f"run_chains: after {what}, come {', '.join(names)}; got {len(args)} "
+            f"arguments and {', '.join(settings) or 'none'} by name."
+        )
+    logdensity_fn = arguments.get("logdensity_fn")
+    if is_api(sampler) and not callable(logdensity_fn):
+        raise TypeError(
+            f"run_chains(logdensity_fn={in_short(logdensity_fn)}): logdensity_fn must "
+            "be a function from one position to a scalar; got "
+            f"{kind_of(logdensity_fn)}."
+        )
+    return logdensity_fn, arguments["rng_key"], arguments["positions"], settings
+
+
+def _refuse_warmup(settings: Mapping[str, Any]) -> None:
+    """Raise if a setting of the warm-up or the sampler is passed with an algorithm."""
+    for name, value in settings.items():
+        raise TypeError(
+            f"run_chains({name}={in_short(value)}): an algorithm has its parameters "
+            f"already, and there is no warm-up that could use {name}. Leave it out, "
+            "or pass the API with the log-density: `run_chains(blackjax.nuts, "
+            "logdensity_fn, rng_key, positions)`."
+        )

@@ -1,8 +1,8 @@
-"""What one chain does: where it starts, how it warms up, how it makes a step.
+"""One chain as functions: its start, its warm-up, its transition.
 
-Two things come in, and one `Sampler` comes out: an API of blackjax together with a
-log-density, whose step size and mass matrix the warm-up finds, or an algorithm that has
-everything it needs. All functions are of one chain, however chains are laid out.
+`Sampler` is made of an API of blackjax and a log-density, whose step size and mass
+matrix the warm-up finds, or of an algorithm that has everything it needs. All functions
+are of one chain, however chains are laid out.
 """
 
 import inspect
@@ -18,14 +18,14 @@ from ..run._extras import delayed
 from ._warmup import Warmup
 
 
-# The way around the warm-up, by the function that has one.
-_ALGORITHM: Final = {
+# How to avoid the warm-up, by the function that the user called.
+_WITHOUT_WARMUP: Final = {
     "run_chains": " To choose the parameters yourself, pass the algorithm, which has "
     "no warm-up: `run_chains(api(logdensity_fn, ...), rng_key, positions)`."
 }
-# What the warm-up finds, and hands to the kernel.
+# Arguments of a kernel that the warm-up finds, and all that do not come from settings.
 _TUNED: Final = ("step_size", "inverse_mass_matrix")
-_GIVEN: Final = ("rng_key", "state", "logdensity_fn", *_TUNED)
+_OWN: Final = ("rng_key", "state", "logdensity_fn", *_TUNED)
 _ADAPTATION: Final = (
     "is_mass_matrix_diagonal",
     "initial_inverse_mass_matrix",
@@ -36,7 +36,7 @@ _ADAPTATION: Final = (
 
 @final
 class Tuned(NamedTuple):
-    """What a warm-up has found for one chain."""
+    """Parameters that the warm-up of a chain has found."""
 
     step_size: Any
     inverse_mass_matrix: Any
@@ -47,13 +47,11 @@ class Tuned(NamedTuple):
 class Sampler:
     """One chain as functions.
 
-    **Arguments:**
-
     - `init`: from a key and a position to a state.
     - `bind`: from an inverse mass matrix to a transition, from a key, a state and a
-        step size to a state and an info. Of an algorithm both are None.
+        step size to a state and an info. For an algorithm both are None.
     - `warmup`: the adaptation of both; None for an algorithm.
-    - `logdensity_fn`: from one position to a scalar; None if it is not known.
+    - `logdensity_fn`: from one position to a scalar; None if it is inside the others.
     - `max_tree_depth`: the depth at which trees are cut; None if there are none.
     - `with_logdensity`: from another log-density to the same chain with it.
     """
@@ -67,18 +65,18 @@ class Sampler:
 
 
 def is_api(sampler: object) -> bool:
-    """Whether it is an API such as `blackjax.nuts`, and no algorithm made by one."""
+    """Return True for an API such as `blackjax.nuts`, False for its algorithms."""
     parts = [getattr(sampler, name, None) for name in ("init", "build_kernel")]
     return callable(sampler) and all(map(callable, parts))
 
 
 def is_algorithm(sampler: object) -> bool:
-    """Whether it has the two functions of a `SamplingAlgorithm`."""
+    """Return True if it has the two functions of a `SamplingAlgorithm`."""
     return all(callable(getattr(sampler, name, None)) for name in ("init", "step"))
 
 
 def sampler_of_algorithm(algorithm: Any) -> Sampler:
-    """The chain of an algorithm, which has its log-density and parameters in it."""
+    """Return the chain of an algorithm, which has its log-density and parameters."""
     takes_key = len(_positional(algorithm.init)) > 1
 
     def init(key: Any, position: PyTree) -> Any:
@@ -94,31 +92,25 @@ def sampler_of_api(
     settings: Mapping[str, Any],
     caller: str = "run_chains",
 ) -> Sampler:
-    """The chain of an API that Stan's warm-up tunes.
+    """Return the chain of an API, such as `blackjax.nuts`, that Stan's warm-up tunes.
 
-    **Arguments:**
-
-    - `api`: such as `blackjax.nuts`.
-    - `logdensity_fn`: from one position to a scalar.
-    - `target_acceptance`: the acceptance rate that the step size is tuned for; a
-        float, or a scalar of a program.
-    - `settings`: what the user gave by name, for the warm-up, for `build_kernel` and
-        for the kernel.
-    - `caller`: the function that the user called.
+    `settings` are arguments by name of the warm-up, of `build_kernel` and of the
+    kernel. `target_acceptance` may be traced.
 
     **Raises:**
 
-    `TypeError` if this warm-up is not for the API, or for settings that nobody takes or
-    that are missing.
+    `TypeError` if this warm-up is not for the API, or if settings are unknown or
+    missing.
     """
     building = _names(api.build_kernel)
     kernel = _kernel_of(api, building, settings, caller)
-    taken = [x for x in _names(kernel) if x not in _GIVEN]
+    parameters = inspect.signature(kernel).parameters
+    taken = [x for x in parameters if x not in _OWN]
     _check_settings(kernel, [*_ADAPTATION, *building, *taken], settings, caller)
     for_warmup = {k: v for k, v in settings.items() if k in _ADAPTATION}
     for_kernel = {k: v for k, v in settings.items() if k in taken}
     marked = expensive(logdensity_fn)
-    # Imported before anything is traced; see `Warmup`.
+    # Imported outside of any trace; see `Warmup`.
     default_metric: Any = delayed("blackjax.mcmc.metrics").default_metric
 
     def init(key: Any, position: PyTree) -> Any:
@@ -133,57 +125,54 @@ def sampler_of_api(
 
         return step
 
-    depth = inspect.signature(kernel).parameters.get("max_num_doublings")
-    most = None if depth is None else settings.get("max_num_doublings", depth.default)
-
-    def again(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
+    def with_logdensity(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
         return sampler_of_api(api, logdensity_fn, target_acceptance, settings, caller)
 
+    depth = parameters.get("max_num_doublings")
+    most = None if depth is None else settings.get("max_num_doublings", depth.default)
     warmup = Warmup(target_acceptance, **for_warmup)
-    return Sampler(init, bind, warmup, logdensity_fn, most, again)
+    return Sampler(init, bind, warmup, logdensity_fn, most, with_logdensity)
 
 
 def _kernel_of(
     api: Any, building: Iterable[str], settings: Mapping[str, Any], caller: str
 ) -> Any:
-    """The kernel of an API, or an error if this warm-up is not for it."""
-    required = [
-        x.name
-        for x in inspect.signature(api.build_kernel).parameters.values()
-        if x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD
-    ]
-    starts = len(_required(api.init)) == 2
-    kernel: Any = None
-    if not required and starts:
+    """Return the kernel of an API; raise if this warm-up is not for it."""
+    kernel = None
+    starts_at_position = len(_positional(api.init, required=True)) == 2
+    if starts_at_position and not _positional(api.build_kernel, required=True):
         kernel = api.build_kernel(**{k: settings[k] for k in building if k in settings})
-    asked = [_names(kernel), _names(getattr(api, "differentiable", api))]
-    if kernel is None or not all(set(_TUNED) <= set(names) for names in asked):
+    makers = (kernel, getattr(api, "differentiable", api))
+    if kernel is None or not all(set(_TUNED) <= set(_names(x)) for x in makers):
+        module = getattr(api.init, "__module__", "")
+        name = f"this API, of {module}" if module else repr(api)
         raise TypeError(
-            f"{caller}: there is no warm-up for {_name_of(api)}. Stan's warm-up "
-            "finds `step_size` and `inverse_mass_matrix` for a sampler that takes "
-            "both and starts at a position alone, such as blackjax.nuts, "
-            f"blackjax.hmc and blackjax.barker.{_ALGORITHM.get(caller, '')}"
+            f"{caller}: there is no warm-up for {name}. Stan's warm-up finds "
+            "`step_size` and `inverse_mass_matrix` for a sampler that takes both and "
+            "starts at a position alone, such as blackjax.nuts, blackjax.hmc and "
+            f"blackjax.barker.{_WITHOUT_WARMUP.get(caller, '')}"
         )
     return kernel
 
 
 def _check_settings(
-    kernel: Any, known: Iterable[str], settings: Mapping[str, Any], caller: str
+    kernel: Any, accepted: Iterable[str], settings: Mapping[str, Any], caller: str
 ) -> None:
     for name in settings:
         if name in _TUNED:
             raise TypeError(
                 f"{caller}({name}={in_short(settings[name])}): {name} is what the "
                 f"warm-up finds. To begin from it use `initial_{name}`."
-                f"{_ALGORITHM.get(caller, '')}"
+                f"{_WITHOUT_WARMUP.get(caller, '')}"
             )
-        if name not in known:
+        if name not in accepted:
             raise TypeError(
                 f"{caller}({name}={in_short(settings[name])}): neither the warm-up "
                 f"nor the sampler takes {name}. They take "
-                f"{', '.join(dict.fromkeys(known))}."
+                f"{', '.join(dict.fromkeys(accepted))}."
             )
-    missing = [x for x in _required(kernel) if x not in _GIVEN and x not in settings]
+    required = _positional(kernel, required=True)
+    missing = [x for x in required if x not in _OWN and x not in settings]
     if missing:
         raise TypeError(
             f"{caller}: the sampler needs {', '.join(missing)}, which the warm-up "
@@ -191,25 +180,15 @@ def _check_settings(
         )
 
 
-def _name_of(api: Any) -> str:
-    module = getattr(api.init, "__module__", "")
-    return f"this API, of {module}" if module else repr(api)
-
-
 def _names(function: Any) -> list[str]:
-    if function is None:
-        return []
     return list(inspect.signature(function).parameters)
 
 
-def _positional(function: Any) -> list[inspect.Parameter]:
-    parameters = inspect.signature(function).parameters.values()
-    kinds = (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    )
-    return [x for x in parameters if x.kind in kinds]
-
-
-def _required(function: Any) -> list[str]:
-    return [x.name for x in _positional(function) if x.default is x.empty]
+def _positional(function: Any, required: bool = False) -> list[str]:
+    """Return the parameters that take positional arguments, or the required ones."""
+    return [
+        x.name
+        for x in inspect.signature(function).parameters.values()
+        if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
+        and not (required and x.default is not x.empty)
+    ]

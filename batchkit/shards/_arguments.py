@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from ..chains._chain_starts import check_positions
 from ..chains._sampler import is_api
-from ..chains._starts import check_positions
 from ..run._arguments import (
     check_acceptance,
     check_batcher,

@@ -6,8 +6,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ..chains._chain_diagnostics import Remedies, diagnose_chains
 from ..chains._convergence import Convergence
-from ..chains._diagnostics import Remedies, diagnose_chains
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
 from ..run._names import few

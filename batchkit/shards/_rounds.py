@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
+from ..chains import ChainProgress
+from ..chains._chain_identity import layout_of
 from ..chains._chain_loop import ResumableChains
-from ..chains._plan import layout_of
-from ..chains._programs import Chains
-from ..chains._progress import ChainProgress
+from ..chains._chain_programs import Chains
 from ..run._checkpoint import CheckpointError
 from ..run._file import understood
 from ..run._processes import in_first, speaker

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from ..chains import ChainSeconds, Convergence
+from ..chains._chain_programs import Draw
 from ..chains._draws import named_numbers
-from ..chains._programs import Draw
 from ._plan import SamplingPlan
 
 

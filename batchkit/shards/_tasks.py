@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Sharded, expensive
-from ..chains._programs import Chains, Samplers
+from ..chains._chain_programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
 from ..run._kept import Kept
 from ..run._program import Program

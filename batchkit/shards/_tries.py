@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, final
 import jax
 import numpy as np
 
-from ..chains._programs import Draw
+from ..chains._chain_programs import Draw
 from ..run._result_file import numbers, typed
 
 

@@ -1,4 +1,4 @@
-"""How draws are cut, and what is told between the cuts."""
+"""Lengths of blocks, and the progress that is shown between them."""
 
 import itertools
 import logging
@@ -25,12 +25,12 @@ SMALL = jax.ShapeDtypeStruct((4, 2), jnp.float32)
 
 
 def cuts(blocks: Blocks, num_samples: int, seconds: float) -> list[int]:
-    """The lengths of the blocks of a run whose every draw takes so long."""
+    """The lengths of the blocks of a run, where a draw takes some seconds."""
     found: list[int] = []
-    at, limit = 0, blocks.first(hurried=True)
+    at, limit = 0, blocks.limit(None, 1)
     while at < num_samples:
         count = blocks.count(at, limit, num_samples)
-        limit = blocks.next(count, int(count * 0.5 / (count * seconds)))
+        limit = blocks.limit(count, int(0.5 / seconds))
         found.append(count)
         at += count
     return found
@@ -41,14 +41,14 @@ def test_blocks_follow_the_clock() -> None:
     assert cuts(blocks, 2000, 1e-6) == [1, 4, 16, 64, 256, 1024, 635]
     assert cuts(blocks, 100, 0.05) == [1, 4, *[10] * 9, 5]
     assert cuts(blocks, 3, 10.0) == [1, 1, 1]
-    assert blocks.first(hurried=False) == 1024
+    assert blocks.most == 1024
 
 
-def test_blocks_of_lanes_that_never_wait_do_not() -> None:
+def test_blocks_of_continuous_end_at_fixed_draws() -> None:
     blocks = blocks_for(bk.Continuous(2), SMALL, 8)
     for seconds in (1e-6, 1.0):
         assert cuts(blocks, 20, seconds) == [8, 8, 4]
-    # Wherever they begin they end at the same draws.
+    # A block that was cut short is made again to its end.
     assert blocks.count(at=3, limit=1, total=20) == 5
     assert blocks.is_whole(at=3, count=5)
     assert not blocks.is_whole(at=16, count=4)
@@ -66,26 +66,31 @@ def test_blocks_of_lanes_that_never_wait_do_not() -> None:
     ],
     ids=repr,
 )
-def test_layouts_in_which_chains_keep_their_places(
+def test_blocks_are_fixed_where_chains_change_lanes(
     batcher: bk.AbstractBatcher, is_fixed: bool
 ) -> None:
     assert blocks_for(batcher, SMALL, None).is_fixed == is_fixed
 
 
-def test_memory_of_a_block() -> None:
+def test_draws_of_a_block_fit_in_memory() -> None:
     large = jax.ShapeDtypeStruct((4, 2**20), jnp.float32)
     assert blocks_for(bk.Vmap(), large, None).most == 4
     huge = jax.ShapeDtypeStruct((4, 2**28), jnp.float32)
-    # A loop of one turn would be none, and round in another way.
+    # XLA compiles a loop of one turn as no loop, which rounds differently.
     blocks = blocks_for(bk.Vmap(), huge, None)
     assert (blocks.most, blocks.places) == (1, 2)
     assert blocks_for(bk.Vmap(), huge, 3).most == 3
 
 
+def logdensity(x: jax.Array) -> jax.Array:
+    return -0.5 * jnp.sum(x**2)
+
+
 def hmc(**options: Any) -> bk.ChainRun:
+    # One function for all tests, so that it is compiled once.
     return bk.run_chains(
         blackjax.hmc,
-        lambda x: -0.5 * jnp.sum(x**2),
+        logdensity,
         KEY,
         STARTS,
         num_warmup=20,
@@ -101,15 +106,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_what_a_function_is_told() -> None:
-    told: list[ChainProgress] = []
-    run = hmc(progress=told.append)
-    first, warm, others = told[0], told[:20], told[20:]
+def test_progress_function_is_called_after_every_block() -> None:
+    records: list[ChainProgress] = []
+    run = hmc(progress=records.append)
+    first, warm, others = records[0], records[:20], records[20:]
     assert [x.warmed_up for x in warm] == list(range(20))
     assert {(x.phase, x.draws) for x in warm} == {("warm-up", 0)}
     assert [x.draws for x in others] == list(range(31))
     assert {(x.phase, x.warmed_up) for x in others} == {("sampling", 20)}
-    last = told[-1]
+    last = records[-1]
     assert (last.num_chains, last.num_samples) == (4, 30)
     assert last.divergences == np.sum(np.asarray(run.diverging))
     assert run.acceptance_rate is not None
@@ -117,14 +122,14 @@ def test_what_a_function_is_told() -> None:
     assert math.isnan(first.seconds_left)
     assert 0 < last.seconds < 60
     assert last.seconds_left == 0
-    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(told))
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(records))
     assert str(first) == "warm-up of 4 chains, 0 of 20 transitions"
     assert "divergences, acceptance 0." in str(last)
     assert str(last).endswith("0:00 left")
 
 
 @pytest.mark.usefixtures("short")
-def test_lines_in_the_log(
+def test_log_names_settings_layout_and_progress(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
@@ -140,7 +145,7 @@ def test_lines_in_the_log(
     assert any(x.startswith("chains: 28 of 120 draws; sampling of 4 ") for x in lines)
 
 
-def test_nothing_is_told(
+def test_progress_can_be_switched_off(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     hmc(progress=False)

@@ -1,4 +1,4 @@
-"""What `run_chains` refuses, and that nothing was compiled for it."""
+"""Wrong arguments of `run_chains` are refused before anything is compiled."""
 
 import math
 import pickle
@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 import batchkit as bk
-from batchkit.chains._programs import all_alike, shapes_of_one
+from batchkit.chains._chain_programs import all_alike, shapes_of_one
 from batchkit.chains._sampler import sampler_of_api
 
 from ..helpers import assert_refuses, counted, unchecked
@@ -84,7 +84,7 @@ def test_refused_before_tracing(case: Any) -> None:
 @pytest.mark.parametrize(
     "api", [blackjax.rmh, blackjax.mala, blackjax.nss, blackjax.dhmc, blackjax.rmhmc]
 )
-def test_apis_that_this_warmup_is_not_for(api: Any) -> None:
+def test_apis_without_a_warmup_are_refused(api: Any) -> None:
     assert_refuses(
         lambda: bk.run_chains(api, logdensity, KEY, STARTS),
         TypeError,
@@ -101,7 +101,7 @@ def test_apis_that_this_warmup_is_not_for(api: Any) -> None:
         bk.rebuild_sampler(blackjax.nuts, batcher=bk.Chunked(2)),
     ],
 )
-def test_apis_that_it_is_for(api: Any) -> None:
+def test_apis_with_a_warmup_are_accepted(api: Any) -> None:
     sampler = sampler_of_api(api, logdensity, 0.8, {})
     chain, draw = shapes_of_one(all_alike(sampler, len(STARTS)), KEY, STARTS)
     assert draw.position.shape == (2,)
@@ -109,7 +109,7 @@ def test_apis_that_it_is_for(api: Any) -> None:
     assert chain.tuned.inverse_mass_matrix.shape == (2,)
 
 
-def test_a_setting_that_is_missing() -> None:
+def test_missing_setting_is_named() -> None:
     assert_refuses(
         lambda: bk.run_chains(blackjax.hmc, logdensity, KEY, STARTS),
         TypeError,
@@ -121,7 +121,7 @@ def test_a_setting_that_is_missing() -> None:
     "settings",
     [{"num_warmup": 10}, {"target_acceptance": 0.9}, {"max_num_doublings": 3}],
 )
-def test_a_warmup_of_an_algorithm(settings: dict[str, Any]) -> None:
+def test_settings_with_an_algorithm_are_refused(settings: dict[str, Any]) -> None:
     (name,) = settings
     assert_refuses(
         lambda: bk.run_chains(ALGORITHM, KEY, STARTS, **settings),
@@ -138,7 +138,7 @@ def test_a_warmup_of_an_algorithm(settings: dict[str, Any]) -> None:
         ((ALGORITHM, logdensity, KEY, STARTS), ("come rng_key, positions; got 3",)),
     ],
 )
-def test_arguments_in_the_wrong_places(args: Any, words: tuple[str, ...]) -> None:
+def test_swapped_arguments_are_refused(args: Any, words: tuple[str, ...]) -> None:
     assert_refuses(lambda: bk.run_chains(*args), TypeError, words)
 
 
@@ -152,7 +152,7 @@ def test_arguments_in_the_wrong_places(args: Any, words: tuple[str, ...]) -> Non
         (lambda x: 1, "int32[]. Compute with floats"),
     ],
 )
-def test_a_logdensity_that_is_no_scalar(fun: Any, word: str) -> None:
+def test_logdensity_that_is_no_scalar_is_refused(fun: Any, word: str) -> None:
     assert_refuses(
         lambda: bk.run_chains(blackjax.nuts, fun, KEY, STARTS),
         TypeError,
@@ -176,7 +176,7 @@ ONE = "one position: {'a': float32[2], 'b': float32[]}"
         (lambda x: x["b"] if x["b"] > 0 else 0.0, TypeError, "`jnp.where`"),
     ],
 )
-def test_notes_say_what_a_logdensity_is_called_with(
+def test_errors_of_a_logdensity_have_notes(
     fun: Any, error: type[Exception], note: str
 ) -> None:
     def algorithm(fun: Any) -> Any:
@@ -190,9 +190,9 @@ def test_notes_say_what_a_logdensity_is_called_with(
         with unchecked(), pytest.raises(error) as info:
             run(*args, KEY, DICT)
         # JAX has notes of its own.
-        (told,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
-        assert told.startswith(f"run_chains was tracing {name}")
-        assert note in told
+        (note_of_run,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
+        assert note_of_run.startswith(f"run_chains was tracing {name}")
+        assert note in note_of_run
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_notes_say_what_a_logdensity_is_called_with(
         ({"a": jnp.zeros(2), "b": jnp.zeros(2)}, lambda x: -x["a"] @ x["b"]),
     ],
 )
-def test_the_start_of_a_single_chain(positions: Any, fun: Any) -> None:
+def test_start_of_a_single_chain_is_explained(positions: Any, fun: Any) -> None:
     words = ("looks like the start of a single chain", "float32[", "(chains, ...)")
     assert_refuses(
         lambda: bk.run_chains(blackjax.nuts, fun, KEY, positions), ValueError, words
     )
 
 
-def test_arrays_are_elided_where_arguments_are_swapped() -> None:
+def test_arrays_are_elided_in_messages() -> None:
     starts: Any = jnp.ones((60, 2))
     for args, words in (
         ((blackjax.nuts, starts, KEY, logdensity), ("logdensity_fn=float32[60,2])",)),
@@ -225,18 +225,18 @@ def test_arrays_are_elided_where_arguments_are_swapped() -> None:
 
 
 @pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.jacobian])
-def test_a_run_cannot_be_traced(transform: Any) -> None:
+def test_run_inside_a_transformation_is_refused(transform: Any) -> None:
     def run(starts: Any) -> Any:
         return bk.run_chains(blackjax.nuts, logdensity, KEY, starts).samples
 
     starts = jnp.zeros((2, 4, 2))
     words = ("run_chains was called inside `jax.jit`", "without `jax.jit`")
     assert_refuses(lambda: transform(run)(starts), TypeError, words)
-    # Inside jit all is traced, also what does not come from outside.
+    # Inside jit constants are traced too.
     assert_refuses(lambda: jax.jit(lambda: run(STARTS))(), TypeError, words)
 
 
-def test_states_without_a_position() -> None:
+def test_states_without_a_position_are_refused() -> None:
     assert_refuses(
         lambda: bk.run_chains(Nothing(), KEY, STARTS), TypeError, ("`position`",)
     )
@@ -248,7 +248,7 @@ def start_error(fun: Any, starts: Any) -> bk.StartError:
     return info.value
 
 
-def test_starts_outside_of_the_support() -> None:
+def test_starts_outside_of_the_support_are_refused() -> None:
     error = start_error(
         lambda x: jnp.sum(jnp.log(x["a"])),
         {"a": jnp.array([[1.0, 2.0], [0.0, 2.0], [1.0, 1.0], [1.0, -1.0]])},
@@ -260,7 +260,7 @@ def test_starts_outside_of_the_support() -> None:
     assert (again.chains, str(again)) == (error.chains, str(error))
 
 
-def test_starts_without_a_gradient() -> None:
+def test_starts_without_a_gradient_are_refused() -> None:
     error = start_error(
         lambda x: -jnp.sum(jnp.sqrt(jnp.abs(x["a"]))) - jnp.sum(x["b"] ** 2),
         {"a": jnp.array([[1.0, 2.0], [1.0, 0.0], [1.0, 1.0]]), "b": np.ones(3)},

@@ -1,4 +1,4 @@
-"""`run_chains`: the same chains as a loop by hand, under every layout."""
+"""`run_chains` makes the chains of a loop over blackjax, under every layout."""
 
 from typing import Any, NamedTuple
 
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains._programs import Chains, all_alike
+from batchkit.chains._chain_programs import Chains, all_alike
 from batchkit.chains._sampler import sampler_of_algorithm
-from batchkit.chains._warmup import segment_of_draws
+from batchkit.chains._warmup import draws_segment
 
 from ..helpers import assert_same, counted, mesh
 
@@ -35,7 +35,7 @@ def logdensity(position: dict[str, jax.Array]) -> jax.Array:
 
 
 def wide(tree: Any) -> Any:
-    """In float64: there chains follow each other for long, whatever the layout."""
+    """In float64, where rounding separates chains of two layouts late."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), tree)
 
 
@@ -59,7 +59,7 @@ def run() -> bk.ChainRun:
     return nuts(bk.Vmap())
 
 
-def test_draws_of_a_loop_by_hand(run: bk.ChainRun) -> None:
+def test_draws_equal_those_of_a_loop_over_blackjax(run: bk.ChainRun) -> None:
     def chain(index: jax.Array, position: Any) -> Any:
         key = jax.random.fold_in(KEY, index)
         warmup: Any = blackjax.window_adaptation(
@@ -81,8 +81,8 @@ def test_draws_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     with jax.enable_x64(True):
         index = jnp.arange(CHAINS, dtype=jnp.uint32)
         tuned, states, infos = jax.jit(jax.vmap(chain))(index, wide(STARTS))
-    # The warm-up and the draws are one program here and two there: XLA fuses them in
-    # other ways, and chains amplify the last bit.
+    # The warm-up and the draws are one program here and two in blackjax: XLA fuses them
+    # differently, and chains amplify the last bit.
     for found, expected in (
         (run.samples, states.position),
         (run.logdensity, states.logdensity),
@@ -101,11 +101,11 @@ def test_draws_of_a_loop_by_hand(run: bk.ChainRun) -> None:
     np.testing.assert_array_equal(run.divergences, np.sum(infos.is_divergent, axis=1))
 
 
-def test_moments(run: bk.ChainRun) -> None:
+def test_moments_are_those_of_the_density(run: bk.ChainRun) -> None:
     x, y = run.samples["x"], run.samples["y"]
     products = x[..., 0] * x[..., 1]
-    # Each moment is the mean of something, whose draws are worth a number of their own:
-    # squares of a chain that forgets its sign at once are still alike.
+    # Each function has its own effective sample size: squares of an antithetic chain
+    # are still correlated.
     for found, mean, variance in (
         (x[..., 0], 0.0, 1.0),
         (x[..., 1], 0.0, 2.0),
@@ -122,7 +122,7 @@ def test_moments(run: bk.ChainRun) -> None:
     assert run.warnings == ()
 
 
-def test_what_is_told(run: bk.ChainRun) -> None:
+def test_result_has_all_draws_and_tuning(run: bk.ChainRun) -> None:
     assert run.samples["x"].shape == (CHAINS, 500, 2)
     assert run.samples["y"].shape == (CHAINS, 500)
     assert run.samples["x"].flags.writeable
@@ -155,7 +155,7 @@ def assert_same_chains(found: bk.ChainRun, expected: bk.ChainRun) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-def test_lanes_that_never_wait(run: bk.ChainRun) -> None:
+def test_continuous_makes_the_chains_of_vmap(run: bk.ChainRun) -> None:
     assert_same_chains(nuts(bk.Continuous(2)), run)
 
 
@@ -188,7 +188,9 @@ def hmc_run() -> bk.ChainRun:
     ],
     ids=str,
 )
-def test_layouts(batcher: bk.AbstractBatcher, hmc_run: bk.ChainRun) -> None:
+def test_layouts_make_the_same_chains(
+    batcher: bk.AbstractBatcher, hmc_run: bk.ChainRun
+) -> None:
     found = hmc(batcher)
     assert found.inverse_mass_matrix is not None
     assert found.inverse_mass_matrix.shape == (CHAINS, 3, 3)
@@ -207,7 +209,7 @@ def plain() -> bk.ChainRun:
     return bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24)
 
 
-def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None:
+def test_segments_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None:
     fun, traces = counted(logdensity)
     sampler = sampler_of_algorithm(leapfrog(fun))
     samplers = all_alike(sampler, CHAINS)
@@ -216,7 +218,7 @@ def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None
     made: list[Any] = []
     first, before = 0, 0
     for count in (5, 1, 7, 11):
-        state, draws = chains.advance(state, segment_of_draws(first, count))
+        state, draws = chains.advance(state, draws_segment(first, count))
         made.append(draws)
         first += count
         before = before or len(traces)
@@ -226,13 +228,13 @@ def test_blocks_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None
     assert_same(found.acceptance, plain.acceptance_rate, ulps=0)
 
 
-def test_a_block_at_a_time(plain: bk.ChainRun) -> None:
+def test_block_setting_changes_no_bit(plain: bk.ChainRun) -> None:
     found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24, block=10)
     assert_same(found.samples, plain.samples, ulps=0)
     assert_same(found.logdensity, plain.logdensity, ulps=0)
 
 
-def test_thin(plain: bk.ChainRun) -> None:
+def test_thin_keeps_every_third_draw(plain: bk.ChainRun) -> None:
     found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=8, thin=3)
     last = jax.tree.map(lambda x: x[:, 2::3], plain.samples)
     jax.tree.map(close, found.samples, last)
@@ -242,7 +244,7 @@ def test_thin(plain: bk.ChainRun) -> None:
     close(found.acceptance_rate, np.mean(rates, axis=2))
 
 
-def test_divergences_are_counted_also_where_draws_are_not_kept() -> None:
+def test_divergences_of_thinned_transitions_are_counted() -> None:
     wild = blackjax.hmc(logdensity, 100.0, jnp.ones(3), 3)
     run = bk.run_chains(wild, KEY, STARTS, num_samples=5, thin=2)
     assert run.divergences is not None
@@ -255,19 +257,19 @@ class Place(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """An algorithm of one's own, which tells nothing of its steps."""
+    """A user's algorithm, which reports nothing about its steps."""
 
-    spoilt: float = 2.0
+    limit: float = 2.0
 
     def init(self, position: jax.Array) -> Place:
         return Place(position)
 
     def step(self, key: jax.Array, place: Place) -> tuple[Place, None]:
         x = 0.5 * place.position + jax.random.normal(key, place.position.shape)
-        return Place(jnp.where(jnp.abs(x) > self.spoilt, jnp.nan, x)), None
+        return Place(jnp.where(jnp.abs(x) > self.limit, jnp.nan, x)), None
 
 
-def test_draws_that_are_not_finite() -> None:
+def test_draws_that_are_not_finite_are_reported() -> None:
     starts = jnp.zeros((4, 2))
     run = bk.run_chains(Walk(), KEY, starts, num_samples=200, batcher=bk.Chunked(2))
     assert np.isnan(run.samples).any()
@@ -277,7 +279,7 @@ def test_draws_that_are_not_finite() -> None:
     assert "divergences" not in repr(run)
 
 
-def test_an_algorithm_that_starts_with_a_key() -> None:
+def test_algorithm_whose_init_takes_a_key() -> None:
     algorithm = blackjax.mclmc(logdensity, L=1.0, step_size=0.3)
     run = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
     again = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
@@ -286,7 +288,7 @@ def test_an_algorithm_that_starts_with_a_key() -> None:
     assert run.step_size is None
 
 
-def test_raw_keys_and_arrays_of_numpy() -> None:
+def test_raw_keys_and_numpy_arrays_are_accepted() -> None:
     raw, starts = jax.random.key_data(KEY), np.zeros((4, 2))
     walk = Walk(jnp.inf)
     run = bk.run_chains(walk, raw, starts, num_samples=3)

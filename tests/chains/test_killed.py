@@ -1,4 +1,4 @@
-"""Real processes that are killed, interrupted, and gone on with."""
+"""Processes that are killed or interrupted, and started again."""
 
 import json
 import random
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class Still:
-    """An algorithm that compiles fast."""
+    """An algorithm that never moves, and compiles fast."""
 
     def init(self, position: Any) -> Any:
         return Place(position)
@@ -54,7 +54,7 @@ def to_end(folder: Path, **options: Any) -> str:
 
 
 def until(process: subprocess.Popen[str], transitions: int) -> int:
-    """Read what it says until it has made so many, those of the warm-up included."""
+    """Read output until some transitions, those of the warm-up included, are made."""
     assert process.stdout is not None
     for line in process.stdout:
         phase, *rest = line.split()
@@ -81,13 +81,13 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupts, in one block."""
+    """A run that is never interrupted, in one block."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     to_end(folder, seconds=1e6)
     return folder
 
 
-def test_killed_and_gone_on_with(whole: Path) -> None:
+def test_killed_run_resumes_to_the_same_bits(whole: Path) -> None:
     folder = whole.parent / "killed"
     resumed: list[int] = []
     for transitions in (1, 20, WARMUP + 1, WARMUP + 25):
@@ -95,7 +95,7 @@ def test_killed_and_gone_on_with(whole: Path) -> None:
         resumed.append(until(process, 0))
         until(process, transitions)
         kill(process)
-    # It resumes in the middle of its warm-up.
+    # The third process resumed in the middle of the warm-up.
     assert 0 < resumed[2] < WARMUP
     errors = to_end(folder)
     assert "resuming " in errors
@@ -103,13 +103,13 @@ def test_killed_and_gone_on_with(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_times(whole: Path) -> None:
-    """At any time after it is told to start, in the write and out of it."""
+def test_run_killed_at_random_times_resumes_to_the_same_bits(whole: Path) -> None:
+    """At any time after its start, also while it saves."""
     folder = whole.parent / "random"
     rng = random.Random(0)
     last = -1
     for turn in range(24):
-        # Slowed down, such that it is not over too soon; this changes no bit.
+        # Slow, so that it does not end before it is killed; this changes no bit.
         process = start(folder, slow=1.0)
         assert process.stdout is not None
         process.stdout.readline()
@@ -128,33 +128,27 @@ def test_killed_at_random_times(whole: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, (-signal.SIGINT, 1, 130)), (signal.SIGTERM, (-signal.SIGTERM,))],
+    ("number", "status", "transitions"),
+    [
+        (signal.SIGINT, (-signal.SIGINT, 1, 130), 5),
+        (signal.SIGTERM, (-signal.SIGTERM,), WARMUP + 3),
+    ],
+    ids=["Ctrl-C in the warm-up", "SIGTERM in the draws"],
 )
-def test_interrupted(whole: Path, number: int, status: tuple[int, ...]) -> None:
+def test_signal_saves_the_run(
+    whole: Path, number: int, status: tuple[int, ...], transitions: int
+) -> None:
     folder = whole.parent / f"interrupted {number}"
     # Nothing but the end of the warm-up and the signal makes it save.
-    process = start(folder, slow=0.05, every=1e6)
-    draws = until(process, WARMUP + 3) - WARMUP
+    process = start(folder, slow=0.1, every=1e6)
+    made = until(process, transitions)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode in status, errors
     assert "saved to" in errors
-    assert read_file(folder / "run.h5")[0]["draws"] >= draws
-    to_end(folder)
-    assert_same(whole, folder)
-
-
-def test_interrupted_in_the_warmup(whole: Path) -> None:
-    folder = whole.parent / "warm-up"
-    process = start(folder, slow=0.5)
-    made = until(process, 5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert "saved to" in errors
     header = read_file(folder / "run.h5")[0]
-    assert header["draws"] == 0
-    assert made <= header["warmed_up"] < WARMUP
+    assert made <= header["warmed_up"] + header["draws"]
+    assert (header["warmed_up"] < WARMUP) == (transitions < WARMUP)
     to_end(folder)
     assert_same(whole, folder)
 

@@ -1,4 +1,4 @@
-"""Chains that go on from a checkpoint, and files that are not theirs."""
+"""Chains that resume from a checkpoint, and files that are refused."""
 
 import logging
 import os
@@ -13,12 +13,13 @@ import pytest
 from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
-from batchkit.run import Provenance, _resumable
+from batchkit.run import Provenance, _checkpoint, _resumable
 from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.run._saving import Saver
 
 from ..helpers import assert_refuses, assert_same, mesh
+from ..run.compilations import compilations
 from ..run.other_versions import OTHER, as_other_versions_wrote
 
 
@@ -41,7 +42,7 @@ def logdensity(position: dict[str, jax.Array]) -> jax.Array:
 
 
 def chains(**changed: Any) -> bk.ChainRun:
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "logdensity_fn": logdensity,
         "rng_key": KEY,
         "positions": STARTS,
@@ -51,17 +52,17 @@ def chains(**changed: Any) -> bk.ChainRun:
         "progress": False,
         **changed,
     }
-    return bk.run_chains(blackjax.hmc, **given)
+    return bk.run_chains(blackjax.hmc, **arguments)
 
 
 def killed_at(draws: int) -> Any:
-    """Ends a run as soon as there are so many draws, wherever it stands."""
+    """Kill a run when it has made some draws, before they are saved."""
 
-    def tell(progress: Any) -> None:
+    def kill(progress: Any) -> None:
         if progress.draws >= draws:
             raise Killed
 
-    return tell
+    return kill
 
 
 def parts(run: bk.ChainRun) -> Any:
@@ -83,18 +84,18 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_finished_run_returns_at_once(saved: Path) -> None:
-    told: list[Any] = []
+def test_finished_run_returns_at_once(saved: Path) -> None:
+    records: list[Any] = []
     before = saved.read_bytes()
-    again = chains(checkpoint=str(saved), progress=told.append)
-    assert not told
+    again = chains(checkpoint=str(saved), progress=records.append)
+    assert not records
     assert saved.read_bytes() == before
     assert_same(parts(again), parts(chains()), ulps=0)
     assert again.seconds.sampling > 0
     assert again.seconds.compile > 0
 
 
-def test_more_draws_and_fewer(saved: Path) -> None:
+def test_more_or_fewer_draws_than_saved(saved: Path) -> None:
     whole = chains(num_samples=11)
     assert_same(parts(chains(num_samples=11, checkpoint=saved)), parts(whole), ulps=0)
     assert read_file(saved)[0]["draws"] == 11
@@ -104,64 +105,69 @@ def test_more_draws_and_fewer(saved: Path) -> None:
     assert read_file(saved)[0]["draws"] == 11
 
 
-# What a lane computes may depend in the last bit on which one it is. It does here: five
-# rows of seven numbers in float64, which XLA multiplies in groups.
+# What a lane computes may depend in the last bit on its number. It does here: five rows
+# of seven numbers in float64, which XLA multiplies in groups.
 @pytest.mark.parametrize(
-    "batcher",
+    ("batcher", "saved_at"),
     [
-        bk.Vmap(),
-        bk.Chunked(5),
-        bk.Sharded(mesh(2), inner=bk.Continuous(3)),
-        bk.Continuous(5),
+        (bk.Vmap(), 10),
+        (bk.Chunked(5), 10),
+        (bk.Sharded(mesh(2), inner=bk.Continuous(3)), 8),
+        (bk.Continuous(5), 8),
     ],
-    ids=repr,
+    ids=["Vmap", "Chunked", "Sharded Continuous", "Continuous"],
 )
 def test_bits_do_not_depend_on_where_it_was_killed(
-    batcher: bk.AbstractBatcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batcher: bk.AbstractBatcher,
+    saved_at: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    algorithm = blackjax.dynamic_hmc(bk.expensive(logdensity), 0.2, jnp.ones(8))
+    starts = jax.tree.map(lambda x: np.asarray(x, np.float64), STARTS)
+
     def sample(num_samples: int, **options: Any) -> bk.ChainRun:
-        fun = bk.expensive(logdensity)
-        algorithm = blackjax.dynamic_hmc(fun, 0.2, jnp.ones(8))
-        starts = jax.tree.map(lambda x: np.asarray(x, np.float64), STARTS)
+        options = {"progress": False, "batcher": batcher, "block": 8, **options}
         with jax.enable_x64(True):
             return bk.run_chains(
-                algorithm,
-                KEY,
-                starts,
-                num_samples=num_samples,
-                batcher=batcher,
-                block=8,
-                **{"progress": False, **options},
+                algorithm, KEY, starts, num_samples=num_samples, **options
             )
 
     whole = sample(26)
-    # Every save is followed by a block at least, and blocks are short.
+    # Blocks are as short as they can be, and every one of them is saved. The clock must
+    # not decide where this run resumes: what a save costs depends on the machine.
     monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(_checkpoint, "_RUN_PER_COST", 0)
     place = bk.Checkpoint(tmp_path / "run.h5", every=1e-9)
-    with pytest.raises(Killed):
-        sample(26, checkpoint=place, progress=killed_at(11))
-    sample(19, checkpoint=place)
-    last = sample(26, checkpoint=place)
+    with compilations() as compiled:
+        with pytest.raises(Killed):
+            sample(26, checkpoint=place, progress=killed_at(11))
+        assert read_file(place.path)[0]["draws"] == saved_at
+        sample(19, checkpoint=place)
+        last = sample(26, checkpoint=place)
+    # Bits are those of one executable: a program that is compiled again, or comes from
+    # a cache on disk that other processes write to, may round differently.
+    assert not {"jit(_start_one)", "jit(_advance_one)"} & set(compiled)
     assert_same(last.samples, whole.samples, ulps=0)
     assert_same(last.acceptance_rate, whole.acceptance_rate, ulps=0)
 
 
-def test_progress_counts_the_draws_that_it_goes_on_from(tmp_path: Path) -> None:
-    """Those of a block that was cut short are made, and counted, again."""
+def test_resumed_progress_counts_saved_draws(tmp_path: Path) -> None:
+    """Draws of a block that was cut short are made, and counted, again."""
     options = {"checkpoint": tmp_path / "run.h5", "block": 4}
     chains(batcher=bk.Continuous(5), **options)
-    told: list[Any] = []
+    records: list[Any] = []
     run = chains(
-        batcher=bk.Continuous(5), num_samples=12, progress=told.append, **options
+        batcher=bk.Continuous(5), num_samples=12, progress=records.append, **options
     )
-    assert [x.draws for x in told] == [4, 8, 12]
+    assert [x.draws for x in records] == [4, 8, 12]
     rates = np.asarray(run.acceptance_rate)
-    for each in told:
+    for each in records:
         expected = np.mean(rates[:, : each.draws])
         np.testing.assert_allclose(each.acceptance, expected, rtol=1e-5)
 
 
-def test_another_batcher_goes_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_batcher_resumes(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = chains(num_samples=9)
     with caplog.at_level(logging.INFO, "batchkit"):
         found = chains(num_samples=9, batcher=bk.Continuous(4), checkpoint=saved)
@@ -201,7 +207,7 @@ def test_another_run_is_refused(saved: Path, changed: Any, what: str) -> None:
     assert saved.read_bytes() == before
 
 
-def test_data_is_part_of_the_log_density(tmp_path: Path) -> None:
+def test_data_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
 
     def with_data(data: Any) -> Any:
@@ -211,7 +217,7 @@ def test_data_is_part_of_the_log_density(tmp_path: Path) -> None:
         return chains(logdensity_fn=fun, checkpoint=path)
 
     with_data(np.zeros(7))
-    with_data(np.zeros(7))  # another array with the same numbers
+    with_data(np.zeros(7))  # equal data, in another array
     with pytest.raises(bk.CheckpointError, match="log-density differs"):
         with_data(np.ones(7))
 
@@ -219,7 +225,9 @@ def test_data_is_part_of_the_log_density(tmp_path: Path) -> None:
 PARTS = "log-density", "sampler", "positions"
 
 
-def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoint_of_other_versions_resumes(
+    saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     as_other_versions_wrote(saved, *PARTS)
     finished = chains(checkpoint=saved)
     assert finished.provenance == (Provenance(0, OTHER),)
@@ -227,8 +235,8 @@ def test_other_versions_go_on(saved: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "was written with jax 0.0.1, python 3.0.1" in caplog.text
     assert_same(parts(found), parts(chains(num_samples=8)), ulps=0)
     assert found.provenance == (Provenance(0, OTHER), Provenance(6, versions()))
-    told = f"jax 0.0.1, python 3.0.1 from 0 on; jax {jax.__version__}, python "
-    assert told in repr(found)
+    records = f"jax 0.0.1, python 3.0.1 from 0 on; jax {jax.__version__}, python "
+    assert records in repr(found)
     assert "from 6 on" in repr(found)
     found.save(saved.parent / "result.h5")
     again = bk.ChainRun.load(saved.parent / "result.h5")
@@ -249,7 +257,7 @@ def other_gradient(position: dict[str, jax.Array]) -> jax.Array:
     return doubled(logdensity(position))
 
 
-OF_OTHER_VERSIONS: list[tuple[Any, str]] = [
+REFUSED_ALSO_BETWEEN_VERSIONS: list[tuple[Any, str]] = [
     ({"logdensity_fn": other}, "log-density differs.*at 13 of 13"),
     ({"logdensity_fn": other_gradient}, "log-density differs.*at 13 of 13"),
     ({"rng_key": jax.random.key(4)}, "key differs"),
@@ -262,7 +270,7 @@ OF_OTHER_VERSIONS: list[tuple[Any, str]] = [
 def test_another_run_of_other_versions_is_refused(saved: Path) -> None:
     as_other_versions_wrote(saved, *PARTS)
     before = saved.read_bytes()
-    for changed, what in OF_OTHER_VERSIONS:
+    for changed, what in REFUSED_ALSO_BETWEEN_VERSIONS:
         match = f"{what}.*written with jax 0.0.1, python 3.0.1; this is jax"
         with pytest.raises(bk.CheckpointError, match=match):
             chains(checkpoint=saved, **changed)
@@ -274,8 +282,8 @@ def test_steps_of_an_algorithm_are_compared_between_versions(tmp_path: Path) -> 
 
     def sample(step_size: float, num_samples: int) -> bk.ChainRun:
         algorithm = blackjax.hmc(logdensity, step_size, jnp.ones(8), 2)
-        given = {"num_samples": num_samples, "checkpoint": path, "progress": False}
-        return bk.run_chains(algorithm, KEY, STARTS, **given)
+        options = {"num_samples": num_samples, "checkpoint": path, "progress": False}
+        return bk.run_chains(algorithm, KEY, STARTS, **options)
 
     sample(0.1, 3)
     as_other_versions_wrote(path, "algorithm")
@@ -289,7 +297,7 @@ def test_fresh_starts_over(saved: Path) -> None:
     assert read_file(saved)[0]["draws"] == 5
 
 
-def test_a_file_of_another_kind(tmp_path: Path) -> None:
+def test_checkpoint_of_a_nested_run_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     with Saver(bk.Checkpoint(path), "nested run", {}) as saver:
         saver.save({}, {})
@@ -297,11 +305,11 @@ def test_a_file_of_another_kind(tmp_path: Path) -> None:
         chains(checkpoint=path)
 
 
-def test_damaged_files(saved: Path) -> None:
+def test_damaged_checkpoint_falls_back_to_the_previous_one(saved: Path) -> None:
     data = bytearray(saved.read_bytes())
     data[len(data) // 2] ^= 1
     saved.write_bytes(data)
-    # The generation before it is sound, and goes on to the same end.
+    # The previous generation is sound, and leads to the same end.
     assert_same(parts(chains(checkpoint=saved)), parts(chains()), ulps=0)
     for path in (saved, Path(f"{saved}.previous")):
         path.write_bytes(data)
@@ -310,13 +318,13 @@ def test_damaged_files(saved: Path) -> None:
     assert chains(checkpoint=saved, fresh=True).num_samples == 6
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(bk.CheckpointError, match="nowhere"):
         chains(checkpoint=tmp_path / "nowhere" / "run.h5")
     assert not os.listdir(tmp_path)
 
 
-def test_what_others_read_in_the_file(saved: Path) -> None:
+def test_checkpoint_describes_the_run_to_other_readers(saved: Path) -> None:
     header, arrays = read_file(saved)
     assert header["settings"] == {
         "num_warmup": 20,
@@ -337,7 +345,7 @@ class Place(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """An algorithm of one's own, whose state holds a key and half-precision numbers."""
+    """A user's algorithm, whose state holds a key and half-precision numbers."""
 
     scale: float = 1.0
 
@@ -350,19 +358,19 @@ class Walk(NamedTuple):
         return Place(moved, jax.random.fold_in(key, 1), place.made + 1), None
 
 
-def test_states_of_any_algorithm(tmp_path: Path) -> None:
+def test_states_with_keys_and_half_precision_resume(tmp_path: Path) -> None:
     starts = jnp.zeros((4, 2), jnp.bfloat16)
-    given = {"checkpoint": tmp_path / "run.h5", "progress": False}
-    bk.run_chains(Walk(), KEY, starts, num_samples=5, **given)
-    found = bk.run_chains(Walk(), KEY, starts, num_samples=9, **given)
+    options = {"checkpoint": tmp_path / "run.h5", "progress": False}
+    bk.run_chains(Walk(), KEY, starts, num_samples=5, **options)
+    found = bk.run_chains(Walk(), KEY, starts, num_samples=9, **options)
     whole = bk.run_chains(Walk(), KEY, starts, num_samples=9, progress=False)
     assert_same(found.samples, whole.samples, ulps=0)
     assert found.samples.dtype == jnp.bfloat16
     for _ in range(2):
         with pytest.raises(bk.CheckpointError, match="its algorithm differs"):
-            bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **given)
+            bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **options)
         as_other_versions_wrote(tmp_path / "run.h5", "algorithm")
-    assert bk.run_chains(Walk(), KEY, starts, num_samples=9, **given).num_samples == 9
+    assert bk.run_chains(Walk(), KEY, starts, num_samples=9, **options).num_samples == 9
 
 
 @pytest.mark.parametrize(
@@ -373,5 +381,7 @@ def test_states_of_any_algorithm(tmp_path: Path) -> None:
         ({"progress": "yes"}, ("progress='yes'", "a function")),
     ],
 )
-def test_refused(changed: Any, words: tuple[str, ...]) -> None:
+def test_wrong_types_of_run_options_are_refused(
+    changed: Any, words: tuple[str, ...]
+) -> None:
     assert_refuses(lambda: chains(**changed), TypeError, words)

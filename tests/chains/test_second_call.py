@@ -1,4 +1,4 @@
-"""A second call of `run_chains` compiles nothing, and finds what a first one does."""
+"""A second call of `run_chains` compiles nothing and makes the same draws."""
 
 from typing import Any
 
@@ -51,10 +51,10 @@ def test_another_key_compiles_nothing(batcher: bk.AbstractBatcher) -> None:
     assert len(traces) == before
     assert second.seconds.compile == 0.0
     assert not np.any(second.samples == first.samples)
-    # Programs that are kept and programs that are new give the same bits.
+    # Cached and new programs give the same bits.
     assert_same(again.samples, first.samples, ulps=0)
-    alone = call(lambda x: logdensity(x), 1, batcher=batcher)
-    assert_same(second.samples, alone.samples, ulps=0)
+    new = call(lambda x: logdensity(x), 1, batcher=batcher)
+    assert_same(second.samples, new.samples, ulps=0)
 
 
 def test_more_draws_compile_nothing() -> None:
@@ -68,7 +68,7 @@ def test_more_draws_compile_nothing() -> None:
 def walk(
     seed: int, chains: int = 3, fun: Any = logdensity, **options: Any
 ) -> bk.ChainRun:
-    """Chains that compile in no time."""
+    """Chains that compile fast."""
     made = blackjax.additive_step_random_walk(fun, step)
     key, positions = jax.random.key(seed), starts(seed, chains)
     options = {"num_samples": 10, "progress": False, **options}
@@ -84,21 +84,21 @@ def step(key: Any, x: Any) -> Any:
     [{"chains": 4}, {"thin": 2}, {"block": 5}, {"batcher": bk.Chunked(2)}],
     ids=str,
 )
-def test_other_settings_are_other_programs(changed: dict[str, Any]) -> None:
+def test_other_settings_do_not_reuse_a_program(changed: dict[str, Any]) -> None:
     walk(0)
     found = walk(0, **changed)
-    alone = walk(0, fun=lambda x: logdensity(x), **changed)
-    assert_same(found.samples, alone.samples, ulps=0)
+    new = walk(0, fun=lambda x: logdensity(x), **changed)
+    assert_same(found.samples, new.samples, ulps=0)
 
 
-def test_precision_is_another_program() -> None:
+def test_other_precision_does_not_reuse_a_program() -> None:
     assert walk(0).samples.dtype == np.float32
     with jax.enable_x64(True):
         assert walk(0).samples.dtype == np.float64
     assert walk(0).samples.dtype == np.float32
 
 
-def test_another_pytree_has_its_own_arrays() -> None:
+def test_pytrees_share_programs_but_not_arrays() -> None:
     wide, narrow = Normal(jnp.ones(2)), Normal(jnp.full(2, 0.001))
     first = call(wide, 0)
     call(narrow, 0)
@@ -117,7 +117,7 @@ def algorithm(step_size: float) -> Any:
     )
 
 
-def test_an_algorithm_made_anew_compiles_nothing() -> None:
+def test_algorithm_made_again_compiles_nothing() -> None:
     def run(step_size: float, seed: int) -> Any:
         key = jax.random.key(seed)
         made = algorithm(step_size)

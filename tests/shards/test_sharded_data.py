@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh
 from scipy import sparse
 
 import batchkit as bk
-from batchkit.chains._programs import Chains, all_alike
+from batchkit.chains._chain_programs import Chains, all_alike
 from batchkit.chains._sampler import sampler_of_api
 from batchkit.shards._rows import starts_of_parts, sum_over_rows, table_of_parts
 

@@ -7,7 +7,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains import ChainSeconds, Convergence
-from batchkit.chains._programs import Draw
+from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.shards import Spread
 from batchkit.shards._stats import stats_of

@@ -10,7 +10,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains._chain_loop import Made
-from batchkit.chains._programs import Draw
+from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.shards import _rounds as module
 from batchkit.shards._tries import target_of

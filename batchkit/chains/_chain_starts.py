@@ -1,0 +1,191 @@
+"""Starts of chains: arrays of one row a chain, where the log-density is finite."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..run._arguments import check_scalar, in_short, row_of
+from ..run._names import columns, few
+
+
+@final
+class StartError(ValueError):
+    """Chains would start where the log-density, or its gradient, is not finite.
+
+    ```python
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    import pytest
+    import batchkit as bk
+
+    starts = jnp.array([[1.0], [-1.0], [2.0], [0.0]])
+    with pytest.raises(bk.StartError, match="chains 1, 3 of 4") as info:
+        bk.run_chains(
+            blackjax.nuts,
+            lambda x: jnp.sum(jnp.log(x) - x),
+            jax.random.key(0),
+            starts,
+        )
+    assert info.value.chains == (1, 3)
+    ```
+    """
+
+    def __init__(
+        self, message: str, chains: Sequence[int], parameters: Sequence[str] = ()
+    ) -> None:
+        """**Arguments:**
+
+        - `message`: what is wrong and what to do; a text.
+        - `chains`: the indices of the chains.
+        - `parameters`: the names of the numbers in question; empty, the default, for
+            all of them.
+        """
+        # All are arguments of the exception, so that it can be pickled.
+        super().__init__(message, tuple(chains), tuple(parameters))
+        self.chains = tuple(chains)
+        self.parameters = tuple(parameters)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def starts_from(positions: PyTree) -> PyTree:
+    """Return the starts as arrays of JAX; raise unless they have one row a chain."""
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    if not leaves:
+        raise ValueError(
+            f"run_chains(positions={in_short(positions)}): there is no array in "
+            "positions. Pass a pytree of arrays of shape (chains, ...)."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        name = f"positions{jax.tree_util.keystr(path)}"
+        if not _is_real(leaf):
+            raise TypeError(
+                f"run_chains(positions=...): {name} must be an array of real numbers; "
+                f"got {getattr(leaf, 'dtype', type(leaf).__name__)}."
+            )
+        if np.ndim(leaf) == 0:
+            raise ValueError(
+                f"run_chains(positions=...): {name} is a scalar, without an axis for "
+                "the chains, as in the start of a single chain. Give every array the "
+                "shape (chains, ...), one row a chain; four chains or more, started "
+                "far from each other."
+            )
+        sizes[name] = len(leaf)
+    if len(set(sizes.values())) > 1:
+        rows = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            "run_chains(positions=...): every array must have one row for each chain, "
+            f"but {rows}. Stack the starts along axis 0."
+        )
+    if 0 in sizes.values():
+        raise ValueError(
+            "run_chains(positions=...): there are no chains, because the leading axis "
+            "has length 0. Pass one start for each chain, four or more."
+        )
+    return jax.tree.map(jnp.asarray, positions)
+
+
+def _is_real(leaf: Any) -> bool:
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, bool | int | float)
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> Any:
+    """Return the dtype of a log-density; raise without a gradient or a scalar."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"run_chains(positions=...): positions{jax.tree_util.keystr(path)} is "
+                f"of {leaf.dtype}, but the sampler takes gradients, which need "
+                "floating-point numbers. Pass it as such, or sample it with another "
+                "algorithm."
+            )
+    row = row_of(positions)
+    try:
+        return check_scalar("run_chains", "logdensity_fn", logdensity_fn, row)
+    except Exception as error:
+        if not _is_one_start(logdensity_fn, positions):
+            raise
+        raise ValueError(
+            "run_chains(positions=...): positions looks like the start of a single "
+            f"chain, {in_short(positions)}: logdensity_fn takes the whole of it, and "
+            f"not one row, {in_short(row)}. Give every array the shape (chains, ...), "
+            "one row a chain; four chains or more, started far from each other."
+        ) from error
+
+
+def _is_one_start(logdensity_fn: Callable[..., Any], positions: PyTree) -> bool:
+    """Return True if a log-density accepts all positions as a single one."""
+    try:
+        check_scalar("", "", logdensity_fn, positions)
+    except Exception:
+        return False
+    return True
+
+
+def check_positions(
+    positions: PyTree, owner: str = "run_chains", argument: str = "positions"
+) -> None:
+    """Raise `StartError` if a start in an argument of a function is not finite."""
+    chains, names, where = _not_finite(positions)
+    if chains:
+        raise StartError(
+            f"{owner}({argument}=...): {few(names)} is not finite at the start of "
+            f"{where}. Start every chain at finite numbers.",
+            chains,
+            names,
+        )
+
+
+def check_states(states: Any) -> None:
+    """Raise `StartError` if the log-density or its gradient is not finite.
+
+    States of a sampler that have neither are not checked.
+    """
+    logdensity = getattr(states, "logdensity", None)
+    if logdensity is not None and jax.tree.structure(logdensity).num_leaves == 1:
+        chains, _, where = _not_finite(logdensity)
+        if chains:
+            values = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
+            raise StartError(
+                "run_chains(positions=...): the log-density is not finite at the start "
+                f"of {where} ({few(values)}). Start inside of the support, and not so "
+                "far out that the log-density overflows; the exception has the indices "
+                "as `.chains`.",
+                chains,
+            )
+    chains, names, where = _not_finite(getattr(states, "logdensity_grad", None))
+    if chains:
+        raise StartError(
+            "run_chains(positions=...): the log-density is finite at the start of "
+            f"{where}, but its gradient with respect to {few(names)} is not. Start "
+            "elsewhere, or look for a `jnp.where` whose branch not taken divides by "
+            "zero: its NaN enters the gradient.",
+            chains,
+            names,
+        )
+
+
+def _not_finite(tree: PyTree) -> tuple[list[int], list[str], str]:
+    """Return the rows and the columns with numbers not finite, and name the rows."""
+    rows: set[int] = set()
+    names: list[str] = []
+    total = 0
+    for name, column in columns(tree):
+        total = len(column)
+        bad = np.flatnonzero(~np.isfinite(column.astype(np.float64)))
+        if bad.size:
+            names.append(name)
+            rows.update(map(int, bad))
+    word = "chain" if len(rows) == 1 else "chains"
+    return sorted(rows), names, f"{word} {few(list(map(str, sorted(rows))))} of {total}"
