@@ -137,11 +137,11 @@ def check_positions(
     positions: PyTree, owner: str = "run_chains", argument: str = "positions"
 ) -> None:
     """Raise `StartError` if a start in an argument of a function is not finite."""
-    chains, names, where = _not_finite(positions)
+    chains, names, total = _not_finite(positions)
     if chains:
         raise StartError(
             f"{owner}({argument}=...): {few(names)} is not finite at the start of "
-            f"{where}. Start every chain at finite numbers.",
+            f"{_of_chains(chains, total)}. Start every chain at finite numbers.",
             chains,
             names,
         )
@@ -154,30 +154,30 @@ def check_states(states: Any) -> None:
     """
     logdensity = getattr(states, "logdensity", None)
     if logdensity is not None and jax.tree.structure(logdensity).num_leaves == 1:
-        chains, _, where = _not_finite(logdensity)
+        chains, _, total = _not_finite(logdensity)
         if chains:
             values = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
             raise StartError(
                 "run_chains(positions=...): the log-density is not finite at the start "
-                f"of {where} ({few(values)}). Start inside of the support, and not so "
-                "far out that the log-density overflows; the exception has the indices "
-                "as `.chains`.",
+                f"of {_of_chains(chains, total)} ({few(values)}). Start inside of the "
+                "support, and not so far out that the log-density overflows; the "
+                "exception has the indices as `.chains`.",
                 chains,
             )
-    chains, names, where = _not_finite(getattr(states, "logdensity_grad", None))
+    chains, names, total = _not_finite(getattr(states, "logdensity_grad", None))
     if chains:
         raise StartError(
             "run_chains(positions=...): the log-density is finite at the start of "
-            f"{where}, but its gradient with respect to {few(names)} is not. Start "
-            "elsewhere, or look for a `jnp.where` whose branch not taken divides by "
-            "zero: its NaN enters the gradient.",
+            f"{_of_chains(chains, total)}, but its gradient with respect to "
+            f"{few(names)} is not. Start elsewhere, or look for a `jnp.where` whose "
+            "branch not taken divides by zero: its NaN enters the gradient.",
             chains,
             names,
         )
 
 
-def _not_finite(tree: PyTree) -> tuple[list[int], list[str], str]:
-    """Return the rows and the columns with numbers not finite, and name the rows."""
+def _not_finite(tree: PyTree) -> tuple[list[int], list[str], int]:
+    """Return the rows and the columns with numbers not finite, and count the rows."""
     rows: set[int] = set()
     names: list[str] = []
     total = 0
@@ -187,5 +187,9 @@ def _not_finite(tree: PyTree) -> tuple[list[int], list[str], str]:
         if bad.size:
             names.append(name)
             rows.update(map(int, bad))
-    word = "chain" if len(rows) == 1 else "chains"
-    return sorted(rows), names, f"{word} {few(list(map(str, sorted(rows))))} of {total}"
+    return sorted(rows), names, total
+
+
+def _of_chains(chains: Sequence[int], total: int) -> str:
+    word = "chain" if len(chains) == 1 else "chains"
+    return f"{word} {few(list(map(str, chains)))} of {total}"
