@@ -1,8 +1,8 @@
-"""One set of draws from those of all shards.
+"""Combination of subposterior draws: consensus Monte Carlo, and kernel densities.
 
 The posterior is the product of the densities of the shards, each with its own rows and
-its part of the prior. What is made here of draws of the factors are draws of the
-product, under an assumption that each way states.
+its part of the prior. Draws of the factors become draws of the product, under an
+assumption that each way to combine states.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,26 @@ from jaxtyping import Float, PyTree
 
 from ..run._keys import check_key
 from ..run._names import few, parameter_names
-from ._kde import product_of_densities
-from ._split import generator
+from ._row_split import generator
 
 
-# Iglewicz and Hoaglin (1993, How to Detect and Handle Outliers) recommend it.
+# Recommended by Iglewicz and Hoaglin (1993, How to Detect and Handle Outliers).
 OUTLYING: Final = 3.5
 # The median absolute deviation of a normal distribution, in standard deviations.
 _MAD: Final = 0.6745
 _FEWEST_TO_LEAVE_OUT: Final = 3
-# Below it, a correlation matrix of float32 draws has no inverse to speak of.
+# The smallest eigenvalue of a correlation matrix of float32 draws that rounding leaves.
 _SINGULAR: Final = 1e-9
+# Draws of a factor in a product of kernel densities; all pairs take 32 MB of weights.
+_KERNELS: Final = 2000
 
 
 @final
 class CombinedShards(NamedTuple):
-    """The draws of all shards as one, and which shards they are of.
+    """The draws of all shards combined, and the shards that were used.
 
     - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
-    - `used`: the indices of the shards that the draws are made of.
+    - `used`: the indices of the shards that were combined.
     - `left_out`: for each other shard, by its index, the reason.
 
     ```python
@@ -56,7 +57,7 @@ class CombinedShards(NamedTuple):
 def combine_shards(
     samples: PyTree, combine: str = "consensus", rng_key: Any = None
 ) -> CombinedShards:
-    """Makes draws of a posterior from draws of its factors, one factor a shard.
+    """Make draws of a posterior from draws of its factors, one factor a shard.
 
     - `"consensus"`: each draw is a weighted mean of one draw of every shard,
       `(sum_s W_s)^-1 sum_s W_s x_s`, with the inverse covariance of a shard's draws,
@@ -68,19 +69,19 @@ def combine_shards(
     - `"robust"`: the same without outlying shards, which are those with some parameter
       for which `|m_s - median(m)|` is more than 3.5 times `MAD / 0.6745`: `m_s` is the
       mean of shard `s`, and `MAD` the median of those distances (Iglewicz and Hoaglin
-      1993). Means of few shards may lie close together by chance, so what they are
-      divided by is at least the median width (standard deviation) of the shards. It
-      takes three shards; of two nobody can say which is wrong. What is left out is
-      missing: the posterior is that of the other rows, and wider.
+      1993). Means of few shards may lie close together by chance, so the divisor is at
+      least the median standard deviation of the shards. It takes three shards: of two,
+      either may be the wrong one. The posterior is then that of the other rows, and
+      wider.
     - `"kde"`: the product of kernel densities, two shards at a time (Neiswanger, Wang
       and Xing 2014, UAI, arXiv:1311.4780, whose sum over all pairs of draws is computed
       rather than sampled). Kernels have the shape of the shard's covariance and
-      Silverman's width `h`, and draws are drawn in by `sqrt(1 - h^2)`, so that every
-      density has just the mean and the covariance of its draws (West 1993, Journal of
-      the Royal Statistical Society B 55, 409-422). It sees skewness, and modes wider
-      than a kernel; finer shapes are smoothed, the more the more parameters there are:
-      it is for up to about five. A draw is a weighted mean of actual draws, plus noise
-      of the width of the product of two kernels.
+      Silverman's width `h`, and draws are moved toward their mean by `sqrt(1 - h^2)`,
+      so that every density has the mean and the covariance of its draws (West 1993,
+      Journal of the Royal Statistical Society B 55, 409-422). It keeps skewness, and
+      modes wider than a kernel. Finer shapes are smoothed, the more the more
+      parameters there are: it is for up to about five. A draw is a weighted mean of
+      draws of shards, plus noise of the width of the product of two kernels.
 
     Shards of which some parameter has a variance of zero or NaN are left out.
 
@@ -123,41 +124,69 @@ def combine_shards(
         )
     if rng_key is not None:
         check_key(rng_key, "combine_shards")
-    leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, samples))
-    shards, chains, draws = _check_draws(leaves)
-    flat = [x.reshape(shards, chains * draws, -1).astype(np.float64) for x in leaves]
+    samples = jax.tree.map(np.asarray, samples)
+    _check_draws(jax.tree.leaves(samples))
     names = parameter_names(jax.tree.map(lambda x: x[0, 0], samples))
-    x = np.concatenate(flat, axis=2)
-    # Squares of the largest and the smallest numbers are none; powers of two are exact.
+    x, to_samples = as_matrix(samples, 3)
+    shape = x.shape[1:]
+    x = x.reshape(len(x), -1, shape[-1])
+    # Squares of very large and very small numbers are not finite, or zero. Powers of
+    # two are exact.
     power = np.frexp(np.max(np.where(np.isfinite(x), np.abs(x), 0.0), axis=(0, 1)))[1]
     x = np.ldexp(x, -power)
     left_out = _useless(x, names)
-    _refuse_none_left(left_out, shards)
+    if len(left_out) == len(x):
+        reasons = "; ".join(f"shard {s}: {reason}" for s, reason in left_out.items())
+        raise ValueError(
+            f"combine_shards: none of {len(x)} shards can be used ({reasons}). Look at "
+            "the draws of a shard: chains that never move, or a log-density that is "
+            "NaN, are a matter of the model or the start."
+        )
     rng = None if rng_key is None else generator(rng_key)
+    good = [s for s in range(len(x)) if s not in left_out]
     # In units of the width, so that no parameter outweighs another in rounding.
-    good = [s for s in range(shards) if s not in left_out]
     center = np.mean(x[good], axis=(0, 1))
     width = np.sqrt(np.mean(np.var(x[good], axis=1), axis=0))
-    scaled = (x[good] - center) / width
-    found, outlying = way(scaled, rng, names)
-    for place, reason in outlying.items():
-        left_out[good[place]] = reason
-    sizes = [y.shape[2] for y in flat]
-    found = np.ldexp(found * width + center, power)
-    parts = np.split(found, np.cumsum(sizes)[:-1], axis=1)
-    combined = [
-        part.reshape(leaf.shape[1:]).astype(_dtype(leaf))
-        for part, leaf in zip(parts, leaves, strict=True)
-    ]
+    combined, outlying = way((x[good] - center) / width, rng, names)
+    left_out |= {good[place]: reason for place, reason in outlying.items()}
     return CombinedShards(
-        jax.tree.unflatten(treedef, combined),
-        tuple(s for s in range(shards) if s not in left_out),
+        to_samples(np.ldexp(combined * width + center, power).reshape(shape)),
+        tuple(s for s in range(len(x)) if s not in left_out),
         dict(sorted(left_out.items())),
     )
 
 
-def _check_draws(leaves: list[np.ndarray]) -> tuple[int, int, int]:
-    """The numbers of shards, chains and draws, which all arrays agree about."""
+def as_matrix(
+    samples: PyTree, num_axes: int
+) -> tuple[np.ndarray, Callable[[np.ndarray], PyTree]]:
+    """Return draws as one float64 array, and a function that makes a pytree of such.
+
+    The last axis has all numbers of a draw, after the first `num_axes` of the arrays of
+    the pytree. Integers stay float64, since means of them are no integers.
+    """
+    leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, samples))
+    shapes = [x.shape[num_axes:] for x in leaves]
+    dtypes = [
+        x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else np.dtype(np.float64)
+        for x in leaves
+    ]
+    flat = [x.reshape(*x.shape[:num_axes], -1).astype(np.float64) for x in leaves]
+    edges = np.cumsum([x.shape[-1] for x in flat])[:-1]
+
+    def to_samples(x: np.ndarray) -> PyTree:
+        parts = zip(np.split(x, edges, axis=-1), shapes, dtypes, strict=True)
+        return jax.tree.unflatten(
+            treedef,
+            [
+                part.reshape(*x.shape[:-1], *shape).astype(dtype)
+                for part, shape, dtype in parts
+            ],
+        )
+
+    return np.concatenate(flat, axis=-1), to_samples
+
+
+def _check_draws(leaves: list[np.ndarray]) -> None:
     shapes = {x.shape[:3] for x in leaves}
     if len(shapes) != 1 or len(min(shapes)) != 3 or sum(x.size for x in leaves) == 0:
         raise ValueError(
@@ -166,30 +195,15 @@ def _check_draws(leaves: list[np.ndarray]) -> tuple[int, int, int]:
             f"{sorted(x.shape for x in leaves)}."
         )
     for x in leaves:
-        if not _is_real(x):
+        if not any(jnp.issubdtype(x.dtype, kind) for kind in (np.integer, np.floating)):
             raise TypeError(
                 "combine_shards(samples=...): draws must be real numbers, since "
                 f"weighted means are made of them; got {x.dtype}."
             )
-    (found,) = shapes
-    return found
-
-
-def _is_real(x: np.ndarray) -> bool:
-    return jnp.issubdtype(x.dtype, np.integer) or _is_floating(x)
-
-
-def _is_floating(x: np.ndarray) -> bool:
-    return jnp.issubdtype(x.dtype, np.floating)
-
-
-def _dtype(x: np.ndarray) -> np.dtype:
-    """Of means of such numbers."""
-    return x.dtype if _is_floating(x) else np.dtype(np.float64)
 
 
 def way_to_combine(combine: object) -> Callable[..., Any]:
-    """The function that combines draws in a way that has a name, or an error."""
+    """Return the function that combines draws in a way that has a name, or raise."""
     if not isinstance(combine, str) or combine not in _WAYS:
         raise ValueError(
             f"combine={combine!r}: combine must be one of "
@@ -199,36 +213,27 @@ def way_to_combine(combine: object) -> Callable[..., Any]:
 
 
 def _useless(x: np.ndarray, names: tuple[str, ...]) -> dict[int, str]:
-    """The shards whose draws have no covariance to weigh them by."""
-    found: dict[int, str] = {}
+    """Return the shards whose draws have no covariance, with the reasons."""
+    reasons: dict[int, str] = {}
     for shard, draws in enumerate(x):
-        finite = np.all(np.isfinite(draws), axis=0)
-        spread = np.ptp(np.where(finite, draws, 0.0), axis=0)
-        bad = [n for n, f, s in zip(names, finite, spread, strict=True) if not f]
-        if bad:
-            found[shard] = f"the variance of {few(bad)} is NaN: draws are not finite"
-            continue
-        bad = [n for n, s in zip(names, spread, strict=True) if s == 0]
-        if bad:
-            found[shard] = f"the variance of {few(bad)} is zero: all draws are equal"
-            continue
-        correlation = np.atleast_2d(np.corrcoef(draws, rowvar=False))
-        if np.linalg.eigvalsh(correlation)[0] < _SINGULAR:
-            found[shard] = (
+        is_finite = np.all(np.isfinite(draws), axis=0)
+        is_constant = np.ptp(np.where(is_finite, draws, 0.0), axis=0) == 0
+        if not np.all(is_finite):
+            bad = [name for name, ok in zip(names, is_finite, strict=True) if not ok]
+            reasons[shard] = f"the variance of {few(bad)} is NaN: draws are not finite"
+        elif np.any(is_constant):
+            bad = [name for name, same in zip(names, is_constant, strict=True) if same]
+            reasons[shard] = f"the variance of {few(bad)} is zero: all draws are equal"
+        elif _smallest_eigenvalue(np.corrcoef(draws, rowvar=False)) < _SINGULAR:
+            reasons[shard] = (
                 f"the covariance of {len(names)} parameters from {len(draws)} draws "
                 "has no inverse"
             )
-    return found
+    return reasons
 
 
-def _refuse_none_left(left_out: dict[int, str], shards: int) -> None:
-    if len(left_out) == shards:
-        told = "; ".join(f"shard {s}: {reason}" for s, reason in left_out.items())
-        raise ValueError(
-            f"combine_shards: none of {shards} shards can be used ({told}). Look at "
-            "the draws of a shard: chains that never move, or a log-density that is "
-            "NaN, are a matter of the model or the start."
-        )
+def _smallest_eigenvalue(matrix: np.ndarray) -> float:
+    return float(np.linalg.eigvalsh(np.atleast_2d(matrix))[0])
 
 
 def _consensus(
@@ -242,23 +247,26 @@ def _consensus(
 def _robust(
     x: Float[np.ndarray, "shards draws dim"], rng: Any, names: tuple[str, ...]
 ) -> tuple[Float[np.ndarray, "draws dim"], dict[int, str]]:
-    outlying: dict[int, str] = {}
+    far, outlying = distances(x), {}
     if len(x) >= _FEWEST_TO_LEAVE_OUT:
-        far = distances(x)
-        for shard in np.flatnonzero(np.any(far > OUTLYING, axis=1)):
+        for shard in map(int, np.flatnonzero(np.any(far > OUTLYING, axis=1))):
             worst = int(np.argmax(far[shard]))
-            outlying[int(shard)] = (
+            outlying[shard] = (
                 f"its mean of {names[worst]} is {far[shard, worst]:.1f} deviations "
                 f"from the median of the shards, more than {OUTLYING}"
             )
-    kept = np.array([s not in outlying for s in range(len(x))])
+    kept = [s for s in range(len(x)) if s not in outlying]
     return _consensus(x[kept], rng, names)[0], outlying
 
 
 def distances(
     x: Float[np.ndarray, "shards draws dim"],
 ) -> Float[np.ndarray, "shards dim"]:
-    """How far the mean of each shard lies from the median, in robust deviations."""
+    """Return the distance of the mean of each shard from the median of all means.
+
+    It is in robust deviations: median absolute deviations over that of a normal
+    distribution, but at least the median width of the shards.
+    """
     means = np.mean(x, axis=1)
     away = np.abs(means - np.median(means, axis=0))
     scale = np.median(away, axis=0) / _MAD
@@ -268,7 +276,57 @@ def distances(
 def _kde(
     x: Float[np.ndarray, "shards draws dim"], rng: np.random.Generator, names: Any
 ) -> tuple[Float[np.ndarray, "draws dim"], dict[int, str]]:
-    return product_of_densities(list(x), rng), {}
+    """Multiply kernel densities, two at a time.
+
+    A kernel density is a mixture of as many Gaussians as there are draws, and the
+    product of two of them a mixture of as many as there are pairs: that of draws `x`
+    and `y` lies at their mean, weighted by the inverse covariances of the kernels, and
+    its weight falls off with their distance. Of two shards all pairs can be computed,
+    and one is drawn by its weight, so that no chain over indices has to converge.
+    """
+    factors = list(x)
+    while len(factors) > 1:
+        pairs = zip(factors[::2], factors[1::2], strict=False)
+        odd = factors[len(factors) // 2 * 2 :]
+        factors = [*odd, *(_product(*pair, x.shape[1], rng) for pair in pairs)]
+    return factors[0], {}
+
+
+def _product(
+    x: np.ndarray, y: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    x, of_x = _kernels(x)
+    y, of_y = _kernels(y)
+    whiten = np.linalg.inv(np.linalg.cholesky(of_x + of_y))
+    u, v = x @ whiten.T, y @ whiten.T
+    distance = np.sum(u**2, 1)[:, None] + np.sum(v**2, 1) - 2 * u @ v.T
+    # The nearest pair has a weight of one, so that not all underflow.
+    total = np.cumsum(np.exp(-0.5 * (distance - np.min(distance))))
+    # A grid with one random offset has less noise than independent numbers.
+    chosen = np.searchsorted(
+        total, (np.arange(count) + rng.random()) / count * total[-1]
+    )
+    i, j = np.divmod(rng.permutation(np.minimum(chosen, total.size - 1)), len(y))
+    inverse_x, inverse_y = np.linalg.inv(of_x), np.linalg.inv(of_y)
+    covariance = np.linalg.inv(inverse_x + inverse_y)
+    means = (x[i] @ inverse_x + y[j] @ inverse_y) @ covariance
+    noise = rng.standard_normal(means.shape) @ np.linalg.cholesky(covariance).T
+    return means + noise
+
+
+def _kernels(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres of kernels and their covariance, together with the moments of `x`.
+
+    The width `h = (4 / (n (dim + 2)))^(1 / (dim + 4))` is the best one for a Gaussian
+    (Silverman 1986, Density Estimation for Statistics and Data Analysis, 4.14).
+    """
+    if len(x) > _KERNELS:
+        x = x[np.linspace(0, len(x) - 1, _KERNELS).astype(int)]
+    count, dim = x.shape
+    squared = min((4 / (count * (dim + 2))) ** (2 / (dim + 4)), 0.9)
+    mean = np.mean(x, axis=0)
+    covariance = np.atleast_2d(np.cov(x.T))
+    return mean + np.sqrt(1 - squared) * (x - mean), squared * covariance
 
 
 _WAYS: Final[dict[str, Callable[..., Any]]] = {

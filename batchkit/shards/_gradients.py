@@ -1,4 +1,4 @@
-"""Integration by parts: a check of combined draws by the gradient of all data.
+"""A check of combined draws by the gradient of all data: integration by parts.
 
 Over draws x of a density p that vanishes in its tails, for all i and j,
 
@@ -14,28 +14,28 @@ times the covariance of q is how far q lies from p. So the rule is in those unit
 - `E[-(x_i - mean_i) n_j]`, less the covariance of the draws, is by how much their
   covariance is too large.
 
-The plain matrix alone would not do for correlated parameters. The entries of a harmless
-one may be large there, and where all widths are off together its entries are small.
-Of parameters that are strongly correlated, a difference may be off and none of them
-alone. So the same is looked at once more for parameters of which the correlations have
-been taken out, by the inverse root of their correlation matrix: of all such
-transforms it changes them least (Kessy, Lewin and Strimmer 2018, The American
-Statistician 72(4), 309-314). Principal axes would not do, since those of few draws are
-where their covariance is most wrong by chance.
+The plain matrix would not do for correlated parameters: entries that do no harm may be
+large, and where all widths are off together its entries are small. Of parameters with
+strong correlations, a difference may be off while each of them is right. So both are
+computed a second time for decorrelated parameters, by the inverse root of the
+correlation matrix, which changes them least of all such transforms (Kessy, Lewin and
+Strimmer 2018, The American Statistician 72(4), 309-314). Principal axes would not do,
+since those of few draws are where their covariance is most wrong by chance.
 
-Gradients are known at few draws, and covariances of all. Where p is Gaussian, the first
-can be foretold from the second; so the mean over few draws is taken only of what is
-left (a control variate), and error bars become those of all draws. They are the
-standard errors of batch means (Flegal and Jones 2010, Annals of Statistics 38(2),
-1034-1070), with Student's t for the few batches.
+Gradients are computed at few draws, and covariances of all. Where p is Gaussian, the
+second predict the first; so the mean over few draws is taken only of the rest (a
+control variate), and standard errors become those of all draws. They come from batch
+means (Flegal and Jones 2010, Annals of Statistics 38(2), 1034-1070), with Student's t
+for the few batches.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from .._util._table import table
 from ..run._diagnostic import Diagnostic
@@ -43,13 +43,13 @@ from ..run._extras import delayed
 from ..run._names import few
 
 
-# How seldom draws of the posterior may be said not to be, in a whole run.
+# The chance, in a whole run, of a warning for draws of the posterior.
 _CHANCE: Final = 0.01
 # In standard deviations; the noise of 100 independent draws.
 LARGEST_SHIFT: Final = 0.1
 # Of a variance, as a part of it: a width that is off by 12 %.
 LARGEST_EXCESS: Final = 0.25
-# Two standard errors above which nothing is known, for both.
+# Two standard errors of either, above which the check is useless.
 _COARSEST: Final = 0.5
 _BATCHES: Final = 32
 _FEWEST: Final = 4  # for two batches
@@ -58,8 +58,8 @@ _REMEDY: Final = (
     "Use fewer shards, or all data at once with `sharded_logdensity`: shards of this "
     "model are far from Gaussian, as those of hierarchical models mostly are."
 )
-_APART: Final = " (decorrelated)"
-# What may fail, in the words of the report.
+_DECORRELATED: Final = " (decorrelated)"
+# The names of all warnings of this file.
 GRADIENT_WARNINGS: Final = frozenset(
     {
         "mean gradient",
@@ -140,16 +140,13 @@ class GradientCheck:
         away = np.abs(self.matrix[i]) / self.matrix_err[i]
         away[i] = -1.0
         j = int(np.argmax(away))
-        pair = ""
-        if j != i:
-            pair = f"{_pm(self.matrix[i, j], self.matrix_err[i, j])}"
-            pair += f" ({self.names[j]})"
+        pair = _pm(self.matrix[i, j], self.matrix_err[i, j])
         return (
             self.names[i],
             _pm(self.mean_gradient[i], self.mean_gradient_err[i]),
             _pm(self.shift[i], self.shift_err[i]),
             _pm(self.matrix[i, i], self.matrix_err[i, i]),
-            pair,
+            f"{pair} ({self.names[j]})" if j != i else "",
         )
 
 
@@ -169,46 +166,59 @@ def check_gradients(
     gradients: Float[np.ndarray, "few dim"],
     names: tuple[str, ...],
 ) -> tuple[GradientCheck | None, tuple[Diagnostic, ...]]:
-    """Estimate both identities, and find where they fail.
+    """Estimate both identities, and return warnings where they fail.
 
-    **Arguments:**
-
-    - `draws`: all combined draws, chain by chain.
-    - `places`: the indices of those near which gradients were computed.
-    - `some`: where that was, with the mean of all draws.
-    - `gradients`: of the log-density of all data there.
-    - `names`: of the numbers in a position.
-
-    **Returns:**
-
-    What was found, None if a gradient is not finite or there are too few draws, and the
-    warnings.
+    For `draws`, `places`, `some` and `gradients` see `Refined`. There is no check if a
+    gradient is not finite, or if there are too few draws.
     """
-    bad = np.flatnonzero(~np.all(np.isfinite(gradients), axis=0))
-    if bad.size:
-        return None, (_not_finite(gradients, [names[i] for i in bad]),)
+    is_finite = np.isfinite(gradients)
+    if not np.all(is_finite):
+        where = [names[i] for i in np.flatnonzero(~np.all(is_finite, axis=0))]
+        warning = Diagnostic(
+            "gradients not finite",
+            float(np.mean(~np.all(is_finite, axis=1))),
+            0.0,
+            f"the gradient of all data in {few(where)} is not finite at some combined "
+            "draws, so means and widths cannot be checked. Choose parameters without "
+            "bounds, and look for a `jnp.where` whose branch not taken divides by "
+            "zero.",
+        )
+        return None, (warning,)
     if len(some) < _FEWEST:
-        return None, (_too_few(len(some)),)
+        warning = Diagnostic(
+            "gradients too noisy",
+            float("nan"),
+            _COARSEST,
+            f"{len(some)} draws are too few to check means and widths by the gradient "
+            "of all data. Use a `plan` with more draws.",
+        )
+        return None, (warning,)
     center, width = np.mean(draws, axis=0), np.std(draws, axis=0)
     x, y = (draws - center) / width, (some - center) / width
     slopes = gradients * width
     count = len(x)
     batches = min(_BATCHES, len(some) // 2)
-    edges = np.arange(count) * batches // count
-    means = _BatchMeans(edges, edges[places], batches)
+    of_draws = np.arange(count) * batches // count
+    products = functools.partial(_products, of_draws, of_draws[places], batches)
+
+    def vectors(x: np.ndarray, y: np.ndarray) -> _Estimate:
+        mean, error = products(np.ones((len(x), 1)), x, np.ones((len(y), 1)), y)
+        return mean[0], error[0]
+
     correlation = x.T @ x / count
     root, inverse = _root(correlation), np.linalg.pinv(correlation, hermitian=True)
     steps = slopes @ correlation
 
     # Of draws that are right and Gaussian, `x @ inverse` is the negative gradient.
-    gradient = means.of_vectors(-x @ inverse, slopes + y @ inverse)
-    matrix = means.of_products(x, x @ inverse, y, -slopes - y @ inverse)
-    shift = means.of_vectors(-x, steps + y)
-    covariance = means.of_products(x, x, y, -steps - y)
+    gradient = vectors(-x @ inverse, slopes + y @ inverse)
+    matrix = products(x, x @ inverse, y, -slopes - y @ inverse)
+    shift = vectors(-x, steps + y)
+    covariance = products(x, x, y, -steps - y)
+    # The same of decorrelated parameters.
     x_apart, y_apart = x @ inverse @ root, y @ inverse @ root
     rest = slopes @ root + y_apart
-    shift_apart = means.of_vectors(-x_apart, rest)
-    variance_apart = means.of_vectors(x_apart**2, -y_apart * rest)
+    shift_apart = vectors(-x_apart, rest)
+    variance_apart = vectors(x_apart**2, -y_apart * rest)
 
     check = GradientCheck(
         names,
@@ -220,168 +230,155 @@ def check_gradients(
         covariance[1],
     )
     excess_apart = variance_apart[0] - 1, variance_apart[1]
-    found = [*_shifted(check, shift_apart, batches)]
-    found += _wide_or_narrow(check, excess_apart, batches)
-    return check, tuple(found or _coarse(check))
+    warnings = (
+        _shifted(check, shift_apart, batches),
+        _wide_or_narrow(check, excess_apart, batches),
+    )
+    if not any(warnings):
+        warnings = (_coarse(check),)
+    return check, tuple(x for x in warnings if x is not None)
 
 
-@final
-@dataclass(frozen=True)
-class _BatchMeans:
-    """Means with standard errors, from batches of neighbouring draws.
+def _products(
+    of_draws: np.ndarray,
+    of_some: np.ndarray,
+    batches: int,
+    x: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    rest: np.ndarray,
+) -> _Estimate:
+    """Estimate the mean of `x_i z_j` over all draws, plus `y_i rest_j` over some.
 
-    **Arguments:**
-
-    - `of_all`: for each draw the index of its batch.
-    - `of_some`: the same for those with gradients.
-    - `count`: how many batches there are.
+    Standard errors are those of means over batches of neighbouring draws, whose indices
+    `of_draws` and `of_some` are.
     """
 
-    of_all: np.ndarray
-    of_some: np.ndarray
-    count: int
+    def mean_of(batch: int) -> np.ndarray:
+        a, b = of_draws == batch, of_some == batch
+        return x[a].T @ z[a] / np.sum(a) + y[b].T @ rest[b] / np.sum(b)
 
-    def of_vectors(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The mean over all draws of `x`, plus that of `y` over some."""
-        of_ones = np.ones((len(x), 1)), np.ones((len(y), 1))
-        mean, error = self.of_products(of_ones[0], x, of_ones[1], y)
-        return mean[0], error[0]
-
-    def of_products(
-        self, x: np.ndarray, z: np.ndarray, y: np.ndarray, rest: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """The mean of `x_i z_j` over all draws, plus that of `y_i rest_j` over some."""
-        total, squares = 0.0, 0.0
-        first = None
-        for batch in range(self.count):
-            a, b = self.of_all == batch, self.of_some == batch
-            value = x[a].T @ z[a] / np.sum(a) + y[b].T @ rest[b] / np.sum(b)
-            # One batch at a time, as all would be large for many parameters; less the
-            # first, since squares of large numbers cancel.
-            first = value if first is None else first
-            total = total + (value - first)
-            squares = squares + (value - first) ** 2
-        assert first is not None
-        mean = total / self.count
-        variance = np.maximum(squares / self.count - mean**2, 0.0) / (self.count - 1)
-        return first + mean, np.sqrt(variance)
+    # Less the first, since squares of large numbers cancel. One batch at a time, as all
+    # would be large for many parameters.
+    first = mean_of(0)
+    total = squares = np.zeros_like(first)
+    for batch in range(1, batches):
+        value = mean_of(batch) - first
+        total, squares = total + value, squares + value**2
+    mean = total / batches
+    variance = np.maximum(squares / batches - mean**2, 0.0) / (batches - 1)
+    return first + mean, np.sqrt(variance)
 
 
-def _shifted(
-    check: GradientCheck, apart: _Estimate, batches: int
-) -> Iterator[Diagnostic]:
-    """The mean gradient, where it is not zero."""
-    names, tests = check.names, 2 * len(check.names)
-    for found, kind in (
-        ((check.shift, check.shift_err), "{}"),
-        (apart, f"{{}}{_APART}"),
-    ):
-        bad = _failing(found, LARGEST_SHIFT, tests, batches)
-        if bad.size:
-            value, error = (float(x[bad[0]]) for x in found)
-            where = [kind.format(names[i]) for i in bad]
-            yield Diagnostic(
-                "mean gradient",
-                float(np.abs(value)),
-                LARGEST_SHIFT,
-                "over draws of the posterior the mean gradient of all data is zero. "
-                "Over these it is not: times their covariance, which is how far off "
-                f"means are, it is {_pm(value, error)} standard deviations of "
-                f"{where[0]}, and more than {LARGEST_SHIFT} in {few(where)}. "
-                f"`refine=True` moves the draws until it is zero, if it can. {_REMEDY}",
-            )
-            return
+def _shifted(check: GradientCheck, apart: _Estimate, batches: int) -> Diagnostic | None:
+    """Return a warning if the mean gradient is not zero."""
+    names = check.names
+    failing = _failing(
+        (
+            ((check.shift, check.shift_err), "", lambda i: names[i]),
+            (apart, "", lambda i: names[i] + _DECORRELATED),
+        ),
+        LARGEST_SHIFT,
+        2 * len(names),
+        batches,
+    )
+    if failing is None:
+        return None
+    value, error, where, _ = failing
+    return Diagnostic(
+        "mean gradient",
+        abs(value),
+        LARGEST_SHIFT,
+        "over draws of the posterior the mean gradient of all data is zero. Over these "
+        "it is not: times their covariance, which is how far off means are, it is "
+        f"{_pm(value, error)} standard deviations of {where[0]}, and more than "
+        f"{LARGEST_SHIFT} in {few(where)}. `refine=True` moves the draws until it is "
+        f"zero, if it can. {_REMEDY}",
+    )
 
 
 def _wide_or_narrow(
     check: GradientCheck, apart: _Estimate, batches: int
-) -> Iterator[Diagnostic]:
-    """The matrix, where it is not the identity."""
+) -> Diagnostic | None:
+    """Return a warning if the matrix is not the identity."""
     names, dim = check.names, len(check.names)
     own = np.diag(check.excess), np.diag(check.excess_err)
     pairs = (check.excess - np.diag(own[0])).ravel(), check.excess_err.ravel()
-    for found, kind, name in (
-        (own, "variance", lambda i: names[i]),
+
+    def name_of_pair(i: int) -> str:
+        return " with ".join(names[j] for j in sorted(divmod(i, dim)))
+
+    failing = _failing(
         (
-            pairs,
-            "covariance",
-            lambda i: " with ".join(names[j] for j in sorted(divmod(i, dim))),
+            (own, "variance", lambda i: names[i]),
+            (pairs, "covariance", name_of_pair),
+            (apart, "variance", lambda i: names[i] + _DECORRELATED),
         ),
-        (apart, "variance", lambda i: names[i] + _APART),
-    ):
-        bad = _failing(found, LARGEST_EXCESS, dim**2 + dim, batches)
-        if bad.size:
-            value, error = (float(x[bad[0]]) for x in found)
-            where = list(dict.fromkeys(name(int(i)) for i in bad))
-            size = "large" if value > 0 else "small"
-            yield Diagnostic(
-                "integration by parts",
-                float(np.abs(value)),
-                LARGEST_EXCESS,
-                "over draws of the posterior E[-(x_i - mean_i) d_j log p] is 1 for "
-                "i = j and 0 for other pairs. Over these it is not. To first order the "
-                f"{kind} of {where[0]} is too {size} by {_pm(abs(value), error)}, as a "
-                f"part of that of the draws, and more than {LARGEST_EXCESS} off are "
-                f"{few(where)}. {_REMEDY}",
-            )
-            return
-
-
-def _not_finite(gradients: np.ndarray, where: list[str]) -> Diagnostic:
+        LARGEST_EXCESS,
+        dim**2 + dim,
+        batches,
+    )
+    if failing is None:
+        return None
+    value, error, where, kind = failing
+    size = "large" if value > 0 else "small"
     return Diagnostic(
-        "gradients not finite",
-        float(np.mean(~np.all(np.isfinite(gradients), axis=1))),
-        0.0,
-        f"the gradient of all data in {few(where)} is not finite at some combined "
-        "draws, so nothing is known of means and widths. Choose parameters without "
-        "bounds, and look for a `jnp.where` whose branch not taken divides by zero.",
+        "integration by parts",
+        abs(value),
+        LARGEST_EXCESS,
+        "over draws of the posterior E[-(x_i - mean_i) d_j log p] is 1 for i = j and 0 "
+        f"for other pairs. Over these it is not. To first order the {kind} of "
+        f"{where[0]} is too {size} by {_pm(abs(value), error)}, as a part of that of "
+        f"the draws, and more than {LARGEST_EXCESS} off are {few(where)}. {_REMEDY}",
     )
 
 
-def _too_few(draws: int) -> Diagnostic:
-    return Diagnostic(
-        "gradients too noisy",
-        float("nan"),
-        _COARSEST,
-        f"{draws} draws are too few to check means and widths by the gradient of all "
-        "data. Use a `plan` with more draws.",
-    )
-
-
-def _coarse(check: GradientCheck) -> Iterator[Diagnostic]:
-    """Errors so large that nothing is known."""
+def _coarse(check: GradientCheck) -> Diagnostic | None:
+    """Return a warning if errors are so large that the check is useless."""
     shift = 2 * float(np.max(check.shift_err))
     variance = 2 * float(np.max(np.diag(check.excess_err)))
-    if not max(shift, variance) <= _COARSEST:
-        yield Diagnostic(
-            "gradients too noisy",
-            max(shift, variance),
-            _COARSEST,
-            f"the gradient of all data at {check.num_draws} draws tells their means to "
-            f"{shift:.2f} standard deviations and their variances to {variance:.0%}, "
-            "two standard errors, which is too coarse to say whether they are right. "
-            "Use a `plan` with more draws; if that does not help, the density is far "
-            "from a Gaussian, for which combining is not made.",
-        )
+    if max(shift, variance) <= _COARSEST:
+        return None
+    return Diagnostic(
+        "gradients too noisy",
+        max(shift, variance),
+        _COARSEST,
+        f"the gradient of all data at {check.num_draws} draws gives their means to "
+        f"{shift:.2f} standard deviations and their variances to {variance:.0%}, two "
+        "standard errors, which is too coarse to say whether they are right. Use a "
+        "`plan` with more draws; if that does not help, the density is far from a "
+        "Gaussian, for which combining is not made.",
+    )
 
 
 def _failing(
-    found: _Estimate, level: float, tests: int, batches: int
-) -> Int[np.ndarray, " failing"]:
-    """Indices of numbers neither small nor zero within errors, largest first."""
-    value, error = np.abs(found[0]), found[1]
+    estimates: Iterable[tuple[_Estimate, str, Callable[[int], str]]],
+    level: float,
+    tests: int,
+    batches: int,
+) -> tuple[float, float, list[str], str] | None:
+    """Return the first estimate with numbers neither small nor zero within errors.
+
+    That is the largest of these numbers, its error, the names of all, and the kind of
+    the estimate.
+    """
     # Half of the chance is for means, half for covariances, each to both sides.
-    stats = delayed("scipy.stats")
-    errors = float(stats.t.isf(_CHANCE / 4 / tests, batches - 1))
-    bad = np.flatnonzero((value > level) & (value > errors * error))
-    return bad[np.argsort(-value[bad])]
+    limit = float(delayed("scipy.stats").t.isf(_CHANCE / 4 / tests, batches - 1))
+    for (values, errors), kind, name in estimates:
+        size = np.abs(values)
+        bad = np.flatnonzero((size > level) & (size > limit * errors))
+        if bad.size:
+            bad = bad[np.argsort(-size[bad])]
+            where = list(dict.fromkeys(name(int(i)) for i in bad))
+            return float(values[bad[0]]), float(errors[bad[0]]), where, kind
+    return None
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:
-    """The symmetric root of a positive semidefinite matrix."""
+    """Return the symmetric root of a positive semidefinite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
 
 
-def _pm(value: float, error: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f} +- {error:.{digits}f}"
+def _pm(value: float, error: float) -> str:
+    return f"{value:.2f} +- {error:.2f}"

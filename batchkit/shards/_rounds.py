@@ -1,42 +1,41 @@
-"""A round: the shards without draws to be trusted run, all that there are together.
+"""Rounds: all shards without accepted draws run together, until each has them.
 
-The chains of a round are saved as those of `run_chains` are, with all that was known
-before the round beside them. So a run that was killed goes on in the middle of a round,
-and one that has ended has its last round to return to.
+The chains of a round are saved as those of `run_chains` are, with the results of the
+rounds before beside them. So a run that was killed resumes in the middle of a round,
+and one that has ended resumes at the end of its last round.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, final
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
-from ..batchers import AbstractBatcher
 from ..chains import ChainProgress
 from ..chains._chain_identity import layout_of
-from ..chains._chain_loop import ResumableChains
-from ..chains._chain_programs import Chains
+from ..chains._chain_loop import Made, ResumableChains
+from ..chains._chain_programs import Chains, Draw
+from ..chains._sampler import Tuned
 from ..run._checkpoint import CheckpointError
 from ..run._file import understood
 from ..run._processes import in_first, speaker
-from ..run._progress import Reporter
+from ..run._progress import Reporter, in_time
+from ..run._result_file import typed
 from ..run._resumable import complete
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, tree_of
-from ._progress import ShardProgress
-from ._starts import check_starts
-from ._tasks import Model, Shards, ShardTasks
-from ._tries import (
-    Known,
-    after_round,
-    known_from,
-    nothing_known,
-    target_of,
-    to_run,
+from ._shard_arguments import check_states
+from ._shard_model import ShardedModel
+from ._shard_stats import (
+    ShardTry,
+    is_accepted,
+    judge_draws,
+    next_target,
+    tries_as_json,
+    tries_from_json,
 )
 
 
@@ -44,213 +43,242 @@ _log: Final = logging.getLogger("batchkit")
 
 
 @final
-@dataclass(frozen=True)
-class Rounds:
-    """What all rounds have in common.
+class ShardProgress(NamedTuple):
+    """Progress of shards, the argument of `progress=callable`.
 
-    **Arguments:**
+    ```python
+    from batchkit.shards import ShardProgress
 
-    - `model`: what is sampled, and how.
-    - `shards`: the rows of all shards.
-    - `batcher`: how chains are laid out.
-    - `starts`: where they start, arrays of shape `(shards, chains, ...)`.
-    - `rng_key`: the key of the run.
-    - `target`: the acceptance rate to tune for in the first round.
-    - `block`: the most draws that are made in one call, or None.
+    progress = ShardProgress(
+        phase="sampling",
+        number=1,
+        shards=(1, 3),
+        num_shards=4,
+        draws=300,
+        num_samples=1000,
+        divergences=(2, 0),
+        seconds=12.0,
+        seconds_left=28.0,
+    )
+    print(progress)
+    ```
+
+    - `phase`: `"warm-up"` or `"sampling"`.
+    - `number`: the number of the try, from 0.
+    - `shards`: the indices of the shards that run; the others have their draws.
+    - `num_shards`: the number of all shards.
+    - `draws`: the number of draws that each of their chains has made.
+    - `num_samples`: the number that each is to make.
+    - `divergences`: the number of divergent transitions of each shard that runs; None
+        if the sampler does not report them.
+    - `seconds`: how long the try has taken, without compiling.
+    - `seconds_left`: an estimate for the try, NaN if there is none.
     """
 
-    model: Model
-    shards: Shards
-    batcher: AbstractBatcher
-    starts: PyTree
-    rng_key: Any
-    target: float
-    block: int | None
+    phase: str
+    number: int
+    shards: tuple[int, ...]
+    num_shards: int
+    draws: int
+    num_samples: int
+    divergences: tuple[int, ...] | None
+    seconds: float
+    seconds_left: float
 
-    @property
-    def num_chains(self) -> int:
-        """How many chains each shard has."""
-        return jax.tree.leaves(self.starts)[0].shape[1]
+    def __str__(self) -> str:
+        count = len(self.shards)
+        which = f"all {count}" if count == self.num_shards else f"{count}"
+        shards = f"{which} shards" if count > 1 else f"shard {self.shards[0]}"
+        parts = [f"{self.phase} of {shards}"]
+        if self.number > 0:
+            parts.append(f"try {self.number + 1}")
+        if self.phase == "sampling":
+            if self.divergences is not None:
+                parts.append(f"{sum(self.divergences):,} divergences")
+                worst = max(self.divergences)
+                if worst > 0 and count > 1:
+                    shard = self.shards[self.divergences.index(worst)]
+                    parts[-1] += f" ({worst:,} in shard {shard})"
+            if not math.isnan(self.seconds_left):
+                parts.append(f"{in_time(self.seconds_left)} left")
+        return ", ".join(parts)
 
-    @property
-    def flat_starts(self) -> PyTree:
-        """Where all chains of all shards start, arrays of shape `(tasks, ...)`."""
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), self.starts)
 
-    def run(
-        self,
-        max_tries: int,
-        saver: Saver,
-        reporter: Reporter,
-        about: Mapping[str, Any],
-    ) -> Known:
-        """Runs rounds until all shards have draws, or tries are used up.
+@final
+class Results(NamedTuple):
+    """All tries of each shard, and the results of the last one; None before the first.
 
-        **Arguments:**
+    The arrays are of shape `(shards, chains, ...)` and `(shards, chains, draws, ...)`.
+    """
 
-        - `max_tries`: how often a shard runs at most.
-        - `saver`: what saves them.
-        - `reporter`: what tells of them.
-        - `about`: what else the file shall tell of the run, something JSON has.
-        """
-        saved = saver.resume()
-        known = nothing_known(self.shards.count)
-        if saved is not None:
-            with understood(saved.path):
-                known = known_from(saved.header, self.shards.count)
-            _check_tries(saved, known, max_tries)
-        while which := to_run(known, max_tries):
-            known = self._round(known, which, saver, reporter, about, saved)
-            saved = None
-        return known
+    tries: list[list[ShardTry]]
+    arrays: tuple[Tuned, Draw] | None
 
-    def _round(
-        self,
-        known: Known,
-        which: list[int],
-        saver: Saver,
-        reporter: Reporter,
-        about: Mapping[str, Any],
-        saved: Saved | None,
-    ) -> Known:
-        """Runs some shards, and says what is known then.
 
-        All of them have been tried equally often: who succeeds does not run again.
-        """
-        (number,) = {len(known.header["shards"][shard]) for shard in which}
-        targets, chains = self.chains(known.header["shards"], which)
-        self._say(number, which, layout_of(chains))
-        if saved is not None and number > 0:
-            known = known._replace(arrays=self._known_arrays(saved, chains))
-        saver.keep(
-            {**known.header, "running": which},
-            named_arrays("known", known.arrays),
-        )
+def run_rounds(
+    model: ShardedModel,
+    max_tries: int,
+    saver: Saver,
+    reporter: Reporter,
+    about: Mapping[str, Any],
+) -> Results:
+    """Run rounds until all shards have accepted draws, or no tries are left.
 
-        def check(states: Any) -> None:
-            if number == 0:
-                check_starts(
-                    (states.logdensity, getattr(states, "logdensity_grad", None)),
-                    self.flat_starts,
-                    self.num_chains,
-                    self.model.logprior_fn,
-                )
-
-        def record(progress: ChainProgress, diverged: Any) -> ShardProgress:
-            by_shard = None
-            if diverged is not None:
-                counts = np.sum(np.reshape(diverged, (len(which), -1)), axis=1)
-                by_shard = tuple(map(int, counts))
-            return ShardProgress(
-                phase=progress.phase,
-                number=number,
-                shards=tuple(which),
-                num_shards=self.shards.count,
-                draws=progress.draws,
-                num_samples=progress.num_samples,
-                divergences=by_shard,
-                seconds=progress.seconds,
-                seconds_left=progress.seconds_left,
-            )
-
-        run = ResumableChains(
-            chains,
-            self.model.num_warmup,
-            self.model.num_samples,
-            needs_host=saver.is_on or reporter.shows,
-            caller="run_shards",
-            check_states=check,
-            record=record,
-            about=about,
-        )
-        complete(run, saved, saver, reporter)
-        made = run.made
-        found = made.tuned, made.draws
-        known = after_round(known, which, found, targets, made.seconds)
-        # Where each process computes everything, their devices may round in their own
-        # ways, and must still run the same shards next.
-        return known._replace(header=in_first(lambda: known.header))
-
-    def chains(
-        self, tries: list[list[dict[str, Any]]], which: list[int]
-    ) -> tuple[list[float], Any]:
-        """Target acceptance rates of the next try, and the programs of its chains.
-
-        **Arguments:**
-
-        - `tries`: those of each shard so far.
-        - `which`: the shards that run.
-        """
-        targets = [target_of(tries[shard], self.target) for shard in which]
-        tasks = ShardTasks(
-            self.model, self.shards, which, self.num_chains, self.batcher, targets
-        )
-        chains = tasks.chains(
-            jax.random.fold_in(self.rng_key, len(tries[which[0]])),
-            jax.tree.map(lambda x: x[which], self.starts),
-            self.block,
-        )
-        return targets, chains
-
-    def _known_arrays(self, saved: Saved, chains: Chains) -> Any:
-        """The arrays of `Known` in a checkpoint."""
-        first = self.shards.count, self.num_chains
-        samples = self.model.num_samples
-        tuned = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*first, *x.shape), x.dtype),
-            chains.tuned_shapes,
-        )
-        draws = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((*first, samples, *x.shape[1:]), x.dtype),
-            chains.draw_shapes,
-        )
+    A checkpoint also holds `about`, a description of the run.
+    """
+    saved = saver.resume()
+    results = Results([[] for _ in range(model.num_shards)], None)
+    if saved is not None:
         with understood(saved.path):
-            return tree_of("known", saved.arrays, (tuned, draws))
-
-    def _say(self, number: int, which: list[int], layout: list[str]) -> None:
-        told = "; ".join(layout)
+            tries = tries_in(saved.header, model.num_shards)
+        results = Results(tries, None)
+        first = saved.header["running"][0]
+        if max_tries <= (number := len(tries[first])):
+            raise CheckpointError(
+                f"{saved.path!r} was saved in try {number + 1} of shard {first}, and "
+                f"max_tries={max_tries} asks for fewer.",
+                f"Pass max_tries={number + 1} or more, or start over with "
+                "`fresh=True`.",
+            )
+    while shards := [
+        shard
+        for shard, tries in enumerate(results.tries)
+        if len(tries) < max_tries and not is_accepted(tries)
+    ]:
+        chains = model.chains(shards, results.tries)
+        # A shard whose draws are accepted never runs again, so all have as many tries.
+        number = len(results.tries[shards[0]])
+        plan, layout = model.plan, "; ".join(layout_of(chains))
         if number > 0:
-            names = ", ".join(map(str, which))
             speaker(_log).warning(
                 "run_shards: try %d of shards %s, whose draws cannot be used; %s",
                 number + 1,
-                names,
-                told,
+                ", ".join(map(str, shards)),
+                layout,
             )
-            return
-        speaker(_log).info(
-            "run_shards: %d shards of %d rows, %d chains of each; %d transitions of "
-            "warm-up and %d draws; %s",
-            self.shards.count,
-            self.shards.size(0),
-            self.num_chains,
-            self.model.num_warmup,
-            self.model.num_samples,
-            told,
+        else:
+            speaker(_log).info(
+                f"run_shards: {model.num_shards} shards of {model.size(0)} rows, "
+                f"{plan.num_chains} chains of each; {plan.num_warmup} transitions of "
+                f"warm-up and {plan.num_samples} draws; {layout}"
+            )
+        if saved is not None and number > 0:
+            results = Results(results.tries, _saved_arrays(model, saved, chains))
+        header = {**_header(results.tries), "running": shards}
+        saver.keep(header, named_arrays("known", results.arrays))
+        made = _run_round(model, number, shards, chains, saved, saver, reporter, about)
+        results = _after_round(model, results, shards, made)
+        saved = None
+    return results
+
+
+def _run_round(
+    model: ShardedModel,
+    number: int,
+    shards: list[int],
+    chains: Chains,
+    saved: Saved | None,
+    saver: Saver,
+    reporter: Reporter,
+    about: Mapping[str, Any],
+) -> Made:
+    def check(states: Any) -> None:
+        if number == 0:
+            check_states(
+                states, model.flat_starts, model.plan.num_chains, model.logprior_fn
+            )
+
+    def record(progress: ChainProgress, diverged: Any) -> ShardProgress:
+        if diverged is not None:
+            counts = np.sum(np.reshape(diverged, (len(shards), -1)), axis=1)
+            diverged = tuple(map(int, counts))
+        return ShardProgress(
+            phase=progress.phase,
+            number=number,
+            shards=tuple(shards),
+            num_shards=model.num_shards,
+            draws=progress.draws,
+            num_samples=progress.num_samples,
+            divergences=diverged,
+            seconds=progress.seconds,
+            seconds_left=progress.seconds_left,
         )
 
-    def gradients(self, used: tuple[int, ...]) -> Callable[[PyTree], PyTree]:
-        """A function to the gradients of the log-density of the rows of some shards.
+    run = ResumableChains(
+        chains,
+        model.plan.num_warmup,
+        model.plan.num_samples,
+        needs_host=saver.is_on or reporter.shows,
+        caller="run_shards",
+        check_states=check,
+        record=record,
+        about=about,
+    )
+    complete(run, saved, saver, reporter)
+    return run.made
 
-        From arrays of shape `(positions, ...)` to arrays of the same shapes.
-        """
-        tasks = ShardTasks(self.model, self.shards, list(used), 1, self.batcher)
-        of_shards = tasks.gradients()
 
-        def gradients(positions: PyTree) -> PyTree:
-            found = of_shards(positions)
-            return jax.tree.map(lambda x: np.sum(x, axis=0, dtype=np.float64), found)
+def _after_round(
+    model: ShardedModel, before: Results, shards: list[int], made: Made
+) -> Results:
+    count = len(shards)
+    arrays = jax.tree.map(
+        lambda x: x.reshape(count, -1, *x.shape[1:]), (made.tuned, made.draws)
+    )
+    tries = [list(x) for x in before.tries]
+    for place, shard in enumerate(shards):
+        number, target = len(tries[shard]), next_target(tries[shard], model.target)
+        draws = jax.tree.map(lambda x, place=place: x[place], arrays[1])
+        tries[shard].append(judge_draws(number, target, draws, made.seconds))
+    # Where each process computes everything, their devices may round in their own
+    # ways, and must still run the same shards next.
+    header = in_first(lambda: _header(tries))
+    tries = list(map(tries_from_json, header["shards"]))
+    if before.arrays is None:
+        return Results(tries, arrays)
 
-        return gradients
+    def put(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+        old = old.copy()  # an array from a device is read-only
+        old[shards] = new
+        return old
+
+    return Results(tries, jax.tree.map(put, before.arrays, arrays))
 
 
-def _check_tries(saved: Saved, known: Known, max_tries: int) -> None:
-    """Raises if the round that was saved would not be run."""
-    running = saved.header["running"]
-    number = len(known.header["shards"][running[0]])
-    if number >= max_tries:
-        raise CheckpointError(
-            f"{saved.path!r} was saved in try {number + 1} of shard {running[0]}, and "
-            f"max_tries={max_tries} asks for fewer.",
-            f"Pass max_tries={number + 1} or more, or start over with `fresh=True`.",
-        )
+def tries_in(header: Mapping[str, Any], num_shards: int) -> list[list[ShardTry]]:
+    """Return the tries in the header of a checkpoint.
+
+    **Raises:**
+
+    `LookupError`, `TypeError` or `ValueError` if the header is damaged.
+    """
+    shards, running = (typed(header, name, list) for name in ("shards", "running"))
+    tries = list(map(tries_from_json, shards))
+    if len(tries) != num_shards or len({len(tries[i]) for i in running}) != 1:
+        raise ValueError(f"its shards are {shards!r}, of which {running!r} run")
+    return tries
+
+
+def draw_at(header: Mapping[str, Any], num_samples: int) -> int:
+    """Return the draw that a checkpoint continues from, counted through all tries."""
+    number = len(header["shards"][header["running"][0]])
+    return number * num_samples + header["at"]
+
+
+def _header(tries: Sequence[Sequence[ShardTry]]) -> dict[str, Any]:
+    return {"shards": list(map(tries_as_json, tries))}
+
+
+def _saved_arrays(model: ShardedModel, saved: Saved, chains: Chains) -> Any:
+    """Return the results of earlier rounds in a checkpoint."""
+    first = model.num_shards, model.plan.num_chains
+
+    def of_all(x: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*first, *shape), x.dtype)
+
+    tuned = jax.tree.map(lambda x: of_all(x, *x.shape), chains.tuned_shapes)
+    draws = jax.tree.map(
+        lambda x: of_all(x, model.plan.num_samples, *x.shape[1:]), chains.draw_shapes
+    )
+    with understood(saved.path):
+        return tree_of("known", saved.arrays, (tuned, draws))

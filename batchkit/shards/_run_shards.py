@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, final
 
 import jax
 import numpy as np
@@ -13,44 +13,70 @@ from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..chains._blocks import keeps_places
-from ..run._arguments import check_count
+from ..run._arguments import check_acceptance, check_batcher, check_count
 from ..run._checkpoint import Checkpoint
-from ..run._environment import Provenance
 from ..run._extras import delayed
 from ..run._fingerprint import digests
 from ..run._kept import kept_for
+from ..run._keys import check_key
 from ..run._processes import check_same, explaining_loss, on_host, several
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
-from ._arguments import (
-    chains_of,
-    check_ending,
+from ._combine import way_to_combine
+from ._rounds import Results, draw_at, run_rounds
+from ._row_split import (
+    check_functions,
+    count_rows,
+    generator,
+    order_of_rows,
+    take_rows,
+)
+from ._sampling_plan import SamplingPlan
+from ._shard_arguments import (
+    check_additive,
     check_lengths,
-    check_settings,
-    check_shards,
-    check_strata,
+    check_options,
+    check_split,
     plan_for,
     starts_of,
 )
-from ._combine import way_to_combine
-from ._failure import ShardFailure
-from ._identity import about, identity_of, start_of, values_of
-from ._plan import SamplingPlan
-from ._rounds import Rounds
-from ._rows import check_functions, count_rows
+from ._shard_identity import about, compare_values, identity_of
+from ._shard_model import ShardedModel
 from ._shard_run import ShardRun
-from ._split import generator, order_of_rows
-from ._starts import check_additive
-from ._stats import stats_of
-from ._tasks import Model, Shards
-from ._tries import Known, failed
+from ._shard_stats import SamplingStats, is_accepted, stats_of
 
 
 _VMAP: Final = Vmap()
-# What is random besides the chains, whose keys are folded with the number of a try.
+# Folded into the key of the run; chains fold it with the number of a try.
 _SPLIT: Final = 2**31
 _STARTS: Final = 2**31 + 1
 _COMBINE: Final = 2**31 + 2
+
+
+@final
+class ShardFailure(RuntimeError):
+    """No try of some shards has made draws that can be used.
+
+    ```python
+    import batchkit as bk
+
+    error = bk.ShardFailure("shard 3 failed", [3])
+    assert error.shards == (3,)
+    ```
+    """
+
+    def __init__(self, message: str, shards: Sequence[int]) -> None:
+        """**Arguments:**
+
+        - `message`: what happened and what to do; a text.
+        - `shards`: the indices of the shards.
+        """
+        # Both are arguments of the exception, so that it can be pickled.
+        super().__init__(message, tuple(shards))
+        self.shards = tuple(shards)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def run_shards(
@@ -81,19 +107,19 @@ def run_shards(
     profile: str | Path | None = None,
     **settings: Any,
 ) -> ShardRun:
-    """Samples the posterior of each shard of the data, and combines the draws.
+    """Sample the posterior of each shard of the data, and combine the draws.
 
     The posterior is the product of those of the shards, each with the prior to the
-    power `1 / num_shards`. Chains of different shards know nothing of each other: every
-    pair of a shard and a chain is a task of the batcher. What comes out is an
-    approximation; where the data fit on all devices together, use
+    power `1 / num_shards`. Chains of different shards are independent: every pair of a
+    shard and a chain is a task of the batcher. The result is an approximation; where
+    the data fit on all devices together, use
     [`sharded_logdensity`][batchkit.sharded_logdensity], which is exact.
 
     Hierarchical models are a limit: where the rows of a group lie in several shards,
     parameters of groups are far from Gaussian in each, and the combined draws may be
-    off by several standard deviations. Whether means and widths are right is checked by
-    the gradient of all data, see [`GradientCheck`][batchkit.shards.GradientCheck]. No
-    check sees a mode that no chain has visited.
+    off by several standard deviations. Means and widths are checked by the gradient of
+    all data, see [`GradientCheck`][batchkit.shards.GradientCheck]. No check sees a mode
+    that no chain has visited.
 
     A shard whose draws are not finite, or of whose transitions more than 5 % diverged
     (10 % after the first try), runs again, without the others, with other random
@@ -127,28 +153,28 @@ def run_shards(
     **Arguments:**
 
     - `logprior_fn`: a function from parameters to a scalar.
-    - `loglikelihood_fn`: a function of parameters and rows to a scalar. `rows` is
-        shaped like the data, with any number of rows; the result is a sum over them.
+    - `loglikelihood_fn`: a function of parameters and rows to a scalar, a sum over
+        rows. `rows` is shaped like the data, with any number of rows.
     - `data`: a pytree of arrays of shape `(rows, ...)`, of NumPy or JAX.
     - `rng_key`: a key of JAX.
     - `positions`: where the chains of every shard start, a pytree of arrays of shape
         `(chains, ...)`; None by default.
-    - `num_shards`: into how many parts the rows are split, at least 1. Their sizes
-        differ by one at most.
+    - `num_shards`: the number of parts that the rows are split into, at least 1. Their
+        sizes differ by one at most.
     - `prior_sample_fn`: in place of `positions` a function from a key to one position,
-        from which every chain starts elsewhere, so that several modes are found; None
-        by default.
-    - `api`: an API that Stan's warm-up is for; `blackjax.nuts` by default.
+        so that every chain starts elsewhere, and several modes are found; None by
+        default.
+    - `api`: an API for Stan's warm-up; `blackjax.nuts` by default.
     - `batcher`: how the chains of all shards are laid out; all at once by default.
         `Chunked` and `Continuous` look rows up in one copy of the data, and hold those
-        of as many shards as there are lanes besides. `Sharded` gives each device the
-        rows of its tasks alone, once for each chain.
+        of as many shards as there are lanes besides. `Sharded` gives each device only
+        the rows of its tasks, once for each chain.
     - `num_chains`: chains of each shard; those of the plan, or 4, by default.
     - `num_warmup`, `num_samples`: the transitions of the warm-up and the draws of each
         chain; by default those of
         `SamplingPlan.from_shard(rows of the largest shard, parameters)`.
-    - `plan`: a [`SamplingPlan`][batchkit.SamplingPlan] in place of both, and of
-        `num_chains`; None by default.
+    - `plan`: a [`SamplingPlan`][batchkit.SamplingPlan] in place of these three; None by
+        default.
     - `combine`: `"consensus"`, the default, `"robust"` or `"kde"`: see
         [`combine_shards`][batchkit.combine_shards].
     - `strata`: a label for each row; every shard gets its part of each stratum. None,
@@ -158,15 +184,14 @@ def run_shards(
     - `max_tries`: how often a shard runs at most; 3 by default.
     - `on_failure`: what happens if no try of a shard succeeds: `"raise"`, the default,
         or `"drop"`, which goes on without its rows.
-    - `refine`: whether the combined draws are moved, all by the same, to where the mean
-        gradient of the log-density of all rows over them is zero, as it is over draws
-        of the posterior; True by default. It corrects the mean, which combining alone
-        puts a good part of a standard deviation off, more with more shards. It takes
-        200 gradients of all rows a step, mostly two to four steps; False takes 400 in
-        all, by which means and widths are checked.
+    - `refine`: whether all combined draws are shifted to where the mean gradient of the
+        log-density of all rows over them is zero, as it is over draws of the posterior;
+        True by default. It corrects the mean, which combining alone puts a good part of
+        a standard deviation off, more with more shards. It takes 200 gradients of all
+        rows a step, mostly two to four steps; False takes 400 in all, for the check.
     - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
-        from where it goes on if the file exists: with the shards that succeeded, and in
-        the middle of the chains of those that were running. A finished run combines its
+        resumed from if the file exists: with the shards that succeeded, and in the
+        middle of the chains of those that were running. A finished run combines its
         draws again, with `combine`, `refine` and `on_failure` as they are now; with a
         larger `max_tries`, shards that failed run again. By default it is not saved.
     - `fresh`: whether to start over where there is a file; False by default. The old
@@ -198,42 +223,55 @@ def run_shards(
         "run_shards", logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn
     )
     rows = count_rows("run_shards", data)
-    count = check_shards(num_shards, rows)
+    check_split(num_shards, strata, rows)
     if api is None:
         api = delayed("blackjax").nuts
-    check_settings(api, batcher, rng_key, target_acceptance, on_failure)
-    check_strata(strata, rows)
+    check_options(api, on_failure, refine, profile)
+    check_batcher("run_shards", batcher)
+    check_key(rng_key, "run_shards")
+    check_acceptance("run_shards", target_acceptance)
     check_count("run_shards", "max_tries", max_tries)
-    check_ending(refine, profile)
-    way_to_combine(combine)
-    chains = chains_of(num_chains, plan)
-    asked = check_lengths(plan, num_warmup=num_warmup, num_samples=num_samples)
     if block is not None:
         check_count("run_shards", "block", block)
+    way_to_combine(combine)
+    lengths = {"num_warmup": num_warmup, "num_samples": num_samples}
+    chains = check_lengths(plan, num_chains, lengths)
     check_fresh(fresh, "run_shards")
     check_progress(progress, "run_shards")
-    place = checkpoint_from(checkpoint, "run_shards")
+    path = checkpoint_from(checkpoint, "run_shards")
     rng_key, data, positions = on_host((rng_key, data, positions))
     fold = jax.random.fold_in
     starts = starts_of(
-        positions, prior_sample_fn, fold(rng_key, _STARTS), count, chains
+        positions, prior_sample_fn, fold(rng_key, _STARTS), num_shards, chains
     )
-    order = order_of_rows(rows, count, strata, generator(fold(rng_key, _SPLIT)))
-    shards = Shards(data, order, count)
+    one = jax.tree.map(lambda x: x[0, 0], starts)
     if plan is None:
-        params = sum(x[0, 0].size for x in jax.tree.leaves(starts))
-        plan = plan_for(shards.size(0), params, chains, asked)
+        num_params = sum(x.size for x in jax.tree.leaves(one))
+        plan = plan_for(-(-rows // num_shards), num_params, chains, lengths)
     functions = api, logprior_fn, loglikelihood_fn
-    kept = kept_for("run_shards", functions, batcher, count, plan.num_warmup, settings)
-    model = Model(*functions, plan.num_warmup, plan.num_samples, settings, kept)
+    kept = kept_for(
+        "run_shards", functions, batcher, num_shards, plan.num_warmup, settings
+    )
+    rng = generator(fold(rng_key, _SPLIT))
+    model = ShardedModel(
+        *functions,
+        settings,
+        data=data,
+        order=order_of_rows(rows, num_shards, strata, rng),
+        num_shards=num_shards,
+        starts=starts,
+        plan=plan,
+        rng_key=rng_key,
+        target=target_acceptance,
+        batcher=batcher,
+        block=block,
+        kept=kept,
+    )
     # Refuse settings that the sampler does not take, before anything is traced.
     model.sampler(logprior_fn, 0.8)
-    some = jax.tree.map(lambda x: x[0, : shards.full], shards.rows([0]))
-    check_additive(loglikelihood_fn, jax.tree.map(lambda x: x[0, 0], starts), some)
-    rounds = Rounds(model, shards, batcher, starts, rng_key, target_acceptance, block)
-    identity = {}
-    if place is not None or several():
-        identity = identity_of(rounds, order)
+    if rows >= 2 * num_shards:  # no likelihood is called with two rows otherwise
+        check_additive(loglikelihood_fn, one, take_rows(data, model.order[:2]))
+    identity = identity_of(model) if path is not None or several() else {}
     check_same(
         "run_shards",
         digests(identity),
@@ -243,91 +281,72 @@ def run_shards(
         combine=combine,
         on_failure=on_failure,
         refine=refine,
-        checkpoint=place is not None,
+        checkpoint=path is not None,
         fresh=fresh,
     )
     layout = [f"{batcher!r}, {len(jax.devices())} devices"]
     if block is not None and not keeps_places(batcher):
         layout.append(f"blocks of {block} draws")
-    key = fold(rng_key, _COMBINE)
-
-    with contextlib.nullcontext() if profile is None else _trace(profile):
+    trace: Any = contextlib.nullcontext()
+    if profile is not None:
+        trace = jax.profiler.trace(str(profile))
+    with trace:
         saver = Saver(
-            place,
+            path,
             "run of shards",
             identity,
-            compare=values_of(rounds),
-            start_of=functools.partial(start_of, rounds),
+            compare=functools.partial(compare_values, model),
+            start_of=functools.partial(draw_at, num_samples=plan.num_samples),
             layout=layout,
             fresh=fresh,
         )
         with saver, Reporter(progress, "shards", " draws") as reporter:
-            known = rounds.run(max_tries, saver, reporter, about(rounds))
+            results = run_rounds(model, max_tries, saver, reporter, about(model))
         # All is saved, so that from here on Ctrl-C acts at once.
         with explaining_loss("run_shards", saver.path):
-            return _result(
-                known,
-                rounds,
-                plan,
-                key,
+            failed = _failed(results, may_drop=on_failure == "drop")
+            assert results.arrays is not None
+            return ShardRun(
+                results.arrays[1].position,
+                _stats(model, results),
+                fold(rng_key, _COMBINE),
                 combine,
-                on_failure,
+                failed,
+                model.gradients,
                 refine,
-                saver.provenance,
+                provenance=saver.provenance,
             )
 
 
-def _trace(directory: str | Path) -> Any:
-    return jax.profiler.trace(str(directory))
-
-
-def _result(
-    known: Known,
-    rounds: Rounds,
-    plan: SamplingPlan,
-    rng_key: Any,
-    combine: str,
-    on_failure: str,
-    refine: bool,
-    provenance: tuple[Provenance, ...],
-) -> ShardRun:
-    shards, tries, bad = rounds.shards, known.header["shards"], failed(known)
-    reasons = {
-        shard: f"{_counted(len(tries[shard]))} failed, the last because "
-        f"{tries[shard][-1]['reason']}"
-        for shard in bad
+def _failed(results: Results, may_drop: bool) -> dict[int, str]:
+    """Return why shards have failed; raise `ShardFailure` if none may be dropped."""
+    failed = {
+        shard: f"{len(tries)} {'try' if len(tries) == 1 else 'tries'} failed, the last "
+        f"because {tries[-1].reason}"
+        for shard, tries in enumerate(results.tries)
+        if not is_accepted(tries)
     }
-    if bad and (on_failure == "raise" or len(bad) == shards.count):
-        told = "; ".join(f"shard {shard}: {why}" for shard, why in reasons.items())
+    count = len(results.tries)
+    if failed and not (may_drop and len(failed) < count):
+        reasons = "; ".join(f"shard {shard}: {why}" for shard, why in failed.items())
         drop = " To go on without them pass on_failure='drop'."
         raise ShardFailure(
-            f"run_shards: {len(bad)} of {shards.count} shards have failed ({told}). "
+            f"run_shards: {len(failed)} of {count} shards have failed ({reasons}). "
             "Raise target_acceptance, use fewer shards, or choose other parameters "
-            f"for the same model.{drop if len(bad) < shards.count else ''}",
-            bad,
+            f"for the same model.{drop if len(failed) < count else ''}",
+            list(failed),
         )
-    stats = [
+    return failed
+
+
+def _stats(model: ShardedModel, results: Results) -> list[SamplingStats]:
+    return [
         stats_of(
             shard,
-            shards.size(shard),
-            plan,
-            tries[shard],
-            jax.tree.map(lambda x, shard=shard: np.asarray(x)[shard], known.arrays),
+            model.size(shard),
+            model.plan,
+            tries,
+            *jax.tree.map(lambda x, i=shard: np.asarray(x)[i], results.arrays),
         )
-        for shard in range(shards.count)
+        for shard, tries in enumerate(results.tries)
     ]
-    samples = known.arrays[1].position
-    return ShardRun(
-        samples,
-        stats,
-        rng_key,
-        combine,
-        reasons,
-        rounds.gradients,
-        refine,
-        provenance=provenance,
-    )
-
-
-def _counted(tries: int) -> str:
-    return "1 try" if tries == 1 else f"{tries} tries"

@@ -22,11 +22,11 @@ from ..run._diagnostic import Diagnostic, diagnostics_as_saved
 from ..run._environment import Provenance, provenance_rows
 from ..run._names import parameter_names
 from ..run._result_file import Arrays, Header, record_from, typed
-from ._checks import FATAL, diagnose_shards
 from ._combine import combine_shards, way_to_combine
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
 from ._refine import refined
-from ._stats import SamplingStats
+from ._shard_diagnostics import FATAL, diagnose_shards
+from ._shard_stats import SamplingStats
 
 
 _VECTORS: Final = ("mean_gradient", "mean_gradient_err", "shift", "shift_err")

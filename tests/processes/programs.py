@@ -251,10 +251,10 @@ def shards(
     saved: bool = True,
 ) -> dict[str, Any]:
     """Shards, of which some run again, with a checkpoint after every block."""
-    from batchkit.shards import _tries
+    from batchkit.shards import _shard_stats
 
     # Every shard of which a transition diverges runs again.
-    _tries.DIVERGENCE_NOTE = 0.0
+    _shard_stats.DIVERGENCE_NOTE = 0.0
     with unchecked():
         result = bk.run_shards(
             lambda x: -0.5 * jnp.sum(x**2),

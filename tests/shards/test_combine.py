@@ -32,17 +32,7 @@ def gaussians(
 
 
 @every_way
-def test_two_shards(way: str) -> None:
-    x = np.stack([RNG.normal(0, 1, DRAWS), RNG.normal(1, 2, DRAWS)])
-    combined = bk.combine_shards({"x": x}, way, KEY)
-    assert combined.samples["x"].shape == DRAWS
-    assert abs(np.mean(combined.samples["x"]) - 0.2) < 0.05
-    assert abs(np.std(combined.samples["x"]) - 0.8944) < 0.03
-    assert (combined.used, combined.left_out) == ((0, 1), {})
-
-
-@every_way
-def test_correlations(way: str) -> None:
+def test_the_product_has_the_exact_covariance(way: str) -> None:
     strong = np.array([[1.0, 0.9], [0.9, 1.0]])
     covariances = [strong, 2 * strong, [[1.0, 0.5], [0.5, 3.0]], strong]
     means = [[0.0, 0.0], [0.3, 0.1], [0.2, -0.5], [-0.1, 0.2]]
@@ -57,7 +47,7 @@ def test_correlations(way: str) -> None:
     assert abs(np.corrcoef(found.T)[0, 1] - exact) < 0.03
 
 
-def test_weighted_means_of_draws() -> None:
+def test_consensus_draws_are_weighted_means() -> None:
     draws, _, _ = gaussians([[0.0, 0.0], [0.5, 0.5]], [np.eye(2), 3 * np.eye(2)])
     found = bk.combine_shards(draws).samples.reshape(-1, 2)
     flat = draws.reshape(2, -1, 2)
@@ -67,14 +57,14 @@ def test_weighted_means_of_draws() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
-def test_of_one_shard_the_draws() -> None:
+def test_one_shard_keeps_its_draws() -> None:
     draws, _, _ = gaussians([[0.0, 1.0]], [np.eye(2)])
     for way in ("consensus", "robust", "kde"):
         found = bk.combine_shards(draws, way, KEY).samples
         np.testing.assert_allclose(found, draws[0], rtol=1e-9, atol=1e-9)
 
 
-def test_outlying_shards() -> None:
+def test_robust_leaves_an_outlying_shard_out() -> None:
     means = [[0.1, 0.0], [-0.1, 0.2], [0.0, 9.0], [0.05, -0.1], [0.0, 0.1]]
     draws, _, _ = gaussians(means, [np.eye(2)] * 5)
     combined = bk.combine_shards({"a": draws}, "robust")
@@ -97,7 +87,7 @@ def shards_at(means: Any, width: float = 1e-3) -> np.ndarray:
     return np.array(means)[:, None, None] + width * np.linspace(-1, 1, 50)[None, None]
 
 
-def test_the_rule_of_outlying_shards() -> None:
+def test_outlying_is_beyond_3_5_robust_deviations() -> None:
     # The median is 0, the median distance from it 1, so a deviation 1 / 0.6745.
     limit = OUTLYING / 0.6745
     for far, expected in ((0.99, []), (1.01, [4])):
@@ -117,7 +107,7 @@ def test_the_rule_of_outlying_shards() -> None:
     assert combined.used == (0, 2, 3)
 
 
-def test_densities_of_an_odd_number_of_shards() -> None:
+def test_an_odd_number_of_kernel_densities_multiplies() -> None:
     means, widths = [1.0, 0.0, 0.0], [[[0.5]], [[1.0]], [[2.0]]]
     draws, mean, covariance = gaussians([[m] for m in means], widths)
     found = bk.combine_shards(draws, "kde", KEY).samples
@@ -125,7 +115,7 @@ def test_densities_of_an_odd_number_of_shards() -> None:
     assert abs(np.std(found) / covariance[0, 0] ** 0.5 - 1) < 0.1
 
 
-def test_densities_that_hardly_overlap() -> None:
+def test_kernel_densities_without_overlap_do_not_underflow() -> None:
     # The weights of all pairs are below the smallest number that there is.
     rng = np.random.default_rng(4)
     draws = np.stack([rng.normal(0, 1, DRAWS), rng.normal(500, 10, DRAWS)])
@@ -134,7 +124,7 @@ def test_densities_that_hardly_overlap() -> None:
     assert abs(np.mean(found) - (100 * np.max(draws[0]) + np.min(draws[1])) / 101) < 0.5
 
 
-def test_shards_that_agree_are_kept() -> None:
+def test_robust_keeps_shards_that_agree() -> None:
     # The plain rule, which divides by the deviation of few means, leaves out some
     # shard in more than half of all such runs.
     rng = np.random.default_rng(1)
@@ -149,20 +139,19 @@ def test_shards_that_agree_are_kept() -> None:
     assert plain < 100
 
 
-def test_skewed_factors() -> None:
+def test_kde_is_less_biased_for_skewed_factors() -> None:
     # Gamma densities: the product of four of shape a is one of shape 4 a - 3, rate 4.
     draws = np.random.default_rng(0).gamma(2.0, size=(4, *DRAWS))
     mean, width = 5 / 4, 5**0.5 / 4
     kde = bk.combine_shards(draws, "kde", KEY).samples
     consensus = bk.combine_shards(draws).samples
-    print(np.mean(kde), np.std(kde), np.mean(consensus), mean, width)
     bias = (np.mean(consensus) - mean) / width
     assert bias > 1
     assert abs(np.mean(kde) - mean) / width < bias / 4
     assert abs(np.std(kde) / width - 1) < 0.1
 
 
-def test_modes() -> None:
+def test_kde_keeps_two_modes() -> None:
     rng = np.random.default_rng(0)
     draws = np.where(rng.random((2, *DRAWS)) < 0.5, -3, 3) + rng.normal(
         size=(2, *DRAWS)
@@ -174,7 +163,7 @@ def test_modes() -> None:
 
 
 @every_way
-def test_the_same_again(way: str) -> None:
+def test_draws_depend_on_samples_and_key_alone(way: str) -> None:
     draws, _, _ = gaussians([[0.0, 0.0], [0.5, 0.5]], [np.eye(2)] * 2)
     raw = jax.random.key_data(KEY)
     first, second = (bk.combine_shards(draws, way, k).samples for k in (KEY, raw))
@@ -183,7 +172,7 @@ def test_the_same_again(way: str) -> None:
     assert np.array_equal(first, other) == (way != "kde")
 
 
-def test_shapes_and_dtypes() -> None:
+def test_structure_and_dtypes_are_kept() -> None:
     samples = {
         "a": RNG.normal(size=(3, 2, 50, 2, 2)).astype(np.float32),
         "b": RNG.normal(size=(3, 2, 50)),
@@ -196,7 +185,7 @@ def test_shapes_and_dtypes() -> None:
 
 @every_way
 @pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-20, 1e20, 1e200, 1e300])
-def test_units_whose_squares_are_no_numbers(way: str, unit: float) -> None:
+def test_units_whose_squares_overflow_change_nothing(way: str, unit: float) -> None:
     draws, _, _ = gaussians([[0.0, 1.0], [0.5, 0.5]], [np.eye(2), 2 * np.eye(2)])
     scale = np.array([unit, 1.0])
     found = bk.combine_shards(draws * scale, way, KEY)
@@ -205,7 +194,7 @@ def test_units_whose_squares_are_no_numbers(way: str, unit: float) -> None:
     np.testing.assert_allclose(found.samples / scale, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_integers() -> None:
+def test_integers_become_floats() -> None:
     draws = RNG.integers(0, 50, size=(3, *DRAWS))
     found = bk.combine_shards(draws).samples
     assert found.dtype == np.float64
@@ -214,7 +203,7 @@ def test_integers() -> None:
 
 
 @every_way
-def test_useless_shards(way: str) -> None:
+def test_shards_without_a_covariance_are_left_out(way: str) -> None:
     draws, _, _ = gaussians([[0.0, 0.0]] * 6, [np.eye(2)] * 6)
     draws[1, ..., 1] = 3.0
     draws[2, 0, 5, 0] = np.nan
@@ -231,7 +220,7 @@ def test_useless_shards(way: str) -> None:
     np.testing.assert_allclose(combined.samples["a"], rest.samples["a"], atol=1e-9)
 
 
-def test_all_useless() -> None:
+def test_an_error_says_why_no_shard_is_left() -> None:
     draws = np.zeros((2, 4, 50))
     draws[1] = np.nan
     assert_refuses(
@@ -241,37 +230,24 @@ def test_all_useless() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ((np.ones((2, 3, 4)), "mean"), ("combine='mean'", "'consensus'", "'kde'")),
-        ((np.ones((2, 3, 4)), "kde"), ("rng_key=None", "jax.random.key(0)")),
-        ((np.ones((2, 3)),), ("(shards, chains, draws, ...)",)),
-        (({},), ("(shards, chains, draws, ...)",)),
-        (([np.ones((2, 3, 4)), np.ones((2, 3, 5))],), ("(2, 3, 5)",)),
-        ((np.ones((2, 3, 4, 0)),), ("at least one of each", "(2, 3, 4, 0)")),
-    ],
-)
-def test_arguments(args: Any, words: tuple[str, ...]) -> None:
-    assert_refuses(lambda: bk.combine_shards(*args), ValueError, words)
+ONES = np.ones((2, 3, 4))
+REFUSED: list[tuple[tuple[Any, ...], type[Exception], tuple[str, ...]]] = [
+    ((ONES, "mean"), ValueError, ("combine='mean'", "'consensus'", "'kde'")),
+    ((ONES, "kde"), ValueError, ("rng_key=None", "jax.random.key(0)")),
+    ((ONES, "kde", jax.random.split(KEY)), ValueError, ("one key", "(2,)")),
+    ((np.ones((2, 3)),), ValueError, ("(shards, chains, draws, ...)",)),
+    (({},), ValueError, ("(shards, chains, draws, ...)",)),
+    (([ONES, np.ones((2, 3, 5))],), ValueError, ("(2, 3, 5)",)),
+    ((np.ones((2, 3, 4, 0)),), ValueError, ("at least one of each", "(2, 3, 4, 0)")),
+    ((ONES + 0j,), TypeError, ("real numbers", "complex128")),
+    ((ONES > 0,), TypeError, ("real numbers", "bool")),
+    ((np.full((2, 3, 4), "a"),), TypeError, ("real numbers", "<U1")),
+    ((ONES, "kde", 3), TypeError, ("rng_key=3", "jax.random.key(0)")),
+    ((ONES, "consensus", 3.0), TypeError, ("rng_key=3.0",)),
+]
 
 
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ((np.ones((2, 3, 4), complex),), ("real numbers", "complex128")),
-        ((np.ones((2, 3, 4), bool),), ("real numbers", "bool")),
-        ((np.full((2, 3, 4), "a"),), ("real numbers", "<U1")),
-        ((np.ones((2, 3, 4)), "kde", 3), ("rng_key=3", "jax.random.key(0)")),
-        ((np.ones((2, 3, 4)), "consensus", 3.0), ("rng_key=3.0",)),
-    ],
-)
-def test_types(args: Any, words: tuple[str, ...]) -> None:
-    assert_refuses(lambda: bk.combine_shards(*args), TypeError, words)
-
-
-def test_several_keys_are_refused() -> None:
-    draws, keys = np.ones((2, 3, 4)), jax.random.split(KEY)
-    assert_refuses(
-        lambda: bk.combine_shards(draws, "kde", keys), ValueError, ("one key", "(2,)")
-    )
+@pytest.mark.parametrize("case", REFUSED)
+def test_arguments_that_cannot_be_right_are_refused(case: Any) -> None:
+    args, error, words = case
+    assert_refuses(lambda: bk.combine_shards(*args), error, words)

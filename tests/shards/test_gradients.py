@@ -19,8 +19,8 @@ def check(
     some = draws[places] - np.mean(draws[places], 0) + np.mean(draws, 0)
     names = tuple(f"x[{i}]" for i in range(draws.shape[1]))
     found, warnings = check_gradients(draws, places, some, gradients_fn(some), names)
-    told = " ".join(str(warning) for warning in warnings)
-    return found, [warning.name for warning in warnings], told
+    text = " ".join(str(warning) for warning in warnings)
+    return found, [warning.name for warning in warnings], text
 
 
 def rate(make: Any, gradients_fn: Any, seeds: int, names: set[str]) -> float:
@@ -77,7 +77,7 @@ def test_the_matrix_of_gaussians_is_a_product_of_covariances() -> None:
     assert found.num_draws == FEW
 
 
-def test_errors_are_those_of_the_estimates() -> None:
+def test_standard_errors_are_the_spread_of_estimates() -> None:
     def gradient(y: np.ndarray) -> np.ndarray:
         return 3 - np.exp(y)
 
@@ -170,7 +170,7 @@ def test_draws_that_are_off_are_found(make: Any, gradients_fn: Any, name: str) -
     assert rate(make, gradients_fn, 20, {name}) >= 0.9
 
 
-def test_what_is_off_by_little_does_not_matter() -> None:
+def test_small_errors_are_not_warned_of() -> None:
     def gradient(y: np.ndarray) -> np.ndarray:
         return -1.1 * (y - 0.05)
 
@@ -184,36 +184,36 @@ def test_what_is_off_by_little_does_not_matter() -> None:
     assert 0.1 < variance < 0.2
 
 
-def test_a_message_says_by_how_much_and_of_what() -> None:
+def test_warnings_name_parameters_and_sizes() -> None:
     draws = np.random.default_rng(0).normal(size=(DRAWS, 3))
-    _, _, told = check(draws, lambda y: -y * [1, 1, 1.6] + [0, 0.3, 0])
-    assert "standard deviations of x[1], and more than 0.1 in x[1]." in told
-    assert "the variance of x[2] is too large by 0." in told
-    assert "sharded_logdensity" in told
-    _, _, told = check(draws[:, :2] @ root_of(0.35, 2), lambda y: -y)
-    assert "the covariance of x[0] with x[1] is too large by 0.3" in told
-    assert "more than 0.25 off are x[0] with x[1]." in told
-    _, _, told = check(draws[:, :2], lambda y: -y / 4)
-    assert "is too small by 0." in told
+    _, _, text = check(draws, lambda y: -y * [1, 1, 1.6] + [0, 0.3, 0])
+    assert "standard deviations of x[1], and more than 0.1 in x[1]." in text
+    assert "the variance of x[2] is too large by 0." in text
+    assert "sharded_logdensity" in text
+    _, _, text = check(draws[:, :2] @ root_of(0.35, 2), lambda y: -y)
+    assert "the covariance of x[0] with x[1] is too large by 0.3" in text
+    assert "more than 0.25 off are x[0] with x[1]." in text
+    _, _, text = check(draws[:, :2], lambda y: -y / 4)
+    assert "is too small by 0." in text
 
 
-def test_gradients_that_say_nothing() -> None:
+def test_noisy_and_infinite_gradients_are_warned_of() -> None:
     rng = np.random.default_rng(0)
     _, names, _ = check(
         rng.standard_t(2.1, (400, 2)), lambda y: -3.1 * y / (2.1 + y**2)
     )
     assert names == ["gradients too noisy"]
     draws = rng.normal(size=(DRAWS, 2))
-    found, names, told = check(draws, lambda y: np.where(y > [9, 1], np.nan, -y))
+    found, names, text = check(draws, lambda y: np.where(y > [9, 1], np.nan, -y))
     assert found is None
     assert names == ["gradients not finite"]
-    assert "in x[1] is" in told
-    found, names, told = check(draws[:3], lambda y: -y)
+    assert "in x[1] is" in text
+    found, names, text = check(draws[:3], lambda y: -y)
     assert found is None
     assert names == ["gradients too noisy"]
 
 
-def test_the_table_of_a_check() -> None:
+def test_a_check_prints_as_a_table_of_at_most_60_rows() -> None:
     draws = np.random.default_rng(0).normal(size=(DRAWS, 70))
     found, _, _ = check(draws, lambda y: -y)
     text = repr(found)

@@ -74,7 +74,9 @@ both = pytest.mark.parametrize("name", ["fair", "randhie"])
 
 @both
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_the_exact_logdensity(name: str, devices: int) -> None:
+def test_the_logdensity_over_devices_is_that_of_all_data(
+    name: str, devices: int
+) -> None:
     with jax.enable_x64(True):
         likelihood, data, starts = problem(name)
         on_devices = bk.ShardedData(data, mesh(devices))
@@ -89,7 +91,7 @@ def test_the_exact_logdensity(name: str, devices: int) -> None:
 
 
 @both
-def test_exact_chains(name: str) -> None:
+def test_chains_over_devices_have_the_moments_of_all_data(name: str) -> None:
     with jax.enable_x64(True):
         likelihood, data, starts = problem(name)
         sharded = bk.sharded_logdensity(
@@ -101,7 +103,7 @@ def test_exact_chains(name: str) -> None:
 
 @both
 @pytest.mark.parametrize("shards", [2, 4, 8, 16])
-def test_consensus(name: str, shards: int) -> None:
+def test_combined_shards_have_the_moments_of_all_data(name: str, shards: int) -> None:
     with jax.enable_x64(True):
         likelihood, data, starts = problem(name)
         run = bk.run_shards(
@@ -120,7 +122,7 @@ def test_consensus(name: str, shards: int) -> None:
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_consensus_on_devices(devices: int) -> None:
+def test_shards_over_devices_have_the_moments_of_all_data(devices: int) -> None:
     with jax.enable_x64(True):
         likelihood, data, starts = problem("fair")
         run = bk.run_shards(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchkit.shards._refine import _DRAWS, _DRAWS_AT_ONCE, refined
+from batchkit.shards._refine import _CLOSE, _DRAWS, _DRAWS_AT_ONCE, refined
 
 
 Slope = Callable[[np.ndarray], np.ndarray]
@@ -31,17 +31,20 @@ def of(slope: Slope) -> tuple[Any, list[int]]:
 
 
 @pytest.mark.parametrize("wider", [0.5, 1.0, 1.3, 2.0, 5.0])
-def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
+def test_draws_of_any_width_are_moved_to_the_mean(wider: float) -> None:
     # Newton's method alone leads away from it where draws are 1.42 times too wide.
     x = draws()
     precision = wider**2 * np.linalg.inv(np.cov(x.reshape(-1, DIM).T))
     width = np.std(x, axis=(0, 1))
     mean = np.array([1.0, -2.0, 0.5]) * width
     gradients, sizes = of(lambda y: -(y - mean) @ precision)
-    moved, shift, *rest = refined(x, gradients)
+    found = refined(x, gradients)
+    moved, shift = found.samples, found.shift
     away = (np.mean(moved, axis=(0, 1)) - mean) / width
-    np.testing.assert_allclose(away, 0, atol=0.05)
-    # All by the same, and by as much as is said.
+    # The search ends where its next step is at most 0.01 standard deviations, which is
+    # Newton's: all steps are along one line, on which the curvature is known.
+    np.testing.assert_allclose(away, 0, atol=1.01 * _CLOSE)
+    # All draws by the same, which is `shift`.
     np.testing.assert_allclose(
         moved - x, np.broadcast_to(moved[0, 0] - x[0, 0], x.shape)
     )
@@ -50,15 +53,14 @@ def test_draws_of_any_width_end_where_they_belong(wider: float) -> None:
     assert set(sizes) == {_DRAWS}
     assert len(sizes) <= 8
     # The gradients are those where the draws are now.
-    draws_now, places, some, gradients_now = rest
-    np.testing.assert_allclose(draws_now, moved.reshape(-1, DIM))
-    np.testing.assert_allclose(np.mean(some, 0), np.mean(draws_now, 0))
-    apart = some - draws_now[places]
+    np.testing.assert_allclose(found.draws, moved.reshape(-1, DIM))
+    np.testing.assert_allclose(np.mean(found.some, 0), np.mean(found.draws, 0))
+    apart = found.some - found.draws[found.places]
     np.testing.assert_allclose(apart, np.broadcast_to(apart[0], apart.shape), atol=1e-9)
-    np.testing.assert_allclose(gradients_now, -(some - mean) @ precision)
+    np.testing.assert_allclose(found.gradients, -(found.some - mean) @ precision)
 
 
-def test_gradients_where_draws_are_if_they_are_not_to_be_moved() -> None:
+def test_draws_that_are_not_to_be_moved_stay() -> None:
     x = draws()
     gradients, sizes = of(lambda y: -3 * (y - 1))
     found = refined(x, gradients, refine=False)
@@ -77,7 +79,7 @@ def test_gradients_where_draws_are_if_they_are_not_to_be_moved() -> None:
         lambda y: -3 * (y - 4) / (2 + (y - 4) ** 2),
     ],
 )
-def test_factors_that_are_not_gaussian(slope: Slope) -> None:
+def test_draws_are_moved_for_factors_that_are_not_gaussian(slope: Slope) -> None:
     x = np.random.default_rng(1).normal(size=(4, 500, 1))
     gradients, _ = of(slope)
     moved, shift = refined(x, gradients)[:2]
@@ -97,17 +99,17 @@ def test_factors_that_are_not_gaussian(slope: Slope) -> None:
         lambda y: np.full_like(y, np.nan),
     ],
 )
-def test_where_there_is_no_place_draws_stay(slope: Slope) -> None:
+def test_draws_stay_if_the_search_fails(slope: Slope) -> None:
     x = np.random.default_rng(1).normal(size=(4, 500, 1))
     gradients, sizes = of(slope)
-    same, shift, _, _, some, found = refined(x, gradients)
-    assert shift is None
-    np.testing.assert_array_equal(same, x)
-    np.testing.assert_allclose(found, slope(some))
+    found = refined(x, gradients)
+    assert found.shift is None
+    np.testing.assert_array_equal(found.samples, x)
+    np.testing.assert_allclose(found.gradients, slope(found.some))
     assert len(sizes) <= 16
 
 
-def test_what_is_not_finite_is_kept_away_from() -> None:
+def test_a_step_to_where_the_gradient_is_not_finite_is_shortened() -> None:
     # A step of full length would end where the gradient is none.
     x = 0.1 * np.random.default_rng(1).normal(size=(4, 500, 1))
     x = np.clip(x, -0.25, 0.25) - 0.5
@@ -117,7 +119,7 @@ def test_what_is_not_finite_is_kept_away_from() -> None:
     assert abs(np.mean(moved)) < 0.01
 
 
-def test_draws_that_are_right_stay_and_pytrees_stay_pytrees() -> None:
+def test_draws_that_are_right_stay_and_keep_structure_and_dtype() -> None:
     x = draws()
     x -= np.mean(x, axis=(0, 1))
     precision = np.linalg.inv(np.cov(x.reshape(-1, DIM).T))

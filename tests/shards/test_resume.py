@@ -1,4 +1,4 @@
-"""Shards that go on from a checkpoint, and what they tell meanwhile."""
+"""Shards that resume from a checkpoint, and their progress."""
 
 import logging
 from pathlib import Path
@@ -14,7 +14,7 @@ import batchkit as bk
 from batchkit.run import Provenance, _resumable, _saving
 from batchkit.run._environment import versions
 from batchkit.run._file import read_file
-from batchkit.shards import ShardProgress, _tries
+from batchkit.shards import ShardProgress, _shard_stats
 
 from ..helpers import assert_refuses, mesh, unchecked
 from ..run.other_versions import OTHER, as_other_versions_wrote
@@ -37,7 +37,7 @@ def loglikelihood(mean: Any, rows: Any) -> Any:
     return -0.5 * jnp.sum((rows - mean) ** 2)
 
 
-def run(**given: Any) -> bk.ShardRun:
+def run(**options: Any) -> bk.ShardRun:
     arguments: Any = {
         "logprior_fn": logprior,
         "loglikelihood_fn": loglikelihood,
@@ -53,7 +53,7 @@ def run(**given: Any) -> bk.ShardRun:
         "refine": False,
         "progress": False,
         "block": 4,
-        **given,
+        **options,
     }
     with unchecked():
         return bk.run_shards(**arguments)
@@ -61,9 +61,9 @@ def run(**given: Any) -> bk.ShardRun:
 
 @pytest.fixture(scope="module")
 def rates() -> list[float]:
-    """Of divergences, of the shards in their first try."""
+    """The rates of divergences of the shards in their first try."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+        patch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
         return [stats.divergence_rate for stats in run(max_tries=1).stats]
 
 
@@ -71,8 +71,8 @@ def rates() -> list[float]:
 def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
     """The shards that run again, which are not all."""
     limit = min(rates)
-    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", limit)
-    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", 1.0)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", limit)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", 1.0)
     # Every block is saved, and as long as it may be.
     monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 1e9)
     monkeypatch.setattr(_saving, "seconds_until_next", lambda every, cost: 0.0)
@@ -80,20 +80,20 @@ def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
 
 
 def killed_at(number: int, draws: int) -> Any:
-    def tell(progress: ShardProgress) -> None:
+    def kill(progress: ShardProgress) -> None:
         if (progress.number, progress.draws) >= (number, draws):
             raise Killed
 
-    return tell
+    return kill
 
 
 def assert_same_run(found: bk.ShardRun, expected: bk.ShardRun) -> None:
     np.testing.assert_array_equal(found.shard_samples, expected.shard_samples)
     np.testing.assert_array_equal(found.samples, expected.samples)
-    for mine, other in zip(found.stats, expected.stats, strict=True):
-        assert [x.reason for x in mine.tries] == [x.reason for x in other.tries]
-        assert mine.step_size == other.step_size
-        assert mine.divergences == other.divergences
+    for one, other in zip(found.stats, expected.stats, strict=True):
+        assert [x.reason for x in one.tries] == [x.reason for x in other.tries]
+        assert one.step_size == other.step_size
+        assert one.divergences == other.divergences
 
 
 @pytest.mark.parametrize(
@@ -114,44 +114,45 @@ def test_bits_do_not_depend_on_where_it_was_killed(
     assert header["running"] == some_fail
     assert 0 < header["draws"] < 20
     assert_same_run(run(batcher=batcher, checkpoint=place), whole)
-    told: list[Any] = []
-    again = run(batcher=batcher, checkpoint=place, progress=told.append)
-    assert not told
+    shown: list[Any] = []
+    again = run(batcher=batcher, checkpoint=place, progress=shown.append)
+    assert not shown
     assert_same_run(again, whole)
     # Another layout may take over, to rounding.
     other = run(batcher=bk.Sequential(), checkpoint=place)
     np.testing.assert_allclose(other.samples, whole.samples)
 
 
-def test_what_is_told(some_fail: list[int]) -> None:
-    told: list[ShardProgress] = []
-    whole = run(progress=told.append)
-    assert [x.number for x in told] == sorted(x.number for x in told)
+def test_progress_is_that_of_the_shards_that_run(some_fail: list[int]) -> None:
+    shown: list[ShardProgress] = []
+    whole = run(progress=shown.append)
+    assert [x.number for x in shown] == sorted(x.number for x in shown)
     for number, shards in enumerate([[0, 1, 2], some_fail]):
-        mine = [x for x in told if x.number == number]
-        assert {x.shards for x in mine} == {tuple(shards)}
-        assert list(dict.fromkeys(x.phase for x in mine)) == ["warm-up", "sampling"]
-        assert (mine[0].draws, mine[-1].draws) == (0, 20)
-        divergences = mine[-1].divergences
+        of_try = [x for x in shown if x.number == number]
+        assert {x.shards for x in of_try} == {tuple(shards)}
+        assert list(dict.fromkeys(x.phase for x in of_try)) == ["warm-up", "sampling"]
+        assert (of_try[0].draws, of_try[-1].draws) == (0, 20)
+        divergences = of_try[-1].divergences
         assert divergences is not None
         rates = [whole.stats[shard].tries[number].divergence_rate for shard in shards]
         np.testing.assert_allclose(np.array(divergences) / 40, rates)
-    assert "try 2" in str(told[-1])
-    assert "sampling of shard 0" in str(told[-1])
+    assert "try 2" in str(shown[-1])
+    assert "sampling of shard 0" in str(shown[-1])
 
 
-def test_tries_that_were_used_up(
+def test_a_failed_run_resumes_with_more_tries_and_not_with_fewer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", -1.0)
-    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", -1.0)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", -1.0)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", -1.0)
     path = tmp_path / "run.h5"
-    for tries, told in ((1, "1 try failed"), (2, "2 tries failed")):
-        with pytest.raises(bk.ShardFailure, match=told):
+    for tries, words in ((1, "1 try failed"), (2, "2 tries failed")):
+        with pytest.raises(bk.ShardFailure, match=words):
             run(checkpoint=path, max_tries=tries)
-    words = "saved in try 2 of shard 0, and max_tries=1", "Pass max_tries=2 or more"
-    assert_refuses(lambda: run(checkpoint=path, max_tries=1), bk.CheckpointError, words)
-    monkeypatch.setattr(_tries, "DIVERGENCE_WARNING", 1.0)
+    refused = "saved in try 2 of shard 0, and max_tries=1", "Pass max_tries=2 or more"
+    fewer = lambda: run(checkpoint=path, max_tries=1)
+    assert_refuses(fewer, bk.CheckpointError, refused)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", 1.0)
     assert [len(x.tries) for x in run(checkpoint=path).stats] == [2, 2, 2]
 
 
@@ -171,30 +172,30 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_blocks_that_differ_are_told(
+def test_blocks_of_another_length_are_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
     path = tmp_path / "run.h5"
-    given: Any = {"batcher": bk.Continuous(2), "checkpoint": path}
-    run(**given)
-    for block, told in ((4, False), (5, True)):
+    options: Any = {"batcher": bk.Continuous(2), "checkpoint": path}
+    run(**options)
+    for block, is_logged in ((4, False), (5, True)):
         with caplog.at_level(logging.INFO, "batchkit"):
-            run(**given, block=block)
-        assert ("laid out otherwise" in caplog.text) == told
+            run(**options, block=block)
+        assert ("laid out otherwise" in caplog.text) == is_logged
 
 
-def test_files_of_other_runs(tmp_path: Path, rates: list[float]) -> None:
+def test_checkpoints_of_other_runs_are_refused(
+    tmp_path: Path, rates: list[float]
+) -> None:
     path = tmp_path / "run.h5"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_tries, "DIVERGENCE_NOTE", 1.0)
+        patch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
         first = run(checkpoint=path)
         for changed, words in CHANGED.values():
             error: Any = bk.CheckpointError
-            assert_refuses(
-                lambda given=changed: run(checkpoint=path, **given), error, (words,)
-            )
-        # What comes after the chains may change.
+            assert_refuses(lambda x=changed: run(checkpoint=path, **x), error, (words,))
+        # Options that only count after the chains may change.
         robust = run(checkpoint=path, combine="robust", refine=True, max_tries=7)
         np.testing.assert_array_equal(robust.shard_samples, first.shard_samples)
         header = read_file(path)[0]
@@ -203,7 +204,9 @@ def test_files_of_other_runs(tmp_path: Path, rates: list[float]) -> None:
         assert np.any(fresh.samples != first.samples)
 
 
-def test_other_versions(tmp_path: Path, some_fail: list[int]) -> None:
+def test_other_versions_resume_the_same_run_and_refuse_another(
+    tmp_path: Path, some_fail: list[int]
+) -> None:
     path = tmp_path / "run.h5"
     with pytest.raises(Killed):
         run(checkpoint=path, progress=killed_at(1, 9))
@@ -218,9 +221,7 @@ def test_other_versions(tmp_path: Path, some_fail: list[int]) -> None:
             words = "its data"
         refused = (words, "written with jax 0.0.1, python 3.0.1")
         error: Any = bk.CheckpointError
-        assert_refuses(
-            lambda given=changed: run(checkpoint=path, **given), error, refused
-        )
+        assert_refuses(lambda x=changed: run(checkpoint=path, **x), error, refused)
         assert path.read_bytes() == before
     found = run(checkpoint=path)
     assert_same_run(found, run())
@@ -237,6 +238,6 @@ REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_refused(case: Any) -> None:
-    given, words = case
-    assert_refuses(lambda: run(**given), TypeError, words)
+def test_options_that_cannot_be_right_are_refused(case: Any) -> None:
+    options, words = case
+    assert_refuses(lambda: run(**options), TypeError, words)

@@ -1,6 +1,5 @@
 """`run_shards` with real chains: exact posteriors, layouts, starts, failures."""
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import pytest
 
 import batchkit as bk
 from batchkit.run._kept import Kept
-from batchkit.shards import _refine
-from batchkit.shards._arguments import plan_for
-from batchkit.shards._split import order_of_rows
-from batchkit.shards._tasks import Model, Shards, ShardTasks
+from batchkit.shards._row_split import generator, order_of_rows
+from batchkit.shards._run_shards import _SPLIT
+from batchkit.shards._shard_model import ShardedModel
 
-from ..helpers import assert_refuses, counted, mesh, unchecked
+from ..helpers import assert_refuses, assert_same, counted, mesh, unchecked
+from ..run.compilations import compilations
 
 
 KEY = jax.random.key(5)
@@ -39,7 +38,7 @@ def loglikelihood(params: Any, rows: Any) -> Any:
     return -0.5 * jnp.sum((rows["y"] - rows["x"] @ params) ** 2)
 
 
-def run(**given: Any) -> bk.ShardRun:
+def run(**options: Any) -> bk.ShardRun:
     arguments: Any = {
         "logprior_fn": logprior,
         "loglikelihood_fn": loglikelihood,
@@ -49,7 +48,7 @@ def run(**given: Any) -> bk.ShardRun:
         "positions": STARTS,
         "plan": bk.SamplingPlan(100, 300),
         **HMC,
-        **given,
+        **options,
     }
     return bk.run_shards(**arguments)
 
@@ -66,7 +65,7 @@ def posterior() -> tuple[np.ndarray, np.ndarray]:
     return covariance @ DATA["x"].T @ DATA["y"], covariance
 
 
-def test_the_exact_posterior(plain: bk.ShardRun) -> None:
+def test_combined_draws_are_of_the_exact_posterior(plain: bk.ShardRun) -> None:
     mean, covariance = posterior()
     width = np.sqrt(np.diag(covariance))
     x = plain.samples.reshape(-1, 2)
@@ -79,19 +78,45 @@ def test_the_exact_posterior(plain: bk.ShardRun) -> None:
     assert plain.stats[0].seconds == plain.stats[3].seconds
     assert plain.stats[0].tree_depth is None
 
-
-def test_each_shard_has_its_rows_and_its_part_of_the_prior(plain: bk.ShardRun) -> None:
-    sizes = [x.num_rows for x in plain.stats]
+    # Each shard is about as wide as that many rows of the data make it.
     for shard, draws in enumerate(plain.shard_samples):
-        x = draws.reshape(-1, 2)
-        # About as wide as from that many rows of the data.
-        expected = np.sqrt(1 / (sizes[shard] + 3.0 / SHARDS))
-        assert np.all(np.abs(np.std(x, 0) / expected - 1) < 0.4)
-    wide = run(logprior_fn=lambda p: -0.5 * 1e4 * jnp.sum(p**2))
-    expected = np.sqrt(1 / (1e4 / SHARDS + 50))
-    for draws in wide.shard_samples:
-        found = np.std(draws.reshape(-1, 2), 0)
-        np.testing.assert_allclose(found / expected, 1, atol=0.1)
+        expected = np.sqrt(1 / (plain.stats[shard].num_rows + 3.0 / SHARDS))
+        assert np.all(np.abs(np.std(draws.reshape(-1, 2), 0) / expected - 1) < 0.4)
+
+
+def model(
+    data: Any, shards: int, chains: int, batcher: bk.AbstractBatcher
+) -> ShardedModel:
+    rows = len(jax.tree.leaves(data)[0])
+    return ShardedModel(
+        api=blackjax.hmc,
+        logprior_fn=logprior,
+        loglikelihood_fn=loglikelihood,
+        settings={"num_integration_steps": 2},
+        data=data,
+        order=np.random.default_rng(3).permutation(rows),
+        num_shards=shards,
+        starts=np.zeros((shards, chains, 2), np.float32),
+        plan=bk.SamplingPlan(5, 5, chains),
+        rng_key=KEY,
+        target=0.8,
+        batcher=batcher,
+        block=None,
+        kept=Kept(),
+    )
+
+
+@pytest.mark.parametrize("batcher", [bk.Vmap(), bk.Sharded(mesh(2))], ids=str)
+def test_a_shard_has_the_density_of_its_rows_and_its_part_of_the_prior(
+    batcher: bk.AbstractBatcher,
+) -> None:
+    some = model(DATA, SHARDS, 1, batcher)
+    at = np.array([0.3, -0.2], np.float32)
+    gradients = some.gradients((1, 3))(at[None])[0]
+    parts = np.array_split(some.order, SHARDS)
+    rows = {name: x[np.concatenate([parts[1], parts[3]])] for name, x in DATA.items()}
+    density = lambda p: 2 * logprior(p) / SHARDS + loglikelihood(p, rows)
+    np.testing.assert_allclose(gradients, jax.grad(density)(at), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,57 +124,48 @@ def test_each_shard_has_its_rows_and_its_part_of_the_prior(plain: bk.ShardRun) -
     [bk.Chunked(5), bk.Continuous(3), bk.Sharded(mesh(2), inner=bk.Chunked(3))],
     ids=str,
 )
-def test_layouts(batcher: bk.AbstractBatcher) -> None:
-    given: Any = {"plan": bk.SamplingPlan(20, 3), "max_tries": 1}
+def test_layouts_draw_the_same(batcher: bk.AbstractBatcher) -> None:
+    short: Any = {"plan": bk.SamplingPlan(20, 3), "max_tries": 1}
     with jax.enable_x64(True):  # chains amplify rounding
-        given["positions"] = STARTS.astype(np.float64)
-        found, expected = (run(batcher=b, **given) for b in (batcher, bk.Vmap()))
+        short["positions"] = STARTS.astype(np.float64)
+        found, expected = (run(batcher=b, **short) for b in (batcher, bk.Vmap()))
     np.testing.assert_allclose(found.shard_samples, expected.shard_samples, rtol=1e-6)
 
 
 def test_a_device_holds_its_share_of_rows() -> None:
     count = 4096
     data = {"x": np.ones((count, 2)), "y": np.ones(count)}
-    shards = Shards(data, np.arange(count), SHARDS)
-    settings = {"num_integration_steps": 2}
-    model = Model(blackjax.hmc, logprior, loglikelihood, 5, 5, settings, Kept())
-    which = list(range(SHARDS))
-    tasks = ShardTasks(model, shards, which, 1, bk.Sharded(mesh(4)))
-    chains = tasks.chains(KEY, np.zeros((SHARDS, 1, 2), np.float32), None)
+    some = model(data, SHARDS, 1, bk.Sharded(mesh(4)))
+    chains = some.chains(list(range(SHARDS)), [[]] * SHARDS)
     stats = chains.compile_start().memory_analysis()
     assert stats.argument_size_in_bytes < 1.1 * count * 3 * 4 / 4
 
 
-def test_the_same_again(plain: bk.ShardRun) -> None:
-    again = run()
-    np.testing.assert_array_equal(again.samples, plain.samples)
-
-
-def test_a_plan_by_default() -> None:
-    found = run(plan=None, num_chains=2, positions=STARTS[:2])
-    plan = bk.SamplingPlan.from_shard(51, 2, num_chains=2)
-    assert found.stats[0].plan == plan
+def test_lengths_that_are_not_passed_are_those_of_a_plan() -> None:
+    found = run(
+        plan=None, num_chains=2, positions=STARTS[:2], num_warmup=7, max_tries=1
+    )
+    usual = bk.SamplingPlan.from_shard(51, 2, num_chains=2)
+    plan = found.stats[0].plan
+    assert (plan.num_warmup, plan.num_samples) == (7, usual.num_samples)
+    assert (plan.shard_size, plan.num_params) == (51, 2)
     assert found.samples.shape == (2, plan.num_samples, 2)
 
 
-@pytest.mark.parametrize("asked", [{"num_warmup": 7}, {"num_samples": 9}], ids=str)
-def test_lengths_in_place_of_those_of_a_plan(asked: dict[str, int]) -> None:
-    found = run(plan=None, **asked, max_tries=1)
-    usual = bk.SamplingPlan.from_shard(51, 2)
-    expected = dataclasses.replace(usual, **asked)
-    assert found.stats[0].plan == expected
-    assert found.samples.shape == (CHAINS, expected.num_samples, 2)
+@pytest.mark.parametrize("changed", [{}, {"data": {**DATA, "y": DATA["y"] + 1}}])
+def test_another_key_and_other_data_compile_nothing(changed: dict[str, Any]) -> None:
+    short: Any = {"plan": bk.SamplingPlan(20, 3), "max_tries": 1}
+    run(**short)
+    with compilations() as names:
+        second = run(**short, rng_key=jax.random.key(6), **changed)
+    assert names == []
+    likelihood = lambda *args: loglikelihood(*args)
+    short["loglikelihood_fn"] = likelihood
+    fresh = run(**short, rng_key=jax.random.key(6), **changed)
+    assert_same(second.shard_samples, fresh.shard_samples, ulps=0)
 
 
-def test_lengths_that_were_given_are_not_adapted() -> None:
-    plan = plan_for(51, 2, 3, {"num_warmup": 7, "num_samples": 9})
-    assert plan == bk.SamplingPlan(7, 9, 3, 51, 2, was_adapted=False)
-    # 25 parameters have 500 transitions of warm-up, as many as were asked for.
-    assert not plan_for(51, 25, 3, {"num_samples": 9}).was_adapted
-    assert plan_for(51, 25, 3, {"num_warmup": 9}).was_adapted
-
-
-def test_nuts_from_draws_of_the_prior() -> None:
+def test_nuts_starts_from_draws_of_the_prior() -> None:
     found = bk.run_shards(
         logprior,
         loglikelihood,
@@ -185,7 +201,7 @@ def count(row: Any) -> None:
 def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
     # Every shard has one row.
     data = np.array([1.5, 0.1, -0.1, 0.2], np.float32)
-    given: Any = {
+    problem: Any = {
         "logprior_fn": lambda p: -0.5 * p**2,
         "loglikelihood_fn": wild,
         "data": data,
@@ -194,7 +210,7 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
         "refine": False,
     }
     COUNTS.clear()
-    found = run(**given, on_failure="drop", max_tries=2)
+    found = run(**problem, on_failure="drop", max_tries=2)
     jax.effects_barrier()
     (bad,) = [x.shard for x in found.stats if len(x.tries) > 1]
     tries = found.stats[bad].tries
@@ -208,16 +224,16 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
     ratio = COUNTS[True] / (COUNTS[False] / (SHARDS - 1))
     assert 1.6 < ratio < 2.4
     with unchecked(), pytest.raises(bk.ShardFailure, match=f"shard {bad}: 1 try "):
-        run(**given, max_tries=1)
+        run(**problem, max_tries=1)
 
 
-def start_error(**given: Any) -> bk.StartError:
+def start_error(**options: Any) -> bk.StartError:
     with unchecked(), pytest.raises(bk.StartError) as info:
-        run(**given)
+        run(**options)
     return info.value
 
 
-def test_starts() -> None:
+def test_a_start_outside_the_support_is_named() -> None:
     def limited(params: Any) -> Any:
         return jnp.where(jnp.all(jnp.abs(params["a"]) < 1), 0.0, -jnp.inf)
 
@@ -245,39 +261,30 @@ def test_starts_that_are_not_finite_are_refused_before_tracing() -> None:
     bad = STARTS.copy()
     bad[[1, 3], 0] = np.nan, np.inf
     prior = lambda key: jnp.array([jnp.inf, 0.0])
-    for given, argument, chains in (
-        ({"positions": bad}, "positions", (1, 3)),
-        (
-            {"positions": None, "prior_sample_fn": prior},
-            "prior_sample_fn",
-            (0, 1, 2, 3),
-        ),
-    ):
-        error = start_error(loglikelihood_fn=fun, **given)
+    cases: Any = (
+        ("positions", {"positions": bad}, (1, 3)),
+        ("prior_sample_fn", {"positions": None, "prior_sample_fn": prior}, range(4)),
+    )
+    for argument, options, chains in cases:
+        error = start_error(loglikelihood_fn=fun, **options)
         assert f"run_shards({argument}=...): x[0] is not finite" in str(error)
-        assert (error.chains, error.parameters) == (chains, ("x[0]",))
+        assert (error.chains, error.parameters) == (tuple(chains), ("x[0]",))
     assert traces == []
 
 
-def test_a_row_that_is_not_finite_where_a_shard_starts() -> None:
+def test_the_shard_of_a_row_that_is_not_finite_is_named() -> None:
     data = {**DATA, "y": DATA["y"].copy()}
     data["y"][17] = np.inf
     error = start_error(data=data)
-    order = order_of_rows_of(SHARDS)
+    rng = generator(jax.random.fold_in(KEY, _SPLIT))
+    order = order_of_rows(ROWS, SHARDS, None, rng)
     shard = int(np.flatnonzero(order == 17)[0]) // 51
     assert f"in shard {shard}," in str(error)
     assert "the likelihood is" in str(error)
 
 
-def order_of_rows_of(count: int) -> np.ndarray:
-    from batchkit.shards._run_shards import _SPLIT
-    from batchkit.shards._split import generator
-
-    return order_of_rows(ROWS, count, None, generator(jax.random.fold_in(KEY, _SPLIT)))
-
-
 @pytest.mark.parametrize("shards", [1, 3, 4, 16])
-def test_splitting(shards: int) -> None:
+def test_every_row_is_in_one_shard_and_strata_are_spread(shards: int) -> None:
     rng = np.random.default_rng(0)
     labels = rng.choice(["a", "b", "c"], ROWS, p=[0.7, 0.25, 0.05])
     for strata in (None, labels):
@@ -288,18 +295,14 @@ def test_splitting(shards: int) -> None:
             for label in "abc":
                 counts = [np.sum(labels[part] == label) for part in parts]
                 assert max(counts) - min(counts) <= 1
-    rows = Shards({"i": np.arange(ROWS)}, order, shards)
+    rows = model({"i": np.arange(ROWS)}, shards, 1, bk.Vmap())
     assert sum(map(rows.size, range(shards))) == ROWS
-    assert rows.rows([shards - 1])["i"].shape == (1, -(-ROWS // shards))
+    full, last = rows.rows([shards - 1])
+    assert full["i"].shape == (1, ROWS // shards)
+    assert last is None if ROWS % shards == 0 else last["i"].shape == (1, 1)
 
 
-def test_strata() -> None:
-    labels = np.arange(ROWS) % 3
-    found = run(strata=labels, plan=bk.SamplingPlan(20, 30), max_tries=1)
-    assert [x.num_rows for x in found.stats] == [51, 51, 51, 50]
-
-
-def test_a_trace_is_closed_in_any_case(tmp_path: Path) -> None:
+def test_a_trace_of_the_profiler_is_closed_after_an_error(tmp_path: Path) -> None:
     data = {**DATA, "y": np.full(ROWS, np.inf)}
     start_error(data=data, profile=tmp_path / "first")
     jax.profiler.start_trace(str(tmp_path / "second"))  # it refuses if one is open
@@ -377,26 +380,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_refused(case: Any) -> None:
-    given, error, words = case
-    assert_refuses(lambda: run(**given), error, words)
+# These are refused by what the functions return.
+TRACED = {"prior", "a mean", "by rows"}
 
 
-def test_refused_before_tracing() -> None:
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_that_cannot_be_right_are_refused_before_tracing(name: str) -> None:
     fun, traces = counted(loglikelihood)
-    for name in (
-        "num_shards",
-        "tries",
-        "combine",
-        "starts",
-        "strata",
-        "plan",
-        "settings",
-    ):
-        given = {"loglikelihood_fn": fun, **REFUSED[name][0]}
-        assert_refuses(lambda given=given: run(**given), *REFUSED[name][1:])
-    assert traces == []
+    options, error, words = REFUSED[name]
+    options = {"loglikelihood_fn": fun, **options}
+    assert_refuses(lambda: run(**options), error, words)
+    assert name in TRACED or traces == []
 
 
 def poisson(params: Any, rows: Any) -> Any:
@@ -404,12 +398,12 @@ def poisson(params: Any, rows: Any) -> Any:
     return jnp.sum(rows["n"] * rate - jnp.exp(rate))
 
 
-def test_draws_are_moved_to_where_all_data_say() -> None:
+def test_the_gradient_of_all_data_corrects_the_mean() -> None:
     rng = np.random.default_rng(0)
     x = np.column_stack([np.ones(640), rng.normal(size=(640, 2))])
     data = {"x": x, "n": rng.poisson(np.exp(x @ [-0.5, 0.8, -0.3]))}
     prior = lambda params: -0.5 * jnp.sum(params["b"] ** 2)
-    given: Any = {
+    problem: Any = {
         "logprior_fn": prior,
         "loglikelihood_fn": poisson,
         "data": data,
@@ -431,7 +425,7 @@ def test_draws_are_moved_to_where_all_data_say() -> None:
     weights /= np.sum(weights)
     mean = weights @ points
     width = np.sqrt(weights @ (points - mean) ** 2)
-    apart, moved = run(**given, refine=False), run(**given, batcher=bk.Chunked(7))
+    apart, moved = run(**problem, refine=False), run(**problem)
     off, left = (
         np.max(np.abs(np.mean(r.samples["b"], (0, 1)) - mean) / width)
         for r in (apart, moved)
@@ -447,11 +441,3 @@ def test_draws_are_moved_to_where_all_data_say() -> None:
     assert "integration by parts holds" in moved.report()
     assert moved.shift is not None
     assert np.max(np.abs(moved.shift)) > 0.3
-
-
-def test_gradients_that_are_not_finite() -> None:
-    # Draws of shards are positive; their weighted means need not be.
-    samples = np.random.default_rng(0).normal(size=(2, 50, 3))
-    same, shift = _refine.refined(samples, lambda x: [x * jnp.nan])[:2]
-    assert shift is None
-    np.testing.assert_array_equal(same, samples)

@@ -1,4 +1,4 @@
-"""What can be wrong with draws combined from shards, and what to do."""
+"""Diagnostics of draws combined from shards, and what to do about them."""
 
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
@@ -11,22 +11,24 @@ from ..chains._convergence import Convergence
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
 from ..run._names import few
-from ._modes import VALLEY, is_bimodal
-from ._stats import SamplingStats
-from ._tries import DIVERGENCE_NOTE, DIVERGENCE_UNRELIABLE, DIVERGENCE_WARNING
+from ._shard_stats import (
+    DIVERGENCE_NOTE,
+    DIVERGENCE_UNRELIABLE,
+    DIVERGENCE_WARNING,
+    SamplingStats,
+)
 
 
-# Of several shards the worst is looked at, of short chains, so some are above 1.01 by
-# chance.
+# The worst of many shards with short chains is above 1.01 by chance.
 HIGHEST_SHARD_RHAT: Final = 1.05
 # For a covariance to within about a tenth.
 LOWEST_SHARD_ESS: Final = 200.0
-# How seldom shards that agree may be said not to, in a whole run.
+# The chance, in a whole run, of a warning that shards disagree though they do not.
 _CHANCE: Final = 0.01
 _MOST_FOR_KDE: Final = 5
 # In standard deviations; widths are off by a few per cent then.
 FARTHEST_SHIFT: Final = 0.5
-# With one of these, nothing can be relied on.
+# With one of these, the verdict is "unreliable".
 FATAL: Final = frozenset(
     {
         "draws not finite",
@@ -38,8 +40,17 @@ FATAL: Final = frozenset(
         "few shards",
     }
 )
-# Below this part of the shards, what is left is the posterior of other data.
+# With a smaller part of the shards, the result is the posterior of other data.
 LOWEST_SUCCESS_RATE: Final = 0.5
+# A valley between two modes counts if the density falls below this part of the lower
+# mode, if this part of all draws lies beyond it, and if its depth is more than so many
+# standard deviations of noise.
+VALLEY: Final = 0.6
+SMALLEST_MODE: Final = 0.05
+SURE: Final = 4.0
+_GRID: Final = 512
+# Fewer independent draws show no modes.
+_FEWEST_FOR_MODES: Final = 50
 
 _PLAN: Final = "(in `plan`, if you pass one)"
 _REMEDIES: Final = Remedies(
@@ -62,44 +73,38 @@ def diagnose_shards(
     shift: Float[np.ndarray, " dim"] | None = None,
     is_refined: bool = False,
 ) -> tuple[Diagnostic, ...]:
-    """Looks for everything that may be wrong.
+    """Return everything that may be wrong, the most serious first.
 
     **Arguments:**
 
-    - `samples`: the combined draws, arrays of shape `(chains, draws, ...)`.
-    - `convergence`: R-hat and effective sample sizes of them.
-    - `shards`: the draws of the shards that were used.
+    - `samples`, `convergence`: the combined draws, arrays of shape `(chains, draws,
+        ...)`, with R-hat and effective sample sizes.
+    - `shards`, `used`: the draws of the shards that were combined, and their indices.
     - `names`: of the numbers in a position.
-    - `stats`: of all shards.
-    - `used`: the indices of the shards that were used.
-    - `left_out`: of the others, with reasons.
-    - `combine`: how they were combined.
-    - `of_gradients`: what the gradient of all data has shown; nothing by default.
-    - `shift`: by how many standard deviations the combined draws were moved; None by
-        default, if they were not.
-    - `is_refined`: whether they were to be; False by default.
-
-    **Returns:**
-
-    What was found, the most serious first.
+    - `stats`, `left_out`: statistics of all shards, and why others were not combined.
+    - `of_gradients`: the diagnostics of `check_gradients`.
+    - `shift`: by how many standard deviations the combined draws were moved, or None.
+    - `is_refined`: whether they were to be moved.
     """
-    mine = [stats[shard] for shard in used]
-    found = [
+    combined = [stats[shard] for shard in used]
+    diagnostics = [
         *_left_out(left_out, len(stats)),
         *of_gradients,
-        *_divergences(mine),
+        *_divergences(combined),
         *_disagree(shards, names, used),
         *_modes(shards, names, used),
-        *_of_shards(mine),
+        *_of_shards(combined),
         *diagnose_chains(samples, convergence, remedies=_REMEDIES),
         *_retried(stats),
         *_many_parameters(combine, names),
         *_moved(shift, is_refined, names),
     ]
-    return tuple(sorted(found, key=lambda x: x.name not in FATAL))
+    return tuple(sorted(diagnostics, key=lambda x: x.name not in FATAL))
 
 
 def _left_out(left_out: dict[int, str], total: int) -> Iterator[Diagnostic]:
+    if not left_out:
+        return
     rate = 1 - len(left_out) / total
     if rate < LOWEST_SUCCESS_RATE:
         yield Diagnostic(
@@ -109,23 +114,24 @@ def _left_out(left_out: dict[int, str], total: int) -> Iterator[Diagnostic]:
             f"only {rate:.0%} of the shards are in the result. That is no posterior of "
             "the data: mend what makes shards fail, or use fewer of them.",
         )
-    if left_out:
-        told = "; ".join(f"shard {s}: {why}" for s, why in left_out.items())
-        yield Diagnostic(
-            "shards left out",
-            float(len(left_out)),
-            0.0,
-            f"{len(left_out)} of {total} shards are not in the result ({told}). It is "
-            "the posterior of the rows of the others. Find out what is special about "
-            "the rows of those, or use fewer shards.",
-        )
+    reasons = "; ".join(f"shard {s}: {why}" for s, why in left_out.items())
+    yield Diagnostic(
+        "shards left out",
+        float(len(left_out)),
+        0.0,
+        f"{len(left_out)} of {total} shards are not in the result ({reasons}). It is "
+        "the posterior of the rows of the others. Find out what is special about the "
+        "rows of those, or use fewer shards.",
+    )
 
 
 def _divergences(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
-    above = DIVERGENCE_UNRELIABLE, DIVERGENCE_WARNING, DIVERGENCE_NOTE
-    levels = "unreliable", "warning", "note"
     highest = np.inf
-    for level, threshold in zip(levels, above, strict=True):
+    for level, threshold in (
+        ("unreliable", DIVERGENCE_UNRELIABLE),
+        ("warning", DIVERGENCE_WARNING),
+        ("note", DIVERGENCE_NOTE),
+    ):
         rates = {
             x.shard: x.divergence_rate
             for x in stats
@@ -147,7 +153,7 @@ def _divergences(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
 def _disagree(
     shards: np.ndarray, names: Sequence[str], used: Sequence[int]
 ) -> Iterator[Diagnostic]:
-    """Cochran's Q (1954, Biometrics 10(1), 101-129), for each parameter.
+    """Apply Cochran's Q (1954, Biometrics 10(1), 101-129) to each parameter.
 
     If all shards are of one model, the mean of a shard lies about as far from the
     common one as the shard is wide; Monte Carlo adds its own error.
@@ -155,65 +161,95 @@ def _disagree(
     count = len(shards)
     if count < 2:
         return
-    means, variances = _moments(shards)
-    weights = 1 / variances
+    means = np.mean(shards, axis=(1, 2))
+    sizes = np.array([Convergence(x).ess_bulk for x in shards])
+    weights = 1 / (np.var(shards, axis=(1, 2)) * (1 + 1 / np.maximum(sizes, 1.0)))
     center = np.sum(weights * means, axis=0) / np.sum(weights, axis=0)
-    q = np.sum(weights * (means - center) ** 2, axis=0)
+    each = weights * (means - center) ** 2
+    q = np.sum(each, axis=0)
     stats = delayed("scipy.stats")
     limit = float(stats.chi2.isf(_CHANCE / len(names), count - 1))
     bad = np.flatnonzero(~(q <= limit))
     if bad.size:
         worst = int(np.argmax(np.nan_to_num(q, nan=np.inf)))
         ratio = float(np.sqrt(q[worst] / (count - 1)))
-        far = int(np.argmax(weights[:, worst] * (means[:, worst] - center[worst]) ** 2))
         yield Diagnostic(
             "shards disagree",
             ratio,
             float(np.sqrt(limit / (count - 1))),
             f"the means of {few([names[int(i)] for i in bad])} are spread up to "
             f"{ratio:.1f} times as far as the widths of the shards predict, shard "
-            f"{used[far]} farthest. The shards are not of one model: split the rows at "
-            "random, stratify by what makes them differ, let the model have it vary, "
-            "or use `combine='robust'` if few shards are spoilt.",
+            f"{used[int(np.argmax(each[:, worst]))]} farthest. The shards are not of "
+            "one model: split the rows at random, stratify by what makes them differ, "
+            "let the model have it vary, or use `combine='robust'` if few shards are "
+            "spoilt.",
         )
-
-
-def _moments(shards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of shards, and how far each may lie from the truth, as a variance."""
-    means = np.mean(shards, axis=(1, 2))
-    widths = np.var(shards, axis=(1, 2))
-    sizes = np.array([Convergence(x).ess_bulk for x in shards])
-    return means, widths * (1 + 1 / np.maximum(sizes, 1.0))
 
 
 def _modes(
     shards: np.ndarray, names: Sequence[str], used: Sequence[int]
 ) -> Iterator[Diagnostic]:
-    found: dict[str, list[int]] = {}
+    bimodal: dict[str, list[int]] = {}
     for shard, draws in zip(used, shards, strict=True):
-        # Of each chain by itself: chains that stay in one mode each are worth next to
-        # nothing together, and that is the way in which modes are mostly found.
-        apart = [np.atleast_1d(Convergence(x[None]).ess_bulk) for x in draws]
-        sizes = np.sum(apart, axis=0)
+        # Of each chain by itself. Together, chains that stay in one mode each have next
+        # to no effective sample size, and that is how most modes are found.
+        of_chains = [np.atleast_1d(Convergence(x[None]).ess_bulk) for x in draws]
+        sizes = np.sum(of_chains, axis=0)
         for i, name in enumerate(names):
             if is_bimodal(draws[..., i].ravel(), float(sizes[i])):
-                found.setdefault(name, []).append(shard)
-    if found:
-        some = {shard: 0 for shards in found.values() for shard in shards}
+                bimodal.setdefault(name, []).append(shard)
+    if bimodal:
+        where = list(dict.fromkeys(shard for x in bimodal.values() for shard in x))
         yield Diagnostic(
             "modes",
-            float(len(found)),
+            float(len(bimodal)),
             0.0,
-            f"{few(list(found))} has two modes, in {_shards(some)}: the density falls "
-            f"below {VALLEY:.0%} of the lower one between them. A weighted mean of "
-            "draws lies between modes, where there may be no probability. Use "
+            f"{few(list(bimodal))} has two modes, in {_shards(where)}: the density "
+            f"falls below {VALLEY:.0%} of the lower one between them. A weighted mean "
+            "of draws lies between modes, where there may be no probability. Use "
             "`combine='kde'` for few parameters, or all data at once with "
             "`sharded_logdensity`.",
         )
 
 
+def is_bimodal(draws: Float[np.ndarray, " draws"], ess: float) -> bool:
+    """Return True if there is a valley between two modes of draws of one number.
+
+    Coefficients of skewness and kurtosis take a skewed density for a bimodal one, and
+    ratios to the mean see modes in anything centred at zero. So the valley is looked
+    for in a kernel density, wide enough that the noise of `ess` independent draws makes
+    no valley of its own.
+    """
+    if not np.all(np.isfinite(draws)) or not ess >= _FEWEST_FOR_MODES:
+        return False
+    low, high = np.quantile(draws, [0.001, 0.999])
+    width = min(np.std(draws), np.subtract(*np.quantile(draws, [0.75, 0.25])) / 1.349)
+    if not (high > low and width > 0):
+        return False
+    # Silverman (1986, Density Estimation for Statistics and Data Analysis, 3.31).
+    kernel = 0.9 * width * min(ess, len(draws)) ** -0.2
+    grid = np.linspace(low - 3 * kernel, high + 3 * kernel, _GRID)
+    half = (grid[1] - grid[0]) / 2
+    edges = np.append(grid - half, grid[-1] + half)
+    counts = np.histogram(draws, bins=edges)[0].astype(np.float64)
+    offsets = grid - grid[_GRID // 2]
+    density = np.convolve(counts, np.exp(-0.5 * (offsets / kernel) ** 2), "same")
+    # At each place the lower of the highest modes on both sides of it.
+    lower = np.minimum(
+        np.maximum.accumulate(density), np.maximum.accumulate(density[::-1])[::-1]
+    )
+    below = np.cumsum(counts) / max(np.sum(counts), 1.0)
+    is_between = (below > SMALLEST_MODE) & (below < 1 - SMALLEST_MODE)
+    # In long tails a mode is a few draws. The variance of a sum of kernels is its
+    # height over the root of two.
+    share = min(ess, len(draws)) / len(draws)
+    noise = np.sqrt((lower + density) / 2**0.5 / share)
+    is_deep = (density < VALLEY * lower) & (lower - density > SURE * noise)
+    return bool(np.any(is_between & is_deep))
+
+
 def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
-    # Not `>`, since NaN says that nothing can be said.
+    # Not `>`, so that NaN counts as high.
     high = {x.shard: x.rhat for x in stats if not x.rhat <= HIGHEST_SHARD_RHAT}
     if high:
         yield Diagnostic(
@@ -230,9 +266,9 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             "ESS of shards",
             float(np.min(list(low.values()))),
             LOWEST_SHARD_ESS,
-            f"the draws are worth less than {LOWEST_SHARD_ESS:.0f} independent ones, "
-            f"or nothing is known, in {_shards(low)}. The weights are computed from "
-            f"their covariance. Use more {_REMEDIES.draws}.",
+            f"the effective sample size is below {LOWEST_SHARD_ESS:.0f}, or NaN, in "
+            f"{_shards(low)}. The weights are computed from the covariance of the "
+            f"draws. Use more {_REMEDIES.draws}.",
         )
 
 
@@ -265,17 +301,17 @@ def _many_parameters(combine: str, names: Sequence[str]) -> Iterator[Diagnostic]
 def _moved(
     shift: np.ndarray | None, is_refined: bool, names: Sequence[str]
 ) -> Iterator[Diagnostic]:
-    if is_refined and shift is None:
-        yield Diagnostic(
-            "not refined",
-            float("nan"),
-            0.0,
-            "no place was found where the gradient of all data is zero on average, so "
-            "the draws are where combining has put them. Choose parameters without "
-            "bounds, in which the posterior is closer to a Gaussian, or use fewer "
-            "shards.",
-        )
     if shift is None:
+        if is_refined:
+            yield Diagnostic(
+                "not refined",
+                float("nan"),
+                0.0,
+                "no place was found where the gradient of all data is zero on average, "
+                "so the draws are where combining has put them. Choose parameters "
+                "without bounds, in which the posterior is closer to a Gaussian, or "
+                "use fewer shards.",
+            )
         return
     worst = int(np.argmax(np.abs(shift)))
     far = float(np.abs(shift[worst]))

@@ -1,4 +1,4 @@
-"""How long chains of a shard run."""
+"""Lengths of the chains of a shard."""
 
 from dataclasses import dataclass
 from typing import Final, final
@@ -6,9 +6,9 @@ from typing import Final, final
 from ..run._arguments import check_count
 
 
-# A shard of so many rows, or more, gets the whole of the warm-up and the draws.
+# The rows from which on a shard gets the whole warm-up and all draws.
 _WHOLE: Final = 10_000
-# For each parameter.
+# The least of both for each parameter.
 _WARMUP_EACH: Final = 20
 _SAMPLES_EACH: Final = 50
 
@@ -16,7 +16,7 @@ _SAMPLES_EACH: Final = 50
 @final
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How many transitions the chains of a shard warm up and sample.
+    """Lengths of the warm-up and of the sampling of the chains of a shard.
 
     [`from_shard`][batchkit.SamplingPlan.from_shard] makes it from the size of a shard.
 
@@ -28,50 +28,36 @@ class SamplingPlan:
     assert plan.was_adapted
     assert plan.total_samples == 3000
     ```
+
+    **Arguments:**
+
+    - `num_warmup`: transitions of the warm-up of each chain, at least 1.
+    - `num_samples`: draws of each chain, at least 1.
+    - `num_chains`: chains of each shard, at least 1; 4 by default.
+    - `shard_size`: the rows of the shards that the plan was made for; None by default,
+        for any.
+    - `num_params`: the numbers in a position; None by default, for any.
+    - `was_adapted`: whether the plan is shorter than what was asked for; False by
+        default.
+
+    **Raises:**
+
+    `TypeError` or `ValueError` if a number is no int of at least 1.
     """
 
     num_warmup: int
     num_samples: int
-    num_chains: int
-    shard_size: int | None
-    num_params: int | None
-    was_adapted: bool
+    num_chains: int = 4
+    shard_size: int | None = None
+    num_params: int | None = None
+    was_adapted: bool = False
 
-    def __init__(
-        self,
-        num_warmup: int,
-        num_samples: int,
-        num_chains: int = 4,
-        shard_size: int | None = None,
-        num_params: int | None = None,
-        was_adapted: bool = False,
-    ) -> None:
-        """**Arguments:**
-
-        - `num_warmup`: transitions of the warm-up of each chain, at least 1.
-        - `num_samples`: draws of each chain, at least 1.
-        - `num_chains`: chains of each shard, at least 1; 4 by default.
-        - `shard_size`: the rows of a shard, for which the plan was made; None by
-            default, if it was made for any.
-        - `num_params`: the numbers in a position; None by default.
-        - `was_adapted`: whether the plan is shorter than what was asked for; False by
-            default.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if a number is no int of at least 1.
-        """
-        for name, value in (
-            ("num_warmup", num_warmup),
-            ("num_samples", num_samples),
-            ("num_chains", num_chains),
-            ("shard_size", shard_size),
-            ("num_params", num_params),
-        ):
-            if value is not None or name in ("num_warmup", "num_samples", "num_chains"):
-                check_count("SamplingPlan", name, value)
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "was_adapted", was_adapted)
+    def __post_init__(self) -> None:
+        for name in ("num_warmup", "num_samples", "num_chains"):
+            check_count("SamplingPlan", name, getattr(self, name))
+        for name in ("shard_size", "num_params"):
+            if getattr(self, name) is not None:
+                check_count("SamplingPlan", name, getattr(self, name))
 
     @classmethod
     def from_shard(
@@ -86,7 +72,7 @@ class SamplingPlan:
         min_samples: int = 200,
         adaptive: bool = True,
     ) -> "SamplingPlan":
-        """A plan for shards of some size: small ones are sampled for less long.
+        """Return a plan for shards of some size: small ones are sampled for less long.
 
         A shard of 10,000 rows or more gets `num_warmup` and `num_samples`. A smaller
         one gets its share of both, but not less than `min_warmup` and `min_samples`,
@@ -113,7 +99,7 @@ class SamplingPlan:
 
         **Returns:**
 
-        A `SamplingPlan`, of which `was_adapted` tells whether it is shorter.
+        A `SamplingPlan`, with `was_adapted` if it is shorter.
 
         **Raises:**
 
@@ -134,7 +120,7 @@ class SamplingPlan:
             size = min(shard_size, _WHOLE)
             least_warmup = max(min_warmup, _WARMUP_EACH * num_params)
             least_samples = max(min_samples, _SAMPLES_EACH * num_params)
-            # Of integers, since a product of floats may fall below a whole number.
+            # In integers: a product of floats may fall below a whole number.
             warmup = max(min(least_warmup, warmup), warmup * size // _WHOLE)
             samples = max(min(least_samples, samples), samples * size // _WHOLE)
         return cls(

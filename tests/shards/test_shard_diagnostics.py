@@ -1,4 +1,4 @@
-"""When a combination is to be believed, on draws made by hand."""
+"""Diagnostics of combined draws, on draws made by hand."""
 
 import inspect
 import re
@@ -16,7 +16,8 @@ from batchkit.shards import (
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
     ShardTry,
-    _modes,
+    _refine,
+    _shard_diagnostics,
 )
 
 from ..helpers import assert_refuses
@@ -28,7 +29,7 @@ RNG = np.random.default_rng(0)
 
 
 def is_bimodal(x: np.ndarray, ess: float) -> bool:
-    return _modes.is_bimodal(x, float(ess))
+    return _shard_diagnostics.is_bimodal(x, float(ess))
 
 
 def draws() -> np.ndarray:
@@ -41,26 +42,26 @@ def draws() -> np.ndarray:
 def stats(rates: Any = (0.0,), **others: Any) -> list[bk.SamplingStats]:
     made = []
     for shard in range(SHARDS):
-        told = [
+        some = [
             ShardTry(i, 0.8, r, True, True, "", ChainSeconds(1.0, 1.0, 1.0))
             for i, r in enumerate(rates if shard == 1 else (0.0,))
         ]
         usual = {"rhat": 1.0, "ess": 1500.0, **(others if shard == 1 else {})}
-        made.append(bk.SamplingStats(shard, 100, PLAN, tuple(told), **usual))
+        made.append(bk.SamplingStats(shard, 100, PLAN, tuple(some), **usual))
     return made
 
 
-def run(x: np.ndarray | None = None, **given: Any) -> bk.ShardRun:
+def run(x: np.ndarray | None = None, **options: Any) -> bk.ShardRun:
     x = draws() if x is None else x
-    given = {"stats": stats(), "rng_key": jax.random.key(0), **given}
-    return bk.ShardRun({"a": x}, **given)
+    options = {"stats": stats(), "rng_key": jax.random.key(0), **options}
+    return bk.ShardRun({"a": x}, **options)
 
 
-def names(*args: Any, **given: Any) -> list[str]:
-    return [warning.name for warning in run(*args, **given).warnings]
+def names(*args: Any, **options: Any) -> list[str]:
+    return [warning.name for warning in run(*args, **options).warnings]
 
 
-def test_what_is_fatal_comes_first() -> None:
+def test_fatal_warnings_come_first() -> None:
     x = draws()
     x[3, ..., 1] += 6.0
     # What was left out is looked at before what disagrees.
@@ -68,12 +69,12 @@ def test_what_is_fatal_comes_first() -> None:
     assert found == ["shards disagree", "shards left out", "tries"]
 
 
-def test_shards_that_are_left_out_are_not_looked_at() -> None:
+def test_shards_that_are_left_out_are_not_diagnosed() -> None:
     found = run(stats=stats((0.4,), rhat=3.0, ess=9.0), failed={1: "bad"})
     assert [warning.name for warning in found.warnings] == ["shards left out"]
 
 
-def test_the_monte_carlo_error_of_means() -> None:
+def test_slow_chains_do_not_make_shards_disagree() -> None:
     # Chains that go up by and by are worth few draws, and their means are uncertain.
     x = np.tile(np.linspace(-1, 1, DRAWS)[:, None], (2, CHAINS, 1, 1))
     x += 0.2 * np.random.default_rng(0).normal(size=x.shape)
@@ -82,12 +83,12 @@ def test_the_monte_carlo_error_of_means() -> None:
     ess = min(float(bk.chains.Convergence(y).ess_bulk[0]) for y in x)
     assert ess < 20
     x[1] += np.sqrt(2 * 6.635 * (1 + 0.9 / ess))
-    told = [bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
-    found = [warning.name for warning in bk.ShardRun(x, told).warnings]
+    some = [bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
+    found = [warning.name for warning in bk.ShardRun(x, some).warnings]
     assert "shards disagree" not in found
 
 
-def test_the_limit_of_disagreement() -> None:
+def test_shards_disagree_beyond_a_quantile_of_chi_squared() -> None:
     # Two shards of unit width, their means at a distance: Q is half of its square.
     x = np.random.default_rng(0).normal(size=(2, CHAINS, 4000, 1))
     x -= np.mean(x, axis=(1, 2), keepdims=True)
@@ -97,10 +98,10 @@ def test_the_limit_of_disagreement() -> None:
             moved = np.repeat(x, dim, axis=-1)
             moved += 1e-9 * np.random.default_rng(1).normal(size=moved.shape)
             moved[1, ..., -1] += np.sqrt(2 * part * limit * (1 + 1 / 16_000))
-            told = [
+            some = [
                 bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)
             ]
-            found = bk.ShardRun(shuffled(moved), told).warnings
+            found = bk.ShardRun(shuffled(moved), some).warnings
             assert any(w.name == "shards disagree" for w in found) == expected
 
 
@@ -110,7 +111,7 @@ def shuffled(x: np.ndarray) -> np.ndarray:
     return np.random.default_rng(2).permuted(flat, axis=1).reshape(x.shape)
 
 
-def test_most_shards_are_left_out() -> None:
+def test_a_result_without_most_shards_is_unreliable() -> None:
     found = run(failed={0: "bad", 2: "bad", 4: "bad"})
     assert found.warnings[0].name == "few shards"
     assert "only 40% of the shards" in found.report()
@@ -119,7 +120,7 @@ def test_most_shards_are_left_out() -> None:
     assert [w.name for w in half.warnings] == ["shards left out"]
 
 
-def test_nothing_to_complain_about() -> None:
+def test_good_draws_are_reliable() -> None:
     found = run()
     assert found.warnings == ()
     assert found.verdict == "reliable"
@@ -132,7 +133,7 @@ def test_nothing_to_complain_about() -> None:
     assert abs(found.summary()["a[0]"]["std"] - SHARDS**-0.5) < 0.05
 
 
-def test_shards_that_disagree() -> None:
+def test_shards_that_disagree_are_unreliable() -> None:
     x = draws()
     x[3, ..., 1] += 6.0
     found = run(x)
@@ -144,7 +145,7 @@ def test_shards_that_disagree() -> None:
     assert found.report().startswith("Unreliable: do not use")
 
 
-def test_shards_are_named_by_their_numbers() -> None:
+def test_warnings_name_shards_by_their_numbers() -> None:
     x = draws()
     x[3, ..., 1] += 6.0
     x[4, ..., 0] += np.where(RNG.random((CHAINS, DRAWS)) < 0.5, -4, 4)
@@ -153,14 +154,14 @@ def test_shards_are_named_by_their_numbers() -> None:
     assert "shard 4:" in found["modes"]
 
 
-def test_how_often_shards_that_agree_are_said_not_to() -> None:
+def test_shards_that_agree_are_hardly_ever_said_to_disagree() -> None:
     rng = np.random.default_rng(5)
     count = 0
     for _ in range(60):
         means = rng.normal(size=(8, 1, 1, 3))
         x = means + rng.normal(size=(8, 2, 150, 3))
-        told = [bk.SamplingStats(s, 9, PLAN, ()) for s in range(8)]
-        found = bk.ShardRun(x, told).warnings
+        some = [bk.SamplingStats(s, 9, PLAN, ()) for s in range(8)]
+        found = bk.ShardRun(x, some).warnings
         count += any(warning.name == "shards disagree" for warning in found)
     assert count <= 3
 
@@ -176,7 +177,9 @@ def test_how_often_shards_that_agree_are_said_not_to() -> None:
         (0.301, ["divergences: unreliable"]),
     ],
 )
-def test_divergences(rate: float, expected: list[str]) -> None:
+def test_divergences_are_warned_of_at_three_levels(
+    rate: float, expected: list[str]
+) -> None:
     assert (DIVERGENCE_NOTE, DIVERGENCE_WARNING, DIVERGENCE_UNRELIABLE) == (
         0.05,
         0.10,
@@ -198,13 +201,15 @@ def test_divergences(rate: float, expected: list[str]) -> None:
         ({"ess": np.nan}, ["ESS of shards"]),
     ],
 )
-def test_shards_that_have_not_converged(others: Any, expected: list[str]) -> None:
+def test_shards_that_have_not_converged_are_named(
+    others: Any, expected: list[str]
+) -> None:
     found = run(stats=stats(**others))
     assert [warning.name for warning in found.warnings] == expected
     assert "shard 1" in found.warnings[0].message
 
 
-def test_shards_that_ran_again() -> None:
+def test_shards_that_ran_again_are_reported() -> None:
     found = run(stats=stats((0.2, 0.0)))
     (warning,) = found.warnings
     assert warning.name == "tries"
@@ -212,7 +217,7 @@ def test_shards_that_ran_again() -> None:
     assert "1 ran more than once" in found.report()
 
 
-def test_shards_that_are_left_out() -> None:
+def test_shards_that_are_left_out_are_reported_with_reasons() -> None:
     x = draws()
     x[0] = 1.0
     x[4, 0, 0] = np.nan
@@ -230,14 +235,14 @@ def test_warnings_name_settings_of_run_shards() -> None:
     accepted = set(inspect.signature(bk.run_shards).parameters)
     x = draws()[:, :2, :50]
     x[:, 0] += 3.0
-    told = stats((0.2,), rhat=1.2, ess=9.0)
-    found = bk.ShardRun({"a": x}, told)
+    some = stats((0.2,), rhat=1.2, ess=9.0)
+    found = bk.ShardRun({"a": x}, some)
     named = set(re.findall(r"`(\w+)`", " ".join(w.message for w in found.warnings)))
     assert {"num_warmup", "num_samples", "num_chains", "plan"} <= named
     assert named <= accepted | {"sharded_logdensity"}
 
 
-def test_modes() -> None:
+def test_two_modes_of_a_shard_are_found() -> None:
     x = draws()
     signs = np.random.default_rng(0).random((CHAINS, DRAWS)) < 0.5
     x[2, ..., 0] += np.where(signs, -4, 4)
@@ -249,7 +254,7 @@ def test_modes() -> None:
     assert "shard 2" in message
 
 
-def test_chains_that_stay_in_one_mode_each() -> None:
+def test_modes_are_found_where_each_chain_stays_in_one() -> None:
     x = draws()
     x[2, :2, :, 0] -= 8.0
     assert bk.chains.Convergence(x[2, ..., 0]).ess_bulk < 50
@@ -258,7 +263,7 @@ def test_chains_that_stay_in_one_mode_each() -> None:
     assert found.verdict == "unreliable"
 
 
-def test_chains_that_are_slow_have_no_modes() -> None:
+def test_slow_chains_have_one_mode() -> None:
     rng = np.random.default_rng(3)
     for correlation in (0.95, 0.99, 0.999):
         x = rng.normal(size=(SHARDS, CHAINS, DRAWS, DIM))
@@ -280,11 +285,11 @@ def test_chains_that_are_slow_have_no_modes() -> None:
         lambda n: RNG.normal(size=n).round(1),
     ],
 )
-def test_one_mode(make: Any) -> None:
+def test_densities_with_one_mode_are_not_called_bimodal(make: Any) -> None:
     assert not any(is_bimodal(make(n), n) for n in (100, 1000, 4000) for _ in range(20))
 
 
-def test_how_deep_a_valley_is() -> None:
+def test_a_valley_counts_only_if_it_is_deep() -> None:
     # Two normal densities at a distance: the valley between their modes.
     x = normal.ppf(np.linspace(0.0005, 0.9995, 20_000))
     for distance, expected in ((2.6, False), (3.8, True)):
@@ -292,30 +297,22 @@ def test_how_deep_a_valley_is() -> None:
         assert is_bimodal(both, both.size) == expected
 
 
-def test_few_draws_that_were_counted_often() -> None:
+def test_repeated_draws_make_no_modes() -> None:
     # Of 60 independent draws gaps are seen, however often each of them is repeated.
     rng = np.random.default_rng(7)
     flags = [is_bimodal(np.repeat(rng.normal(size=60), 100), 60) for _ in range(300)]
     assert not any(flags)
 
 
-def test_one_mode_of_slow_chains() -> None:
-    noise = RNG.normal(size=(20, 2000))
-    for x in noise:
-        for i in range(1, len(x)):
-            x[i] += 0.9 * x[i - 1]
-        assert not is_bimodal(x, 2000 / 19)
-
-
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_two_modes(scale: float) -> None:
+def test_two_modes_are_found_in_any_unit(scale: float) -> None:
     for share in (0.5, 0.15):
         x = RNG.normal(size=2000) + np.where(RNG.random(2000) < share, 3, -3)
         assert is_bimodal(scale * x, 2000)
         assert is_bimodal(scale * (x + 100), 2000)
 
 
-def test_modes_that_cannot_be_told() -> None:
+def test_few_or_bad_draws_show_no_modes() -> None:
     x = RNG.normal(size=2000) + np.where(RNG.random(2000) < 0.5, 3, -3)
     assert is_bimodal(x, 2000)
     assert not is_bimodal(x, 40)
@@ -324,14 +321,14 @@ def test_modes_that_cannot_be_told() -> None:
     assert not is_bimodal(np.full(100, np.nan), 100)
 
 
-def test_kernel_densities_of_many_parameters() -> None:
+def test_kernel_densities_of_many_parameters_are_warned_of() -> None:
     x = np.random.default_rng(0).normal(size=(SHARDS, CHAINS, DRAWS, 6))
     assert "kernel densities" in names(x, combine="kde")
     assert names(x) == []
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"stats": stats()[:4]}, ("stats=", "there are 4", "(5,)")),
         ({"stats": [*stats(), *stats()]}, ("there are 10",)),
@@ -339,11 +336,13 @@ def test_kernel_densities_of_many_parameters() -> None:
         ({"failed": dict.fromkeys(range(5), "bad")}, ("leave one",)),
     ],
 )
-def test_shards_that_there_are_not(given: Any, words: tuple[str, ...]) -> None:
-    assert_refuses(lambda: run(**given), ValueError, words)
+def test_statistics_and_failures_of_other_shards_are_refused(
+    options: Any, words: tuple[str, ...]
+) -> None:
+    assert_refuses(lambda: run(**options), ValueError, words)
 
 
-def test_the_report_tells_the_worst_parameter() -> None:
+def test_the_report_has_the_worst_parameter() -> None:
     x = draws()
     x[..., 0] += np.linspace(-1, 1, CHAINS)[:, None]
     found = run(x)
@@ -353,7 +352,7 @@ def test_the_report_tells_the_worst_parameter() -> None:
     assert f"their bulk ESS at least {ess:,.0f}" in found.report()
 
 
-def test_what_is_printed() -> None:
+def test_a_run_prints_as_a_table() -> None:
     text = repr(run(stats=stats((0.2,))))
     assert "5 of 5, consensus" in text
     assert "4 chains of 500" in text
@@ -374,24 +373,30 @@ def of_normal(mean: float) -> Any:
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.2, []), (-0.8, ["shift"])])
-def test_draws_that_were_moved(shift: float, expected: list[str]) -> None:
+def test_draws_are_moved_by_as_much_as_the_report_says(
+    shift: float, expected: list[str]
+) -> None:
     found = run(gradients_fn=of_normal(shift))
     assert [warning.name for warning in found.warnings] == expected
     assert f"moved them by up to {abs(shift):.2f} deviations" in found.report()
     x = run().samples["a"]
     away = np.broadcast_to(found.samples["a"][0, 0] - x[0, 0], x.shape)
     np.testing.assert_allclose(found.samples["a"] - x, away)
-    expected_away = [0, shift] * np.std(x, axis=(0, 1))
-    np.testing.assert_allclose(away[0, 0], expected_away, atol=5e-3)
+    # The search ends where its next step is at most 0.01 standard deviations. The draws
+    # have a correlation that the posterior has not, so Newton's step may be longer, by
+    # the ratio of the largest curvature to the smallest.
+    r = abs(np.corrcoef(x.reshape(-1, DIM), rowvar=False)[0, 1])
+    off = away[0, 0] / np.std(x, axis=(0, 1)) - [0, shift]
+    assert np.linalg.norm(off) < _refine._CLOSE * (1 + r) ** 1.5 / (1 - r)
 
 
-def test_draws_that_could_not_be_moved() -> None:
+def test_draws_that_could_not_be_moved_are_unreliable() -> None:
     # Of a density that grows for ever.
     found = names(gradients_fn=lambda used: lambda y: {"a": np.ones_like(y["a"])})
     assert found == ["mean gradient", "integration by parts", "not refined"]
 
 
-def test_gradients_at_draws_that_are_not_moved() -> None:
+def test_the_check_sees_draws_that_were_not_moved() -> None:
     found = run(gradients_fn=of_normal(0.0), refine=False)
     assert found.verdict == "reliable"
     assert "integration by parts holds" in found.report()
@@ -403,7 +408,7 @@ def test_gradients_at_draws_that_are_not_moved() -> None:
     np.testing.assert_array_equal(found.samples["a"], run().samples["a"])
 
 
-def test_the_report_says_what_is_not_checked() -> None:
+def test_the_report_says_what_no_check_sees() -> None:
     assert run().gradient_check is None
     assert "no gradients of all data" in run().report()
     for found in (run(), run(gradients_fn=of_normal(0.0))):

@@ -1,0 +1,253 @@
+"""Arguments of `run_shards`, and starts, that are refused before shards are sampled."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from ..chains import StartError
+from ..chains._draws import named_numbers
+from ..chains._sampler import is_api
+from ..chains._starts import check_positions
+from ..run._arguments import check_count, in_short, kind_of
+from ..run._kept import kept_for
+from ..run._names import columns, few
+from ..run._program import Program
+from ._row_split import check_likelihood
+from ._sampling_plan import SamplingPlan
+
+
+# Relative to the likelihoods of single rows, which are sums over many numbers.
+_ROUNDING: Final = 1e-3
+
+
+def check_options(
+    api: object, on_failure: object, refine: object, profile: object
+) -> None:
+    if not is_api(api):
+        raise TypeError(
+            f"run_shards(api={in_short(api)}): api must be an API whose step size and "
+            "mass matrix a warm-up finds, such as blackjax.nuts; got "
+            f"{kind_of(api)}."
+        )
+    if on_failure not in ("raise", "drop"):
+        raise ValueError(
+            f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
+            "'drop' to go on without the shards that fail."
+        )
+    if not isinstance(refine, bool):
+        raise TypeError(
+            f"run_shards(refine={refine!r}): refine must be True or False; got "
+            f"{type(refine).__name__}."
+        )
+    if profile is not None and not isinstance(profile, str | Path):
+        raise TypeError(
+            f"run_shards(profile={profile!r}): profile must be a directory, as a str "
+            f"or a Path, or None; got {type(profile).__name__}."
+        )
+
+
+def check_split(num_shards: object, strata: Any, rows: int) -> None:
+    """Raise unless every shard gets a row, and every row has a stratum, if any has."""
+    count = check_count("run_shards", "num_shards", num_shards)
+    if count > rows:
+        raise ValueError(
+            f"run_shards(num_shards={count}): there are only {rows} rows, and every "
+            f"shard needs one. Use {rows} shards or fewer; a shard should have many "
+            "more rows than there are parameters."
+        )
+    if strata is None:
+        return
+    rule = f"strata must be one label for each of {rows} rows"
+    try:
+        labels = np.asarray(strata)
+    except ValueError as error:
+        raise ValueError(
+            f"run_shards(strata=...): {rule}, but it is no array: {error}."
+        ) from None
+    if labels.shape != (rows,):
+        raise ValueError(
+            f"run_shards(strata=...): {rule}; got the shape {labels.shape}."
+        )
+    try:
+        np.unique(labels)
+    except TypeError as error:
+        raise TypeError(
+            f"run_shards(strata=...): {rule}, all of one kind, numbers or words; got "
+            f"labels that cannot be sorted: {error}. Give what is missing a label of "
+            "its own."
+        ) from None
+
+
+def check_lengths(
+    plan: Any, num_chains: int | None, lengths: dict[str, int | None]
+) -> int:
+    """Check the settings that a plan may have, and return the number of chains."""
+    if plan is not None and not isinstance(plan, SamplingPlan):
+        raise TypeError(
+            f"run_shards(plan={plan!r}): plan must be a SamplingPlan; got "
+            f"{type(plan).__name__}. Make one with `SamplingPlan.from_shard(...)`."
+        )
+    if num_chains is not None:
+        check_count("run_shards", "num_chains", num_chains)
+        if plan is not None and plan.num_chains != num_chains:
+            raise ValueError(
+                f"run_shards(num_chains={num_chains}): the plan has {plan.num_chains} "
+                "chains. Leave num_chains out, or make a plan with as many."
+            )
+    for name, value in lengths.items():
+        if value is None:
+            continue
+        check_count("run_shards", name, value)
+        if plan is not None:
+            raise TypeError(
+                f"run_shards({name}={value}, plan=...): the plan has a {name} of its "
+                f"own. Leave {name} out, or leave plan out and pass num_warmup and "
+                "num_samples."
+            )
+    return num_chains or (4 if plan is None else plan.num_chains)
+
+
+def plan_for(
+    shard_size: int, num_params: int, num_chains: int, lengths: dict[str, int | None]
+) -> SamplingPlan:
+    """Return the plan for shards of some size, with lengths that are not None kept."""
+    # A length is not shortened where its minimum is as large.
+    fixed: dict[str, Any] = {
+        name: value
+        for length, value in lengths.items()
+        if value is not None
+        for name in (length, length.replace("num", "min"))
+    }
+    return SamplingPlan.from_shard(
+        shard_size, num_params, num_chains=num_chains, **fixed
+    )
+
+
+def starts_of(
+    positions: Any,
+    prior_sample_fn: Callable[[Any], PyTree] | None,
+    rng_key: Any,
+    shards: int,
+    chains: int,
+) -> PyTree:
+    """Return the starts of all chains, arrays of shape `(shards, chains, ...)`."""
+    if (positions is None) == (prior_sample_fn is None):
+        passed = "neither" if positions is None else "both"
+        raise TypeError(
+            f"run_shards: got {passed} of positions and prior_sample_fn. Pass one: "
+            "positions of shape (chains, ...), or a function from a key to a position."
+        )
+    if prior_sample_fn is not None:
+        if not callable(prior_sample_fn):
+            raise TypeError(
+                f"run_shards(prior_sample_fn={prior_sample_fn!r}): prior_sample_fn "
+                "must be a function from a key to a position; got "
+                f"{type(prior_sample_fn).__name__}."
+            )
+        keys = jax.random.split(rng_key, (shards, chains))
+        kept = kept_for("starts", prior_sample_fn)
+        starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
+        _check_floating("prior_sample_fn", starts)
+        starts = jax.tree.map(np.asarray, starts)
+        for shard in range(shards):
+            of_shard = jax.tree.map(lambda x, shard=shard: x[shard], starts)
+            check_positions(of_shard, "run_shards", "prior_sample_fn")
+        return starts
+    _check_floating("positions", positions)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
+        shape = np.shape(leaf)
+        if shape[:1] != (chains,):
+            raise ValueError(
+                f"run_shards(positions=...): positions{jax.tree_util.keystr(path)} has "
+                f"the shape {shape}, but its first axis must be that of the {chains} "
+                "chains. Stack one start for each chain along axis 0; every shard "
+                "begins there."
+            )
+    positions = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), positions)
+    check_positions(positions, "run_shards")
+    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
+
+
+def _check_floating(name: str, positions: PyTree) -> None:
+    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    if not leaves:
+        raise ValueError(
+            f"run_shards({name}=...): there is no array in the positions. Pass a "
+            "pytree of arrays."
+        )
+    for path, leaf in leaves:
+        is_number = isinstance(leaf, float | np.ndarray | jax.Array)
+        if not is_number or not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
+            raise TypeError(
+                f"run_shards({name}=...): positions{jax.tree_util.keystr(path)} must "
+                "be floating-point numbers, since the sampler takes gradients; got "
+                f"{getattr(leaf, 'dtype', type(leaf).__name__)}."
+            )
+
+
+def check_additive(
+    loglikelihood_fn: Callable[[PyTree, PyTree], Any], position: PyTree, rows: PyTree
+) -> None:
+    """Raise unless the likelihood of two rows is the sum of those of each."""
+    position, rows = jax.tree.map(jnp.asarray, (position, rows))
+
+    def of(begin: int, end: int) -> float:
+        value = loglikelihood_fn(position, jax.tree.map(lambda x: x[begin:end], rows))
+        check_likelihood(value)
+        return float(value)
+
+    both, first, second = of(0, 2), of(0, 1), of(1, 2)
+    if abs(both - first - second) > _ROUNDING * (1 + abs(first) + abs(second)):
+        raise ValueError(
+            f"run_shards(loglikelihood_fn=...): the log-likelihood of two rows, "
+            f"{both:.6g}, is not the sum of those of each, {first:.6g} and "
+            f"{second:.6g}. Shards need a sum over rows: no mean, nothing that is "
+            "counted once for all rows (that belongs in the prior), and nothing that "
+            "rows have in common."
+        )
+
+
+def check_states(
+    states: Any,
+    positions: PyTree,
+    chains: int,
+    logprior_fn: Callable[[PyTree], Any],
+) -> None:
+    """Raise `StartError` if a log-density or its gradient is not finite at a start.
+
+    States and positions are those of all tasks, `chains` for each shard.
+    """
+    values = np.asarray(states.logdensity)
+    slopes = dict(columns(getattr(states, "logdensity_grad", None)))
+    is_bad_slope = np.any([~np.isfinite(x) for x in slopes.values()], axis=0)
+    bad = np.flatnonzero(~np.isfinite(values) | is_bad_slope)
+    if not bad.size:
+        return
+    first = int(bad[0])
+    shard, chain = divmod(first, chains)
+    position = jax.tree.map(lambda x: x[first], positions)
+    numbers = dict(named_numbers(position))
+    names = [name for name, x in slopes.items() if not np.isfinite(x[first])]
+    names = [x for x in numbers if not np.isfinite(numbers[x])] or names or [*numbers]
+    shown = few([f"{name} = {numbers[name]:.4g}" for name in names])
+    if np.isfinite(values[first]):
+        what = "the gradient of the log-density is not finite"
+    else:
+        prior = float(logprior_fn(position))
+        which = "the prior is" if not np.isfinite(prior) else "the likelihood is"
+        what = f"the log-density is {values[first]:g} ({which} not finite)"
+    shards = sorted({int(x) // chains for x in bad})
+    others = f" So it is in shards {', '.join(map(str, shards[:10]))}."
+    raise StartError(
+        f"run_shards: in shard {shard}, where chain {chain} starts, {what}: look at "
+        f"{shown}.{others if len(shards) > 1 else ''} Start inside of the support of "
+        "the prior and of every row of the shard, and look for a `jnp.where` whose "
+        "branch not taken divides by zero.",
+        sorted({int(x) % chains for x in bad}),
+        names,
+    )

@@ -1,0 +1,229 @@
+"""Tries of shards: whether their draws are accepted, and statistics of the last one.
+
+The draws of a try are accepted if all are finite and few transitions diverged. More may
+diverge in a later try, since by then the step size has been tuned for fewer.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, final
+
+import jax
+import numpy as np
+
+from ..chains import ChainSeconds, Convergence
+from ..chains._chain_programs import Draw
+from ..chains._draws import named_numbers
+from ..chains._sampler import Tuned
+from ..run._result_file import numbers, typed
+from ._sampling_plan import SamplingPlan
+
+
+# Rates of divergent transitions above which there is a note, a warning, and a verdict
+# of "unreliable".
+DIVERGENCE_NOTE: Final = 0.05
+DIVERGENCE_WARNING: Final = 0.10
+DIVERGENCE_UNRELIABLE: Final = 0.30
+# The increase of the target acceptance rate after divergences, and its limit.
+_TARGET_STEP: Final = 0.05
+_HIGHEST_TARGET: Final = 0.95
+
+
+@final
+class Spread(NamedTuple):
+    """The median, the smallest and the largest of some numbers.
+
+    ```python
+    from batchkit.shards import Spread
+
+    assert Spread(0.2, 0.1, 0.4).median == 0.2
+    ```
+    """
+
+    median: float
+    min: float
+    max: float
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ShardTry:
+    """One try of a shard: whether its draws were accepted, and why not.
+
+    - `number`: counted from 0.
+    - `target_acceptance`: the acceptance rate that the step size was tuned for.
+    - `divergence_rate`: of all transitions after the warm-up.
+    - `is_finite`: whether all draws and log-densities were.
+    - `accepted`: whether the draws can be used.
+    - `reason`: why not; empty if they can.
+    - `seconds`: of the call that ran the shard together with others: to compile, to
+      warm up, to sample.
+
+    ```python
+    import batchkit as bk
+    from batchkit.shards import ShardTry
+
+    first = ShardTry(0, 0.8, 0.01, True, True, "", bk.ChainSeconds(3.0, 0.5, 1.0))
+    assert first.accepted
+    ```
+    """
+
+    number: int
+    target_acceptance: float
+    divergence_rate: float
+    is_finite: bool
+    accepted: bool
+    reason: str
+    seconds: ChainSeconds
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SamplingStats:
+    """Statistics of the chains of one shard; None for what the sampler does not report.
+
+    - `shard`, `num_rows`: the index of the shard, and its number of rows.
+    - `plan`: how long its chains ran.
+    - `tries`: a [`ShardTry`][batchkit.shards.ShardTry] for each time it ran. All else
+      is of the last.
+    - `divergences`: the number of divergent transitions.
+    - `acceptance`: the mean acceptance rate.
+    - `step_size`: its spread over chains.
+    - `tree_depth`: its spread over all draws.
+    - `inverse_mass_matrix`: the spread of the diagonals of all chains.
+    - `rhat`: the largest of all parameters; NaN if one of them is.
+    - `ess`: the smallest bulk effective sample size; NaN if one of them is.
+    - `seconds`: the wall time of the call that ran the shard, for all shards in it
+      together: to compile, to warm up, to sample.
+
+    ```python
+    import batchkit as bk
+
+    plan = bk.SamplingPlan.from_shard(500, 3)
+    stats = bk.SamplingStats(0, 500, plan, ())
+    assert stats.divergence_rate == 0.0
+    ```
+    """
+
+    shard: int
+    num_rows: int
+    plan: SamplingPlan
+    tries: tuple[ShardTry, ...]
+    divergences: int | None = None
+    acceptance: float | None = None
+    step_size: Spread | None = None
+    tree_depth: Spread | None = None
+    inverse_mass_matrix: Spread | None = None
+    rhat: float = np.nan
+    ess: float = np.nan
+
+    @property
+    def divergence_rate(self) -> float:
+        """The rate of divergent transitions in the last try."""
+        return self.tries[-1].divergence_rate if self.tries else 0.0
+
+    @property
+    def accepted(self) -> bool:
+        """True if there are draws that can be used."""
+        return is_accepted(self.tries)
+
+    @property
+    def seconds(self) -> ChainSeconds:
+        """The wall time of the call that ran the last try."""
+        return self.tries[-1].seconds if self.tries else ChainSeconds(0.0, 0.0, 0.0)
+
+
+def is_accepted(tries: Sequence[ShardTry]) -> bool:
+    """Return True if the last try of a shard succeeded."""
+    return bool(tries) and tries[-1].accepted
+
+
+def judge_draws(
+    number: int, target: float, draws: Draw, seconds: tuple[float, float, float]
+) -> ShardTry:
+    """Return the record of try `number` of one shard, which made these draws."""
+    values = [*jax.tree.leaves(draws.position), *jax.tree.leaves(draws.logdensity)]
+    is_finite = all(bool(np.all(np.isfinite(x))) for x in values)
+    rate = 0.0 if draws.diverging is None else float(np.mean(draws.diverging > 0))
+    reasons = [] if is_finite else ["draws are not finite"]
+    if rate > _allowed_rate(number):
+        reasons.append(
+            f"{rate:.1%} of the transitions diverged, more than "
+            f"{_allowed_rate(number):.0%}"
+        )
+    return ShardTry(
+        number,
+        target,
+        rate,
+        is_finite,
+        not reasons,
+        "; ".join(reasons),
+        ChainSeconds(*seconds),
+    )
+
+
+def next_target(tries: Sequence[ShardTry], first: float) -> float:
+    """Return the target acceptance rate of the next try: higher after divergences."""
+    target = first
+    for each in tries:
+        if each.divergence_rate > _allowed_rate(each.number):
+            # A user's target above the limit is not lowered.
+            target = max(target, min(target + _TARGET_STEP, _HIGHEST_TARGET))
+    return target
+
+
+def _allowed_rate(number: int) -> float:
+    return DIVERGENCE_NOTE if number == 0 else DIVERGENCE_WARNING
+
+
+def tries_as_json(tries: Sequence[ShardTry]) -> list[dict[str, Any]]:
+    return [{**vars(each), "seconds": list(each.seconds[:3])} for each in tries]
+
+
+def tries_from_json(saved: Sequence[Mapping[str, Any]]) -> list[ShardTry]:
+    """Return the tries of one shard in a checkpoint; raise `ValueError` if damaged."""
+    types = dict(ShardTry.__annotations__)
+    del types["seconds"]
+    tries = []
+    for number, each in enumerate(saved):
+        values = {name: typed(each, name, kind) for name, kind in types.items()}
+        if values["number"] != number:
+            raise ValueError(f"its try {number} is {each!r}")
+        seconds = ChainSeconds(*numbers(each, "seconds", 3))
+        tries.append(ShardTry(**values, seconds=seconds))
+    return tries
+
+
+def stats_of(
+    shard: int,
+    num_rows: int,
+    plan: SamplingPlan,
+    tries: Sequence[ShardTry],
+    tuned: Tuned,
+    draws: Draw,
+) -> SamplingStats:
+    """Return the statistics of one shard, from arrays of shape `(chains, ...)`."""
+    convergence = Convergence(draws.position)
+    mass = np.asarray(tuned.inverse_mass_matrix)
+    if mass.ndim == 3:
+        mass = np.diagonal(mass, axis1=1, axis2=2)
+    rate, depth = draws.acceptance, draws.tree_depth
+    # NaN wins over every number in NumPy, as it must here.
+    return SamplingStats(
+        shard,
+        num_rows,
+        plan,
+        tuple(tries),
+        None if draws.diverging is None else int(np.sum(draws.diverging)),
+        None if rate is None else float(np.mean(rate)),
+        _spread(tuned.step_size),
+        None if depth is None else _spread(depth),
+        _spread(mass),
+        float(np.max([x for _, x in named_numbers(convergence.rhat)])),
+        float(np.min([x for _, x in named_numbers(convergence.ess_bulk)])),
+    )
+
+
+def _spread(values: Any) -> Spread:
+    values = np.asarray(values, np.float64)
+    return Spread(*(float(f(values)) for f in (np.median, np.min, np.max)))
