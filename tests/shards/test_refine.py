@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchkit.shards._refine import _CLOSE, _DRAWS, _DRAWS_AT_ONCE, refined
+from batchkit.shards._refine import _DRAWS, _DRAWS_AT_ONCE, refined
 
 
 Slope = Callable[[np.ndarray], np.ndarray]
@@ -43,7 +43,7 @@ def test_draws_of_any_width_are_moved_to_the_mean(wider: float) -> None:
     away = (np.mean(moved, axis=(0, 1)) - mean) / width
     # The search ends where its next step is at most 0.01 standard deviations, which is
     # Newton's: all steps are along one line, on which the curvature is known.
-    np.testing.assert_allclose(away, 0, atol=1.01 * _CLOSE)
+    np.testing.assert_allclose(away, 0, atol=0.0101)
     # All draws by the same, which is `shift`.
     np.testing.assert_allclose(
         moved - x, np.broadcast_to(moved[0, 0] - x[0, 0], x.shape)
@@ -81,13 +81,13 @@ def test_draws_that_are_not_to_be_moved_stay() -> None:
 )
 def test_draws_are_moved_for_factors_that_are_not_gaussian(slope: Slope) -> None:
     x = np.random.default_rng(1).normal(size=(4, 500, 1))
-    gradients, _ = of(slope)
-    moved, shift = refined(x, gradients)[:2]
-    assert shift is not None
-    # Of the same draws, since few of them tell of tails.
-    some = x.reshape(-1, 1)[np.linspace(0, x[..., 0].size - 1, _DRAWS).astype(int)]
-    some = some - np.mean(some) + np.mean(moved)
-    assert abs(np.mean(slope(some))) < 0.05
+    found = refined(x, of(slope)[0])
+    assert found.shift is not None
+    # Newton's next step would be at most 0.01 standard deviations.
+    above, here, below = (np.mean(slope(found.some + h)) for h in (1e-4, 0.0, -1e-4))
+    assert abs(here / (below - above) * 2e-4) < 0.01 * np.std(x)
+    np.testing.assert_allclose(np.mean(found.gradients), here)
+    np.testing.assert_allclose(np.mean(found.some), np.mean(found.samples))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from batchkit.shards import (
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
     ShardTry,
-    _refine,
     _shard_diagnostics,
 )
 
@@ -387,7 +386,7 @@ def test_draws_are_moved_by_as_much_as_the_report_says(
     # the ratio of the largest curvature to the smallest.
     r = abs(np.corrcoef(x.reshape(-1, DIM), rowvar=False)[0, 1])
     off = away[0, 0] / np.std(x, axis=(0, 1)) - [0, shift]
-    assert np.linalg.norm(off) < _refine._CLOSE * (1 + r) ** 1.5 / (1 - r)
+    assert np.linalg.norm(off) < 0.01 * (1 + r) ** 1.5 / (1 - r)
 
 
 def test_draws_that_could_not_be_moved_are_unreliable() -> None:
