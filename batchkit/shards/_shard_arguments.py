@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..chains import StartError
+from ..chains._chain_starts import check_positions
 from ..chains._draws import named_numbers
 from ..chains._sampler import is_api
-from ..chains._starts import check_positions
 from ..run._arguments import check_count, in_short, kind_of
 from ..run._kept import kept_for
 from ..run._names import columns, few

@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..chains._between_versions import values_of as values_of_chains
 from ..chains._chain_identity import (
     Plan,
     about as about_chains,
     identity_of as identity_of_chains,
     names_of,
     stand_in_for,
+    values_of as values_of_chains,
 )
 from ..chains._sampler import Tuned
 from ..run._fingerprint import Part, of_arrays, of_function, rounding_of_function
