@@ -27,20 +27,17 @@ _ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
 def digest(closed: jex.core.ClosedJaxpr, values: bool) -> str:
     """Return the digest of a jaxpr, in hexadecimal.
 
-    **Arguments:**
-
-    - `closed`: the jaxpr.
-    - `values`: whether to hash the values of its constants, which must not be tracers
-        then, or only their shapes and dtypes.
+    With `values`, those of its constants are hashed, which must not be tracers then;
+    without, only their shapes and dtypes.
     """
-    writer = _JaxprHasher(values)
-    writer.write(closed)
-    return writer.hash.hexdigest()
+    hasher = _JaxprHasher(values)
+    hasher.write(closed)
+    return hasher.hash.hexdigest()
 
 
 @final
 class _JaxprHasher:
-    """Feeds values into a hash, each after a tag with its type."""
+    """Hash of nested values, each after a tag with its type."""
 
     def __init__(self, values: bool) -> None:
         self.hash = hashlib.sha256()

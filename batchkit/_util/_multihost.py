@@ -122,11 +122,8 @@ def check_agreement(
 ) -> None:
     """Raise in every process unless all of them pass the same description.
 
-    **Arguments:**
-
-    - `description`: text that must be equal in all processes.
-    - `error`: makes the exception from a text that lists the differing descriptions.
-    - `where`: name of the operation, for the message after a timeout.
+    `error` makes the exception from a list of the differing descriptions, and `where`
+    names the operation in the message after a timeout.
     """
     if not is_multiprocess() or _SINGLE_PROCESS.get():
         return
@@ -141,19 +138,16 @@ def check_agreement(
 
 def _list_by_process(texts: list[bytes]) -> str:
     """List the texts, each after the numbers of the processes that sent it."""
-    by_text: dict[str, list[int]] = {}
+    by_text: dict[str, list[str]] = {}
     for i, text in enumerate(texts):
-        by_text.setdefault(text.decode(), []).append(i)
-    return "; ".join(
-        f"process{'es' if len(numbers) > 1 else ''} {_format_numbers(numbers)} {text}"
-        for text, numbers in by_text.items()
-    )
-
-
-def _format_numbers(numbers: list[int]) -> str:
-    if len(numbers) > 4:
-        return f"{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}"
-    return ", ".join(map(str, numbers))
+        by_text.setdefault(text.decode(), []).append(str(i))
+    parts: list[str] = []
+    for text, numbers in by_text.items():
+        if len(numbers) > 4:
+            numbers = [*numbers[:2], "...", numbers[-1]]
+        plural = "es" if len(numbers) > 1 else ""
+        parts.append(f"process{plural} {', '.join(numbers)} {text}")
+    return "; ".join(parts)
 
 
 def _allgather_row(row: np.ndarray) -> list[np.ndarray]:
@@ -163,11 +157,9 @@ def _allgather_row(row: np.ndarray) -> list[np.ndarray]:
 
 
 def _with_timeout(collective: Callable[[], Any], where: str) -> Any:
-    """Run a collective with a timeout, also in the middle of a trace.
+    """Run a collective, also in the middle of a trace.
 
-    **Raises:**
-
-    `RuntimeError` if the other processes do not reach it within `TIMEOUT`.
+    Raise `RuntimeError` if the other processes do not reach it within `TIMEOUT`.
     """
     result: Future[Any] = Future()
 

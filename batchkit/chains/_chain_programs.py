@@ -36,8 +36,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ..run._kept import Kept, type_of
-from ..run._program import Program, shapes_of
+from ..run._program import Kept, Program, shapes_of, type_of
 from ..run._trees import to_host
 from ._blocks import blocks_for
 from ._sampler import Sampler, Tuned

@@ -11,8 +11,7 @@ from jaxtyping import Float, Int, PyTree
 
 from ..run._environment import Provenance
 from ..run._result_file import Arrays, Header, numbers, typed
-from ..run._structure import put_together
-from ..run._trees import array_names, names_to_save
+from ..run._trees import array_names, names_to_save, put_together
 from ._chain_diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._convergence import Convergence
 from ._draws import AbstractDraws, ChainSeconds, named_numbers

@@ -13,6 +13,7 @@ from ..run._arguments import (
     check_acceptance,
     check_batcher,
     check_count,
+    check_key,
     check_not_traced,
     in_short,
     kind_of,
@@ -21,10 +22,9 @@ from ..run._arguments import (
 )
 from ..run._checkpoint import Checkpoint
 from ..run._fingerprint import digests, rounding_of_function
-from ..run._kept import kept_for
-from ..run._keys import check_key
 from ..run._names import parameter_names, setting_as_json
-from ..run._processes import check_same, on_host, several, speaker
+from ..run._processes import check_same, is_multiprocess, on_host, speaker
+from ..run._program import kept_for
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -274,7 +274,7 @@ def run_chains(
     with noting_position("run_chains", "its log-density", row_of(starts)):
         chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
     identity = {}
-    if place is not None or several():
+    if place is not None or is_multiprocess():
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)
     check_same(
         "run_chains",

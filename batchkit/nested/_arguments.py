@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..run._arguments import check_scalar, in_short, kind_of, row_of
-from ..run._kept import Kept
 from ..run._names import columns, few
-from ..run._program import Program
+from ..run._program import Kept, Program
 from ..run._saving import check_fresh
 from ._guard import InvalidLikelihoodError
 from ._stop import AbstractStop

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from ..batchers import expensive
 from ..batchers._marks import without_mark
-from ..run._kept import Kept
+from ..run._program import Kept
 
 
 @final

@@ -13,7 +13,13 @@ from ..run._checkpoint import CheckpointError
 from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
 from ..run._names import parameter_names
-from ..run._processes import first_says, is_first, several, speaker, summed
+from ..run._processes import (
+    first_says,
+    is_first_process,
+    is_multiprocess,
+    speaker,
+    summed,
+)
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._same_run import state_in
@@ -105,7 +111,7 @@ class ResumableNested(AbstractResumable):
         dead_shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_of("dead", arrays, dead_shapes)]
         self._compile_before, self._run_before = numbers(header, "seconds", 2)
-        if is_first():
+        if is_first_process():
             self._rejected.add(typed(header, "rejected", int))
         self._since = int(self._state.status.evaluations), self.seconds
         return f"step {header['step']}"
@@ -190,7 +196,7 @@ class ResumableNested(AbstractResumable):
     def _count_rejected(self) -> int:
         """How many likelihoods were no numbers, on all devices."""
         count = self._rejected.count
-        if not several():
+        if not is_multiprocess():
             return count
         # A program for the devices of one process runs in each of them, as a whole.
         programs = self._programs.init, self._programs.block

@@ -11,18 +11,17 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher, Vmap
+from ..run._arguments import check_key
 from ..run._datatree import datatree
 from ..run._diagnostic import Diagnostic, diagnostics_as_saved
 from ..run._environment import Provenance
 from ..run._extras import extra
-from ..run._keys import check_key
 from ..run._names import columns
 from ..run._over_draws import Transform, transformed, with_derived
 from ..run._result import AbstractResult
 from ..run._result_file import Arrays, Header, numbers, record_from, typed
-from ..run._structure import describable, put_together
 from ..run._summary import Summary
-from ..run._trees import array_names, names_to_save
+from ..run._trees import array_names, describable, names_to_save, put_together
 from ._dead import DeadPoints, concatenate, dead_points
 from ._programs import Dying
 from ._volumes import Volumes, generator, resample, simulate

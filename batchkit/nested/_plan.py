@@ -20,7 +20,7 @@ from ..run._fingerprint import (
     rounding_of_function,
 )
 from ..run._names import parameter_names, qualified_name, setting_as_json
-from ..run._processes import check_same, several, speaker
+from ..run._processes import check_same, is_multiprocess, speaker
 from ..run._same_run import Compare, Values, some_of, state_in
 from ..run._store import Saved
 from ..run._trees import to_host, tree_of
@@ -77,7 +77,7 @@ def check_processes(
     **options: Any,
 ) -> None:
     """Raises in all processes unless they were asked for the same run."""
-    if several():
+    if is_multiprocess():
         parts = {
             "key": of_arrays(rng_key),
             "first live points": of_arrays(positions),

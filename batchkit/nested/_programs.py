@@ -20,8 +20,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 from ..batchers._around import whole
 from ..explain._explain import ReachedSite, records_of
 from ..explain._tracing import recording
-from ..run._kept import Kept, type_of
-from ..run._program import Program, shapes_of
+from ..run._program import Kept, Program, shapes_of, type_of
 from ._chains_moved import ChainCounts, chain_counts
 from ._evaluations import evaluations_of
 from ._guard import is_invalid_point

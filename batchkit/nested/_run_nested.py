@@ -8,11 +8,10 @@ from jaxtyping import Array, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher
 from ..rebuild import AbstractPolicy
-from ..run._arguments import check_not_traced
+from ..run._arguments import check_key, check_not_traced
 from ..run._checkpoint import Checkpoint
-from ..run._kept import kept_for
-from ..run._keys import check_key
 from ..run._processes import on_host
+from ..run._program import kept_for
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
 from ..run._saving import Saver, checkpoint_from

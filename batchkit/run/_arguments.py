@@ -1,4 +1,4 @@
-"""Arguments that functions of several kinds take, and refuse alike."""
+"""Checks of arguments that `run_nested`, `run_chains` and `run_shards` share."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,8 +19,6 @@ from .._util._formats import format_type as kind_of, format_value as in_short
 from ..batchers._abstract import check_batcher as check_batcher
 
 
-_BOOL_ERRORS: Final = TracerBoolConversionError
-_NUMBER_ERRORS: Final = (ConcretizationTypeError, TracerArrayConversionError)
 _BRANCHES: Final = (
     "Python's `if` cannot depend on a position; use `jnp.where` or `jax.lax.cond`."
 )
@@ -32,14 +30,10 @@ _NUMPY: Final = (
 
 
 def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
-    """An int of at least 1, or an error.
+    """Return an int of at least 1, or raise.
 
-    **Arguments:**
-
-    - `owner`: what it is an argument of, such as `"run_chains"`.
-    - `name`: what it is called there.
-    - `value`: what was given for it.
-    - `remedy`: what to do in place of a smaller number, after a space.
+    `owner` is the function or class with an argument `name`; `remedy` begins with a
+    space and says what to do instead of passing a smaller number.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
@@ -52,7 +46,7 @@ def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
 
 
 def check_acceptance(owner: str, value: object) -> float:
-    """A rate between 0 and 1, or an error."""
+    """Return an acceptance rate between 0 and 1, or raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
             f"{owner}(target_acceptance={in_short(value)}): target_acceptance must be "
@@ -66,14 +60,25 @@ def check_acceptance(owner: str, value: object) -> float:
     return float(value)
 
 
+def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
+    """Raise unless an argument is one key of JAX."""
+    dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and dtype != jnp.uint32:
+        raise TypeError(
+            f"{owner}({name}={in_short(rng_key)}): {name} must be a key of JAX, "
+            f"such as jax.random.key(0); got {kind_of(rng_key)}."
+        )
+    assert shape is not None
+    if len(shape) != (0 if typed else 1):
+        raise ValueError(
+            f"{owner}({name}=...): {name} must be one key; got an array of shape "
+            f"{shape}. The keys that are needed are made from it."
+        )
+
+
 def check_not_traced(owner: str, *arguments: PyTree) -> None:
-    """Raises `TypeError` inside `jax.jit`, `jax.vmap` and other transformations.
-
-    **Arguments:**
-
-    - `owner`: the function that must not be traced.
-    - `arguments`: what it was called with, pytrees.
-    """
+    """Raise `TypeError` inside `jax.jit`, `jax.vmap` and other transformations."""
     # Inside jit a constant is traced too, inside vmap and grad only the arguments are.
     leaves = [jnp.zeros(()), *jax.tree.leaves(arguments)]
     if any(isinstance(x, Tracer) for x in leaves):
@@ -85,49 +90,39 @@ def check_not_traced(owner: str, *arguments: PyTree) -> None:
 
 
 def row_of(positions: PyTree) -> PyTree:
-    """The shapes and dtypes of one position, from those of arrays of many."""
+    """Return the shapes and dtypes of one position, from those of arrays of many."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
 
 
 @contextlib.contextmanager
 def noting_position(owner: str, name: str, row: PyTree) -> Iterator[None]:
-    """Adds notes to what a function of the user's raises while the body traces it.
+    """Add a note to what the body raises while it traces the user's function `name`.
 
-    **Arguments:**
-
-    - `owner`: the function that the user called.
-    - `name`: the name of the user's function.
-    - `row`: one position, or its shapes and dtypes.
+    `row` is one position, or its shapes and dtypes.
     """
     try:
         yield
-    except _BOOL_ERRORS as error:
-        error.add_note(f"{owner} was tracing {name}. {_BRANCHES}")
-        raise
-    except _NUMBER_ERRORS as error:
-        error.add_note(f"{owner} was tracing {name}. {_NUMPY}")
-        raise
     except Exception as error:
-        error.add_note(
-            f"{owner} was tracing {name}, a function of one argument, which is one "
-            f"position: {in_short(row)}."
-        )
+        match error:
+            case TracerBoolConversionError():
+                note = f". {_BRANCHES}"
+            case ConcretizationTypeError() | TracerArrayConversionError():
+                note = f". {_NUMPY}"
+            case _:
+                position = in_short(row)
+                note = (
+                    f", a function of one argument, which is one position: {position}."
+                )
+        error.add_note(f"{owner} was tracing {name}{note}")
         raise
 
 
 def check_scalar(
     owner: str, name: str, function: Callable[..., Any], row: PyTree
 ) -> np.dtype:
-    """The dtype of a function of one position; raises if that is no real number.
+    """Return the dtype of a user's function; raise unless it is one real number.
 
-    What the function raises gets notes, see `noting_position`.
-
-    **Arguments:**
-
-    - `owner`: the function that the user called.
-    - `name`: the name of the user's function.
-    - `function`: the user's function.
-    - `row`: one position, or its shapes and dtypes.
+    What the function raises gets a note, see `noting_position`.
     """
     with noting_position(owner, name, row):
         out = jax.eval_shape(function, row)

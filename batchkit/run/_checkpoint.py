@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from typing import final
 
 
-# A checkpoint that took a second is followed by at least 100 seconds of the run.
-_RUN_PER_COST = 100
-
-
 @final
 @dataclass(frozen=True)
 class Checkpoint:
@@ -32,7 +28,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str], every: int | float = 60.0) -> None:
         """**Arguments:**
 
-        - `path`: the file, in a folder that exists. Beside it stand the generation
+        - `path`: the file, in a folder that exists. Beside it are the generation
             before, `path + ".previous"`, and while the run goes on `path + ".lock"`.
         - `every`: the least number of seconds from one checkpoint to the next; above
             zero and finite, 60 by default.
@@ -42,8 +38,31 @@ class Checkpoint:
         `TypeError` if `path` is no path or `every` no number, `ValueError` if `path` is
         empty or `every` is not above zero and finite.
         """
-        object.__setattr__(self, "path", _text_of(path))
-        object.__setattr__(self, "every", _seconds(every))
+        if not isinstance(path, str | os.PathLike) or not isinstance(
+            os.fspath(path), str
+        ):
+            raise TypeError(
+                f"Checkpoint(path={path!r}): path must be a str or an os.PathLike of "
+                f"str, such as 'run.h5'; got {type(path).__name__}."
+            )
+        text = os.fspath(path)
+        if not text or "\0" in text:
+            raise ValueError(
+                f"Checkpoint(path={path!r}): path must name a file, such as 'run.h5'."
+            )
+        if isinstance(every, bool) or not isinstance(every, int | float):
+            raise TypeError(
+                f"Checkpoint(every={every!r}): every must be a number of seconds, such "
+                f"as 60.0; got {type(every).__name__}."
+            )
+        if not (math.isfinite(every) and every > 0):
+            raise ValueError(
+                f"Checkpoint(every={every!r}): every must be above zero and finite, "
+                "the least number of seconds from one checkpoint to the next. For a "
+                "run that is not saved use `checkpoint=None`."
+            )
+        object.__setattr__(self, "path", text)
+        object.__setattr__(self, "every", float(every))
 
 
 @final
@@ -66,7 +85,7 @@ class CheckpointError(RuntimeError):
         - `reason`: what is wrong, and with which file; a sentence.
         - `remedy`: what to do; a sentence.
         - `damaged`: whether a file does not hold what was once written, so that an
-            older one may help. A file that is sound, but not for us, is not damaged.
+            older one may help. A sound file of another run is not damaged.
         """
         # Both are arguments of the exception, so that it can be pickled.
         super().__init__(reason, remedy)
@@ -76,43 +95,3 @@ class CheckpointError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.reason} {self.remedy}"
-
-
-def seconds_until_next(every: int | float, cost: int | float) -> float:
-    """How long a run goes on before it is saved again.
-
-    **Arguments:**
-
-    - `every`: the seconds that it goes on at least.
-    - `cost`: the seconds that the last checkpoint took; zero before the first.
-    """
-    return max(every, _RUN_PER_COST * cost)
-
-
-def _text_of(path: str | os.PathLike[str]) -> str:
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise TypeError(
-            f"Checkpoint(path={path!r}): path must be a str or an os.PathLike of str, "
-            f"such as 'run.h5'; got {type(path).__name__}."
-        )
-    text = os.fspath(path)
-    if not text or "\0" in text:
-        raise ValueError(
-            f"Checkpoint(path={path!r}): path must name a file, such as 'run.h5'."
-        )
-    return text
-
-
-def _seconds(every: int | float) -> float:
-    if isinstance(every, bool) or not isinstance(every, int | float):
-        raise TypeError(
-            f"Checkpoint(every={every!r}): every must be a number of seconds, such as "
-            f"60.0; got {type(every).__name__}."
-        )
-    if not (math.isfinite(every) and every > 0):
-        raise ValueError(
-            f"Checkpoint(every={every!r}): every must be above zero and finite, the "
-            "least number of seconds from one checkpoint to the next. For a run that "
-            "is not saved use `checkpoint=None`."
-        )
-    return float(every)

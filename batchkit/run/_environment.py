@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, final
 _PACKAGES: Final = ("batchkit", "jax", "jaxlib", "blackjax", "numpy")
 # Packages that are distributed under another name than they are imported by.
 _DISTRIBUTIONS: Final = {"batchkit": "batchkit-jax"}
-# What decides the bits of a run, and how a function looks as a jaxpr.
+# These decide the bits of a run, and the jaxpr of a function.
 _DECIDING: Final = (*_PACKAGES, "python")
 
 
@@ -39,7 +39,7 @@ class Provenance(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers of a run depend on, and the platform."""
+    """Return the versions that the numbers of a run depend on, and the platform."""
     return {
         **{name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
@@ -50,41 +50,36 @@ def versions() -> dict[str, str]:
 def changed_versions(
     before: Mapping[str, str], after: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The names of packages whose versions differ, or Python's; not the platform."""
+    """Return the names of packages, or Python, whose versions differ."""
     return tuple(name for name in _DECIDING if before.get(name) != after.get(name))
 
 
 def versions_in_words(versions: Mapping[str, str], names: Iterable[str]) -> str:
-    """The versions of some packages, such as "jax 0.10.2, python 3.11.7"."""
+    """Format the versions of some packages: "jax 0.10.2, python 3.11.7"."""
     return ", ".join(f"{name} {versions.get(name, 'unknown')}" for name in names)
 
 
-def provenance_in_words(provenance: Iterable[Provenance]) -> str:
-    """From where on which versions, those that did not change left out."""
-    parts = tuple(provenance)
-    first = parts[0].versions
-    names = {name for x in parts for name in changed_versions(first, x.versions)}
-    shown = [name for name in _DECIDING if name in names]
-    return "; ".join(
-        f"{versions_in_words(each.versions, shown)} from {each.start:,} on"
-        for each in parts
-    )
-
-
 def provenance_rows(provenance: Sequence[Provenance]) -> list[tuple[str, str]]:
-    """A line of the table of a result, if it has several versions."""
+    """Make a row for the table of a result, if its versions changed during the run."""
     if len(provenance) < 2:
         return []
-    return [("computed with", provenance_in_words(provenance))]
+    first = provenance[0].versions
+    names = {name for x in provenance for name in changed_versions(first, x.versions)}
+    shown = [name for name in _DECIDING if name in names]
+    parts = [
+        f"{versions_in_words(each.versions, shown)} from {each.start:,} on"
+        for each in provenance
+    ]
+    return [("computed with", "; ".join(parts))]
 
 
 def provenance_as_saved(provenance: Iterable[Provenance]) -> list[Any]:
-    """Provenance in the form that a result file holds."""
+    """Convert provenance to the form that a file holds."""
     return [[int(each.start), dict(each.versions)] for each in provenance]
 
 
 def provenance_from(values: Mapping[str, Any]) -> tuple[Provenance, ...]:
-    """That of a result file; older files have none."""
+    """Read the provenance of a file; older result files have none."""
     saved = values.get("provenance", ())
     return tuple(Provenance(int(start), dict(x)) for start, x in saved)
 
@@ -93,5 +88,5 @@ def _version(name: str) -> str:
     try:
         return importlib.metadata.version(_DISTRIBUTIONS.get(name, name))
     except importlib.metadata.PackageNotFoundError:
-        # A copy of the source that runs without being installed has none.
+        # The source may run without being installed.
         return "unknown"

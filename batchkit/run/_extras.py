@@ -1,7 +1,7 @@
-"""Modules that are imported when they are used: the one place of delayed imports.
+"""Imports of modules when they are used: the one place of delayed imports.
 
-Extras are not needed to run. `scipy.stats` takes longer to import than all of batchkit,
-and blackjax computes while it is imported: that starts JAX's backend, after which
+Extras are optional. `scipy.stats` takes longer to import than all of batchkit, and
+blackjax computes while it is imported: that starts JAX's backend, after which
 `jax.distributed.initialize` refuses, and a forked process hangs in its first
 compilation.
 """
@@ -16,7 +16,7 @@ def delayed(module: str) -> Any:
 
 
 def extra(module: str, name: str, caller: str) -> Any:
-    """Imports a module of an extra.
+    """Import a module of an extra.
 
     ```python
     import pytest
@@ -30,7 +30,7 @@ def extra(module: str, name: str, caller: str) -> Any:
 
     - `module`: the module, such as `"matplotlib.figure"`.
     - `name`: the extra of batchkit that installs it, such as `"plots"`.
-    - `caller`: what needs it, for the message.
+    - `caller`: the function that needs it, for the message.
 
     **Returns:**
 
@@ -38,7 +38,7 @@ def extra(module: str, name: str, caller: str) -> Any:
 
     **Raises:**
 
-    `ImportError` if it cannot be imported, which says how to install it.
+    `ImportError`, which says how to install it, if it cannot be imported.
     """
     try:
         return importlib.import_module(module)

@@ -12,11 +12,11 @@ its readers skip; there the checksum stands, as text:
 The sum is over the lines above it and the bytes after the block. Every later format
 begins in the same way, so that an older batchkit can tell newer from damaged.
 
-Behind the block stands an ordinary HDF5 file: the text of a JSON object in `header`,
+Behind the block follows an ordinary HDF5 file: the text of a JSON object in `header`,
 and the arrays in the groups of `arrays`. What HDF5 has no type for is stored as the
 integers that it consists of, with its name in an attribute: `dtype` for the types of
 `ml_dtypes`, such as bfloat16, and `prng_impl` for keys. `contents` in the header names
-every array with its type and shape; files of earlier versions do not have it.
+every array with its type, shape and CRC-32; files of earlier versions do not have it.
 
 A checksum protects against accidents and not against an author: anybody can compute it.
 So a file that is read may be made to do harm. Only its first block is read before it
@@ -34,17 +34,18 @@ import json
 import os
 import re
 import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
 import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ._checkpoint import CheckpointError
-from ._disk import disk_errors, put, remove, sync_folder_of
+from ._disk import disk_errors, replace_file
 from ._hdf5 import Dataset, read_datasets
-from ._stored_arrays import check_names, describe, load_array, store_array
 
 
 FORMAT: Final = 1
@@ -56,11 +57,11 @@ _WRITTEN: Final = re.compile(
     rb"(batchkit checkpoint\nformat (\d{1,9})\nbytes (\d{1,18})\n)"
     rb"sha256 ([0-9a-f]{64})\n *\n"
 )
-# What is left to do when a checkpoint cannot be used; a result has another way out.
+# The remedy if a checkpoint cannot be used; a result has another one.
 _FRESH: Final = "start over with `fresh=True`"
 _NOT_OURS: Final = "Choose another path, or move this file away."
 # JSON takes up to thirty times its length when it is parsed.
-_LONGEST_HEADER: Final = 2**26
+_MAX_HEADER: Final = 2**26
 # Bytes that are no valid value raise one of these in the code that uses the value.
 _NONSENSE: Final = (
     ArithmeticError,
@@ -77,7 +78,7 @@ _NONSENSE: Final = (
 def write_file(
     path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> None:
-    """Writes a checkpoint; a file that is there is replaced whole or not at all.
+    """Write a checkpoint; an existing file is replaced whole or not at all.
 
     **Arguments:**
 
@@ -91,33 +92,18 @@ def write_file(
     `CheckpointError` if it cannot be written; `TypeError` and `ValueError` if it cannot
     be stored.
     """
-    path = os.path.realpath(path)
     # Released here: a buffer that outlives its BytesIO is an error when both are freed.
-    with encode(header, arrays) as data, disk_errors("write", path):
-        put(f"{path}.tmp", data)
-        try:
-            os.replace(f"{path}.tmp", path)
-        except BaseException:
-            remove(f"{path}.tmp")
-            raise
-        sync_folder_of(path)
+    with encode(header, arrays) as data:
+        replace_file(os.path.realpath(path), data)
 
 
 def read_file(
     path: str | os.PathLike[str], otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
-    """The header and the arrays of a checkpoint.
-
-    **Arguments:**
-
-    - `path`: the file.
-    - `otherwise`: what errors say can be done without the file; by default to start
-        over.
-
-    **Returns:**
+    """Return the header and the arrays of a checkpoint.
 
     The arrays are NumPy's, with the bits, shape and dtype that were written; typed keys
-    are arrays of keys.
+    are arrays of keys. `otherwise` is what errors recommend if the file cannot be used.
 
     **Raises:**
 
@@ -129,53 +115,34 @@ def read_file(
 
 
 def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
-    """All bytes of a checkpoint that are as they were written.
+    """Return all bytes of a checkpoint whose checksum is right; see `read_file`."""
 
-    **Raises:**
+    def damaged(what: str) -> CheckpointError:
+        remedy = f"{otherwise[0].upper()}{otherwise[1:]}, or put a sound copy of the "
+        return CheckpointError(
+            f"{path!r} is damaged: {what}.", f"{remedy}file in its place.", damaged=True
+        )
 
-    `CheckpointError`, as `read_file` does.
-    """
-    again = (
-        f"{otherwise[0].upper()}{otherwise[1:]}, or put a sound copy of the file in "
-        "its place."
-    )
     with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
         block = file.read(_BLOCK)
         if not block.startswith(_SIGNATURE):
             raise _foreign(path, block)
         written = _WRITTEN.fullmatch(block)
         if written is None:
+            raise damaged(f"its first {_BLOCK} bytes are not as they were written")
+        size = os.fstat(file.fileno()).st_size
+        if size != int(written[3]):
+            raise damaged(f"it has {size} bytes of {int(written[3])}")
+        try:
+            file.seek(0)
+            data = file.read(size)
+        except MemoryError as error:
             raise CheckpointError(
-                f"{path!r} is damaged: its first {_BLOCK} bytes are not as they were "
-                "written.",
-                again,
-                damaged=True,
-            )
-        data = b""
-        if size == int(written[3]):
-            try:
-                file.seek(0)
-                data = file.read(size)
-            except MemoryError as error:
-                raise CheckpointError(
-                    f"{path!r} has {size} bytes, for which there is no memory.",
-                    "Read it on a machine with more memory.",
-                ) from error
-            size = len(data)
-    if size != int(written[3]):
-        raise CheckpointError(
-            f"{path!r} is damaged: it has {size} bytes of {int(written[3])}.",
-            again,
-            damaged=True,
-        )
-    if _sum(written[1], data) != written[4]:
-        raise CheckpointError(
-            f"{path!r} is damaged: its bytes are not those that were written, by their "
-            "checksum.",
-            again,
-            damaged=True,
-        )
+                f"{path!r} has {size} bytes, for which there is no memory.",
+                "Read it on a machine with more memory.",
+            ) from error
+    if _checksum(written[1], data) != written[4]:
+        raise damaged("its bytes are not those that were written, by their checksum")
     if int(written[2]) > FORMAT:
         raise CheckpointError(
             f"{path!r} has format {int(written[2])}, and this batchkit reads formats "
@@ -185,8 +152,8 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
     return data
 
 
-def refuse_foreign(path: str, remedy: str = _NOT_OURS) -> None:
-    """Raise `CheckpointError` if there is a file that has something else in it.
+def refuse_foreign(path: str, remedy: str) -> None:
+    """Raise `CheckpointError` if there is a file with other content.
 
     A missing file and an empty one are not foreign. An error that is not `damaged` says
     that the file cannot be read, or that the path is not that of a regular file.
@@ -201,12 +168,9 @@ def refuse_foreign(path: str, remedy: str = _NOT_OURS) -> None:
 
 @contextlib.contextmanager
 def understood(path: str, otherwise: str = _FRESH) -> Iterator[None]:
-    """Raise `CheckpointError` for errors in the body that uses what a file holds.
+    """Raise `CheckpointError` for errors in the body, which uses the values of a file.
 
-    **Arguments:**
-
-    - `path`: the file, whose checksum was right.
-    - `otherwise`: what can be done without it; by default to start over.
+    The checksum of the file at `path` was right; `otherwise` is the remedy.
     """
     try:
         yield
@@ -220,11 +184,10 @@ def understood(path: str, otherwise: str = _FRESH) -> Iterator[None]:
 
 
 def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
-    """The bytes of a checkpoint; see `write_file`."""
-    check_names(arrays)
-    stored = {name: store_array(name, x) for name, x in arrays.items()}
-    contents = {name: describe(x) for name, x in stored.items()}
-    text = _json({**header, "contents": contents})
+    """Return the bytes of a checkpoint; see `write_file`."""
+    stored = {name: _to_dataset(name, x) for name, x in arrays.items()}
+    contents = {name: _describe(x) for name, x in stored.items()}
+    text = _to_json({**header, "contents": contents})
     image = io.BytesIO()
     # The oldest layout of HDF5, which `read_datasets` reads.
     with h5py.File(image, "w", userblock_size=_BLOCK, libver="earliest") as file:
@@ -233,14 +196,13 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
         file["header"] = text
         group = file.create_group("arrays")
         for name, (array, attributes) in stored.items():
-            dataset = group.create_dataset(name, data=array)
-            for key, attribute in attributes.items():
-                dataset.attrs[key] = attribute
+            group.create_dataset(name, data=array).attrs.update(attributes)
     data = image.getbuffer()
-    # A later HDF5 library may write otherwise: better known now than on resuming.
-    read_datasets(data, _BLOCK)
+    # A later HDF5 library may write otherwise: an error now is better than on resuming.
+    written = read_datasets(data, _BLOCK)
+    assert written.keys() == {"header", *(f"arrays/{name}" for name in arrays)}
     first = _SIGNATURE + f"format {FORMAT}\nbytes {len(data)}\n".encode()
-    block = first + b"sha256 " + _sum(first, data) + b"\n"
+    block = first + b"sha256 " + _checksum(first, data) + b"\n"
     data[:_BLOCK] = block.ljust(_BLOCK - 1) + b"\n"
     return data
 
@@ -248,17 +210,17 @@ def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
 def decode(
     path: str, data: bytes, otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
-    """The header and the arrays in the bytes of a sound checkpoint; see `read_file`."""
+    """Return header and arrays from sound bytes; see `read_file`."""
     with understood(path, otherwise):
-        found = read_datasets(data, _BLOCK)
-        header = _header_of(found.pop("header"))
-        if any(not name.startswith("arrays/") for name in found):
+        datasets = read_datasets(data, _BLOCK)
+        header = _from_json(datasets.pop("header").value)
+        if any(not name.startswith("arrays/") for name in datasets):
             raise ValueError("it has more than `header` and `arrays`")
-        arrays = {name.removeprefix("arrays/"): x for name, x in found.items()}
-        contents = {name: describe(x) for name, x in arrays.items()}
+        arrays = {name.removeprefix("arrays/"): x for name, x in datasets.items()}
+        contents = {name: _describe(x) for name, x in arrays.items()}
         if header.pop("contents", contents) != contents:
             raise ValueError("its arrays are not those that its header names")
-        return header, {name: load_array(x) for name, x in arrays.items()}
+        return header, {name: _to_array(x) for name, x in arrays.items()}
 
 
 @contextlib.contextmanager
@@ -277,25 +239,24 @@ def _opened(path: str) -> Iterator[BinaryIO]:
 
 
 def _foreign(path: str, block: bytes, remedy: str = _NOT_OURS) -> CheckpointError:
-    what = (
-        "It is empty"
-        if not block
-        else "It is an HDF5 file from elsewhere"
-        if block.startswith(_HDF5)
-        else "It is something else, or its first bytes are damaged"
-    )
+    if not block:
+        what = "It is empty"
+    elif block.startswith(_HDF5):
+        what = "It is an HDF5 file from elsewhere"
+    else:
+        what = "It is something else, or its first bytes are damaged"
     return CheckpointError(
         f"{path!r} is no file of batchkit. {what}.", remedy, damaged=True
     )
 
 
-def _sum(first: bytes, data: bytes | memoryview) -> bytes:
+def _checksum(first: bytes, data: bytes | memoryview) -> bytes:
     total = hashlib.sha256(first)
     total.update(memoryview(data)[_BLOCK:])
     return total.hexdigest().encode()
 
 
-def _json(header: Mapping[str, Any]) -> str:
+def _to_json(header: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -303,22 +264,80 @@ def _json(header: Mapping[str, Any]) -> str:
             f"header: {error}. Its values must be what JSON has: text, finite numbers, "
             "booleans, None, lists and dicts. Give others as text or as arrays."
         ) from error
-    if len(text) > _LONGEST_HEADER:
+    if len(text) > _MAX_HEADER:
         raise ValueError(
             f"header: it has {len(text)} characters as JSON, and at most "
-            f"{_LONGEST_HEADER} can be stored. Give what is long as arrays."
+            f"{_MAX_HEADER} can be stored. Give what is long as arrays."
         )
     return text
 
 
-def _header_of(item: Dataset) -> dict[str, Any]:
-    if not isinstance(item.value, str) or len(item.value) > _LONGEST_HEADER:
+def _from_json(text: str | np.ndarray) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"its header has {constant}, which JSON has not")
+
+    if not isinstance(text, str) or len(text) > _MAX_HEADER:
         raise ValueError("its header is no text, or too long")
-    header = json.loads(item.value, parse_constant=_refuse_constant)
+    header = json.loads(text, parse_constant=refuse)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     return header
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"its header has {name}, which JSON has not")
+def _to_dataset(name: str, value: Any) -> Dataset:
+    """Convert an array to numbers that HDF5 has, and attributes with its own type."""
+    attributes: dict[str, str] = {}
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        impl = jax.random.key_impl(value)
+        if not isinstance(impl, str):
+            raise TypeError(
+                f"arrays: {name!r} has keys of {impl!r}, which has no name to find it "
+                "by; use an implementation that JAX knows, such as 'threefry2x32'."
+            )
+        attributes["prng_impl"] = impl
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    if array.dtype.isbuiltin == 2:  # Registered with NumPy, as those of ml_dtypes are.
+        attributes["dtype"] = array.dtype.name
+        array = array.view(f"u{array.dtype.itemsize}")
+    # A long double has bytes that mean nothing, and other machines have no such type.
+    elif array.dtype.kind not in "biufc" or array.dtype.char in "gG":
+        raise TypeError(
+            f"arrays: {name!r} has dtype {array.dtype}, and only booleans and numbers "
+            "of at most 64 bits, or complex pairs of them, can be stored."
+        )
+    return Dataset(array, attributes)
+
+
+def _describe(item: Dataset) -> str:
+    """Describe type, shape and content of a dataset, for the header.
+
+    The CRC-32 of its bytes shows a dataset whose address was changed, which a file
+    checksum that was computed anew after the change does not.
+    """
+    if isinstance(item.value, str):
+        raise ValueError("it has a text among its arrays")
+    shape = list(item.value.shape)
+    content = np.ascontiguousarray(item.value).reshape(-1).view(np.uint8)
+    words = item.value.dtype.str, f"{shape}", *item.attributes.values()
+    return " ".join([*words, f"crc32 {zlib.crc32(content.data):08x}"])
+
+
+def _to_array(item: Dataset) -> np.ndarray | jax.Array:
+    """Return a copy of a dataset's array, with the type that it had before."""
+    array, attributes = np.array(item.value), dict(item.attributes)
+    if array.dtype == bool and np.any(array.view(np.uint8) > 1):
+        raise ValueError("it has booleans that are neither true nor false")
+    name, impl = attributes.pop("dtype", None), attributes.pop("prng_impl", None)
+    if attributes:
+        raise ValueError(f"it has an attribute {min(attributes)!r}")
+    if name is not None:
+        dtype = np.dtype(name)
+        if dtype.isbuiltin != 2 or array.dtype != np.dtype(f"u{dtype.itemsize}"):
+            raise ValueError(f"it has {array.dtype} for {name!r}")
+        array = array.view(dtype)
+    if impl is not None:
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
+    return array

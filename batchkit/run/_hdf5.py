@@ -3,9 +3,9 @@
 A file may come from an attacker, with a checksum that is right. The library would
 follow such a file anywhere: to other files of this machine (external storage, links),
 to memory that is declared and not in the file, and, as it is a large parser in C, to a
-crash of the interpreter. So the library only writes. This reader accepts what it writes
-for us, which is superblock 0, groups with symbol tables, and contiguous datasets of
-numbers, and refuses everything else by raising `ValueError`:
+crash of the interpreter. So the library only writes. This reader accepts the subset
+that it writes for us, which is superblock 0, groups with symbol tables, and contiguous
+datasets of numbers, and refuses everything else by raising `ValueError`:
 
 - All that it returns lies within the bytes of the file.
 - No byte is read as part of two structures, so that pointers cannot form a cycle, and
@@ -19,13 +19,13 @@ import bisect
 import math
 import struct
 from collections.abc import Iterator
-from typing import Final, NamedTuple, final
+from typing import Any, Final, NamedTuple, final
 
 import numpy as np
 
 
-# As many groups may stand in each other; one more is refused when files are written.
-MOST_GROUPS: Final = 32
+# Groups inside each other. Reading is recursive; our files have three.
+_MAX_GROUPS: Final = 32
 
 _UNDEFINED: Final = 2**64 - 1
 # Sizes of a node of a B-tree and of a symbol table node, by `_SUPERBLOCK`.
@@ -47,11 +47,7 @@ _TEXT: Final = bytes.fromhex("1901010010000000100000000100000000000800")
 
 @final
 class Dataset(NamedTuple):
-    """A dataset: its bytes within the file, and what they mean.
-
-    - `value`: an array that shares the memory of the file, or a text.
-    - `attributes`: texts by name.
-    """
+    """An array that shares the memory of the file, or a text; attributes are texts."""
 
     value: np.ndarray | str
     attributes: dict[str, str]
@@ -60,14 +56,8 @@ class Dataset(NamedTuple):
 def read_datasets(data: bytes | memoryview, base: int) -> dict[str, Dataset]:
     """Return the datasets of a file by their paths, such as `"arrays/state/0"`.
 
-    **Arguments:**
-
-    - `data`: all bytes of the file.
-    - `base`: the size of the user block before the superblock.
-
-    **Raises:**
-
-    `ValueError` if the file has anything that our files do not have.
+    `base` is the size of the user block before the superblock. Raise `ValueError` if
+    the file has anything that our files do not have.
     """
     try:
         return _File(memoryview(data), base).datasets()
@@ -83,35 +73,36 @@ class _File:
         self._size = len(data)
         self._base = base
         self._data = data[base:]
-        # The structures that were read, in the order of their first bytes.
+        # Intervals of the structures that were read, sorted.
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._heaps: dict[int, dict[int, memoryview]] = {}
 
     def datasets(self) -> dict[str, Dataset]:
-        block = self._take(0, 96)
-        addresses = struct.unpack("<4Q", block[24:56])
-        _check(bytes(block[:24]) == _SUPERBLOCK, "its superblock")
-        expected = (self._base, _UNDEFINED, self._size, _UNDEFINED)
+        signature, *addresses, root = self._unpack("<24s4Q8xQ24x", 0)
+        _check(signature == _SUPERBLOCK, "its superblock")
+        expected = [self._base, _UNDEFINED, self._size, _UNDEFINED]
         _check(addresses == expected, "the addresses in its superblock")
         found: dict[str, Dataset] = {}
-        self._visit(*struct.unpack("<Q", block[64:72]), (), found)
+        self._visit(root, (), found)
         return found
+
+    def _unpack(self, layout: str, start: int) -> tuple[Any, ...]:
+        return struct.unpack(layout, self._take(start, struct.calcsize(layout)))
 
     def _take(self, start: int, size: int) -> memoryview:
         """Return bytes of the file, once."""
-        if size == 0:  # An array without elements has no place.
+        if size == 0:  # An array without elements has no address.
             return self._data[:0]
-        _check(
-            start + size <= len(self._data), "a structure beyond the end of the file"
-        )
+        end = start + size
+        _check(end <= len(self._data), "a structure beyond the end of the file")
         i = bisect.bisect_right(self._starts, start)
         before = i == 0 or self._ends[i - 1] <= start
-        after = i == len(self._starts) or start + size <= self._starts[i]
+        after = i == len(self._starts) or end <= self._starts[i]
         _check(before and after, "a structure that overlaps another")
         self._starts.insert(i, start)
-        self._ends.insert(i, start + size)
-        return self._data[start : start + size]
+        self._ends.insert(i, end)
+        return self._data[start:end]
 
     def _visit(
         self, address: int, path: tuple[str, ...], found: dict[str, Dataset]
@@ -119,20 +110,17 @@ class _File:
         messages, attributes = self._object(address)
         name = "/".join(path)
         if messages.keys() == _GROUP:
-            _check(len(path) <= MOST_GROUPS, f"more than {MOST_GROUPS} nested groups")
+            _check(len(path) <= _MAX_GROUPS, f"more than {_MAX_GROUPS} nested groups")
             for link, child in self._links(messages[_SYMBOL_TABLE]):
                 self._visit(child, (*path, link), found)
         else:
-            _check(
-                messages.keys() == _DATASET, f"an object at {name!r} of another kind"
-            )
+            is_dataset = messages.keys() == _DATASET
+            _check(is_dataset, f"an object at {name!r} of another kind")
             found[name] = self._dataset(messages, attributes)
 
     def _object(self, address: int) -> tuple[dict[int, memoryview], list[memoryview]]:
         """Return the messages of an object header (version 1) and its attributes."""
-        version, _, total, links, size = struct.unpack(
-            "<BBHII", self._take(address, 16)[:12]
-        )
+        version, total, links, size = self._unpack("<BxHII4x", address)
         _check((version, links) == (1, 1), "an object header of another kind")
         messages: dict[int, memoryview] = {}
         attributes: list[memoryview] = []
@@ -143,16 +131,15 @@ class _File:
                 kind, size, flags = struct.unpack("<HHB", rest[:5])
                 body, rest = rest[8 : 8 + size], rest[8 + size :]
                 total -= 1
-                # Flags tell of shared messages, which stand elsewhere.
-                _check(
-                    len(body) == size and flags in (0, 1), "a message of another kind"
-                )
+                # Other flags mark shared messages, which are stored elsewhere.
+                is_own = len(body) == size and flags in (0, 1)
+                _check(is_own, "a message of another kind")
                 if kind == _CONTINUATION:
                     blocks.append(struct.unpack("<QQ", body))
                 elif kind == _ATTRIBUTE:
                     attributes.append(body)
                 elif kind != _NIL:
-                    _check(kind not in messages, "a message that is there twice")
+                    _check(kind not in messages, "a message twice")
                     messages[kind] = body
         _check(total == 0, "an object header with another number of messages")
         return messages, attributes
@@ -160,21 +147,17 @@ class _File:
     def _links(self, table: memoryview) -> Iterator[tuple[str, int]]:
         """Yield the hard links of a group: their names and addresses of objects."""
         tree, heap = struct.unpack("<QQ", table)
-        signature, version, size, _, segment = struct.unpack(
-            "<4sB3xQQQ", self._take(heap, 32)
-        )
+        signature, version, size, segment = self._unpack("<4sB3xQ8xQ", heap)
         _check((signature, version) == (b"HEAP", 0), "a local heap of another kind")
         names = bytes(self._take(segment, size))
         seen: set[int] = set()
         for offset, address, kind in self._entries(tree, None):
             end = names.find(b"\0", offset)
             # Each name has bytes of its own, or few bytes could make many long names.
-            _check(
-                0 < offset < end and names[offset - 1] == 0 and offset not in seen,
-                "a name of another kind",
-            )
+            is_whole = 0 < offset < end and names[offset - 1] == 0
+            _check(is_whole and offset not in seen, "a name of another kind")
             seen.add(offset)
-            # The kind 2 is a soft link.
+            # Kind 2 is a soft link.
             _check(kind in (0, 1), "a link that is not hard")
             name = names[offset:end].decode()
             _check("/" not in name and name not in (".", ".."), "a name that is a path")
@@ -187,30 +170,26 @@ class _File:
         _check((signature, kind) == (b"TREE", 0), "a B-tree of another kind")
         _check(level is None or height == level, "a B-tree of unequal height")
         _check(used <= 32, "a B-tree with too many entries")
-        for i in range(used):
-            (child,) = struct.unpack("<Q", node[32 + 16 * i : 40 + 16 * i])
+        for (child,) in struct.iter_unpack("<8xQ", node[24 : 24 + 16 * used]):
             if height:
                 yield from self._entries(child, height - 1)
                 continue
             leaf = self._take(child, _SYMBOL_NODE)
             signature, version, symbols = struct.unpack("<4sBxH", leaf[:8])
-            _check(
-                (signature, version) == (b"SNOD", 1) and symbols <= 8,
-                "a symbol table node of another kind",
-            )
-            for j in range(symbols):
-                yield struct.unpack("<QQI", leaf[8 + 40 * j : 28 + 40 * j])
+            is_leaf = (signature, version) == (b"SNOD", 1) and symbols <= 8
+            _check(is_leaf, "a symbol table node of another kind")
+            yield from struct.iter_unpack("<QQI20x", leaf[8 : 8 + 40 * symbols])
 
     def _dataset(
         self, messages: dict[int, memoryview], attributes: list[memoryview]
     ) -> Dataset:
         shape = _shape(messages[_DATASPACE])
-        kind = _without_padding(messages[_DATATYPE])
+        kind = bytes(messages[_DATATYPE])
         version, layout, address, size = struct.unpack("<BBQQ", messages[_LAYOUT][:18])
         _check((version, layout) == (3, 1), "storage that is not contiguous")
         texts = dict(map(self._attribute, attributes))
-        _check(len(texts) == len(attributes), "an attribute that is there twice")
-        if kind == _TEXT:
+        _check(len(texts) == len(attributes), "an attribute twice")
+        if kind == _padded(_TEXT):
             _check(shape == () and size == 16, "an array of texts")
             return Dataset(self._text(self._take(address, size)), texts)
         _check(kind in _DTYPES, "an array of another type")
@@ -231,7 +210,7 @@ class _File:
         return name.rstrip(b"\0").decode(), self._text(rest)
 
     def _text(self, reference: memoryview) -> str:
-        """Return a text from a global heap, from where it can be taken once."""
+        """Return a text from a global heap, each at most once."""
         size, address, index = struct.unpack("<IQI", reference[:16])
         if address not in self._heaps:
             self._heaps[address] = self._heap(address)
@@ -265,9 +244,8 @@ def _check(condition: bool, what: str) -> None:
 def _shape(message: bytes | memoryview) -> tuple[int, ...]:
     """Return the shape in a dataspace message (version 1)."""
     version, rank, flags = struct.unpack("<BBB", message[:3])
-    _check(
-        version == 1 and flags in (0, 1) and rank <= 32, "a dataspace of another kind"
-    )
+    is_simple = version == 1 and flags in (0, 1) and rank <= 32
+    _check(is_simple, "a dataspace of another kind")
     dims = struct.unpack_from(f"<{rank}Q", message, 8)
     if flags:
         largest = struct.unpack_from(f"<{rank}Q", message, 8 + 8 * rank)
@@ -275,16 +253,9 @@ def _shape(message: bytes | memoryview) -> tuple[int, ...]:
     return dims
 
 
-def _without_padding(message: memoryview) -> bytes:
-    """Return a datatype message as `_DTYPES` has it.
-
-    Datatypes may end in zeros, and messages are filled up with zeros to 8 bytes.
-    """
-    for size in range(len(message) - 7, len(message) + 1):
-        if (kind := bytes(message[:size])) in _DTYPES or kind == _TEXT:
-            _check(not any(message[size:]), "a datatype of another kind")
-            return kind
-    return bytes(message)
+def _padded(message: bytes) -> bytes:
+    """Fill a message up with zeros to a multiple of 8 bytes, as object headers do."""
+    return message.ljust(len(message) + -len(message) % 8, b"\0")
 
 
 def _number(dtype: np.dtype) -> bytes:
@@ -294,45 +265,36 @@ def _number(dtype: np.dtype) -> bytes:
         signed = dtype.kind == "i"
         return struct.pack("<BBHIHH", 0x10, big | signed << 3, 0, size, 0, 8 * size)
     info = np.finfo(dtype)
-    return struct.pack(
-        "<BBHIHHBBBBI",
-        0x11,
-        0x20 | big,  # the first bit of the mantissa is implied
-        8 * size - 1,  # the place of the sign
-        size,
-        0,
-        8 * size,
-        info.nmant,
-        info.iexp,
-        0,
-        info.nmant,
-        2 ** (info.iexp - 1) - 1,
-    )
-
-
-def _complex(part: np.dtype) -> bytes:
-    """Return the datatype message of pairs, a compound of members `r` and `i`."""
-    message = struct.pack("<BHxI", 0x16, 2, 2 * part.itemsize)
-    for name, offset in ((b"r", 0), (b"i", part.itemsize)):
-        message += struct.pack("<8sI28x", name, offset) + _number(part)
-    return message
+    # 0x20: the first bit of the mantissa is implied. The sign is the last bit.
+    head = struct.pack("<BBHIHH", 0x11, 0x20 | big, 8 * size - 1, size, 0, 8 * size)
+    fields = info.nmant, info.iexp, 0, info.nmant, 2 ** (info.iexp - 1) - 1
+    return head + struct.pack("<4BI", *fields)
 
 
 def _dtypes() -> dict[bytes, np.dtype]:
-    numbers = [f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)]
+    """Return the types of arrays by their datatype messages."""
     found: dict[bytes, np.dtype] = {}
     for order in "<>":
-        for name in (*numbers, "f2", "f4", "f8"):
-            dtype = np.dtype(order + name)
-            found.setdefault(_number(dtype), dtype)
+        for name in (
+            *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)),
+            "f2",
+        ):
+            found.setdefault(_number(np.dtype(order + name)), np.dtype(order + name))
         for size in (4, 8):
-            pair = np.dtype(f"{order}c{2 * size}")
-            found[_complex(np.dtype(f"{order}f{size}"))] = pair
-    # An enumeration of the integers of 8 bits.
+            part = np.dtype(f"{order}f{size}")
+            found[_number(part)] = part
+            # Complex numbers are a compound of members `r` and `i`.
+            members = [
+                struct.pack("<8sI28x", name, offset) + _number(part)
+                for name, offset in ((b"r", 0), (b"i", size))
+            ]
+            pair = struct.pack("<BHxI", 0x16, 2, 2 * size) + b"".join(members)
+            found[pair] = np.dtype(f"{order}c{2 * size}")
+    # Booleans are an enumeration of the integers of 8 bits.
     names = struct.pack("<8s8s2B", b"FALSE", b"TRUE", 0, 1)
     base = _number(np.dtype("i1"))
     found[struct.pack("<BHxI", 0x18, 2, 1) + base + names] = np.dtype(bool)
-    return found
+    return {_padded(message): dtype for message, dtype in found.items()}
 
 
 _DTYPES: Final = _dtypes()

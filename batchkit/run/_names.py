@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 
 def parameter_names(positions: PyTree) -> tuple[str, ...]:
-    """Names each number of a position.
+    """Name each number of a position.
 
     ```python
     import jax.numpy as jnp
@@ -29,20 +29,20 @@ def parameter_names(positions: PyTree) -> tuple[str, ...]:
 
     **Returns:**
 
-    A name for each number, in the order in which `jax.tree.leaves` has them. What has
-    no name of its own is `x`.
+    A name for each number, in the order of `jax.tree.leaves`. An array without a name
+    of its own is `x`.
     """
     return tuple(name for name, _ in columns(positions))
 
 
 def leaves(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Each array of the positions with its name."""
+    """Yield each array of the positions with its name."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
         yield path_name(path), np.asarray(leaf)
 
 
 def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
-    """Each number of a position with its name: its values at all points."""
+    """Yield the name of each number of a position, and its values at all points."""
     for name, array in leaves(positions):
         for index in np.ndindex(array.shape[1:]):
             place = f"[{', '.join(map(str, index))}]" if index else ""
@@ -50,14 +50,14 @@ def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def few(words: Sequence[str], most: int = 5) -> str:
-    """Words with commas, and how many there are beyond the first few."""
+    """Join words by commas, with a count of those beyond the first few."""
     hidden = len(words) - most
     text = ", ".join(words[:most])
     return f"{text} and {hidden} more" if hidden > 0 else text
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of what stands at a place in a pytree; `x` for the whole of it."""
+    """Return the name of a leaf or a node of a pytree; `x` for the whole of it."""
     name = ""
     for entry in path:
         match entry:
@@ -76,8 +76,8 @@ def qualified_name(function: Any) -> str:
     """Return the module and qualified name of a function, equal if it was rebuilt."""
     while isinstance(function, functools.partial):
         function = function.func
-    known = function if hasattr(function, "__qualname__") else type(function)
-    return f"{known.__module__}.{known.__qualname__}"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def setting_as_json(value: Any) -> Any:

@@ -17,8 +17,7 @@ from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ._arguments import in_short, kind_of, noting_position
-from ._kept import kept_for
-from ._program import Program
+from ._program import Program, kept_for
 
 
 # The user's function from one position to what is shown in its place.

@@ -1,7 +1,6 @@
-"""Telling how far a run is: a bar, lines in the log, or a function of the user's."""
+"""Progress of a run: a bar, lines in the log, or calls of the user's function."""
 
 import contextlib
-import logging
 import sys
 import threading
 import time
@@ -10,19 +9,17 @@ from typing import Any, Final, final
 
 from tqdm.auto import tqdm
 
-from ._arguments import in_short, kind_of
-from ._processes import is_first
-from ._safe_log import SafeLog
+from .._util._formats import format_type, format_value
+from .._util._multihost import is_first_process
+from ._processes import log
 
-
-_log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 # Seconds between two lines in the log.
 LOG_EVERY: Final = 30.0
-# Seconds between two looks at a bar while nothing is to be told.
+# Seconds between two updates of a bar during a wait.
 _TICK: Final = 1.0
-# `tqdm` would show a rate and a remaining time that count compiling and the warm-up in;
-# what a run shows of itself has better ones. Without a total there is no bar to fill.
+# `tqdm` would show a rate and a remaining time that include compiling and the warm-up;
+# the records of runs have better ones. Without a total there is no bar to fill.
 _BAR: Final = (
     "{desc}: {percentage:3.0f}%|{bar}| {n:,}/{total:,}{unit} [{elapsed}{postfix}]"
 )
@@ -30,22 +27,21 @@ _COUNT: Final = "{desc}: {n:,}{unit} [{elapsed}{postfix}]"
 
 
 def check_progress(value: Any, caller: str) -> None:
-    """Raises `TypeError` unless it is a bool or something to call."""
     if not isinstance(value, bool) and not callable(value):
         raise TypeError(
-            f"{caller}(progress={in_short(value)}): progress must be True, False, or a "
-            f"function that is called with the state of the run; got "
-            f"{kind_of(value)}."
+            f"{caller}(progress={format_value(value)}): progress must be True, False, "
+            f"or a function that is called with the state of the run; got "
+            f"{format_type(value)}."
         )
 
 
 @final
 class Reporter:
-    """Shows what it is told, in the way that the place allows.
+    """Shows the progress of a run, in the first process.
 
     In a terminal and in a notebook this is a bar; elsewhere a line in the log of
-    `batchkit` now and then. Of several processes only the first one shows anything.
-    Where the terminal goes away the bar ends, and the run does not.
+    `batchkit` now and then. If the terminal is closed the bar ends, and the run does
+    not.
     """
 
     def __init__(
@@ -54,10 +50,10 @@ class Reporter:
         """**Arguments:**
 
         - `progress`: whether to show anything, or a function to call instead.
-        - `title`: what is going on.
-        - `unit`: what is counted, with a space before it.
+        - `title`: the name of the run, such as "nested sampling".
+        - `unit`: the unit of progress, such as " steps".
         """
-        self.shows = bool(progress) and is_first()
+        self.shows = bool(progress) and is_first_process()
         self._function = progress if callable(progress) and self.shows else None
         self._title = title
         self._unit = unit
@@ -83,14 +79,9 @@ class Reporter:
             self._bar = None
 
     def show(self, record: Any, done: int, total: int | None = None) -> None:
-        """Shows how far the run is.
+        """Show how much is done, and of how many units in all, if that is known.
 
-        **Arguments:**
-
-        - `record`: all that can be told; its `str` is shown, and it is what a function
-            of the user's gets.
-        - `done`: how much is done, in units.
-        - `total`: how much there is to do; None if nobody knows.
+        The user's function gets the record itself; bars and logs have its `str`.
         """
         if self._function is not None:
             self._function(record)
@@ -103,13 +94,11 @@ class Reporter:
         elif self.shows and time.monotonic() - self._logged >= LOG_EVERY:
             self._logged = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            _log.info(
-                "%s: %s%s%s; %s", self._title, f"{done:,}", of, self._unit, record
-            )
+            log.info("%s: %s%s%s; %s", self._title, f"{done:,}", of, self._unit, record)
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Tells what is being waited for, and for how long, while the body runs."""
+        """Show the reason and the duration of a wait while the body runs."""
         if not self.shows or self._function is not None:
             yield
             return
@@ -131,13 +120,13 @@ class Reporter:
                     self._bar.bar_format = _COUNT if self._bar.total is None else _BAR
                     self._bar.set_postfix_str(f"{what}, {seconds:.0f} s")
             elif seconds >= LOG_EVERY:
-                _log.info("%s: %s, %.0f s", self._title, what, seconds)
+                log.info("%s: %s, %.0f s", self._title, what, seconds)
             if stop.wait(_TICK if self._bar is not None else LOG_EVERY):
                 return
 
 
 def in_time(seconds: int | float) -> str:
-    """Seconds as hours, minutes and seconds: 1:02:03."""
+    """Format seconds as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)
     hours, minutes = divmod(minutes, 60)
@@ -146,10 +135,9 @@ def in_time(seconds: int | float) -> str:
 
 @final
 class _Screen:
-    """A stream of text that is not written to any more after the first error.
+    """A stream of text to which nothing is written after the first error.
 
-    If it raised, `tqdm` would keep its lock, and the next bar would wait for it for
-    ever.
+    If it raised, `tqdm` would keep its lock, and the next bar would wait for ever.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -174,7 +162,7 @@ class _Screen:
 
 
 def _has_screen() -> bool:
-    """Whether somebody looks at what is printed: a terminal, or a notebook."""
+    """Return True if a user sees stderr: in a terminal, or a notebook."""
     if "ipykernel" in sys.modules:
         return True
     return sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()

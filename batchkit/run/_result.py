@@ -24,8 +24,8 @@ from ._environment import (
 from ._file import understood
 from ._over_draws import Transform
 from ._result_file import AGAIN, Arrays, Header, read_result, write_result
-from ._structure import shaped_like
 from ._summary import QUANTILES, AbstractSummary
+from ._trees import shaped_like
 
 
 AnySummary = TypeVar("AnySummary", bound=AbstractSummary)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from ._checkpoint import CheckpointError
 from ._environment import versions
 from ._file import read_file, understood, write_file
-from ._structure import put_together, take_apart
+from ._trees import put_together, take_apart
 
 
 FORMAT: Final = 1

@@ -8,12 +8,10 @@ agrees to rounding is the same, and the run goes on; its provenance has the vers
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -21,16 +19,16 @@ from ._checkpoint import CheckpointError
 from ._environment import (
     Provenance,
     changed_versions,
+    provenance_as_saved,
+    provenance_from,
     versions,
     versions_in_words,
 )
 from ._fingerprint import Part, Sketch, digests
-from ._processes import in_first, speaker
+from ._processes import in_first, log
 from ._store import Saved
 from ._trees import tree_of
 
-
-_log: Final = logging.getLogger("batchkit")
 
 _OTHER: Final = (
     "To go on with it give what it was started with; to replace it use `fresh=True`; "
@@ -45,7 +43,7 @@ class Values(NamedTuple):
     - `parts`: the parts of the fingerprint that the function consists of.
     - `before`, `now`: arrays of shape `(positions, ...)`.
     - `scale`: the size that rounding is relative to, which broadcasts to them.
-    - `rounding`: by how much they may differ, relative to it.
+    - `rounding`: the difference that is tolerated, relative to it.
     """
 
     parts: tuple[str, ...]
@@ -58,7 +56,7 @@ class Values(NamedTuple):
     def of_logdensity(
         parts: tuple[str, ...], before: Any, now: Any, rounding: float
     ) -> "Values":
-        """Of logarithms of densities, whose rounding below one is absolute."""
+        """Make the values of log-densities, whose rounding below one is absolute."""
         before, now = np.asarray(before, np.float64), np.asarray(now, np.float64)
         scale = np.maximum(1.0, np.maximum(np.abs(before), np.abs(now)))
         return Values(parts, before, now, scale, rounding)
@@ -83,8 +81,8 @@ class SameRun:
 
         - `parts`: the fingerprint of each part, by its name in words.
         - `compare`: see `Compare`; None if no function can be compared.
-        - `start_of`: from the header of a checkpoint, from which step or draw on the
-            run goes on.
+        - `start_of`: returns the step or draw from which the run goes on, from the
+            header of a checkpoint.
         """
         self._parts = dict(parts)
         self._compare = compare
@@ -97,49 +95,56 @@ class SameRun:
 
     @property
     def provenance(self) -> tuple[Provenance, ...]:
-        """The versions that computed what there is, in their order."""
+        """The versions that the run was computed with so far, in their order."""
         return self._before or (Provenance(0, self._versions),)
 
     def begin(self) -> None:
-        """Says that from here on the versions of this process compute."""
+        """Note that from here on this process computes, with its versions."""
         if self._next is not None:
             self._before, self._next = (*self._before, self._next), None
 
     def check(self, saved: Saved) -> None:
-        """Raises `CheckpointError` if a checkpoint is of another run."""
-        written, start = self._read(saved)
-        now = self._versions
-        digest = saved.header.get("identity", {})
-        ours = digests(self._parts)
-        names = [*ours, *(name for name in digest if name not in ours)]
-        differ = [name for name in names if digest.get(name) != ours.get(name)]
-        changed = changed_versions(written[-1].versions, now)
+        """Raise `CheckpointError` if a checkpoint is of another run."""
+        header = saved.header
+        try:
+            written = header.get("provenance") or [[0, dict(header["versions"])]]
+            self._before = provenance_from({"provenance": written})
+            for name, exact in header.get("sketches", {}).items():
+                sums = np.asarray(saved.arrays.get(f"sketches/{name}", np.zeros(0)))
+                self._sketches[name] = Sketch(str(exact), sums, np.zeros(0))
+            start = self._start_of(header)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{saved.path!r} does not tell what it was computed with ({error!r}).",
+                "Choose another path, or start over with `fresh=True`.",
+            ) from error
+        last = self._before[-1].versions
+        saved_digests, own = header.get("identity", {}), digests(self._parts)
+        names = dict.fromkeys([*own, *saved_digests])
+        differ = [x for x in names if saved_digests.get(x) != own.get(x)]
+        changed = changed_versions(last, self._versions)
         if not changed:
             if differ:
-                raise CheckpointError(
-                    _another(saved.path, differ, self._words(saved)), _OTHER
-                )
-            self._before = written
+                details = self._changed_settings(saved)
+                raise CheckpointError(_another(saved.path, differ, details), _OTHER)
             return
-        before = versions_in_words(written[-1].versions, changed)
-        after = versions_in_words(now, changed)
-        different, unknown, told = self._between_versions(saved, differ, before)
+        before = versions_in_words(last, changed)
+        after = versions_in_words(self._versions, changed)
+        different, unknown, details = self._between_versions(saved, differ, before)
         between = f"It was written with {before}; this is {after}."
         if different:
+            details = [*self._changed_settings(saved), *details]
             raise CheckpointError(
-                f"{_another(saved.path, different, [*self._words(saved), *told])} "
-                f"{between}",
-                _OTHER,
+                f"{_another(saved.path, different, details)} {between}", _OTHER
             )
         if unknown:
-            what = " and ".join(unknown)
             raise CheckpointError(
                 f"{saved.path!r} has nothing that tells between versions whether its "
-                f"{what} is what was given here. {between}",
+                f"{' and '.join(unknown)} is what was given here. {between}",
                 f"Go on with it with {before}, or start over with `fresh=True`.",
             )
-        self._before, self._next = written, Provenance(start, now)
-        speaker(_log).warning(
+        self._next = Provenance(start, self._versions)
+        log.warning(
             "%s was written with %s, and this is %s. It is of this run; what follows "
             "agrees with a run of one version to rounding, not to the bit.",
             saved.path,
@@ -147,62 +152,32 @@ class SameRun:
             after,
         )
 
-    def header(self) -> dict[str, Any]:
-        """Header entries of the fingerprint and the versions."""
-        return {
-            "identity": digests(self._parts),
-            "words": {
-                name: _as_json(x.words)
-                for name, x in self._parts.items()
-                if not x.is_function
-            },
-            "sketches": {name: x.exact for name, x in self._all_sketches().items()},
-            "versions": self._versions,
-            "provenance": [[x.start, dict(x.versions)] for x in self.provenance],
-        }
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of the sketches, by their names in the checkpoint."""
-        return {
-            f"sketches/{name}": x.sums
-            for name, x in self._all_sketches().items()
-            if x.sums.size
-        }
-
-    def _all_sketches(self) -> dict[str, Sketch]:
+    def to_save(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Return header entries and arrays of the fingerprint and the versions."""
         for name, part in self._parts.items():
             if part.sketch is not None and name not in self._sketches:
                 self._sketches[name] = part.sketch()
-        return self._sketches
-
-    def _read(self, saved: Saved) -> tuple[tuple[Provenance, ...], int]:
-        """Read the provenance and the sketches of a checkpoint.
-
-        **Returns:**
-
-        Its provenance, and from where on the run goes on.
-        """
-        header = saved.header
-        try:
-            written = header.get("provenance") or [[0, dict(header["versions"])]]
-            told = tuple(Provenance(int(x), dict(y)) for x, y in written)
-            for name, exact in header.get("sketches", {}).items():
-                sums = np.asarray(saved.arrays.get(f"sketches/{name}", np.zeros(0)))
-                self._sketches[name] = Sketch(str(exact), sums, np.zeros(0))
-            return told, self._start_of(header)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{saved.path!r} does not tell what it was computed with ({error!r}).",
-                "Choose another path, or start over with `fresh=True`.",
-            ) from error
+        sketches = self._sketches.items()
+        words = {name: x.words for name, x in self._parts.items() if not x.is_function}
+        header = {
+            "identity": digests(self._parts),
+            "words": _as_json(words),
+            "sketches": {name: x.exact for name, x in sketches},
+            "versions": self._versions,
+            "provenance": provenance_as_saved(self.provenance),
+        }
+        return header, {
+            f"sketches/{name}": x.sums for name, x in sketches if x.sums.size
+        }
 
     def _between_versions(
         self, saved: Saved, differ: Sequence[str], before: str
     ) -> tuple[list[str], list[str], list[str]]:
-        """Which parts differ, which cannot be compared, and what was found in words."""
+        """Return the parts that differ, those that cannot be compared, and details."""
         different: list[str] = []
         functions: list[str] = []
         unknown: list[str] = []
+        details: list[str] = []
         words = saved.header.get("words")
         for name in differ:
             part = self._parts.get(name)
@@ -213,12 +188,11 @@ class SameRun:
             elif words is None:  # An older batchkit kept digests alone.
                 unknown.append(name)
             elif part.sketch is None:
-                old, new = words.get(name), _as_json(part.words)
-                if old != new:
+                if words.get(name) != _as_json(part.words):
                     different.append(name)
             elif not _agree(self._sketches.get(name), part.sketch()):
                 different.append(name)
-        told: list[str] = []
+        values: Sequence[Values] = ()
         if self._compare is not None:
             try:
                 values = self._compare(saved, functions)
@@ -228,70 +202,40 @@ class SameRun:
                     f"with what was given here: {error}.",
                     f"Go on with it with {before}, or start over with `fresh=True`.",
                 ) from error
-            compared = {name for each in values for name in each.parts}
-            unknown += [name for name in functions if name not in compared]
-            for each in values:
-                if why := _difference(each):
-                    different.append(" or ".join(each.parts))
-                    told.append(why)
-        else:
-            unknown += functions
-        # Several processes may round otherwise, and must still do the same.
-        found = in_first(lambda: [list(dict.fromkeys(different)), unknown, told])
+        compared = {name for each in values for name in each.parts}
+        unknown += [name for name in functions if name not in compared]
+        for each in values:
+            if difference := _difference(each):
+                different.append(" or ".join(each.parts))
+                details.append(difference)
+        # Devices of other processes may round otherwise; all must do the same.
+        found = in_first(lambda: [list(dict.fromkeys(different)), unknown, details])
         return found[0], found[1], found[2]
 
-    def _words(self, saved: Saved) -> list[str]:
-        """Which settings were something else."""
-        found: list[str] = []
+    def _changed_settings(self, saved: Saved) -> list[str]:
+        changes: list[str] = []
         words = saved.header.get("words", {})
         for name, part in self._parts.items():
-            old, new = words.get(name), _as_json(part.words)
-            if name not in words or old == new:
+            if name not in words:
                 continue
-            if isinstance(old, dict) and isinstance(new, dict):
-                found += [
-                    _change(key, old, new)
-                    for key in dict.fromkeys([*old, *new])
-                    if old.get(key) != new.get(key)
-                ]
-            else:
-                found.append(_change(name, {name: old}, {name: new}))
-        return found
+            old, new = words[name], _as_json(part.words)
+            if not (isinstance(old, dict) and isinstance(new, dict)):
+                old, new = {name: old}, {name: new}
+            for key in dict.fromkeys([*old, *new]):
+                if old.get(key) != new.get(key):
+                    was = f"was {old[key]!r}" if key in old else "was not given"
+                    now = f"is {new[key]!r}" if key in new else "is not given"
+                    changes.append(f"`{key}` {was}, {now}")
+        return changes
 
 
 def state_in(saved: Saved, name: str, like: PyTree) -> PyTree:
-    """The state in a checkpoint, which another version may have had otherwise.
-
-    **Arguments:**
-
-    - `saved`: the checkpoint.
-    - `name`: the name of the state in it.
-    - `like`: the shapes that it has here.
-
-    **Raises:**
-
-    `ValueError` if it has others there.
-    """
-    expected = {
-        f"{name}/{i}": (tuple(x.shape), str(x.dtype))
-        for i, x in enumerate(jax.tree.leaves(like))
-    }
-    found = {
-        key: (tuple(x.shape), str(x.dtype))
-        for key, x in saved.arrays.items()
-        if key.startswith(f"{name}/")
-    }
-    if found != expected:
-        raise ValueError(
-            f"it has {len(found)} arrays of the sampler's state, not {len(expected)}"
-            if len(found) != len(expected)
-            else "arrays of the sampler's state have other shapes or dtypes"
-        )
+    """Return the state in a checkpoint; raise `ValueError` if it has another layout."""
     return tree_of(name, saved.arrays, like)
 
 
 def some_of(count: int, most: int = 8) -> np.ndarray:
-    """A few of so many indices, from the first to the last."""
+    """Return a few of so many indices, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
@@ -314,7 +258,7 @@ def _agree(old: Sketch | None, new: Sketch) -> bool:
 
 
 def _difference(values: Values) -> str:
-    """In words where values differ by more than rounding; empty if nowhere."""
+    """Describe where values differ by more than rounding; empty if nowhere."""
     before, now = (np.asarray(x, np.float64) for x in (values.before, values.now))
     with np.errstate(invalid="ignore"):
         close = np.abs(before - now) <= values.rounding * values.scale
@@ -324,18 +268,12 @@ def _difference(values: Values) -> str:
     if np.all(close):
         return ""
     by_position = np.all(close.reshape(len(close), -1), axis=1)
-    worst = tuple(np.argwhere(~close)[0])
+    first = tuple(np.argwhere(~close)[0])
     return (
         f"at {np.sum(~by_position)} of {len(close)} positions in the file its value is "
         f"another one, by more than {values.rounding:.1g} of it: "
-        f"{before[worst]:.7g} in the file, {now[worst]:.7g} now"
+        f"{before[first]:.7g} in the file, {now[first]:.7g} now"
     )
-
-
-def _change(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    was = f"was {old[name]!r}" if name in old else "was not given"
-    now = f"is {new[name]!r}" if name in new else "is not given"
-    return f"`{name}` {was}, {now}"
 
 
 def _as_json(value: Any) -> Any:

@@ -1,50 +1,43 @@
-"""Saving a run while it goes on, and finding it again.
+"""Saving a run while it goes on, and resuming it.
 
-A run is known by what it was started with, the parts of its *identity*: the problem,
-the key, where it begins, the settings. A file is resumed only if all of them agree.
-Whatever else the file holds belongs to the kind of run that wrote it.
+A run is identified by its *identity*, a fingerprint of each part that it was started
+with: the problem, the key, the positions, the settings. A file is resumed only if all
+of them agree. Whatever else the file holds belongs to the kind of run that wrote it.
 
 Of several processes the first one has the file, and the others need not see its folder.
 """
 
-import json
-import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import FrameType
 from typing import Any, Final, final
 
-from ._checkpoint import Checkpoint, CheckpointError, seconds_until_next
+from .._util._multihost import allgather_numbers, is_first_process
+from ._checkpoint import Checkpoint, CheckpointError
 from ._environment import Provenance
-from ._file import decode, encode, understood
+from ._file import decode, understood
 from ._fingerprint import Part
-from ._processes import (
-    bytes_from_first,
-    first_and_largest,
-    in_first,
-    is_first,
-    raised_by_first,
-    several,
-    speaker,
-)
+from ._processes import bytes_from_first, in_first, log
 from ._result_file import typed
 from ._same_run import Compare, SameRun
-from ._signals import Interruptible
 from ._store import Saved, Store
 
 
-_log: Final = logging.getLogger("batchkit")
+# A checkpoint that took a second is followed by at least 100 seconds of the run.
+_RUN_PER_COST: Final = 100
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+# One request may arrive as several signals: a terminal and the launcher around a
+# program both pass a Ctrl-C on, and `timeout` ends a process and then its group. So
+# signals within so many seconds are one request.
+_TOGETHER: Final = 0.1
 
 
 def checkpoint_from(value: Any, caller: str) -> Checkpoint | None:
-    """What `checkpoint=` means: None, a path, or a `Checkpoint`.
-
-    **Raises:**
-
-    `TypeError` if it is something else.
-    """
+    """Convert an argument `checkpoint`: None, a path, or a `Checkpoint`."""
     if value is None or isinstance(value, Checkpoint):
         return value
     if isinstance(value, str | os.PathLike):
@@ -56,7 +49,6 @@ def checkpoint_from(value: Any, caller: str) -> Checkpoint | None:
 
 
 def check_fresh(value: object, caller: str) -> None:
-    """Raises `TypeError` unless it is a bool."""
     if not isinstance(value, bool):
         raise TypeError(
             f"{caller}(fresh={value!r}): fresh must be True or False; got "
@@ -64,9 +56,14 @@ def check_fresh(value: object, caller: str) -> None:
         )
 
 
+def seconds_until_next(every: float, cost: float) -> float:
+    """Return the time until the next checkpoint; the last one took `cost` seconds."""
+    return max(every, _RUN_PER_COST * cost)
+
+
 @final
 class Saver:
-    """The checkpoints of one run, and the signals that ask it to stop.
+    """The checkpoints of one run, and the signals that interrupt it.
 
     Enter it before anything expensive: it takes the lock. Without a checkpoint it does
     nothing, and signals do what they always do.
@@ -85,14 +82,11 @@ class Saver:
     ) -> None:
         """**Arguments:**
 
-        - `checkpoint`: where and how often, or None.
-        - `kind`: what kind of run it is, in words, such as "nested run".
-        - `identity`: what the run was started with, a fingerprint of each part by its
-            name in words.
-        - `compare`, `start_of`: functions that compare a checkpoint of other versions
-            with this run, and return the step it goes on from; see `SameRun`.
-        - `layout`: how the run is laid out, something that JSON has. It may differ from
-            one part of a run to the next.
+        - `checkpoint`: where and how often the run is saved, or None.
+        - `kind`: the kind of run in words, such as "nested run".
+        - `identity`, `compare`, `start_of`: see `SameRun`.
+        - `layout`: how tasks are laid out, a value that JSON has. A run may be resumed
+            with another layout.
         - `fresh`: whether to start over if there is a file.
         """
         self._checkpoint = checkpoint
@@ -101,83 +95,77 @@ class Saver:
         self._layout = layout
         self._fresh = fresh
         self._store: Store | None = None
-        if checkpoint is not None and is_first():
+        if checkpoint is not None and is_first_process():
             self._store = Store(checkpoint.path, fresh)
         self._signals = Interruptible()
         self._has_left = False
-        # What several processes found when they looked.
-        self._is_due = False
+        # The same in all processes since the last `look`.
+        self.is_due = False
         self._requested = 0
         self._kept: tuple[Mapping[str, Any], Mapping[str, Any]] = {}, {}
         self._cost = 0.0
         self._last = time.perf_counter()
-        self.seconds = 0.0
-        self.count = 0
 
     def __enter__(self) -> "Saver":
         if self._checkpoint is not None:
-            in_first(self._enter_store)
+            self._in_first(Store.__enter__)
             self._signals.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.is_on:
-            self._signals.__exit__(kind, error, trace)
+            self._signals.restore()
         if self._store is not None:
-            self._store.__exit__(kind, error, trace)
+            self._store.__exit__()
         requested = self._signals.requested
         if kind is None and requested is not None and not self._has_left:
-            # It came when nobody looked any more, and nobody else knows of it.
+            # It arrived after the last `look`, so nothing has acted on it.
             signal.raise_signal(requested)
 
     def look(
         self, *numbers: int | float, show: Callable[[], None] | None = None
-    ) -> tuple[int | float, ...]:
-        """Lets several processes agree on what follows, at a place where all come by.
+    ) -> tuple[float, ...]:
+        """Let all processes agree on what they do next.
 
-        What is due is decided by the clock of the first process; a signal counts in
-        whichever it arrives. One process has nothing to agree on.
+        The clock of the first process decides whether the run is saved; a signal counts
+        in whichever process it arrives.
 
         **Arguments:**
 
         - `numbers`: what else the first process decides.
-        - `show`: what it does before, in sight of the user. If it raises, all raise.
+        - `show`: shows progress in the first process. What it raises is raised in all.
 
         **Returns:**
 
         The numbers of the first process.
         """
         error: Exception | None = None
-        if show is not None and is_first():
+        if show is not None and is_first_process():
             try:
                 show()
             except Exception as raised:
-                if not several():
-                    raise
                 error = raised
-        if not several():
-            return numbers
-        requested = self._signals.requested or 0
-        first = (*numbers, error is not None, self._is_due_now())
-        *agreed, failed, due, largest = first_and_largest(first, requested)
+        rows = allgather_numbers(
+            *numbers,
+            error is not None,
+            self._is_due_now(),
+            self._signals.requested or 0,
+        )
+        *agreed, failed, due, _ = map(float, rows[0])
+
+        def raise_again() -> bytes:
+            assert error is not None
+            raise error
+
         if failed:
-            raised_by_first(error)
-        self._is_due, self._requested = bool(due), int(largest)
+            bytes_from_first(raise_again)
+        self.is_due, self._requested = bool(due), int(rows[:, -1].max())
         return tuple(agreed)
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C or SIGTERM asked the run to save itself and leave."""
-        if self._has_left:
-            return False
-        if several():
-            return self._requested > 0
-        return self._signals.requested is not None
+        """True if Ctrl-C or SIGTERM asked the run to save itself and leave."""
+        return self._requested > 0 and not self._has_left
 
     @property
     def provenance(self) -> tuple[Provenance, ...]:
@@ -186,16 +174,15 @@ class Saver:
 
     @property
     def path(self) -> str | None:
-        """Where the run is saved."""
         return None if self._checkpoint is None else self._checkpoint.path
 
     @property
     def is_on(self) -> bool:
-        """Whether the run is saved."""
+        """True if the run is saved."""
         return self._checkpoint is not None and not self._has_left
 
     def resume(self) -> Saved | None:
-        """What was saved of this very run; None if there is nothing to go on from.
+        """Return the checkpoint of this run, or None if there is none to resume.
 
         **Raises:**
 
@@ -203,16 +190,31 @@ class Saver:
         """
         if not self.is_on or self._fresh:
             return None
-        saved = self._read()
-        if saved is None:
+        found: tuple[str | None, bytes] = None, b""
+
+        def read() -> str | None:
+            nonlocal found
+            assert self._store is not None
+            found = self._store.read() or found
+            return found[0]
+
+        path = in_first(read)
+        if path is None:
             return None
-        with understood(saved.path):
-            self._check(saved)
+        saved = Saved(*decode(path, bytes_from_first(lambda: found[1])), path)
+        with understood(path):
+            kind = typed(saved.header, "kind", str)
+            if kind != self._kind:
+                raise CheckpointError(
+                    f"{path!r} holds a {kind}, and this is a {self._kind}.",
+                    "Choose another path, or start over with `fresh=True`.",
+                )
+            self._same.check(saved)
         if saved.header.get("layout") != self._layout:
-            speaker(_log).info(
+            log.info(
                 "%s was laid out otherwise: %s. What follows agrees with a run on one "
                 "layout to rounding, not to the bit.",
-                saved.path,
+                path,
                 saved.header.get("layout"),
             )
         return saved
@@ -225,17 +227,17 @@ class Saver:
         `CheckpointError`, in all processes, if the work could not be saved.
         """
         self._same.begin()
-
-        def check() -> None:
-            assert self._store is not None
-            self._store.check_writable()
-
         if self.is_on:
-            in_first(check)
+            self._in_first(Store.check_writable)
 
-    def due(self) -> bool:
-        """Whether it is time to save."""
-        return self._is_due if several() else self._is_due_now()
+    def _in_first(self, call: Callable[[Store], object]) -> None:
+        """Call a function in the first process; what it raises is raised in all."""
+
+        def called() -> None:
+            assert self._store is not None
+            call(self._store)
+
+        in_first(called)
 
     def _is_due_now(self) -> bool:
         if self._checkpoint is None:
@@ -244,85 +246,90 @@ class Saver:
         return time.perf_counter() - self._last >= wait
 
     def keep(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        """Says what every save from now on holds besides, in the same way as `save`."""
+        """Set a header and arrays that every `save` from now on adds to its own."""
         self._kept = dict(header), dict(arrays)
 
     def save(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        """Saves the run, if it is saved at all.
-
-        **Arguments:**
-
-        - `header`: what JSON has of it.
-        - `arrays`: arrays by name.
-        """
+        """Save the run, if it is saved at all; see `write_file`."""
         if not self.is_on:
             return
         start = time.perf_counter()
-        header, arrays = {**self._kept[0], **header}, {**self._kept[1], **arrays}
-        in_first(lambda: self._write(header, arrays))
+
+        def write(store: Store) -> None:
+            entries, sketches = self._same.to_save()
+            full = {
+                "kind": self._kind,
+                **entries,
+                "layout": self._layout,
+                "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                **self._kept[0],
+                **header,
+            }
+            store.write(full, {**self._kept[1], **arrays, **sketches})
+
+        self._in_first(write)
         self._last = time.perf_counter()
         self._cost = self._last - start
-        self.seconds += self._cost
-        self.count += 1
-
-    def _write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
-        assert self._store is not None
-        full = {
-            "kind": self._kind,
-            **self._same.header(),
-            "layout": self._layout,
-            "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            **header,
-        }
-        self._store.write(full, {**arrays, **self._same.arrays()})
 
     def leave(self) -> None:
-        """Does what the signal asked for, once the run is saved."""
+        """End the run as the signal asks, after the run was saved."""
         assert self._checkpoint is not None
-        requested = signal.Signals(self._requested or self._signals.requested or 0)
+        requested = signal.Signals(self._requested)
         path = os.path.realpath(self._checkpoint.path)
-        speaker(_log).warning("%s: saved to %s.", requested.name, path)
-        self._signals.__exit__(None, None, None)
+        log.warning("%s: saved to %s.", requested.name, path)
+        self._signals.restore()
         if requested == signal.SIGINT:
             raise KeyboardInterrupt
-        # The handler that was there before acts now, with the file already in order.
+        # The handler that was set before acts now, with the file already in order. It
+        # may return: then the run goes on, and is not saved any more.
         self._has_left = True
         if self._store is not None:
-            self._store.__exit__(None, None, None)
+            self._store.__exit__()
             self._store = None
         signal.raise_signal(requested)
 
-    def _enter_store(self) -> None:
-        assert self._store is not None
-        self._store.__enter__()
 
-    def _read(self) -> Saved | None:
-        """What the first process reads, in all of them."""
-        if not several():
-            assert self._store is not None
-            return self._store.read()
-        mine: list[Saved | None] = []
+@final
+class Interruptible:
+    """Record the first SIGINT or SIGTERM while entered; the second acts at once.
 
-        def as_bytes() -> bytes:
-            assert self._store is not None
-            mine.append(self._store.read())
-            if mine[0] is None:
-                return b""
-            where = json.dumps([mine[0].path, mine[0].passed_over]).encode()
-            return where + b"\n" + encode(mine[0].header, mine[0].arrays)
+    The first is a request to stop, which the run follows once it is saved.
 
-        data = bytes_from_first(as_bytes)
-        if mine or not data:
-            return mine[0] if mine else None
-        where, _, data = data.partition(b"\n")
-        path, passed_over = json.loads(where)
-        return Saved(*decode(path, data), path, passed_over)
+    A signal that the process ignores, or that code outside of Python handles, stays as
+    it is. In other threads than the main one nothing changes: Python handles signals in
+    the main thread only.
+    """
 
-    def _check(self, saved: Saved) -> None:
-        kind = typed(saved.header, "kind", str)
-        if kind != self._kind:
-            raise CheckpointError(
-                f"{saved.path!r} holds a {kind}, and this is a {self._kind}.",
-                "Choose another path, or start over with `fresh=True`.",
-            )
-        self._same.check(saved)
+    def __init__(self) -> None:
+        self.requested: signal.Signals | None = None
+        self._at = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Interruptible":
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                if before not in (None, signal.SIG_IGN):
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested is None:
+            self.requested = signal.Signals(number)
+            self._at = now
+        elif now - self._at > _TOGETHER:
+            self.restore()
+            signal.raise_signal(number)
+
+    def restore(self) -> None:
+        """Set the handlers from before, so that signals act at once again."""
+        while self._before:
+            number, before = self._before.popitem()
+            # A handler that was set since then stays.
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, before)

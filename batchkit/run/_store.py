@@ -1,32 +1,44 @@
-"""The file of one run: two generations, of which at every instant one is sound.
+"""The file of one run: a lock, and two generations of which one is always sound.
 
-A new generation is written beside the file and waited for until the disk has it. Then
-the current one gets a second name, that of the previous one, and the new one takes over
-its first name. Both are single steps of the file system, so the file is there at every
-instant, the old one or the new one, and whoever is killed in between loses nothing.
+A new generation is written beside the file, and the disk has it before anything is
+renamed. Then the current one gets a second name, that of the previous one, and the new
+one takes over its first name. Both are single steps of the file system, so the file
+exists at every instant, the old one or the new one, and a process that is killed in
+between loses nothing.
 """
 
 import contextlib
 import errno
-import logging
 import os
-import time
+import socket
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import numpy as np
 
 from ._checkpoint import CheckpointError
-from ._disk import disk_errors, is_forbidden, put, remove, sync_folder_of
-from ._file import encode, read_file, refuse_foreign, sound_bytes
-from ._lock import Lock
-from ._safe_log import SafeLog
+from ._disk import FORBIDDEN, disk_errors, remove, replace_file
+from ._file import encode, refuse_foreign, sound_bytes
+from ._processes import log
 
 
-_log: Final = SafeLog(logging.getLogger("batchkit"), {})
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(file: int) -> None:
+        # Windows forbids others to read what is locked, so this is past the text.
+        os.lseek(file, 1 << 30, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        os.lseek(file, 0, os.SEEK_SET)
+
+else:
+    import fcntl
+
+    def _take(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
 
 _FOREIGN: Final = (
     "Move this file away, choose another path, or replace it with `fresh=True`."
@@ -43,30 +55,24 @@ _NO_LINKS: Final = {
 }
 
 
+_HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+_NO_LOCKS: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
 @final
-@dataclass(frozen=True)
-class Saved:
-    """What was read, and from where.
-
-    **Arguments:**
-
-    - `header`, `arrays`: as they were written.
-    - `path`: the file that they are from.
-    - `passed_over`: why a newer generation was not used, or `None` if this is the
-        newest.
-    """
+class Saved(NamedTuple):
+    """A checkpoint that was read: header and arrays as written, and its path."""
 
     header: dict[str, Any]
     arrays: dict[str, np.ndarray | jax.Array]
     path: str
-    passed_over: str | None = None
 
 
 @final
 class Store:
     """Checkpoints of one run, locked against other writers while it is entered.
 
-    Where nothing can be written there is no lock either, and what is there can be read.
+    Where nothing can be written there is no lock either, and an existing file is read.
     """
 
     def __init__(self, path: str | os.PathLike[str], fresh: bool = False) -> None:
@@ -78,18 +84,19 @@ class Store:
         """
         self.path = os.path.realpath(path)
         self.previous = f"{self.path}.previous"
-        self._new = f"{self.path}.tmp"
         self._link = f"{self.previous}.tmp"
         self._lock = Lock(self.path)
         self._fresh = fresh
         self._entered = False
-        # Why nothing can be written, if that is so.
+        # The reason why nothing can be written, if there is one.
         self._read_only: CheckpointError | None = None
-        # Whether the file may become the previous generation; None before we looked.
+        # Whether the file may become the previous generation; None until it is read.
         self._sound: bool | None = None
 
     def __enter__(self) -> "Store":
-        """**Raises:**
+        """Take the lock, and remove what a killed process has left.
+
+        **Raises:**
 
         `CheckpointError` if another run has the file, if there can be none, or if there
         is a file from elsewhere that may not be replaced.
@@ -97,34 +104,27 @@ class Store:
         with disk_errors("write", self.path), contextlib.suppress(FileNotFoundError):
             os.lstat(self._link)  # It has the longest name, which may be too long.
         self._foreign()
-        self._read_only = None
+        self._read_only = self._sound = None
         try:
             self._lock.acquire()
         except CheckpointError as error:
-            there = os.path.lexists(self.path) or os.path.lexists(self.previous)
-            if self._fresh or not there or not is_forbidden(error.__cause__):
+            exists = os.path.lexists(self.path) or os.path.lexists(self.previous)
+            code = getattr(error.__cause__, "errno", None)
+            if self._fresh or not exists or code not in FORBIDDEN:
                 raise
             self._read_only = error
-        self._entered = True
-        self._sound = None
-        if self._read_only is None:
-            # Nobody else writes them now, so they are from a process that was killed.
-            remove(self._new)
+        else:
+            remove(f"{self.path}.tmp")
             remove(self._link)
+        self._entered = True
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._entered = False
         if self._read_only is None:
             self._lock.release()
 
     def check_writable(self) -> None:
-        """Raise `CheckpointError` if this can only be read."""
         if self._read_only is not None:
             raise CheckpointError(
                 f"{self.path!r} holds a run that has not ended, and to go on with it "
@@ -132,8 +132,8 @@ class Store:
                 "Copy the file to a folder that this user may write to.",
             ) from self._read_only
 
-    def read(self) -> Saved | None:
-        """The newest generation that is sound, or `None` if there is none at all.
+    def read(self) -> tuple[str, bytes] | None:
+        """Return the path and the bytes of the newest sound generation, if any.
 
         **Raises:**
 
@@ -146,73 +146,44 @@ class Store:
             if not os.path.lexists(path):
                 continue
             try:
-                header, arrays = read_file(path)
+                data = sound_bytes(path)
             except CheckpointError as error:
                 if not error.damaged:
                     raise
                 damages.append(error)
                 continue
             self._sound = path == self.path
-            return self._saved(header, arrays, path, damages)
+            if not self._sound:
+                why = damages[0].reason if damages else f"{self.path!r} is missing."
+                log.warning("%s Using the generation before it, %r.", why, path)
+            return path, data
+        self._sound = False
         if not damages:
             return None
-        self._sound = False
-        if len(damages) == 1:
-            raise damages[0]
         raise CheckpointError(
             " ".join(error.reason for error in damages), damages[0].remedy, damaged=True
         ) from damages[0]
 
-    def write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> float:
-        """Makes this the newest generation, and what was the newest the previous one.
-
-        **Arguments:**
-
-        - `header`, `arrays`: as for `write_file`.
-
-        **Returns:**
-
-        The seconds it took.
+    def write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
+        """Write the newest generation; the newest until now becomes the previous one.
 
         **Raises:**
 
         `CheckpointError` if it cannot be written, or if there is a file from elsewhere
-        that may not be replaced. What was there before is then still there.
+        that may not be replaced. The generations are then as before.
         """
         assert self._entered
-        start = time.perf_counter()
         self.check_writable()
         if (foreign := self._foreign()) is not None:
-            _log.warning("%s It is replaced, as fresh=True says.", foreign.reason)
+            log.warning("%s It is replaced, as fresh=True says.", foreign.reason)
         if self._sound is None:
             self._sound = self._is_sound()
-        with encode(header, arrays) as data, disk_errors("write", self.path):
-            put(self._new, data)
-            try:
-                # Something damaged must not take the place of a sound generation.
-                if self._sound:
-                    self._keep_as_previous()
-                os.replace(self._new, self.path)
-            except BaseException:
-                remove(self._new)
-                raise
-            self._sound = True
-            self._fresh = False
-            sync_folder_of(self.path)
-        return time.perf_counter() - start
-
-    def _saved(
-        self,
-        header: dict[str, Any],
-        arrays: dict[str, np.ndarray | jax.Array],
-        path: str,
-        damages: list[CheckpointError],
-    ) -> Saved:
-        if path == self.path:
-            return Saved(header, arrays, path)
-        why = damages[0].reason if damages else f"{self.path!r} is missing."
-        _log.warning("%s Using the generation before it, %r.", why, path)
-        return Saved(header, arrays, path, why)
+        # A damaged file must not take the place of a sound generation.
+        keep = self._keep_as_previous if self._sound else None
+        with encode(header, arrays) as data:
+            replace_file(self.path, data, keep)
+        self._sound = True
+        self._fresh = False
 
     def _foreign(self) -> CheckpointError | None:
         """Return the error of a foreign file if it may be replaced, else raise it."""
@@ -227,7 +198,6 @@ class Store:
         return found
 
     def _is_sound(self) -> bool:
-        """Return True if the file is an undamaged checkpoint."""
         if not os.path.lexists(self.path):
             return False
         try:
@@ -241,7 +211,7 @@ class Store:
         try:
             os.link(self.path, self._link)
         except FileNotFoundError:
-            return  # Somebody took it away; the one before it is all there is.
+            return  # Removed meanwhile: the previous generation is the only one.
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
@@ -251,5 +221,83 @@ class Store:
         try:
             os.replace(self._link, self.previous)
         finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self._link)
+            remove(self._link)
+
+
+@final
+class Lock:
+    """A lock that one process holds on a file, and that ends with the process.
+
+    The operating system holds the lock, not the file `path + ".lock"`: a killed process
+    leaves the file behind, and no other process waits for it. It only names the owner.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._name = f"{path}.lock"
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; raise `CheckpointError` if another run has it."""
+        assert self._file is None
+        while self._file is None:
+            with disk_errors("write", self._path):
+                # A link of that name could lead to any file, which would be emptied.
+                flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+                file = os.open(self._name, flags, 0o666)
+            try:
+                if self._is_locked(file):
+                    self._file = file
+            finally:
+                if self._file is None:
+                    os.close(file)
+
+    def release(self) -> None:
+        assert self._file is not None
+        # Before the lock goes: afterwards the file may be that of another process.
+        remove(self._name)
+        os.close(self._file)
+        self._file = None
+
+    def _is_locked(self, file: int) -> bool:
+        """Lock a file; return False if another process removed it meanwhile."""
+        try:
+            _take(file)
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.warning(
+                    "%s: its file system has no locks, so nothing keeps another run "
+                    "from writing there, too.",
+                    self._path,
+                )
+            elif error.errno in _HELD:
+                raise CheckpointError(
+                    f"{self._path!r} is in use by {self._holder(file)}.",
+                    "Wait until that run has ended, or give this run another path.",
+                ) from error
+            else:
+                with disk_errors("lock", self._path):
+                    raise
+        with disk_errors("write", self._path):
+            try:
+                if not os.path.samestat(os.fstat(file), os.stat(self._name)):
+                    return False
+            except FileNotFoundError:
+                return False
+        # Only for the messages of others: on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file, 0)
+            os.write(file, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        return True
+
+    def _holder(self, file: int) -> str:
+        text = ""
+        with contextlib.suppress(OSError):
+            text = os.read(file, 300).decode(errors="replace")
+        match text.split():
+            case [pid, host] if host == socket.gethostname():
+                this = " (this process)" if pid == str(os.getpid()) else ""
+                return f"process {pid}{this}"
+            case [pid, host]:
+                return f"process {pid} on {host}"
+        return "another process"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..run._keys import check_key
+from ..run._arguments import check_key
 from ..run._names import few, parameter_names
 from ._row_split import generator
 

@@ -13,13 +13,12 @@ from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
 from ..chains._blocks import keeps_places
-from ..run._arguments import check_acceptance, check_batcher, check_count
+from ..run._arguments import check_acceptance, check_batcher, check_count, check_key
 from ..run._checkpoint import Checkpoint
 from ..run._extras import delayed
 from ..run._fingerprint import digests
-from ..run._kept import kept_for
-from ..run._keys import check_key
-from ..run._processes import check_same, explaining_loss, on_host, several
+from ..run._processes import check_same, explaining_loss, is_multiprocess, on_host
+from ..run._program import kept_for
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._combine import way_to_combine
@@ -271,7 +270,7 @@ def run_shards(
     model.sampler(logprior_fn, 0.8)
     if rows >= 2 * num_shards:  # no likelihood is called with two rows otherwise
         check_additive(loglikelihood_fn, one, take_rows(data, model.order[:2]))
-    identity = identity_of(model) if path is not None or several() else {}
+    identity = identity_of(model) if path is not None or is_multiprocess() else {}
     check_same(
         "run_shards",
         digests(identity),

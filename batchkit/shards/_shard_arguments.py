@@ -14,9 +14,8 @@ from ..chains._chain_starts import check_positions
 from ..chains._draws import named_numbers
 from ..chains._sampler import is_api
 from ..run._arguments import check_count, in_short, kind_of
-from ..run._kept import kept_for
 from ..run._names import columns, few
-from ..run._program import Program
+from ..run._program import Program, kept_for
 from ._row_split import check_likelihood
 from ._sampling_plan import SamplingPlan
 

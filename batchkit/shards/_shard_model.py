@@ -24,8 +24,7 @@ from jaxtyping import Int, PyTree
 from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._chain_programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
-from ..run._kept import Kept
-from ..run._program import Program
+from ..run._program import Kept, Program
 from ..run._trees import to_host
 from ._row_split import check_logprior, split_table, sum_over_rows, take_rows
 from ._sampling_plan import SamplingPlan

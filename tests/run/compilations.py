@@ -1,4 +1,4 @@
-"""Counting what JAX compiles and traces, by the events that it records."""
+"""Counts of compilations, by the events that JAX records."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +24,9 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 @contextmanager
 def compilations() -> Iterator[list[str]]:
-    """Yields the names of programs that are lowered or compiled in the body.
+    """Yield the names of programs that are lowered or compiled in the body.
 
-    What comes from JAX's cache on disk counts like what is compiled.
+    Programs from JAX's cache on disk are counted, too.
     """
     names: list[str] = []
     _counts.append(names)

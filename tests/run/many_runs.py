@@ -1,10 +1,9 @@
-"""Many runs in one process, each of functions of its own, and what they leave behind.
+"""Many runs in one process, each with new functions, and the resources they leave.
 
     python -m tests.run.many_runs COUNT
 
-Each line is a JSON object: the number of runs so far, and how many memory maps,
-executables, file handles and threads there are, how many of the functions still are,
-and how much memory is resident.
+Each line is a JSON object: the number of runs so far, of memory maps, executables, file
+handles, threads, functions that are still alive, and the resident memory.
 """
 
 import gc

@@ -12,12 +12,12 @@ OTHER = {**versions(), "jax": "0.0.1", "python": "3.0.1"}
 
 
 def as_other_versions_wrote(path: str | os.PathLike[str], *parts: str) -> None:
-    """Rewrites a checkpoint of this process as if other versions had written it.
+    """Rewrite a checkpoint of this process as if other versions had written it.
 
     **Arguments:**
 
     - `path`: the checkpoint.
-    - `parts`: those whose digests come out otherwise with the other versions.
+    - `parts`: the parts whose digests differ with the other versions.
     """
 
     def change(header: dict[str, Any]) -> None:
@@ -30,7 +30,7 @@ def as_other_versions_wrote(path: str | os.PathLike[str], *parts: str) -> None:
 
 
 def rewrite(path: str | os.PathLike[str], change: Any) -> None:
-    """Changes the header of a checkpoint, and leaves no generation before it."""
+    """Change the header of a checkpoint, and remove the generation before it."""
     header, arrays = read_file(path)
     change(header)
     write_file(path, header, arrays)

@@ -1,8 +1,8 @@
 """Processes that can be killed, locked out and interrupted.
 
-To import the package takes longer than most tests. So one process imports it, and forks
+Importing the package takes longer than most tests. So one process imports it, and forks
 for each child; it has started no thread of JAX's, and its children use none. A child
-speaks in lines; the last one is `exit` and its status, below zero for a signal.
+prints lines; the last one is `exit` and its status, below zero for a signal.
 """
 
 import json
@@ -21,31 +21,32 @@ from typing import Any
 import numpy as np
 
 from batchkit.run._checkpoint import CheckpointError
-from batchkit.run._signals import Interruptible
+from batchkit.run._file import decode
+from batchkit.run._saving import Interruptible
 from batchkit.run._store import Store
 
 
 class Children:
-    """What a test holds of the process that forks."""
+    """A handle on the process that forks."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def start(self, what: str, *args: Any) -> int:
-        """Starts a child and tells its id."""
+        """Start a child and return its id."""
         assert self._process.stdin is not None
         print(json.dumps([what, *args]), file=self._process.stdin, flush=True)
         return int(self.line())
 
     def line(self) -> str:
-        """The next line that the child says."""
+        """Return the next line that the child prints."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the child is gone"
         return line.rstrip("\n")
 
     def end(self) -> tuple[list[str], int]:
-        """Waits for the child: what else it said, and its status."""
+        """Wait for the child, and return its other lines and its status."""
         lines = [self.line()]
         while not lines[-1].startswith("exit "):
             lines.append(self.line())
@@ -65,18 +66,18 @@ def children() -> Iterator[Children]:
         try:
             yield Children(process)
         finally:
-            # With the child that a test that failed has left running.
+            # Also ends a child that a failed test has left running.
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def generation(step: int, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A generation that tells everywhere which one it is."""
+    """Header and arrays of a generation, filled with its number."""
     arrays = {f"state/{i}": np.full(size // 16, step) for i in range(2)}
     return {"step": step}, arrays
 
 
 def step_of(header: dict[str, Any], arrays: dict[str, Any]) -> int:
-    """Which generation it is, if it is one and whole."""
+    """Return the number of a generation, if it is complete."""
     step = header["step"]
     assert set(arrays) == {"state/0", "state/1"}
     for array in arrays.values():
@@ -90,8 +91,8 @@ def say(*words: Any) -> None:
 
 def write_for_ever(path: str, size: int) -> None:
     with Store(path) as store:
-        saved = store.read()
-        step = step_of(saved.header, saved.arrays) if saved else 0
+        found = store.read()
+        step = step_of(*decode(*found)) if found else 0
         while True:
             step += 1
             header, arrays = generation(step, size)
@@ -101,7 +102,7 @@ def write_for_ever(path: str, size: int) -> None:
 
 
 def write_and_die(path: str, at: int, before: bool) -> None:
-    """Writes one generation, and is killed at one of its calls of the system."""
+    """Write one generation, and be killed at one of its system calls."""
     calls = 0
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,12 +122,13 @@ def write_and_die(path: str, at: int, before: bool) -> None:
     for name in ("open", "close", "fsync", "link", "replace", "unlink", "ftruncate"):
         setattr(os, name, deadly(getattr(os, name)))
     with Store(path) as store:
-        saved = store.read()
-        store.write(*generation(saved.header["step"] + 1 if saved else 1, 1000))
+        found = store.read()
+        step = step_of(*decode(*found)) if found else 0
+        store.write(*generation(step + 1, 1000))
 
 
 def write_too_much(path: str, limit: int) -> None:
-    """Writes until the system refuses to let a file grow."""
+    """Write until the system refuses to let a file grow."""
     with Store(path) as store:
         store.write(*generation(1, 1000))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -204,7 +206,7 @@ def interruptible_in_a_thread() -> None:
 
 
 def interruptible_with_other_handlers() -> None:
-    """A handler that was there gets the second signal; one that is set inside stays."""
+    """The earlier handler gets the second signal; one that is set inside stays."""
     signal.signal(signal.SIGTERM, lambda *_: say("before"))
     with Interruptible() as interrupts:
         signal.raise_signal(signal.SIGTERM)
@@ -225,7 +227,7 @@ def _child(what: str, args: list[Any]) -> None:
     except KeyboardInterrupt:
         say("KeyboardInterrupt")
     finally:
-        # Nothing of the process that it was forked from is to be cleaned up here.
+        # Skip the clean-up of the process that it was forked from.
         os._exit(status)
 
 

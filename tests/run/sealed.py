@@ -1,4 +1,4 @@
-"""Files whose checksum is right, whatever they hold: those of an attacker."""
+"""Files of an attacker: any content, with a checksum that is right."""
 
 import hashlib
 import io
@@ -9,14 +9,14 @@ import h5py
 
 
 def seal(body: bytes, version: int = 1) -> bytes:
-    """A file with this body and the first block that belongs to it."""
+    """Return a file with this body and the first block that belongs to it."""
     first = b"batchkit checkpoint\nformat %d\nbytes %d\n" % (version, 512 + len(body))
     digest = hashlib.sha256(first + body).hexdigest().encode()
     return (first + b"sha256 " + digest + b"\n").ljust(511) + b"\n" + body
 
 
 def made_by(make: Callable[[h5py.File], object], **how: Any) -> bytes:
-    """A sealed file that h5py has made, with a header and `arrays` in it."""
+    """Return a sealed file made by h5py, with a header and `arrays` in it."""
     image = io.BytesIO()
     with h5py.File(image, "w", userblock_size=512, **how) as file:
         file["header"] = "{}"

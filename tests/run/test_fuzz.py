@@ -1,10 +1,9 @@
 """Files with a structure that was mutated, and a checksum that is right.
 
 What is mutated is everything that is neither an element of an array nor the text of the
-header: messages, pointers, sizes, names, types. Such a file is refused, or it is read
-as if nothing had been done. The text of the header is mutated on its own: then another
-value may be as good as the one before, and all that is asked is that nothing is raised
-but `CheckpointError`.
+header: messages, pointers, sizes, names, types. Such a file is refused, or read as
+before. The text of the header is mutated separately: then another value may be valid,
+and the only requirement is that nothing but `CheckpointError` is raised.
 """
 
 import json
@@ -70,7 +69,7 @@ def shards(path: Path) -> None:
 
 
 def everything(run: Any) -> list[Any]:
-    """All that a result is made of, as bytes and words."""
+    """Return all values of a result, as bytes and text."""
     if isinstance(run, bk.NestedRun):
         dead = run.dead
         arrays = (
@@ -81,7 +80,7 @@ def everything(run: Any) -> list[Any]:
             jax.random.key_data(run.key),
         )
         words = run.num_steps, run.num_evaluations, run.converged, run.stop_reason
-        told = *words, run.warnings, run.seconds, run.settings
+        numbers = *words, run.warnings, run.seconds, run.settings
     elif isinstance(run, bk.ShardRun):
         check = vars(run.gradient_check) if run.gradient_check else {}
         arrays = (
@@ -91,14 +90,14 @@ def everything(run: Any) -> list[Any]:
             {name: x for name, x in check.items() if isinstance(x, np.ndarray)},
         )
         words = check.get("names"), check.get("num_draws"), run.combine, run.warnings
-        told = *words, run.stats, run.used, run.left_out
+        numbers = *words, run.stats, run.used, run.left_out
     else:
         arrays = run.samples, run.logdensity, run.diverging, run.step_size
-        told = run.warnings, run.seconds, run.max_tree_depth
+        numbers = run.warnings, run.seconds, run.max_tree_depth
     leaves, treedef = jax.tree.flatten(arrays)
     return [
         str(treedef),
-        repr(told),
+        repr(numbers),
         *((str(x.dtype), x.shape, np.asarray(x).tobytes()) for x in leaves),
     ]
 
@@ -111,7 +110,7 @@ SOURCES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
 
 
 def structure_of(path: Path) -> np.ndarray:
-    """The places of all bytes after the first block that are not content."""
+    """Return the places of all bytes after the first block that are not content."""
     data = path.read_bytes()
     is_content = np.zeros(len(data), bool)
     is_content[:512] = True
@@ -133,7 +132,7 @@ def mutated(
     rng: random.Random, data: bytes, places: np.ndarray, filled: np.ndarray
 ) -> bytes:
     out = bytearray(data)
-    # Most bytes are room for more, which nothing reads.
+    # Most bytes are empty space, which nothing reads.
     used = filled if rng.random() < 0.8 else places
     for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
         i = int(rng.choice(used))
@@ -160,14 +159,14 @@ def mutated(
 
 
 def write(out: bytearray, places: np.ndarray, start: int, new: bytes) -> None:
-    """Overwrites what is structure there."""
+    """Overwrite bytes of the structure, and no content."""
     inside = places[(places >= start) & (places < start + len(new))]
     for i in inside:
         out[i] = new[i - start]
 
 
 def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in JSON, as a container and a key."""
+    """Yield every place in JSON, as a container and a key."""
     keys = value if isinstance(value, dict) else range(len(value))
     for key in list(keys):
         yield value, key
@@ -253,7 +252,7 @@ def test_ten_thousand_mutated_files_are_refused_or_read_as_before(
     assert counts.total() == FILES
 
 
-def test_headers_are_mutated_as_json_has_them() -> None:
+def test_mutated_headers_are_json() -> None:
     rng = random.Random(0)
     for _ in range(50):
         json.dumps(header_mutated(rng, {"a": [1, {"b": None}], "c": {"d": []}}))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from batchkit.run import CheckpointError
-from batchkit.run._file import read_file
+from batchkit.run._file import decode, read_file
 from batchkit.run._store import Store
 
 from .processes import children, generation, step_of
@@ -26,21 +26,21 @@ def path(tmp_path):
 
 
 def newest(path):
-    """The generation that is found, zero for none; what was left over is gone."""
+    """The generation that is read, zero for none; leftovers are removed."""
     with Store(path) as store:
-        saved = store.read()
+        found = store.read()
         assert {x.name for x in os.scandir(os.path.dirname(path))} <= {
             "run.h5",
             "run.h5.previous",
             "run.h5.lock",
         }
-        return step_of(saved.header, saved.arrays) if saved else 0
+        return step_of(*decode(*found)) if found else 0
 
 
 @pytest.mark.parametrize(
     ("size", "kills", "longest"), [(20_000_000, 15, 0.4), (1000, 15, 0.1)]
 )
-def test_killed_at_random_times(child, path, size, kills, longest):
+def test_kill_at_a_random_time_loses_no_generation(child, path, size, kills, longest):
     rng = random.Random(size)
     inside = last = 0
     for _ in range(kills):
@@ -63,7 +63,9 @@ def test_killed_at_random_times(child, path, size, kills, longest):
 
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize("generations", [0, 1, 2])
-def test_killed_at_every_call_of_the_system(child, path, generations, before):
+def test_kill_at_every_system_call_loses_no_generation(
+    child, path, generations, before
+):
     with Store(path) as store:
         for step in range(generations):
             store.write(*generation(step + 1, 1000))
@@ -82,7 +84,7 @@ def test_killed_at_every_call_of_the_system(child, path, generations, before):
     assert at > 9
 
 
-def test_a_lock_is_held_between_processes_and_gone_with_them(child, path):
+def test_lock_excludes_other_processes_and_ends_with_its_own(child, path):
     pid = child.start("hold", path)
     assert child.line() == "held"
     words = rf"run.h5' is in use by process {pid}\. Wait until that run has ended"
@@ -100,7 +102,7 @@ def test_a_lock_is_held_between_processes_and_gone_with_them(child, path):
     assert os.listdir(os.path.dirname(path)) == []
 
 
-def test_a_file_that_may_not_grow(child, path):
+def test_file_size_limit_loses_no_generation(child, path):
     child.start("write_too_much", path, 1_000_000)
     (line,), status = child.end()
     assert status == 0
@@ -109,7 +111,7 @@ def test_a_file_that_may_not_grow(child, path):
     assert os.listdir(os.path.dirname(path)) == ["run.h5"]
 
 
-def test_a_folder_that_may_not_be_written(child, path):
+def test_forbidden_folder_is_refused_with_a_remedy(child, path):
     os.chmod(os.path.dirname(path), 0o555)
     child.start("write_as_nobody", path)
     (line,), status = child.end()

@@ -1,4 +1,4 @@
-"""Resources of a process with many runs level off: maps, memory, executables."""
+"""Resources of a process with many runs: maps, memory, executables."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_runs_leave_nothing_behind() -> None:
+def test_many_runs_leak_no_resources() -> None:
     command = [sys.executable, "-m", "tests.run.many_runs", "300"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]

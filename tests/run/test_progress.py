@@ -1,4 +1,4 @@
-"""Telling how far a run is: bars, lines in the log, functions."""
+"""Progress: bars, lines in the log, calls of a function."""
 
 import io
 import logging
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from batchkit.run import _progress
+from batchkit.run._processes import SafeLog
 from batchkit.run._progress import Reporter, check_progress, in_time
-from batchkit.run._safe_log import SafeLog
 
 from ..helpers import assert_refuses
 
@@ -36,7 +36,7 @@ def shown_on(screen: Screen, progress: Any) -> Iterator[Reporter]:
         yield reporter
 
 
-def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
+def test_terminal_shows_a_bar(screen: Screen) -> None:
     with shown_on(screen, True) as reporter:
         reporter.show("half of it", 5, 10)
         time.sleep(0.15)  # a bar does not redraw at once
@@ -48,7 +48,7 @@ def test_a_bar_where_there_is_a_terminal(screen: Screen) -> None:
     assert "steps/s" not in shown  # it would count what is not sampling
 
 
-def test_a_count_without_a_total(screen: Screen) -> None:
+def test_unknown_total_shows_a_count(screen: Screen) -> None:
     with shown_on(screen, True) as reporter:
         reporter.show("so far", 1200)
         time.sleep(0.15)
@@ -75,7 +75,7 @@ class Broken(Screen):
 @pytest.mark.parametrize(
     "error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed"), OSError(5, "")]
 )
-def test_a_bar_ends_where_its_terminal_does(
+def test_closed_terminal_ends_the_bar_and_not_the_run(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_progress, "_TICK", 0.01)
@@ -91,7 +91,7 @@ def test_a_bar_ends_where_its_terminal_does(
         reporter.show("half of it", 5, 10)
 
 
-def test_a_closed_stderr_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_stderr_does_not_end_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
     log = logging.Logger("batchkit.test")
@@ -107,13 +107,13 @@ def test_a_closed_stderr_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
         reporter.show("half of it", 5, 10)
 
 
-def test_waiting_is_shown_while_it_lasts(screen: Screen) -> None:
+def test_bar_shows_a_wait(screen: Screen) -> None:
     with shown_on(screen, True) as reporter, reporter.waiting("compiling"):
         time.sleep(0.1)
     assert "compiling, 0 s" in screen.getvalue()
 
 
-def test_lines_in_the_log_where_there_is_none(
+def test_log_has_lines_without_a_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
@@ -126,7 +126,7 @@ def test_lines_in_the_log_where_there_is_none(
     assert caplog.messages == ["a run: 5,000 of 10,000 steps; now"]
 
 
-def test_long_waits_are_in_the_log(
+def test_log_has_long_waits(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
@@ -136,7 +136,7 @@ def test_long_waits_are_in_the_log(
     assert any("a run: compiling" in x for x in caplog.messages)
 
 
-def test_nothing_where_nothing_is_wanted(
+def test_progress_false_shows_nothing(
     screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
@@ -147,22 +147,22 @@ def test_nothing_where_nothing_is_wanted(
     assert not caplog.messages
 
 
-def test_a_function_gets_the_record_itself(screen: Screen) -> None:
-    told: list[Any] = []
-    with shown_on(screen, told.append) as reporter, reporter.waiting("compiling"):
+def test_function_gets_the_record_itself(screen: Screen) -> None:
+    records: list[Any] = []
+    with shown_on(screen, records.append) as reporter, reporter.waiting("compiling"):
         reporter.show({"step": 5}, 5)
-    assert told == [{"step": 5}]
+    assert records == [{"step": 5}]
     assert not screen.getvalue()
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3723, "1:02:03")]
 )
-def test_in_time(seconds: float, text: str) -> None:
+def test_format_of_durations(seconds: float, text: str) -> None:
     assert in_time(seconds) == text
 
 
-def test_what_is_no_choice() -> None:
+def test_wrong_progress_is_refused() -> None:
     assert_refuses(lambda: check_progress(3, "run"), TypeError, ("run(progress=3)",))
     for value in (True, False, print):
         check_progress(value, "run")

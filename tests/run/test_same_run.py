@@ -33,11 +33,11 @@ def function(digest: str) -> Part:
 
 def saved(parts: dict[str, Part], with_versions: Any = None, **header: Any) -> Saved:
     """A checkpoint of these parts; of other versions, if they are given."""
-    run = SameRun(parts)
-    told = {**run.header(), "step": 7, **header}
+    entries, arrays = SameRun(parts).to_save()
+    full_header = {**entries, "step": 7, **header}
     if with_versions is not None:
-        told |= {"versions": with_versions, "provenance": [[0, with_versions]]}
-    return Saved(told, dict(run.arrays()), "run.h5")
+        full_header |= {"versions": with_versions, "provenance": [[0, with_versions]]}
+    return Saved(full_header, dict(arrays), "run.h5")
 
 
 def values(before: Any, now: Any, *parts: str) -> Values:
@@ -48,7 +48,7 @@ def never(*args: Any) -> Any:
     raise AssertionError("functions are not evaluated between equal versions")
 
 
-def test_equal_versions_compare_digests_alone() -> None:
+def test_equal_versions_compare_only_digests() -> None:
     SameRun({"prior": function("a")}, never).check(saved({"prior": function("a")}))
     with pytest.raises(CheckpointError, match="its prior differs from"):
         SameRun({"prior": function("b")}, never).check(saved({"prior": function("a")}))
@@ -56,10 +56,10 @@ def test_equal_versions_compare_digests_alone() -> None:
 
 def test_other_versions_compare_values(caplog: pytest.LogCaptureFixture) -> None:
     file = saved({"prior": function("a"), "likelihood": function("b")}, OTHER)
-    asked: list[Any] = []
+    compared: list[Any] = []
 
     def compare(file: Saved, changed: Any) -> list[Values]:
-        asked.append(list(changed))
+        compared.append(list(changed))
         return [values([-1e6, -0.1, -np.inf], [-1e6 + 1, -0.1001, -np.inf], *changed)]
 
     run = SameRun(
@@ -69,7 +69,7 @@ def test_other_versions_compare_values(caplog: pytest.LogCaptureFixture) -> None
     )
     with caplog.at_level(logging.INFO, "batchkit"):
         run.check(file)
-    assert asked == [["likelihood"]]
+    assert compared == [["likelihood"]]
     (record,) = caplog.records
     assert "jax 0.0.1, python 3.0.1" in record.getMessage()
     assert f"jax {jax.__version__}" in record.getMessage()
@@ -78,13 +78,13 @@ def test_other_versions_compare_values(caplog: pytest.LogCaptureFixture) -> None
     run.begin()
     assert run.provenance == (Provenance(0, OTHER), Provenance(7, versions()))
     again = SameRun({"prior": function("a"), "likelihood": function("c")}, never)
-    again.check(Saved({**file.header, **run.header()}, file.arrays, "run.h5"))
+    again.check(Saved({**file.header, **run.to_save()[0]}, file.arrays, "run.h5"))
     again.begin()
     assert again.provenance == run.provenance
 
 
 @pytest.mark.parametrize("now", [[-3.0, -5.01], [-3.0, np.nan], [-np.inf, -5.0]])
-def test_other_values_are_another_function(now: list[float]) -> None:
+def test_function_with_other_values_is_refused(now: list[float]) -> None:
     run = SameRun(
         {"likelihood": function("b")},
         lambda file, changed: [values([-3.0, -5.0], now, "likelihood")],
@@ -100,14 +100,14 @@ def test_other_values_are_another_function(now: list[float]) -> None:
     assert_refuses(lambda: run.check(file), CheckpointError, words)
 
 
-def test_what_cannot_be_compared_names_the_versions() -> None:
+def test_incomparable_part_names_the_versions() -> None:
     run = SameRun({"algorithm": function("b")}, lambda *_: [])
     file = saved({"algorithm": function("a")}, OTHER)
     words = "its algorithm is what", "Go on with it with jax 0.0.1, python 3.0.1"
     assert_refuses(lambda: run.check(file), CheckpointError, words)
 
 
-def test_a_checkpoint_without_values_of_arrays_names_the_versions() -> None:
+def test_checkpoint_without_sketches_names_the_versions() -> None:
     """An older batchkit kept digests alone."""
     file = saved({"positions": of_arrays(NUMBERS)}, OTHER)
     for name in ("words", "sketches", "provenance"):
@@ -129,7 +129,7 @@ def with_one(x: np.ndarray, place: Any, value: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("between", [False, True], ids=["equal", "other versions"])
-def test_rounding_of_arrays(between: bool) -> None:
+def test_rounded_arrays_agree_only_between_versions(between: bool) -> None:
     file = saved({"data": of_arrays(NUMBERS)}, OTHER if between else None)
     run = SameRun({"data": of_arrays(rounded(NUMBERS))})
     if between:
@@ -160,14 +160,14 @@ CHANGED = {
 
 
 @pytest.mark.parametrize(("before", "now"), CHANGED.values(), ids=CHANGED)
-def test_other_arrays_are_seen_between_versions(before: Any, now: Any) -> None:
+def test_changed_arrays_are_refused_between_versions(before: Any, now: Any) -> None:
     file = saved({"data": of_arrays(before)}, OTHER)
     SameRun({"data": of_arrays(before)}).check(file)
     with pytest.raises(CheckpointError, match="its data differs"):
         SameRun({"data": of_arrays(now)}).check(file)
 
 
-def test_a_sketch_is_small() -> None:
+def test_sketch_has_a_bounded_size() -> None:
     assert sketch_of(LARGE).sums.nbytes <= 2**15
     assert sketch_of([LARGE] * 4).sums.size == 4096
     # Of small arrays it has every number, and of each array at least one.
@@ -175,7 +175,7 @@ def test_a_sketch_is_small() -> None:
     assert sketch_of([NUMBERS[:1]] * 5000).sums.size == 5000
 
 
-def test_settings_are_told_by_name_and_value() -> None:
+def test_changed_settings_are_named_with_both_values() -> None:
     before = {"num_inner_steps": 5, "num_delete": 20}
     now = {"num_inner_steps": 6, "num_delete": 20}
     for with_versions in (None, OTHER):
@@ -196,13 +196,13 @@ def test_settings_are_told_by_name_and_value() -> None:
     [{"versions": 3, "provenance": 0}, {"provenance": [[1]]}, {"sketches": [1]}],
     ids=str,
 )
-def test_a_header_that_makes_no_sense_is_refused(header: Any) -> None:
+def test_malformed_header_is_refused(header: Any) -> None:
     file = saved({"prior": function("a")}, **header)
     with pytest.raises(CheckpointError, match="does not tell"):
         SameRun({"prior": function("a")}).check(file)
 
 
-def test_rounding_is_that_of_the_least_precise_numbers() -> None:
+def test_rounding_is_that_of_the_least_precise_dtype() -> None:
     def mixed(x: Any) -> Any:
         return jnp.sum(jax.jit(jnp.exp)(x.astype(jnp.bfloat16)).astype(jnp.float32))
 

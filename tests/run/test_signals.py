@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in a real process: once to ask, twice to leave at once."""
+"""Ctrl-C and SIGTERM in a real process: the first is a request, the second acts."""
 
 import os
 import signal
@@ -21,8 +21,8 @@ def child():
         yield child
 
 
-def asked(child, number):
-    """A process that has been asked once."""
+def interrupted(child, number):
+    """A process that got one signal."""
     pid = child.start("interruptible")
     assert child.line() == "ready"
     os.kill(pid, number)
@@ -31,15 +31,15 @@ def asked(child, number):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_only_asks(child, number):
-    asked(child, number)
+def test_first_signal_is_only_a_request(child, number):
+    interrupted(child, number)
     assert child.end() == (["left"], 0)
 
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_acts_at_once(child, first, second):
-    pid = asked(child, first)
+def test_second_signal_acts_at_once(child, first, second):
+    pid = interrupted(child, first)
     time.sleep(0.2)
     start = time.monotonic()
     os.kill(pid, second)
@@ -51,14 +51,14 @@ def test_the_second_signal_acts_at_once(child, first, second):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_signals_that_come_together_ask_once(child, number):
-    """As `timeout` ends a process and then its group, so that it is told twice."""
-    pid = asked(child, number)
+def test_simultaneous_signals_are_one_request(child, number):
+    """As `timeout` ends a process and then its group, which sends two signals."""
+    pid = interrupted(child, number)
     os.kill(pid, number)
     assert child.end() == (["left"], 0)
 
 
-def test_one_that_comes_when_nobody_looks_any_more(tmp_path, heard):
+def test_signal_after_the_last_block_is_raised_on_exit(tmp_path, heard):
     path = tmp_path / "run.h5"
     with Saver(Checkpoint(path), "run", {}) as saver:
         saver.save({}, {})
@@ -68,9 +68,10 @@ def test_one_that_comes_when_nobody_looks_any_more(tmp_path, heard):
     assert [x.name for x in tmp_path.iterdir()] == ["run.h5"]
 
 
-def test_a_run_that_the_handler_lets_go_on_is_asked_once(tmp_path, heard):
+def test_run_goes_on_after_a_handler_that_returns(tmp_path, heard):
     with Saver(Checkpoint(tmp_path / "run.h5"), "run", {}) as saver:
         signal.raise_signal(signal.SIGTERM)
+        saver.look()
         assert saver.interrupted
         saver.leave()
         assert heard == [signal.SIGTERM]
@@ -87,23 +88,23 @@ def heard():
     signal.signal(signal.SIGTERM, before)
 
 
-def test_afterwards_all_is_as_before(child):
+def test_handlers_are_restored_afterwards(child):
     pid = child.start("interrupted_afterwards")
     assert child.line() == "ready"
     os.kill(pid, signal.SIGINT)
     assert child.end() == (["KeyboardInterrupt"], 1)
 
 
-def test_what_is_ignored_stays_ignored(child):
+def test_ignored_signal_stays_ignored(child):
     child.start("interruptible_but_ignored")
     assert child.end() == (["None", "True"], 0)
 
 
-def test_outside_of_the_main_thread_nothing_changes(child):
+def test_other_threads_change_no_handler(child):
     child.start("interruptible_in_a_thread")
     assert child.end() == (["True None"], 0)
 
 
-def test_the_handlers_of_others(child):
+def test_handlers_of_others_are_kept(child):
     child.start("interruptible_with_other_handlers")
     assert child.end() == (["True", "before", "inside"], 0)

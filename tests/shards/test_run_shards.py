@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._kept import Kept
+from batchkit.run._program import Kept
 from batchkit.shards._row_split import generator, order_of_rows
 from batchkit.shards._run_shards import _SPLIT
 from batchkit.shards._shard_model import ShardedModel

@@ -1,4 +1,4 @@
-"""Pytrees as JSON and arrays: what comes back, and what is refused."""
+"""Pytrees in files: round trips, and refusals of structures nobody has saved."""
 
 import json
 import math
@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from batchkit.run._structure import (
+from batchkit.run._trees import (
     describable,
+    named_arrays,
     put_together,
     shaped_like,
     take_apart,
+    tree_of,
 )
 
 from ..helpers import assert_refuses, assert_same
@@ -62,7 +64,7 @@ TREES = st.recursive(
 
 @settings(max_examples=200)
 @given(TREES)
-def test_what_python_has_comes_back(tree):
+def test_containers_and_leaves_survive(tree):
     found, arrays = there_and_back(tree)
     same = jax.tree.map(np.array_equal, tree, found)
     assert jax.tree.all(same)
@@ -74,7 +76,7 @@ def test_what_python_has_comes_back(tree):
         assert name.removeprefix("positions/") not in ("", ".", "..")
 
 
-def test_arrays_have_the_names_of_parameters():
+def test_arrays_are_named_by_parameters():
     x = np.zeros(2)
     tree = {"lens": {"mass": x, "shear": [x, x]}, "a": {"b": x}, "a.b": x, "c/d": x}
     assert list(there_and_back(tree)[1]) == [
@@ -88,7 +90,7 @@ def test_arrays_have_the_names_of_parameters():
     assert list(there_and_back(x)[1]) == ["positions"]
 
 
-def test_numbers_that_json_has_not():
+def test_infinities_and_nan_survive():
     found, _ = there_and_back([math.inf, -math.inf, math.nan, -0.0])
     assert found[:2] == [math.inf, -math.inf]
     assert math.isnan(found[2])
@@ -114,14 +116,14 @@ def test_classes_come_back_as_their_fields():
     assert_same(again["o"], tree["o"], ulps=0)
 
 
-def test_a_structure_with_other_names_is_refused():
+def test_like_with_other_names_is_refused():
     found, _ = there_and_back(Lens(np.zeros(2), np.zeros(2)))
     words = ("mass, shear", "it has mass", "Pass one position")
     assert_refuses(lambda: shaped_like("load", {"mass": 0}, found), ValueError, words)
 
 
 @pytest.mark.parametrize("tree", [{"a": object()}, [1j], {(1, 2): 1.0}, {0.5: 1}])
-def test_what_cannot_be_saved(tree):
+def test_leaves_and_keys_that_cannot_be_saved_are_refused(tree):
     with pytest.raises(TypeError, match=r"positions: .*(Convert|Rename)"):
         take_apart("positions", tree, {})
 
@@ -133,7 +135,7 @@ def nested(depth: int) -> Any:
     return tree
 
 
-def test_what_is_nested_too_deeply_is_refused_in_both_directions():
+def test_too_deep_nesting_is_refused_in_both_directions():
     assert jax.tree.structure(there_and_back(nested(64))[0]).num_leaves == 1
     with pytest.raises(ValueError, match="at most 64 containers"):
         take_apart("positions", nested(65), {})
@@ -163,16 +165,30 @@ def test_what_is_nested_too_deeply_is_refused_in_both_directions():
         {"class": "os.system"},
     ],
 )
-def test_a_structure_that_saving_never_writes_is_refused(structure):
+def test_structures_that_saving_never_writes_are_refused(structure):
     with pytest.raises((LookupError, TypeError, ValueError)):
         put_together(structure, {"x": np.zeros(2)})
 
 
-def test_settings_keep_what_they_can():
-    given = {"n": 3, "tol": 0.1, "deep": {"a": (1, None)}, 5: "x", "f": math.sin}
-    kept = describable(given)
-    assert kept == {**given, "f": repr(math.sin)}
-    assert kept is not given
+def test_states_with_other_arrays_are_refused():
+    state = {"a": np.zeros(2), "b": jax.random.key(0)}
+    arrays = {**named_arrays("state", state), "states/0": np.zeros(1)}
+    found = tree_of("state", arrays, state)
+    assert found["a"] is arrays["state/0"]
+    assert found["b"].dtype == state["b"].dtype
+    for like in ({"a": state["a"]}, {**state, "c": 0.0}):
+        with pytest.raises(ValueError, match="has 2 arrays of 'state', not"):
+            tree_of("state", arrays, like)
+    for other in (np.zeros(3), np.zeros(2, np.int32)):
+        with pytest.raises(ValueError, match="its array state/0 is float"):
+            tree_of("state", arrays, {**state, "a": other})
+
+
+def test_settings_become_text_only_where_a_file_needs_it():
+    setting = {"n": 3, "tol": 0.1, "deep": {"a": (1, None)}, 5: "x", "f": math.sin}
+    kept = describable(setting)
+    assert kept == {**setting, "f": repr(math.sin)}
+    assert kept is not setting
     assert describable({(1, 2): 0}) == {"(1, 2)": 0}
     array, key = np.arange(3), jax.random.key(0)
     assert describable([array, key])[0] is array

@@ -1,10 +1,11 @@
-"""Keys and lifetimes of programs that are kept between runs."""
+"""The cache of programs between runs: its keys, and how long its entries live."""
 
 import functools
 import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import blackjax
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._kept import Kept, kept_for
+from batchkit.run._program import Kept, kept_for
 
 
 def function(x: Any, y: Any = None) -> Any:
@@ -32,6 +33,9 @@ class Model:
 
 MODEL = Model()
 LARGE = np.zeros(10**5)
+NOISE = FunctionType(
+    blackjax.util.generate_gaussian_noise.__code__, vars(blackjax.util)
+)
 REBUILT = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(2))
 
 
@@ -54,7 +58,7 @@ def nss(api: Any, **settings: Any) -> Any:
         lambda: blackjax.nuts(function, 0.1, np.ones(2)),
     ],
 )
-def test_equal_parts_share(make: Callable[[], Any]) -> None:
+def test_equal_parts_share_entries(make: Callable[[], Any]) -> None:
     assert kept_for(make(), "a") is kept_for(make(), "a")
 
 
@@ -76,6 +80,7 @@ def test_equal_parts_share(make: Callable[[], Any]) -> None:
         (nss(blackjax.nss), nss(blackjax.nss, num_delete=3)),
         (nss(blackjax.nss), nss(blackjax.nss, max_steps=5)),
         (nss(blackjax.nss), nss(REBUILT)),
+        (NOISE, FunctionType(NOISE.__code__, dict(NOISE.__globals__))),
         (
             nss(REBUILT),
             nss(bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(3))),
@@ -86,13 +91,13 @@ def test_equal_parts_share(make: Callable[[], Any]) -> None:
         ),
     ],
 )
-def test_different_parts_do_not_share(one: Any, two: Any) -> None:
+def test_different_parts_do_not_share_entries(one: Any, two: Any) -> None:
     assert kept_for(one) is kept_for(one)
     assert kept_for(two) is kept_for(two)
     assert kept_for(one) is not kept_for(two)
 
 
-def test_arrays_changed_in_place_are_other_parts() -> None:
+def test_array_changed_in_place_does_not_share_entries() -> None:
     scales = np.ones(3)
     before = kept_for(function, scales)
     scales[0] = 2.0
@@ -108,7 +113,7 @@ def test_arrays_changed_in_place_are_other_parts() -> None:
         lambda: jax.set_mesh(jax.make_mesh((2,), ("device",))),
     ],
 )
-def test_settings_of_jax_are_parts(setting: Callable[[], Any]) -> None:
+def test_jax_settings_do_not_share_entries(setting: Callable[[], Any]) -> None:
     before = kept_for(function)
     with setting():
         inside = kept_for(function)
@@ -118,7 +123,7 @@ def test_settings_of_jax_are_parts(setting: Callable[[], Any]) -> None:
 
 
 @pytest.mark.parametrize("batcher", ["None", "bk.Chunked(2)"])
-def test_kept_as_long_as_the_functions(batcher: str) -> None:
+def test_entries_live_as_long_as_the_functions(batcher: str) -> None:
     """In a process of its own: what checks types makes functions anew in each call."""
     subprocess.run([sys.executable, "-c", LIFE.format(batcher)], check=True)
 
@@ -128,7 +133,7 @@ import gc, weakref
 import blackjax
 import jax
 import batchkit as bk
-from batchkit.run._kept import kept_for
+from batchkit.run._program import kept_for
 
 api = blackjax.nss
 if {0} is not None:
@@ -159,13 +164,13 @@ assert found() is None
 """
 
 
-def test_parts_that_cannot_be_held_are_not_kept() -> None:
+def test_parts_without_weak_references_are_not_cached() -> None:
     with pytest.raises(TypeError):
         weakref.ref(np.sin)
     assert kept_for(np.sin) is not kept_for(np.sin)
 
 
-def test_made_once() -> None:
+def test_entry_is_made_once() -> None:
     made: list[int] = []
     kept = Kept()
     for _ in range(2):
