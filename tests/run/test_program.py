@@ -9,6 +9,7 @@ from types import FunctionType
 from typing import Any
 
 import blackjax
+import blackjax.util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,7 @@ class Model:
 MODEL = Model()
 LARGE = np.zeros(10**5)
 NOISE = FunctionType(
-    blackjax.util.generate_gaussian_noise.__code__, vars(blackjax.util)
+    blackjax.util.generate_gaussian_noise.__code__, dict(vars(blackjax.util))
 )
 REBUILT = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(2))
 
@@ -131,6 +132,7 @@ def test_entries_live_as_long_as_the_functions(batcher: str) -> None:
 LIFE = """
 import gc, weakref
 import blackjax
+import blackjax.util
 import jax
 import batchkit as bk
 from batchkit.run._program import kept_for
