@@ -19,7 +19,6 @@ from .chains import (
     ChainRun as ChainRun,
     ChainSeconds as ChainSeconds,
     ChainSummary as ChainSummary,
-    StartError as StartError,
     run_chains as run_chains,
 )
 from .continuous import Continuous as Continuous, LaneStats as LaneStats
@@ -54,6 +53,7 @@ from .run import (
     Checkpoint as Checkpoint,
     CheckpointError as CheckpointError,
     Diagnostic as Diagnostic,
+    StartError as StartError,
 )
 from .shards import (
     CombinedShards as CombinedShards,

@@ -2,7 +2,6 @@
 
 from ._chain_loop import ChainProgress as ChainProgress
 from ._chain_run import ChainRun as ChainRun
-from ._chain_starts import StartError as StartError
 from ._convergence import Convergence as Convergence
 from ._draws import ChainSeconds as ChainSeconds, ChainSummary as ChainSummary
 from ._run_chains import run_chains as run_chains

@@ -1,7 +1,7 @@
 """Starts of chains: arrays of one row a chain, where the log-density is finite."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,49 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..run._arguments import check_scalar, in_short, row_of
-from ..run._names import columns, few
-
-
-@final
-class StartError(ValueError):
-    """Chains would start where the log-density, or its gradient, is not finite.
-
-    ```python
-    import blackjax
-    import jax
-    import jax.numpy as jnp
-    import pytest
-    import batchkit as bk
-
-    starts = jnp.array([[1.0], [-1.0], [2.0], [0.0]])
-    with pytest.raises(bk.StartError, match="chains 1, 3 of 4") as info:
-        bk.run_chains(
-            blackjax.nuts,
-            lambda x: jnp.sum(jnp.log(x) - x),
-            jax.random.key(0),
-            starts,
-        )
-    assert info.value.chains == (1, 3)
-    ```
-    """
-
-    def __init__(
-        self, message: str, chains: Sequence[int], parameters: Sequence[str] = ()
-    ) -> None:
-        """**Arguments:**
-
-        - `message`: what is wrong and what to do; a text.
-        - `chains`: the indices of the chains.
-        - `parameters`: the names of the numbers in question; empty, the default, for
-            all of them.
-        """
-        # All are arguments of the exception, so that it can be pickled.
-        super().__init__(message, tuple(chains), tuple(parameters))
-        self.chains = tuple(chains)
-        self.parameters = tuple(parameters)
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+from ..run._names import few
+from ..run._start_error import StartError, not_finite
 
 
 def starts_from(positions: PyTree) -> PyTree:
@@ -137,7 +96,7 @@ def check_positions(
     positions: PyTree, owner: str = "run_chains", argument: str = "positions"
 ) -> None:
     """Raise `StartError` if a start in an argument of a function is not finite."""
-    chains, names, total = _not_finite(positions)
+    chains, names, total = not_finite(positions)
     if chains:
         raise StartError(
             f"{owner}({argument}=...): {few(names)} is not finite at the start of "
@@ -154,7 +113,7 @@ def check_states(states: Any) -> None:
     """
     logdensity = getattr(states, "logdensity", None)
     if logdensity is not None and jax.tree.structure(logdensity).num_leaves == 1:
-        chains, _, total = _not_finite(logdensity)
+        chains, _, total = not_finite(logdensity)
         if chains:
             values = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
             raise StartError(
@@ -164,7 +123,7 @@ def check_states(states: Any) -> None:
                 "exception has the indices as `.chains`.",
                 chains,
             )
-    chains, names, total = _not_finite(getattr(states, "logdensity_grad", None))
+    chains, names, total = not_finite(getattr(states, "logdensity_grad", None))
     if chains:
         raise StartError(
             "run_chains(positions=...): the log-density is finite at the start of "
@@ -174,20 +133,6 @@ def check_states(states: Any) -> None:
             chains,
             names,
         )
-
-
-def _not_finite(tree: PyTree) -> tuple[list[int], list[str], int]:
-    """Return the rows and the columns with numbers not finite, and count the rows."""
-    rows: set[int] = set()
-    names: list[str] = []
-    total = 0
-    for name, column in columns(tree):
-        total = len(column)
-        bad = np.flatnonzero(~np.isfinite(column.astype(np.float64)))
-        if bad.size:
-            names.append(name)
-            rows.update(map(int, bad))
-    return sorted(rows), names, total
 
 
 def _of_chains(chains: Sequence[int], total: int) -> str:

@@ -5,4 +5,5 @@ from ._diagnostic import Diagnostic as Diagnostic
 from ._environment import Provenance as Provenance
 from ._extras import extra as extra
 from ._names import parameter_names as parameter_names
+from ._start_error import StartError as StartError
 from ._summary import Summary as Summary

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..chains import StartError
 from ..chains._chain_starts import check_positions
 from ..chains._draws import named_numbers
 from ..chains._sampler import is_api
 from ..run._arguments import check_count, in_short, kind_of
 from ..run._names import columns, few
 from ..run._program import Program, kept_for
+from ..run._start_error import StartError
 from ._row_split import check_likelihood
 from ._sampling_plan import SamplingPlan
 
