@@ -31,7 +31,7 @@ from jax.scipy.stats import norm
 
 import batchkit as bk
 from batchkit.nested import chain_counts, insertion_p_value
-from batchkit.nested._chains_moved import Recorded
+from batchkit.nested._chain_counts import Recorded
 
 
 DIM = 10

@@ -33,7 +33,7 @@ import numpy as np
 from _measure import print_machine, readable
 
 import batchkit as bk
-from batchkit.nested._programs import NestedPrograms
+from batchkit.nested._nested_programs import NestedPrograms
 
 
 jax.config.update("jax_enable_x64", True)

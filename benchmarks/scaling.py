@@ -42,7 +42,7 @@ from _measure import interleaved, print_machine, readable
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.nested._programs import NestedPrograms
+from batchkit.nested._nested_programs import NestedPrograms
 
 
 jax.config.update("jax_enable_x64", True)

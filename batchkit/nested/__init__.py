@@ -1,16 +1,19 @@
 """Nested sampling from live points to an evidence that can be trusted."""
 
-from ._chains_moved import ChainCounts as ChainCounts, chain_counts as chain_counts
+from ._chain_counts import (
+    ChainCounts as ChainCounts,
+    chain_counts as chain_counts,
+    evaluations_of as evaluations_of,
+)
 from ._dead import DeadPoints as DeadPoints, finalise as finalise
-from ._diagnostics import diagnose as diagnose
-from ._evaluations import evaluations_of as evaluations_of
 from ._guard import InvalidLikelihoodError as InvalidLikelihoodError
 from ._insertion import (
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
+from ._nested_diagnostics import diagnose as diagnose
+from ._nested_progress import NestedProgress as NestedProgress
 from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
-from ._progress import NestedProgress as NestedProgress
 from ._run_nested import run_nested as run_nested
 from ._status import Count as Count, NestedStatus as NestedStatus
 from ._stop import (

@@ -1,30 +1,29 @@
 """The points of a nested sampling run, each from its birth to its death.
 
-A nested sampling run is a set of lives. A point is drawn from the prior above a contour
-of the likelihood, its *birth*, and is replaced when the contour reaches its own
-likelihood, its *death*. All the rest follows from these two numbers, for they tell how
-many points are alive at any contour:
+A point is drawn from the prior above a contour of the likelihood, its *birth*, and is
+replaced when the contour reaches its own likelihood, its *death*. Births and deaths
+give the number of live points at any contour:
 
     alive when point i dies = #{births below L_i} - #{deaths before i},
 
-where points that die at the same likelihood die one after the other, and whoever is
-born at that likelihood is born after them. So the number falls while a batch or a
-plateau dies and rises when it has been replaced, which is how both have to be counted
-(Fowlie, Handley and Su 2020, arXiv:2010.13884), and two runs are merged by putting
-their points together (Higson et al. 2018, arXiv:1704.03459).
+where points with equal likelihoods die one after the other, and a point that is born at
+that likelihood is born after their deaths. So the number falls while a batch or a
+plateau dies and rises when it has been replaced, which is the correct count for both
+(Fowlie, Handley and Su 2020, arXiv:2010.13884). Two runs are merged by concatenating
+their points (Higson et al. 2018, arXiv:1704.03459).
 
-A birth needs care at minus infinity, a legal log-likelihood. A point drawn from the
-prior as a whole, which may itself have a likelihood of zero, differs from one that was
-drawn from where the likelihood is above zero: the second is born after all points of
-zero likelihood have died. blackjax marks the first by NaN and the second by minus
-infinity. NaN cannot be compared, so here the first is minus infinity, and the second
-the lowest finite number, which asks the same of a likelihood.
+A log-likelihood of minus infinity is legal, so births there need care. A point drawn
+from the whole prior may itself have a likelihood of zero. A point drawn from where the
+likelihood is above zero is born after all points of zero likelihood have died. blackjax
+marks the first by NaN and the second by minus infinity. Since NaN cannot be compared,
+the first is minus infinity here, and the second the lowest finite number, which puts
+the same constraint on a likelihood.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +31,48 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, PyTree, Shaped
 
-from ._states import particles_of
+
+_OF_FORK: Final = ("particles", "loglikelihood", "loglikelihood_birth", "logprior")
+
+
+@final
+class Points(NamedTuple):
+    """Points of a nested sampler; arrays of any leading shape."""
+
+    positions: PyTree
+    loglikelihood: Any
+    loglikelihood_birth: Any
+    logprior: Any
+
+
+def points_of(x: Any) -> Points:
+    """Return the live points of a state, or the dead points of an info.
+
+    blackjax keeps them as `particles`. In the fork of the Handley lab, from which its
+    nested sampling came, `particles` are the bare positions, and their likelihoods and
+    priors are fields beside it.
+
+    **Raises:**
+
+    `TypeError` if it has neither layout.
+    """
+    if all(hasattr(x, name) for name in _OF_FORK):
+        return Points(x.particles, x.loglikelihood, x.loglikelihood_birth, x.logprior)
+    particles: Any = getattr(x, "particles", None)
+    if not hasattr(particles, "loglikelihood"):
+        names = ", ".join(getattr(x, "_fields", ())) or "no named fields"
+        raise TypeError(
+            "run_nested(api=...): api must be a nested sampler, such as blackjax.nss, "
+            "whose states have the log-likelihoods of their points in `particles`; it "
+            f"returned a {type(x).__name__} with {names}. For Markov chains use "
+            "`run_chains`."
+        )
+    return Points(
+        particles.position,
+        particles.loglikelihood,
+        particles.loglikelihood_birth,
+        particles.logdensity,
+    )
 
 
 @final
@@ -86,17 +126,12 @@ class DeadPoints:
         `ValueError` if shapes do not fit, if a log-likelihood or a birth is NaN or plus
         infinity, or if a point does not lie above its birth.
         """
-        values = {
-            "loglikelihood": np.asarray(loglikelihood),
-            "loglikelihood_birth": np.asarray(loglikelihood_birth),
-            "logprior": np.asarray(logprior),
-        }
-        positions = jax.tree.map(np.asarray, positions)
-        _check(positions, values)
-        order = np.argsort(values["loglikelihood"], kind="stable")
-        rows = jax.tree.map(lambda leaf: leaf[order], (positions, values))
-        object.__setattr__(self, "positions", rows[0])
-        for name, value in rows[1].items():
+        numbers = map(np.asarray, (loglikelihood, loglikelihood_birth, logprior))
+        points = Points(jax.tree.map(np.asarray, positions), *numbers)
+        _check(points)
+        order = np.argsort(points.loglikelihood, kind="stable")
+        ordered: Points = jax.tree.map(lambda leaf: leaf[order], points)
+        for name, value in ordered._asdict().items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
@@ -107,27 +142,27 @@ class DeadPoints:
 
     @property
     def num_prior(self) -> int:
-        """How many of the points were drawn from the whole prior."""
+        """The number of points that were drawn from the whole prior."""
         return int(np.sum(np.isneginf(self.loglikelihood_birth)))
 
     @functools.cached_property
     def num_live(self) -> Int[np.ndarray, " n"]:
-        """How many points were alive when each point died, itself included.
+        """The number of points alive when each point died, itself included.
 
         See Fowlie, Handley and Su 2020 (arXiv:2010.13884).
         """
         births = np.sort(self.loglikelihood_birth)
         born = np.searchsorted(births, self.loglikelihood, side="left")
-        # A point of the prior is alive when others die at minus infinity.
+        # Points of the prior are alive at minus infinity too, where nothing is below.
         return np.maximum(born, self.num_prior) - np.arange(len(self))
 
 
 def finalise(state: Any, infos: Any) -> DeadPoints:
-    """Puts together the points that died in a run and those that are still alive.
+    """Collect the points that died in a run and those that are still alive.
 
-    A point that does not lie above the contour it was asked to lie above is left out.
-    blackjax returns one where it has found nothing above: when all live points have the
-    same, highest likelihood, it hands out copies of them.
+    Points that do not lie above the contour of their birth are left out. blackjax
+    returns such points when all live points have the same, highest likelihood: it then
+    copies them.
 
     ```python
     import blackjax
@@ -166,76 +201,67 @@ def finalise(state: Any, infos: Any) -> DeadPoints:
     What `DeadPoints` raises.
     """
     infos = [infos] if hasattr(infos, "particles") else list(infos)
-    # `blackjax.ns.utils.finalise` does the first part on the device, where putting
-    # together the arrays of thousands of steps is compiled anew for each number of
-    # them. It neither sorts nor leaves out.
-    return dead_points([_rows(particles_of(x)) for x in (*infos, state)])
+    # `blackjax.ns.utils.finalise` concatenates on the device, which is compiled anew
+    # for each number of steps. It neither sorts nor leaves out copies.
+    return dead_points([flat_points(points_of(x)) for x in (*infos, state)])
 
 
-def dead_points(parts: Sequence[tuple[Any, ...]]) -> DeadPoints:
-    """Puts points together, as blackjax marks their births.
+def flat_points(points: Points) -> Points:
+    """Return points as arrays of NumPy, with all of them along the first axis."""
+    dims = np.ndim(points.loglikelihood)
 
-    **Arguments:**
+    def flat(leaf: Any) -> np.ndarray:
+        array = np.asarray(leaf)
+        return array.reshape(-1, *array.shape[dims:])
 
-    - `parts`: of each part the positions and, of shape `(n,)`, their log-densities,
-        log-likelihoods and births.
-    """
-    positions, logprior, loglikelihood, birth = jax.tree.map(
-        lambda *leaves: np.concatenate(leaves), *parts
-    )
+    return jax.tree.map(flat, points)
+
+
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Concatenate pytrees of arrays along the first axis, on the host."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def dead_points(parts: Sequence[Points]) -> DeadPoints:
+    """Collect points whose births are marked as blackjax marks them."""
+    points: Points = concatenated(parts)
+    loglikelihood, birth = points.loglikelihood, points.loglikelihood_birth
     of_prior = np.isnan(birth)
     if of_prior.any():
         lowest = np.asarray(jnp.finfo(birth.dtype).min, birth.dtype)
-        above_zero = np.maximum(birth, lowest)
-        birth = np.where(of_prior, np.asarray(-np.inf, birth.dtype), above_zero)
+        infinity = np.asarray(-np.inf, birth.dtype)
+        birth = np.where(of_prior, infinity, np.maximum(birth, lowest))
     else:  # An algorithm that begins from minus infinity instead of NaN.
         of_prior = np.isneginf(birth)
-    # What is NaN stays, to be refused.
+    # Negated, so that NaN is kept here and refused by `DeadPoints`.
     kept = of_prior | ~(loglikelihood <= birth)
-    positions = jax.tree.map(lambda leaf: leaf[kept], positions)
-    return DeadPoints(positions, loglikelihood[kept], birth[kept], logprior[kept])
-
-
-def _rows(particles: Any) -> tuple[Any, ...]:
-    """The arrays of blackjax's particles, with all points along the first axis."""
-    points = (
-        particles.position,
-        particles.logdensity,
-        particles.loglikelihood,
-        particles.loglikelihood_birth,
-    )
-    steps = np.ndim(particles.loglikelihood) - 1
-
-    def rows(leaf: Any) -> np.ndarray:
-        array = np.asarray(leaf)
-        return array.reshape(-1, *array.shape[steps + 1 :])
-
-    return jax.tree.map(rows, points)
+    points = points._replace(loglikelihood_birth=birth)
+    return DeadPoints(*jax.tree.map(lambda leaf: leaf[kept], points))
 
 
 def concatenate(points: Sequence[DeadPoints]) -> DeadPoints:
-    """The points of several runs as those of one."""
-    parts = [
-        (x.positions, x.loglikelihood, x.loglikelihood_birth, x.logprior)
-        for x in points
-    ]
-    return DeadPoints(*jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+    """Combine the points of several runs."""
+    fields = Points._fields
+    return DeadPoints(
+        *concatenated([[getattr(x, name) for name in fields] for x in points])
+    )
 
 
-def _check(positions: PyTree, values: dict[str, np.ndarray]) -> None:
-    loglikelihood, birth = values["loglikelihood"], values["loglikelihood_birth"]
+def _check(points: Points) -> None:
+    loglikelihood, birth = points.loglikelihood, points.loglikelihood_birth
     if loglikelihood.ndim != 1 or len(loglikelihood) == 0:
         raise ValueError(
             "DeadPoints: loglikelihood must have one entry a point and at least one "
             f"point; got an array of shape {loglikelihood.shape}."
         )
-    for name, value in values.items():
+    for name in ("loglikelihood_birth", "logprior"):
+        value = getattr(points, name)
         if value.shape != loglikelihood.shape:
             raise ValueError(
                 f"DeadPoints: {name} must have the shape of loglikelihood, "
                 f"{loglikelihood.shape}; got {value.shape}."
             )
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
+    leaves = jax.tree_util.tree_leaves_with_path(points.positions)
     if not leaves:
         raise ValueError("DeadPoints: positions must hold at least one array.")
     for path, leaf in leaves:
@@ -246,7 +272,7 @@ def _check(positions: PyTree, values: dict[str, np.ndarray]) -> None:
                 f"{leaf.shape}."
             )
     for name in ("loglikelihood", "loglikelihood_birth"):
-        value = values[name]
+        value = getattr(points, name)
         bad = np.isnan(value) | np.isposinf(value)
         if bad.any():
             raise ValueError(

@@ -1,25 +1,30 @@
-"""Invalid likelihoods, NaN and plus infinity, made visible or rejected.
+"""Invalid likelihoods, NaN and plus infinity, revealed or rejected.
 
-Samplers compare. Comparisons with NaN are false, so a proposal with NaN is rejected
-without a word, and live points of NaN can never be replaced. Plus infinity is accepted
-and then above everything.
+Samplers compare. Comparisons with NaN are false, so a proposal with NaN is silently
+rejected, and live points of NaN are never replaced. Plus infinity is accepted, and then
+lies above every contour.
 
-Proposals that are rejected leave no trace in what a step returns, and a program that
-called back to Python for each of them could not be kept in JAX's compilation cache. So
-to find them they are accepted: a NaN becomes plus infinity, which is above every
-contour. Where the prior is zero the sampler still does not go. A chain that has reached
-such a point stays there (`stopping`) until the end of the step, where it is seen. The
-run ends there, so that nothing has been built on it.
+Rejected proposals leave no trace in what a step returns, and a program with a callback
+for each of them cannot be stored in JAX's compilation cache. So to find them they are
+accepted: NaN becomes plus infinity, which is above every contour. Where the prior is
+zero the sampler still does not go. A chain that has reached such a point stays there
+until the end of the step, where the point is found. The run ends there, before any
+other point is made from it.
 
-To go on and reject them, minus infinity takes their place, and a callback counts. It
-calls back for those alone, from within the likelihood, where `Continuous` allows it.
+To continue and reject them, they become minus infinity, and a callback counts them. It
+is called for those alone, from within the likelihood, where `Continuous` allows it.
+
+All of that goes through arguments of the API, in which nothing is changed: the user's
+functions, and `update_strategy`, the function by which chains make new points. The
+strategy is given one step of a chain, which is wrapped on its way.
 """
 
 import contextlib
 import functools
+import inspect
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +33,12 @@ from jaxtyping import Array, Bool, PyTree
 
 from ..batchers import expensive
 from ..batchers._marks import without_mark
+from ..rebuild import rebuild_sampler
 from ..run._program import Kept
+from ._chain_counts import recorded
+
+
+_STRATEGY: Final = "update_strategy"
 
 
 @final
@@ -71,25 +81,24 @@ class InvalidLikelihoodError(ValueError):
 
 @final
 class Rejected:
-    """How many likelihoods were invalid, counted as they are rejected."""
+    """Thread-safe count of the invalid likelihoods that were rejected."""
 
-    def __init__(self, count: int = 0) -> None:
-        self._count = count
+    def __init__(self) -> None:
+        self._count = 0
         self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
-        """All so far, those of programs that still run included."""
+        """The count so far, once all running programs have called back."""
         jax.effects_barrier()
         return self._count
 
     def restart(self) -> None:
-        """Counts from 0 again."""
         jax.effects_barrier()
         self._count = 0
 
     def add(self, invalid: Any) -> None:
-        """Called from compiled programs, by the threads of several devices at once."""
+        # Compiled programs call back from the threads of several devices at once.
         more = int(np.count_nonzero(np.asarray(invalid)))
         with self._lock:
             self._count += more
@@ -97,12 +106,10 @@ class Rejected:
 
 @contextlib.contextmanager
 def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
-    """Yields a counter, and what is kept of programs that call back to it.
+    """Yield a counter, and the cache of the programs that call back to it.
 
-    **Arguments:**
-
-    - `kept`: what is kept for the functions. Two runs of them at the same time, in two
-        threads, get two counters, with programs of their own.
+    Two runs of the same functions at the same time, in two threads, get two counters,
+    with programs of their own.
     """
     free: list[Rejected] = kept.get("counters", list)
     rejected = free.pop() if free else Rejected()
@@ -113,76 +120,92 @@ def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
         free.append(rejected)
 
 
-def is_invalid(loglikelihood: Any) -> Bool[Array, "..."]:
-    """Where a log-likelihood is NaN or plus infinity."""
-    return jnp.isnan(loglikelihood) | jnp.isposinf(loglikelihood)
+def built(
+    api: Any,
+    functions: Mapping[str, Callable[..., Any]],
+    settings: Mapping[str, Any],
+    batcher: Any,
+    rejected: Rejected | None,
+) -> Any:
+    """Call an API with guarded functions, and return the algorithm.
+
+    Invalid likelihoods are rejected and counted; revealed if `rejected` is None.
+    """
+    if batcher is not None:
+        api = rebuild_sampler(api, batcher=batcher)
+    arguments = {
+        **functions,
+        "loglikelihood_fn": guarded_loglikelihood(**functions, rejected=rejected),
+        **settings,
+    }
+    parameters = parameters_of(api) or {}
+    if _STRATEGY in parameters:
+        strategy = settings.get(_STRATEGY, parameters[_STRATEGY].default)
+
+        @functools.wraps(strategy)
+        def guarded_strategy(
+            step: Callable[..., Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            return strategy(recorded(stopping(step)), *args, **kwargs)
+
+        arguments[_STRATEGY] = guarded_strategy
+    return api(**arguments)
 
 
-def revealing(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the log-likelihood with plus infinity for NaN, which is then seen."""
+def parameters_of(api: Any) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of an API; None if they are unknown or unlimited."""
+    try:
+        parameters = inspect.signature(getattr(api, "differentiable", api)).parameters
+    except (TypeError, ValueError):
+        return None
+    kinds = {x.kind for x in parameters.values()}
+    return None if inspect.Parameter.VAR_KEYWORD in kinds else parameters
 
-    def reveal(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(loglikelihood_fn)
-        def revealed(position: PyTree) -> Any:
-            value = jnp.asarray(loglikelihood_fn(position))
+
+def guarded_loglikelihood(
+    logprior_fn: Callable[..., Any],
+    loglikelihood_fn: Callable[..., Any],
+    rejected: Rejected | None,
+) -> Callable[..., Any]:
+    """Wrap a log-likelihood to reveal invalid values, or to reject and count them."""
+    bare, prior = without_mark(loglikelihood_fn), without_mark(logprior_fn)
+
+    @functools.wraps(bare)
+    def guarded(position: PyTree) -> Any:
+        value = jnp.asarray(bare(position))
+        if rejected is None:
             return jnp.where(jnp.isnan(value), jnp.inf, value)
+        bad = jnp.isnan(value) | jnp.isposinf(value)
+        _count_invalid(rejected, bad & (prior(position) > -jnp.inf))
+        return jnp.where(bad, -jnp.inf, value)
 
-        return revealed
-
-    return _marked_as(loglikelihood_fn, reveal)
+    # A mark goes around the guard, so that lanes evaluate both together.
+    return guarded if bare is loglikelihood_fn else expensive(guarded)
 
 
 def stopping(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the step of a chain, which does not leave a point that is invalid."""
+    """Wrap the step of a chain to stay at a point that is invalid."""
 
     @functools.wraps(step)
     def stopped(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
         new, info = step(rng_key, state, *args, **kwargs)
-        stays = is_invalid_point(state)
+        stays = is_invalid(state.loglikelihood, state.logdensity)
         return jax.tree.map(lambda x, y: jnp.where(stays, x, y), state, new), info
 
     return stopped
 
 
-def rejecting(
-    logprior_fn: Callable[..., Any],
-    loglikelihood_fn: Callable[..., Any],
-    rejected: Rejected,
-) -> Callable[..., Any]:
-    """Return the log-likelihood with minus infinity where it is invalid, counted."""
-    prior = without_mark(logprior_fn)
-
-    def reject(loglikelihood_fn: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(loglikelihood_fn)
-        def valid(position: PyTree) -> Any:
-            value = jnp.asarray(loglikelihood_fn(position))
-            bad = is_invalid(value)
-            _tell(rejected, bad & (prior(position) > -jnp.inf))
-            return jnp.where(bad, -jnp.inf, value)
-
-        return valid
-
-    return _marked_as(loglikelihood_fn, reject)
+def is_invalid(loglikelihood: Any, logprior: Any) -> Bool[Array, "..."]:
+    """Return True where a likelihood is NaN or infinite, or a prior infinite."""
+    invalid = jnp.isnan(loglikelihood) | jnp.isposinf(loglikelihood)
+    return invalid | jnp.isposinf(logprior)
 
 
-def is_invalid_point(particle: Any) -> Bool[Array, "..."]:
-    """Where a point of blackjax has an invalid log-likelihood or an infinite prior."""
-    return is_invalid(particle.loglikelihood) | jnp.isposinf(particle.logdensity)
-
-
-def _marked_as(
-    fun: Callable[..., Any], change: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Callable[..., Any]:
-    """Change a function, with its mark around the change: lanes make it together."""
-    bare = without_mark(fun)
-    return change(bare) if bare is fun else expensive(change(bare))
-
-
-def _tell(rejected: Rejected, bad: Any) -> None:
-    """Calls back if something is bad, for however many points at once."""
+def _count_invalid(rejected: Rejected, bad: Any) -> None:
+    """Call back if something is bad, once for any number of mapped points."""
 
     @jax.custom_batching.custom_vmap
-    def tell(bad: Any) -> Any:
+    def call_back(bad: Any) -> Any:
         jax.lax.cond(
             jnp.any(bad),
             lambda x: jax.debug.callback(rejected.add, x),
@@ -191,8 +214,9 @@ def _tell(rejected: Rejected, bad: Any) -> None:
         )
         return jnp.zeros((), bool)
 
-    @tell.def_vmap
-    def of_many(size: int, batched: Any, bad: Any) -> Any:
-        return tell(bad), False
+    # Under `jax.vmap` the condition would become a select, which always calls back.
+    @call_back.def_vmap
+    def call_back_for_all(size: int, batched: Any, bad: Any) -> Any:
+        return call_back(bad), False
 
-    tell(jax.lax.stop_gradient(bad))
+    call_back(jax.lax.stop_gradient(bad))

@@ -1,19 +1,18 @@
-"""The insertion-rank test: whether new points come from all of the volume they should.
+"""The insertion-rank test of whether new points are draws from above their contours.
 
-A new point that is drawn from the prior above a contour is equally likely to come
-anywhere in the order of the points that are alive above it. So its rank among them is
-uniform, and a chain that stays close to where it began, or finds one of two peaks only,
-shows as a departure (Fowlie, Handley and Su 2020, arXiv:2006.03371).
+The rank of a new point among the live points above its contour is uniform if it is
+drawn from the prior there. A chain that stays close to where it began, or finds one of
+two peaks only, shows as a departure (Fowlie, Handley and Su 2020, arXiv:2006.03371).
 
 The ranks follow from births and deaths alone. The points that are born at one contour
-come in one after the other, each ranked among those before it too: then all ranks are
-independent, however many are born at once. The order in which they come must not depend
-on where they are, and is drawn.
+are inserted one after the other, each ranked among those before it too: then all ranks
+are independent, however many are born at once. The order of insertion must not depend
+on their likelihoods, and is drawn.
 
-A rank is one of a few numbers, and their distances to a continuous distribution
-would make the Kolmogorov-Smirnov test fail by themselves in a long run. A rank `r` of
-`m + 1` possible ones therefore becomes `(r + u) / (m + 1)`, where `u` is uniform:
-exactly uniform if the rank is. The same `u` decides between equal likelihoods.
+Ranks are discrete, and their distance to a continuous distribution alone would fail the
+Kolmogorov-Smirnov test in a long run. A rank `r` of `m + 1` possible ones therefore
+becomes `(r + u) / (m + 1)`, where `u` is uniform: exactly uniform if the rank is. The
+same `u` decides between equal likelihoods.
 """
 
 import bisect
@@ -27,7 +26,7 @@ from ._dead import DeadPoints
 
 
 def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
-    """Where each new point came among the points alive, from 0 (worst) to 1 (best).
+    """Return the rank of each new point among the live ones, from 0 (worst) to 1.
 
     ```python
     import numpy as np
@@ -49,14 +48,12 @@ def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
     A number for each point that was not drawn from the whole prior, in the order of
     their births; independent and uniform between 0 and 1 in a sound run.
     """
-    # Two calls on one run agree, and what is drawn for two runs is independent.
+    # From a seed of the run, so that calls agree and two runs are independent.
     data = np.stack([dead.loglikelihood, dead.loglikelihood_birth])
     rng = np.random.default_rng(zlib.crc32(data.tobytes()))
     of_prior = np.isneginf(dead.loglikelihood_birth)
     live = dead.loglikelihood[of_prior].tolist()  # sorted, as all of them are
-    values, births = (
-        x[~of_prior] for x in (dead.loglikelihood, dead.loglikelihood_birth)
-    )
+    values, births = data[:, ~of_prior]
     order = np.lexsort((rng.permutation(len(births)), births))
     chance = rng.random(len(births))
     ranks = np.empty(len(births))
@@ -70,15 +67,14 @@ def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
 
 
 def insertion_p_value(dead: DeadPoints) -> float:
-    """The p-value of the hypothesis that new points were drawn as they should be.
+    """Return the p-value of the hypothesis that insertion ranks are uniform.
 
-    The Kolmogorov-Smirnov test of `insertion_ranks` against the uniform distribution,
-    on the whole run, and on pieces of as many new points as there were live points: a
-    fault at one time is diluted in the whole. The smallest p-value of `k` pieces
-    becomes `1 - (1 - p)^k` (Fowlie, Handley and Su 2020, arXiv:2006.03371), and so does
-    the smaller one of whole and pieces, with `k = 2` (Sidak 1967, Journal of the
-    American Statistical Association 62, 626-633). Of a run with one piece, that is the
-    whole and its p-value is taken as it is.
+    The Kolmogorov-Smirnov test of `insertion_ranks`, on the whole run, and on pieces of
+    as many new points as there were live points: a fault at one time is diluted in the
+    whole. The smallest p-value of `k` pieces becomes `1 - (1 - p)^k` (Fowlie, Handley
+    and Su 2020, arXiv:2006.03371), and so does the smaller one of whole and pieces,
+    with `k = 2` (Sidak 1967, Journal of the American Statistical Association 62,
+    626-633). The p-value of a run with a single piece is not corrected.
 
     ```python
     import numpy as np
@@ -97,13 +93,13 @@ def insertion_p_value(dead: DeadPoints) -> float:
 
     **Returns:**
 
-    The p-value. 1 if no point was inserted.
+    The p-value; 1 if no point was inserted.
     """
     return p_value_of(insertion_ranks(dead), int(dead.num_live.max()))
 
 
 def p_value_of(ranks: Float[np.ndarray, " born"], length: int) -> float:
-    """The same from the ranks, in pieces of at least `length` ranks."""
+    """Return the p-value of ranks, in pieces of at least `length` ranks."""
     if len(ranks) == 0:
         return 1.0
     whole = _p_value(ranks)
@@ -120,5 +116,4 @@ def _of_smallest(p_value: float, count: int) -> float:
 
 
 def _p_value(ranks: Float[np.ndarray, " born"]) -> float:
-    stats = delayed("scipy.stats")
-    return float(stats.kstest(ranks, "uniform").pvalue)
+    return float(delayed("scipy.stats").kstest(ranks, "uniform").pvalue)

@@ -25,15 +25,22 @@ from ..run._resumable import AbstractResumable, Host
 from ..run._same_run import state_in
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_of
-from ._arguments import check_first, check_prior, refuse_invalid
-from ._chains_moved import describe_moves
-from ._dead import DeadPoints, dead_points
-from ._diagnostics import diagnose
+from ._chain_counts import describe_moves
+from ._dead import (
+    DeadPoints,
+    Points,
+    concatenated,
+    dead_points,
+    flat_points,
+    points_of,
+)
 from ._guard import Rejected
+from ._nested_arguments import refuse_invalid, refuse_zero_likelihood
+from ._nested_diagnostics import diagnose
+from ._nested_programs import NestedPrograms
+from ._nested_progress import NestedProgress, progress_of
 from ._nested_run import NestedRun, for_readers
-from ._programs import Dying, NestedPrograms, RunState
-from ._progress import NestedProgress, progress_of, total_steps
-from ._stop import AbstractStop, rules_met
+from ._stop import AbstractStop, MaxSteps, rules_met
 
 
 _log: Final = logging.getLogger("batchkit")
@@ -58,30 +65,20 @@ class ResumableNested(AbstractResumable):
         settings: Mapping[str, Any],
         is_saved: bool,
     ) -> None:
-        """**Arguments:**
-
-        - `programs`: the first state and a block of steps, as programs.
-        - `rng_key`: the key of the run.
-        - `positions`: the first live points.
-        - `rule`: when it ends.
-        - `rejected`: the count of likelihoods that were rejected as invalid.
-        - `settings`: those of the sampler, for JSON.
-        - `is_saved`: whether there are checkpoints, for the advice of an error.
-        """
         self._programs = programs
         self._key = rng_key
+        self._volumes_key = jax.random.fold_in(rng_key, _VOLUMES)
         self._positions = positions
         self._rule = rule
         self._rejected = rejected
         self._settings = dict(settings)
-        self._is_saved = is_saved
+        self._is_saved = is_saved  # for the advice of an error
         self._state: Any = None
-        self._dead: list[Dying] = []
-        self._compile_before = 0.0
-        self._run_before = 0.0
-        self._steps_per_second = 0.0  # of the last block
+        self._dead: list[Points] = []
+        self._seconds_before = 0.0, 0.0
         # Evaluations and seconds when it was started or resumed.
         self._since = 0, 0.0
+        self._steps_per_second = 0.0  # of the last block
         self._run: NestedRun | None = None
 
     def begin(self, host: Host) -> None:
@@ -89,16 +86,14 @@ class ResumableNested(AbstractResumable):
         host.compile(lambda: init.compile(*args), "first live points")
         with host.waiting("likelihoods of the first live points"):
             self._state = init(*args)
-        particles = to_host(self._state.sampler.particles)
-        check_first(particles)
-        check_prior(particles.logdensity, self._positions)
+        points = self._live()
+        refuse_invalid(points, "of the live points given")
+        refuse_zero_likelihood(points.loglikelihood)
         self._since = int(self._state.status.evaluations), self.seconds
 
     def resume(self, saved: Saved) -> str:
-        header, arrays = saved.header, saved.arrays
-        shapes = self._programs.state_shapes
         try:
-            state = state_in(saved, "state", shapes)
+            state = state_in(saved, "state", self._programs.state_shapes)
         except ValueError as error:
             raise CheckpointError(
                 f"{saved.path!r} holds a run whose state has other arrays than here: a "
@@ -108,58 +103,62 @@ class ResumableNested(AbstractResumable):
         self._state = jax.tree.map(
             lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
         )
-        dead_shapes = self._programs.dead_shapes(int(self._state.status.step))
-        self._dead = [tree_of("dead", arrays, dead_shapes)]
-        self._compile_before, self._run_before = numbers(header, "seconds", 2)
-        if is_first_process():
-            self._rejected.add(typed(header, "rejected", int))
+        shapes = self._programs.dead_shapes(int(self._state.status.step))
+        self._dead = [tree_of("dead", saved.arrays, shapes)]
+        compile, run = numbers(saved.header, "seconds", 2)
+        self._seconds_before = compile, run
+        if is_first_process():  # the counts of processes are summed
+            self._rejected.add(typed(saved.header, "rejected", int))
         self._since = int(self._state.status.evaluations), self.seconds
-        return f"step {header['step']}"
+        return f"step {saved.header['step']}"
 
     def has_ended(self, seconds: float) -> bool:
         status = self._state.status._replace(seconds=np.float32(seconds))
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def advance(self, limit: int, seconds: float, host: Host) -> int:
-        block = self._programs.block
+        program = self._programs.block
         limits = np.int32(limit), np.float32(seconds)
         args = self._state, self._key, *limits, self._rule
-        if not block.is_compiled:
-            host.compile(lambda: block.compile(*args), "steps")
-        before = block.seconds
-        found = block(*args)
-        made = int(found.made)
-        self._steps_per_second = made / max(block.seconds - before, 1e-6)
-        self._state = found.state
-        rows = jax.tree.map(lambda x: np.asarray(x[:made]), to_host(found.dead))
-        self._dead.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows))
-        self._refuse_invalid()
+        if not program.is_compiled:
+            host.compile(lambda: program.compile(*args), "steps")
+        before = program.seconds
+        block = program(*args)
+        made = int(block.made)
+        self._steps_per_second = made / max(program.seconds - before, 1e-6)
+        self._state = block.state
+        self._dead.append(
+            flat_points(jax.tree.map(lambda x: x[:made], to_host(block.dead)))
+        )
+        if bool(block.state.invalid):
+            self._refuse_invalid()
         return made
 
     def next_limit(self, made: int | None, in_time: int) -> int:
+        # The first block measures a step. Later ones grow slowly, since a single fast
+        # block may be an outlier.
         if made is None:
             return 1
         return max(1, min(in_time, 4 * made, self._programs.capacity))
 
     def progress(self) -> tuple[NestedProgress, int, int | None]:
-        status = to_host(self._state.status)._replace(seconds=self.seconds)
         record = progress_of(
-            status,
+            to_host(self._state.status)._replace(seconds=self.seconds),
             self._programs.num_live,
             self._programs.num_delete,
             self._rule,
             self._since,
             self._steps_per_second,
         )
-        return record, record.step, total_steps(self._rule)
+        total = self._rule.steps if isinstance(self._rule, MaxSteps) else None
+        return record, record.step, total
 
     def checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        dead = self._all_dead()
-        self._dead = [dead]
-        positions = self._state.sampler.particles.position
+        self._dead = [dead := self._all_dead()]
+        positions = points_of(self._state.sampler).positions
         header = {
             "step": int(self._state.status.step),
-            "seconds": [self._compile_seconds, self.seconds],
+            "seconds": list(self._seconds),
             "rejected": self._count_rejected(),
             "settings": self._settings,
             "parameters": list(parameter_names(positions)),
@@ -175,14 +174,61 @@ class ResumableNested(AbstractResumable):
         }
         return header, arrays
 
+    def result(self, seconds: float, provenance: tuple[Provenance, ...]) -> NestedRun:
+        """Return the result of the run so far; checkpoints have it from now on.
+
+        `seconds` is its duration, the same in all processes.
+        """
+        dead = dead_points([self._all_dead(), self._live()])
+        status = to_host(self._state.status)._replace(seconds=np.float32(seconds))
+        met = rules_met(self._rule, status)
+        reasons = [rule.reason(status) for rule in met]
+        converged = bool(status.exhausted) or any(rule.is_convergence for rule in met)
+        if status.exhausted:
+            reasons.append("no likelihood is above those of the live points")
+        warnings = self._warnings(dead)
+        if any(warning.name == "copies" for warning in warnings):
+            reasons.append("points are copies of others")
+            converged = False
+        for warning in warnings:
+            speaker(_log).warning("run_nested: %s", warning)
+        self._run = NestedRun(
+            dead,
+            num_steps=int(status.step),
+            num_evaluations=self._count_evaluations(),
+            converged=converged,
+            stop_reason=", and ".join(reasons),
+            key=self._volumes_key,
+            warnings=warnings,
+            seconds=self._seconds,
+            settings=self._settings,
+            provenance=provenance,
+        )
+        return self._run
+
     @property
     def seconds(self) -> float:
-        programs = self._programs
-        return self._run_before + programs.init.seconds + programs.block.seconds
+        return self._seconds[1]
+
+    @property
+    def _seconds(self) -> tuple[float, float]:
+        """Seconds of compiling and of running."""
+        init, block = self._programs.init, self._programs.block
+        compile, run = self._seconds_before
+        return (
+            compile + init.compile_seconds + block.compile_seconds,
+            run + init.seconds + block.seconds,
+        )
+
+    def _live(self) -> Points:
+        return to_host(points_of(self._state.sampler))
+
+    def _all_dead(self) -> Points:
+        shapes = self._programs.dead_shapes(0)
+        none = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        return concatenated([none, *self._dead])
 
     def _refuse_invalid(self) -> None:
-        if not bool(self._state.invalid):
-            return
         advice = ""
         if self._is_saved:
             advice = (
@@ -190,11 +236,10 @@ class ResumableNested(AbstractResumable):
                 "start over (`fresh=True`), with on_invalid='reject' it can go on."
             )
         step = int(self._state.status.step)
-        particles = to_host(self._state.sampler.particles)
-        refuse_invalid(particles, f"live points after step {step}", advice)
+        refuse_invalid(self._live(), f"live points after step {step}", advice)
 
     def _count_rejected(self) -> int:
-        """How many likelihoods were no numbers, on all devices."""
+        """Count the likelihoods that were rejected, on all devices."""
         count = self._rejected.count
         if not is_multiprocess():
             return count
@@ -208,74 +253,16 @@ class ResumableNested(AbstractResumable):
             return None
         return int(to_host(self._state.status).evaluations)
 
-    @property
-    def _volumes_key(self) -> Any:
-        return jax.random.fold_in(self._key, _VOLUMES)
-
-    @property
-    def _compile_seconds(self) -> float:
-        programs = self._programs
-        return (
-            self._compile_before
-            + programs.init.compile_seconds
-            + programs.block.compile_seconds
-        )
-
-    def _all_dead(self) -> Dying:
-        if not self._dead:
-            shapes = self._programs.dead_shapes(0)
-            return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *self._dead)
-
-    def result(self, seconds: float, provenance: tuple[Provenance, ...]) -> NestedRun:
-        """Return the result of the run so far; checkpoints have it from now on.
-
-        **Arguments:**
-
-        - `seconds`: how long the run took, the same in all processes.
-        - `provenance`: the versions that computed it.
-        """
-        state = self._state
-        live = Dying.of(to_host(state.sampler.particles))
-        dead = dead_points([_part(x) for x in (self._all_dead(), live)])
-        status = to_host(state.status)._replace(seconds=np.float32(seconds))
-        met = rules_met(self._rule, status)
-        reasons = [rule.reason(status) for rule in met]
-        if status.exhausted:
-            reasons.append("no likelihood is above those of the live points")
-        warnings = self._warnings(state, dead)
-        copied = any(warning.name == "copies" for warning in warnings)
-        if copied:
-            reasons.append("points are copies of others")
-        for warning in warnings:
-            speaker(_log).warning("run_nested: %s", warning)
-        self._run = NestedRun(
-            dead,
-            num_steps=int(status.step),
-            num_evaluations=self._count_evaluations(),
-            converged=not copied
-            and (bool(status.exhausted) or any(x.is_convergence for x in met)),
-            stop_reason=", and ".join(reasons),
-            key=self._volumes_key,
-            warnings=warnings,
-            seconds=(self._compile_seconds, self.seconds),
-            settings=self._settings,
-            provenance=provenance,
-        )
-        return self._run
-
-    def _warnings(self, state: RunState, dead: DeadPoints) -> tuple[Diagnostic, ...]:
-        programs = self._programs
-        counts = jax.tree.map(np.asarray, state.chains)
-        if counts is not None and counts.chains > 0 and len(counts.products) > 0:
-            speaker(_log).info("run_nested: %s", describe_moves(counts))
-        dim = len(parameter_names(dead.positions))
+    def _warnings(self, dead: DeadPoints) -> tuple[Diagnostic, ...]:
+        chains = jax.tree.map(np.asarray, self._state.chains)
+        if chains is not None and chains.has_moves:
+            speaker(_log).info("run_nested: %s", describe_moves(chains))
         found = diagnose(
             dead,
-            num_inner_steps=programs.num_inner_steps,
-            dim=dim,
-            num_delete=programs.num_delete,
-            chains=counts,
+            num_inner_steps=self._programs.num_inner_steps,
+            dim=len(parameter_names(dead.positions)),
+            num_delete=self._programs.num_delete,
+            chains=chains,
         )
         count = self._count_rejected()
         if count == 0:
@@ -291,12 +278,3 @@ class ResumableNested(AbstractResumable):
             ),
             *found,
         )
-
-
-def _part(points: Dying) -> tuple[Any, ...]:
-    return (
-        points.positions,
-        points.logprior,
-        points.loglikelihood,
-        points.loglikelihood_birth,
-    )

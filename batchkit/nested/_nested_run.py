@@ -21,9 +21,8 @@ from ..run._over_draws import Transform, transformed, with_derived
 from ..run._result import AbstractResult
 from ..run._result_file import Arrays, Header, numbers, record_from, typed
 from ..run._summary import Summary
-from ..run._trees import array_names, describable, names_to_save, put_together
-from ._dead import DeadPoints, concatenate, dead_points
-from ._programs import Dying
+from ..run._trees import array_names, names_to_save
+from ._dead import DeadPoints, Points, concatenate, dead_points, points_of
 from ._volumes import Volumes, generator, resample, simulate
 
 
@@ -526,8 +525,7 @@ class NestedRun(AbstractResult[Summary]):
         for part in ("dead", "live"):
             places = put_together(names[part], {})
             points = jax.tree.map(lambda x: arrays[x], places)
-            fields = "positions", "logprior", "loglikelihood", "loglikelihood_birth"
-            parts.append(tuple(points[field] for field in fields))
+            parts.append(Points(*(points[field] for field in Points._fields)))
         dead = dead_points(parts)
         step = typed(header, "step", int)
         ended = names["ended"] or {
@@ -553,7 +551,7 @@ def for_readers(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
 
     `state` and `dead` are saved under these names; `run` is None before the end.
     """
-    particles = array_names("state", state).sampler.particles
+    live = points_of(array_names("state", state).sampler)
     ended = None
     if run is not None:
         ended = {
@@ -562,7 +560,7 @@ def for_readers(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
             "warnings": diagnostics_as_saved(run.warnings),
         }
     return {
-        "live": names_to_save(Dying.of(particles)),
+        "live": names_to_save(live),
         "dead": names_to_save(array_names("dead", dead)),
         "ended": ended,
     }

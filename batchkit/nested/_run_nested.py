@@ -1,43 +1,49 @@
 """`run_nested`: from live points to a result, in blocks that may be killed."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
+import jax
 from jaxtyping import Array, Key, PyTree, UInt32
 
+from .._util._formats import format_bytes
+from .._util._jaxprs import equations
 from ..batchers import AbstractBatcher
+from ..explain._explain import ReachedSite
 from ..rebuild import AbstractPolicy
-from ..run._arguments import check_key, check_not_traced
+from ..run._arguments import check_key, check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
-from ..run._processes import on_host
+from ..run._names import parameter_names
+from ..run._processes import on_host, speaker
 from ..run._program import kept_for
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
-from ..run._saving import Saver, checkpoint_from
-from ._arguments import (
+from ..run._saving import Saver, check_fresh, checkpoint_from
+from ._guard import built, counter_of
+from ._nested_arguments import (
+    check_api,
     check_counts,
     check_functions,
     check_options,
-    check_positions,
     live_points,
+    refusing_algorithms,
     refusing_mixed_dtypes,
 )
-from ._build import built, check_api, refusing_algorithms
-from ._guard import counter_of
-from ._nested_loop import ResumableNested
-from ._nested_run import NestedRun
-from ._plan import (
+from ._nested_identity import (
     check_processes,
+    comparison_of,
     identity_of,
-    layout_of,
-    say_what_is_run,
-    settings_in_words,
-    values_of,
+    settings_as_json,
 )
-from ._programs import NestedPrograms
+from ._nested_loop import ResumableNested
+from ._nested_programs import NestedPrograms
+from ._nested_run import NestedRun
 from ._stop import AbstractStop, RemainingEvidence
 
+
+_log: Final = logging.getLogger("batchkit")
 
 _STOP: Final = RemainingEvidence()
 
@@ -61,9 +67,9 @@ def run_nested(
     progress: bool | Callable[[Any], object] = True,
     **settings: Any,
 ) -> NestedRun:
-    """Runs a nested sampler from live points to evidence and posterior.
+    """Run a nested sampler from live points to evidence and posterior.
 
-    The loop runs on the device, and the rule to stop is looked at after every step. The
+    The loop runs on the device, and the rule to stop is evaluated after every step. The
     key of step `n` is `fold_in(rng_key, n)`, `init` is always jitted, and neither the
     clock nor checkpoints change a bit: killed at any moment and called again with the
     same arguments, a run with a checkpoint ends with the bits of one that was never
@@ -110,27 +116,28 @@ def run_nested(
     - `loglikelihood_fn`: a function from one position to the log-likelihood, a scalar.
     - `rng_key`: a key of JAX.
     - `positions`: the first live points, draws from the prior: a pytree of arrays of
-        shape `(live points, ...)`. The names of a dict appear in all that is told.
-    - `batcher`: how points are laid out: a batcher, a policy or a mapping, with which
+        shape `(live points, ...)`. The names of a dict appear in tables and messages.
+    - `batcher`: the layout of points: a batcher, a policy or a mapping, with which
         `api` is rebuilt, see [`rebuild_sampler`][batchkit.rebuild_sampler]. By default
         `api` is used as it is, rebuilt before or not.
-    - `stop`: when to end; by default `RemainingEvidence(1e-3)`. Rules combine with `|`
-        and `&`. A run also ends when no likelihood is above those of its live points.
-    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved now and then, and
-        from where it goes on if the file exists. A finished run returns at once, unless
+    - `stop`: the rule to stop; `RemainingEvidence(1e-3)` by default. Rules combine with
+        `|` and `&`. A run also ends when no likelihood is above those of its live
+        points.
+    - `checkpoint`: a path, or a `Checkpoint`, where the run is saved regularly and from
+        which it resumes if the file exists. A finished run returns at once, unless
         `stop` is stricter now. By default it is not saved.
-    - `on_invalid`: what to do where a likelihood is NaN or plus infinity and the prior
+    - `on_invalid`: what to do if a likelihood is NaN or plus infinity and the prior
         is not zero. `"raise"`, the default, ends the run with the positions on the
-        exception. `"reject"` takes such likelihoods for minus infinity and counts them,
-        which adds a warning to the run; callbacks keep its programs out of JAX's
+        exception. `"reject"` replaces such likelihoods by minus infinity and counts
+        them, which adds a warning to the run; callbacks keep its programs out of JAX's
         compilation cache.
-    - `fresh`: whether to start over where there is a file; False by default. The old
-        one is kept as the previous generation, until the second save.
+    - `fresh`: whether to start over if the file exists; False by default. The old file
+        is kept as the previous generation, until the second save.
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
         of `batchkit` elsewhere; True by default. A function is called about twice a
         second with a `batchkit.nested.NestedProgress` instead.
-    - `**settings`: what else `api` takes: `num_inner_steps`, which `blackjax.nss`
-        needs; `num_delete`, `max_steps`, `max_shrinkage`.
+    - `**settings`: the other arguments of `api`: `num_inner_steps`, which
+        `blackjax.nss` needs; `num_delete`, `max_steps`, `max_shrinkage`.
 
     **Returns:**
 
@@ -139,21 +146,22 @@ def run_nested(
     **Raises:**
 
     `TypeError` and `ValueError` for arguments that cannot be right: an algorithm that
-    is built already; settings that the sampler does not take; positions that are not
-    finite, not in the prior, or too few; functions that return no scalar.
-    `batchkit.InvalidLikelihoodError` if a likelihood is NaN or plus infinity.
-    `batchkit.CheckpointError` if the file is of another run, is damaged, or cannot be
-    written. `KeyboardInterrupt` after Ctrl-C, once the run is saved.
+    is built already; settings that the sampler does not take; too few positions;
+    functions that return no scalar. `batchkit.StartError`, a `ValueError`, for
+    positions that are not finite or not in the prior. `InvalidLikelihoodError` if a
+    likelihood is NaN or plus infinity. `CheckpointError` if the file is of another run,
+    is damaged, or cannot be written. `KeyboardInterrupt` after Ctrl-C, once the run is
+    saved.
     """
     check_not_traced("run_nested", rng_key, positions)
     check_api(api, settings)
-    check_options(stop, on_invalid, fresh)
+    check_options(stop, on_invalid)
+    check_fresh(fresh, "run_nested")
     check_progress(progress, "run_nested")
     check_key(rng_key, "run_nested")
     place = checkpoint_from(checkpoint, "run_nested")
     rng_key, positions = on_host((rng_key, positions))
     live = live_points(positions)
-    check_positions(live)
     functions = {"logprior_fn": logprior_fn, "loglikelihood_fn": loglikelihood_fn}
     kept = kept_for("run_nested", api, functions, batcher, settings, on_invalid)
     check_functions(functions, live, kept)
@@ -166,7 +174,6 @@ def run_nested(
         checkpoint=place is not None,
         fresh=fresh,
     )
-
     num_delete = settings.get("num_delete")
     if isinstance(num_delete, int):  # before a step is traced, which would fail
         check_counts(live, num_delete)
@@ -176,8 +183,9 @@ def run_nested(
         with refusing_mixed_dtypes(functions, live):
             programs = NestedPrograms(algorithm, rng_key, live, kept)
         check_counts(live, programs.num_delete)
-        told = settings_in_words(settings)
-        say_what_is_run(told, functions, live, programs)
+        shown = settings_as_json(settings)
+        layout = _layout_of(programs)
+        _log_start(shown, layout, loglikelihood_fn, live, programs)
         identity = {}
         if place is not None:
             identity = identity_of(api, functions, programs, settings, rng_key, live)
@@ -185,13 +193,13 @@ def run_nested(
             place,
             "nested run",
             identity,
-            compare=values_of(functions, programs),
+            compare=comparison_of(functions, programs),
             start_of=lambda header: header["step"],
-            layout=layout_of(programs),
+            layout=layout,
             fresh=fresh,
         ) as saver:
             run = ResumableNested(
-                programs, rng_key, live, stop, rejected, told, saver.is_on
+                programs, rng_key, live, stop, rejected, shown, saver.is_on
             )
             saved = saver.resume()
             with Reporter(progress, "nested sampling", " steps") as reporter:
@@ -202,3 +210,46 @@ def run_nested(
                 # Also without a result: it can be computed again, the run cannot.
                 if completed.has_advanced and saver.is_on:
                     saver.save(*run.checkpoint())
+
+
+def _layout_of(programs: NestedPrograms) -> list[str]:
+    """Format each site of a run, its number of tasks and its batcher."""
+    return [
+        f"{x.site.module}:{x.site.qualname} {x.tasks} tasks, "
+        f"{x.batcher or 'jax.vmap'}, {x.layout}"
+        for x in programs.sites
+        if "only moves data" not in x.note
+    ]
+
+
+def _log_start(
+    settings: Mapping[str, Any],
+    layout: list[str],
+    loglikelihood_fn: Callable[[Any], Any],
+    positions: PyTree,
+    programs: NestedPrograms,
+) -> None:
+    """Log what is run, and the largest array of a likelihood, before it compiles."""
+    jaxpr = jax.make_jaxpr(loglikelihood_fn)(row_of(positions)).jaxpr
+    avals = [out.aval for eqn in equations(jaxpr) for out in eqn.outvars]
+    arrays = [x for x in avals if hasattr(x, "dtype")]
+    largest = max((x.size * x.dtype.itemsize for x in arrays), default=0)
+    at_once = max((_most_at_once(x) for x in programs.sites if x.functions), default=1)
+    speaker(_log).info(
+        "run_nested: %d live points of %d numbers (%s), %d replaced in a step; %s; %s; "
+        "at least %s expected: %d likelihoods at once, each with an array of %s",
+        programs.num_live,
+        len(parameter_names(positions)),
+        ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(positions)})),
+        programs.num_delete,
+        ", ".join(f"{name}={value}" for name, value in settings.items())
+        or "no settings",
+        "; ".join(layout),
+        format_bytes(largest * at_once),
+        at_once,
+        format_bytes(largest),
+    )
+
+
+def _most_at_once(site: ReachedSite) -> int:
+    return max([site.at_once, *(_most_at_once(x) for x in site.inside if x.functions)])

@@ -1,8 +1,7 @@
-"""Where a nested sampling run stands: what rules to stop, and people, look at.
+"""Running estimates of a nested sampling run, for rules to stop and for progress.
 
-All of it is computed after every step, on the device, by a running sum over the points
-that have died. It is what a run is steered by; its result comes from all points at the
-end, see `_volumes.py`.
+They are computed after every step, on the device, by running sums over the points that
+have died. The result of a run comes from all points at its end, see `_volumes.py`.
 
 When one of `n_i` live points dies, the volume shrinks on average by
 `log(X_(i-1) / X_i) = 1 / n_i`, and the evidence grows by `L_i (X_(i-1) - X_i)`. The
@@ -42,17 +41,17 @@ class Count(NamedTuple):
 
     @staticmethod
     def of(number: int) -> "Count":
-        """The count of a number."""
+        """Return the count of a number."""
         high, low = divmod(number, _LOW + 1)
         return Count(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
 
     def add(self, number: Any) -> "Count":
-        """This and a number below 2^30."""
+        """Add a number below 2^30."""
         low = self.low + jnp.asarray(number, jnp.int32)
         return Count(self.high + (low >> _LOW_BITS), low & _LOW)
 
     def at_least(self, number: "int | Count") -> Any:
-        """Whether it has reached a number."""
+        """Return True if the count has reached a number."""
         other = number if isinstance(number, Count) else Count.of(number)
         equal = (self.high == other.high) & (self.low >= other.low)
         return (self.high > other.high) | equal
@@ -63,7 +62,7 @@ class Count(NamedTuple):
 
 @final
 class NestedStatus(NamedTuple):
-    """Where a nested sampling run stands after a step.
+    """Running estimates of a nested sampling run after a step.
 
     ```python
     import jax.numpy as jnp
@@ -75,17 +74,17 @@ class NestedStatus(NamedTuple):
     assert status.log_evidence == 0.0
     ```
 
-    - `step`: how many steps have been made.
-    - `evaluations`: how many likelihoods have been evaluated, those of the first live
+    - `step`: the number of steps so far.
+    - `evaluations`: the number of likelihoods evaluated so far, those of the first live
         points among them.
-    - `seconds`: how long the run has taken, up to a second ago.
+    - `seconds`: the duration of the run, up to a second ago.
     - `log_volume`: the logarithm of the share of the prior that is left.
     - `log_evidence_dead`: the logarithm of the evidence of the points that have died.
     - `log_evidence_live`: that of the live points.
     - `mean_dead`, `mean_live`: the means of the log-likelihood over both, by weight.
     - `log_squares_dead`, `log_squares_live`: the logarithms of the sums of squares of
         the weights of both.
-    - `exhausted`: whether no more points can be replaced, because there is no
+    - `exhausted`: True if no more points can be replaced, because there is no
         likelihood above theirs.
     """
 
@@ -103,12 +102,12 @@ class NestedStatus(NamedTuple):
 
     @staticmethod
     def first(live: Float[Array, " live"], num_delete: int = 1) -> "NestedStatus":
-        """The status of live points before the first step.
+        """Return the status of live points before the first step.
 
         **Arguments:**
 
         - `live`: the log-likelihoods of the live points.
-        - `num_delete`: how many of them a step replaces; 1 by default.
+        - `num_delete`: the number of points that a step replaces; 1 by default.
         """
         zero = jnp.zeros((), live.dtype)
         status = NestedStatus(
@@ -132,14 +131,15 @@ class NestedStatus(NamedTuple):
         live: Float[Array, " live"],
         evaluations: Any,
     ) -> "NestedStatus":
-        """The status after a step.
+        """Return the status after a step.
 
         **Arguments:**
 
         - `dead`: the log-likelihoods of the points that died in it, ascending.
-        - `live`: those of the points that are alive now.
-        - `evaluations`: how many likelihoods were evaluated in it.
+        - `live`: those of the points that are alive after it.
+        - `evaluations`: the number of likelihoods evaluated in it.
         """
+        # The points of a batch die one after the other, so the number alive falls.
         shrinkage = 1.0 / (live.shape[0] - jnp.arange(dead.shape[0], dtype=live.dtype))
         after = self.log_volume - jnp.cumsum(shrinkage)
         # X_(i-1) - X_i, from the volume before it.
@@ -162,6 +162,7 @@ class NestedStatus(NamedTuple):
     def _of_live(self, live: Float[Array, " live"], replaced: int) -> "NestedStatus":
         log_n = jnp.log(jnp.asarray(live.shape[0], live.dtype))
         total, squares = logsumexp(live), logsumexp(2 * live)
+        # If the next batch has the highest likelihood, nothing lies above its contour.
         lowest = jax.lax.top_k(-live, replaced)[0]
         return self._replace(
             log_evidence_live=total + self.log_volume - log_n,
@@ -183,11 +184,11 @@ class NestedStatus(NamedTuple):
 
     @property
     def information(self) -> Any:
-        """By how much the posterior is narrower than the prior, in nats."""
+        """The divergence of the posterior from the prior, in nats."""
         live = self.remaining
         mean = live * self.mean_live + (1 - live) * self.mean_dead
-        known = ~jnp.isneginf(self.log_evidence)
-        return jnp.where(known, jnp.maximum(mean - self.log_evidence, 0.0), 0.0)
+        is_zero = jnp.isneginf(self.log_evidence)
+        return jnp.where(is_zero, 0.0, jnp.maximum(mean - self.log_evidence, 0.0))
 
     @property
     def ess(self) -> Any:
@@ -198,10 +199,10 @@ class NestedStatus(NamedTuple):
 
 
 def _exp(x: Any) -> Any:
-    """The exponential, where minus infinity less itself is a weight of zero."""
+    # Minus infinity minus itself, NaN, is the logarithm of a weight of zero.
     return jnp.where(jnp.isnan(x), 0.0, jnp.exp(x))
 
 
 def _times(weight: Any, x: Any) -> Any:
-    """A weight times a log-likelihood: zero if the likelihood is."""
+    # Zero times minus infinity would be NaN.
     return jnp.where(jnp.isneginf(x), 0.0, weight * x)

@@ -1,7 +1,7 @@
-"""When a nested sampling run has gone on for long enough.
+"""Rules to stop a nested sampling run.
 
-A rule is asked after every step, inside the compiled loop, so it is written in JAX.
-What it compares with are leaves of its pytree: a stricter rule does not compile anew.
+A rule is evaluated after every step, inside the compiled loop, so it is written in JAX.
+Its limits are leaves of its pytree: a stricter rule does not compile anew.
 """
 
 import abc
@@ -18,8 +18,8 @@ class AbstractStop(eqx.Module):
     """A rule that ends a nested sampling run.
 
     Rules combine: `a | b` ends a run when one of them is met, `a & b` when both are. A
-    rule of your own has these two methods, and a class variable `is_convergence`:
-    whether a run that it ends has found what it looked for.
+    rule of your own has these two methods, and a class variable `is_convergence`: True
+    if a run that it ends has converged.
 
     ```python
     import jax.numpy as jnp
@@ -44,12 +44,11 @@ class AbstractStop(eqx.Module):
 
     @abc.abstractmethod
     def met(self, status: NestedStatus) -> Any:
-        """Whether the run should end.
+        """Return True if the run should end.
 
         **Arguments:**
 
-        - `status`: where it stands, a `batchkit.nested.NestedStatus` of scalars; under
-            `jax.jit`.
+        - `status`: a `batchkit.nested.NestedStatus` of scalars, under `jax.jit`.
 
         **Returns:**
 
@@ -58,70 +57,56 @@ class AbstractStop(eqx.Module):
 
     @abc.abstractmethod
     def reason(self, status: NestedStatus) -> str:
-        """Why the run has ended, in words.
+        """Return why the run has ended, a text without a full stop.
 
         **Arguments:**
 
-        - `status`: where it stands, with values.
-
-        **Returns:**
-
-        A text without a full stop.
+        - `status`: the last status, with values.
         """
 
     def __or__(self, other: "AbstractStop") -> "AbstractStop":
-        return AnyOf(self, _checked(other))
+        return Combined(self, _checked(other), needs_both=False)
 
     def __and__(self, other: "AbstractStop") -> "AbstractStop":
-        return AllOf(self, _checked(other))
+        return Combined(self, _checked(other), needs_both=True)
 
 
 def rules_met(rule: AbstractStop, status: NestedStatus) -> tuple[AbstractStop, ...]:
-    """The single rules that end a run here, or none if it does not end."""
+    """Return the single rules that end a run, or none if it does not end."""
     if not rule.met(status):
         return ()
-    if isinstance(rule, AnyOf | AllOf):
+    if isinstance(rule, Combined):
         return rules_met(rule.first, status) + rules_met(rule.second, status)
     return (rule,)
 
 
 @final
-class AnyOf(AbstractStop):
-    """Met when one of two rules is, as `a | b` makes it."""
+class Combined(AbstractStop):
+    """One of two rules, as `a | b` makes it, or both, as `a & b` does."""
 
     first: AbstractStop
     second: AbstractStop
+    needs_both: bool = eqx.field(static=True)
     is_convergence = False
 
-    def met(self, status: NestedStatus) -> Any:
-        return self.first.met(status) | self.second.met(status)
-
-    def reason(self, status: NestedStatus) -> str:
-        return _joined(self, status)
-
-
-@final
-class AllOf(AbstractStop):
-    """Met when both of two rules are, as `a & b` makes it."""
-
-    first: AbstractStop
-    second: AbstractStop
-    is_convergence = False
+    def __repr__(self) -> str:
+        return f"({self.first} {'&' if self.needs_both else '|'} {self.second})"
 
     def met(self, status: NestedStatus) -> Any:
-        return self.first.met(status) & self.second.met(status)
+        first, second = self.first.met(status), self.second.met(status)
+        return first & second if self.needs_both else first | second
 
     def reason(self, status: NestedStatus) -> str:
-        return _joined(self, status)
+        return ", and ".join(x.reason(status) for x in rules_met(self, status))
 
 
 @final
 class RemainingEvidence(AbstractStop):
-    """Ends a run when the live points hold little of the evidence.
+    """End a run when the live points hold little of the evidence.
 
-    The live points hold `mean(L) X`, and what is compared is their share of the
-    evidence of all points (Skilling 2006, Bayesian Analysis 1(4), 833-859). A narrow
-    peak that no live point has found yet is not seen by this or any other rule.
+    The live points hold `mean(L) X`; their share of the evidence of all points is
+    compared (Skilling 2006, Bayesian Analysis 1(4), 833-859). A narrow peak that no
+    live point has found yet is not seen by this or any other rule.
 
     ```python
     import batchkit as bk
@@ -142,15 +127,13 @@ class RemainingEvidence(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not between 0 and 1.
         """
-        self.fraction = fraction
-
-    def __check_init__(self) -> None:
-        value = _number(self.fraction, "RemainingEvidence", "fraction", "such as 1e-3")
-        if not 0 < value < 1:
+        _check_number("RemainingEvidence", "fraction", fraction, "such as 1e-3")
+        if not 0 < fraction < 1:
             raise ValueError(
-                f"RemainingEvidence(fraction={value}): fraction must be between 0 and "
-                "1, the share of the evidence that may be left, such as 1e-3."
+                f"RemainingEvidence(fraction={fraction}): fraction must be between 0 "
+                "and 1, the share of the evidence that may be left, such as 1e-3."
             )
+        self.fraction = fraction
 
     def met(self, status: NestedStatus) -> Any:
         return status.remaining < self.fraction
@@ -164,9 +147,9 @@ class RemainingEvidence(AbstractStop):
 
 @final
 class EffectiveSize(AbstractStop):
-    """Ends a run when its points are worth so many independent draws.
+    """End a run when its points reach an effective sample size.
 
-    The effective sample size is Kish's, `(sum w)^2 / sum w^2` over all points, once the
+    That is Kish's, `(sum w)^2 / sum w^2` over all points, once the
     dead ones hold half of the evidence. It grows with the number of live points, and
     not much after the bulk of the posterior has been passed, so combine it:
     `EffectiveSize(5000) | RemainingEvidence(1e-4)`.
@@ -190,13 +173,12 @@ class EffectiveSize(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not above 0.
         """
+        remedy = "a number of draws such as 5000"
+        _check_positive("EffectiveSize", "size", size, remedy)
         self.size = size
 
-    def __check_init__(self) -> None:
-        _positive(self.size, "EffectiveSize", "size", "a number of draws such as 5000")
-
     def met(self, status: NestedStatus) -> Any:
-        # Before that it is the live points' alone, which have not found the bulk yet.
+        # Earlier it is that of the live points alone, before they reach the bulk.
         return (status.ess >= self.size) & (status.remaining < 0.5)
 
     def reason(self, status: NestedStatus) -> str:
@@ -205,7 +187,7 @@ class EffectiveSize(AbstractStop):
 
 @final
 class MaxSteps(AbstractStop):
-    """Ends a run after a number of steps.
+    """End a run after a number of steps.
 
     ```python
     import batchkit as bk
@@ -226,10 +208,7 @@ class MaxSteps(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        self.steps = steps
-
-    def __check_init__(self) -> None:
-        check_count("MaxSteps", "steps", self.steps)
+        self.steps = check_count("MaxSteps", "steps", steps)
 
     def met(self, status: NestedStatus) -> Any:
         return status.step >= self.steps
@@ -240,7 +219,7 @@ class MaxSteps(AbstractStop):
 
 @final
 class MaxEvaluations(AbstractStop):
-    """Ends a run after a number of likelihoods.
+    """End a run after a number of likelihoods.
 
     ```python
     import batchkit as bk
@@ -249,7 +228,7 @@ class MaxEvaluations(AbstractStop):
     ```
     """
 
-    # Two numbers, which are operands of a program: one may outgrow 32 bits.
+    # An operand of a program, so a count of two numbers: one may outgrow 32 bits.
     count: Count
     is_convergence = False
 
@@ -263,12 +242,11 @@ class MaxEvaluations(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        check_count("MaxEvaluations", "evaluations", evaluations)
-        self.count = Count.of(evaluations)
+        self.count = Count.of(check_count("MaxEvaluations", "evaluations", evaluations))
 
     @property
     def evaluations(self) -> int:
-        """How many."""
+        """The number of likelihoods."""
         return int(self.count)
 
     def __repr__(self) -> str:
@@ -283,11 +261,11 @@ class MaxEvaluations(AbstractStop):
 
 @final
 class MaxTime(AbstractStop):
-    """Ends a run after so many seconds.
+    """End a run after a number of seconds.
 
-    The clock is looked at about once a second, and a step is not cut short. So this is
-    the one rule after which two runs differ. The seconds before a run was resumed
-    count, those to compile do not.
+    The clock is read about once a second, and a step is not cut short. So this is the
+    one rule after which two runs differ. The seconds before a run was resumed count,
+    those to compile do not.
 
     ```python
     import batchkit as bk
@@ -308,20 +286,14 @@ class MaxTime(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not above 0.
         """
+        _check_positive("MaxTime", "seconds", seconds, "such as 3600")
         self.seconds = seconds
-
-    def __check_init__(self) -> None:
-        _positive(self.seconds, "MaxTime", "seconds", "such as 3600")
 
     def met(self, status: NestedStatus) -> Any:
         return status.seconds >= self.seconds
 
     def reason(self, status: NestedStatus) -> str:
         return f"{float(status.seconds):,.0f} seconds have passed"
-
-
-def _joined(rule: AbstractStop, status: NestedStatus) -> str:
-    return ", and ".join(x.reason(status) for x in rules_met(rule, status))
 
 
 def _checked(other: Any) -> AbstractStop:
@@ -333,18 +305,17 @@ def _checked(other: Any) -> AbstractStop:
     )
 
 
-def _number(value: Any, rule: str, name: str, such: str) -> int | float:
+def _check_number(rule: str, name: str, value: Any, remedy: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
-            f"{rule}({name}={value!r}): {name} must be a number, {such}; got "
+            f"{rule}({name}={value!r}): {name} must be a number, {remedy}; got "
             f"{type(value).__name__}."
         )
-    return value
 
 
-def _positive(value: Any, rule: str, name: str, such: str) -> None:
-    number = _number(value, rule, name, such)
-    if not (math.isfinite(number) and number > 0):
+def _check_positive(rule: str, name: str, value: Any, remedy: str) -> None:
+    _check_number(rule, name, value, remedy)
+    if not (math.isfinite(value) and value > 0):
         raise ValueError(
-            f"{rule}({name}={number}): {name} must be above 0 and finite, {such}."
+            f"{rule}({name}={value}): {name} must be above 0 and finite, {remedy}."
         )

@@ -1,24 +1,24 @@
-"""From the lives of points to volumes of the prior, and from those to the evidence.
+"""Volumes of the prior from births and deaths, and the evidence from those.
 
 The evidence is the integral of the likelihood over the prior, Z = int L dX, where X(L)
 is the share of the prior whose likelihood is above L (Skilling 2006, Bayesian Analysis
-1(4), 833-859). A run knows the likelihoods, X it does not know; but with n points alive
-the volume shrinks by a factor that is distributed as the largest of n uniform numbers.
-So histories of the volume are simulated, the evidence is computed in each, and mean and
-spread of its logarithm are the estimate and its error (ibid.).
+1(4), 833-859). A run has the likelihoods, but not X; with n points alive, X shrinks by
+a factor that is distributed as the largest of n uniform numbers. So histories of the
+volume are simulated, the evidence is computed in each, and mean and spread of its
+logarithm are the estimate and its error (ibid.).
 
-Within a history the integral is a sum over points of L_i dX_i, where point i stands for
-the volume between the midpoints to its neighbours. The first one stands for all the
-volume up to 1, and the last one for all down to 0:
+Within a history the integral is a sum over points of L_i dX_i, where point i represents
+the volume between the midpoints to its neighbours. The first one represents all the
+volume up to 1, and the last one all down to 0:
 
     dX_1 = 1 - (X_1 + X_2) / 2,   dX_i = (X_(i-1) - X_(i+1)) / 2,
     dX_n = (X_(n-1) + X_n) / 2,
 
 so that the dX sum to one and the evidence of a constant is that constant.
 `blackjax.ns.utils.log_weights` counts only half of the volume before the first point
-and half of that after the last one, and where JAX computes in single precision it takes
-differences of long sums in it. Here all is double precision, and a difference is
-computed from the shrinkages at its two ends.
+and half of that after the last one, and it subtracts long sums in the precision of JAX.
+Here all is double precision, and a difference is computed from the shrinkages at its
+two ends.
 """
 
 from typing import Final, NamedTuple, final
@@ -30,15 +30,15 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from ._dead import DeadPoints
 
 
-# How many histories of the volume are simulated: the error is then known to 3 %.
+# With so many simulated histories the error has an error of 3 %.
 HISTORIES: Final = 500
-# The size of what is held at once, in numbers: 32 MB an array.
-_AT_ONCE: Final = 4_000_000
+# The most numbers of an array, for 32 MB.
+_MAX_NUMBERS: Final = 4_000_000
 
 
 @final
 class Volumes(NamedTuple):
-    """What simulated histories of the prior volume tell about a run.
+    """Evidence and weights of a run from simulated histories of the prior volume.
 
     - `log_evidence`: log Z in each history.
     - `information`: H in each history, in nats.
@@ -52,7 +52,7 @@ class Volumes(NamedTuple):
 
 
 def generator(key: Key[Array, ""] | UInt32[Array, " words"]) -> np.random.Generator:
-    """NumPy's generator, seeded by a key of JAX: what is drawn is always the same."""
+    """Seed NumPy's generator by a key of JAX."""
     words = np.asarray(jax.random.key_data(key)).ravel()
     return np.random.default_rng([int(word) for word in words])
 
@@ -60,34 +60,23 @@ def generator(key: Key[Array, ""] | UInt32[Array, " words"]) -> np.random.Genera
 def simulate(
     dead: DeadPoints, rng: np.random.Generator, histories: int = HISTORIES
 ) -> Volumes:
-    """Simulates histories of the prior volume, and integrates over each.
+    """Simulate histories of the prior volume, and integrate over each.
 
     The volume shrinks by `log(X_(i-1) / X_i) ~ Exponential(n_i)` when one of `n_i` live
     points dies (Skilling 2006; with plateaus Fowlie, Handley and Su 2020,
     arXiv:2010.13884). The information is `H = sum_i p_i log(L_i / Z)`, where
     `p_i = L_i dX_i / Z` (Skilling 2006).
-
-    **Arguments:**
-
-    - `dead`: the points.
-    - `rng`: where the random numbers come from.
-    - `histories`: how many are simulated.
-
-    **Returns:**
-
-    The evidence and the information of each, and the mean weights.
     """
     n = len(dead)
     logl = dead.loglikelihood.astype(np.float64)
-    # A weight of zero times a logarithm of zero counts as zero.
+    # Zero times minus infinity would be NaN in the information.
     finite = np.where(np.isneginf(logl), 0.0, logl)
-    each = max(1, _AT_ONCE // n)
+    chunk = max(1, _MAX_NUMBERS // n)
     log_evidence, information, weights = [], [], np.zeros(n)
-    for start in range(0, histories, each):
-        shape = (min(each, histories - start), n)
+    for start in range(0, histories, chunk):
+        shape = (min(chunk, histories - start), n)
         shrinkage = rng.standard_exponential(shape) / dead.num_live
-        # The largest of `L_i X_i` is taken out, for neither factor need be a number
-        # that can be represented.
+        # Relative to the largest of `L_i X_i`, since either factor may underflow.
         log_terms = logl - np.cumsum(shrinkage, axis=1)
         scale = log_terms.max(axis=1, keepdims=True)
         terms = np.exp(log_terms - scale) * _relative_elements(shrinkage)
@@ -105,7 +94,7 @@ def simulate(
 def _relative_elements(
     shrinkage: Float[np.ndarray, "histories n"],
 ) -> Float[np.ndarray, "histories n"]:
-    """`dX_i / X_i`, from the differences of log-volumes between neighbours."""
+    """Return `dX_i / X_i`, from the differences of log-volumes between neighbours."""
     before = np.expm1(shrinkage)  # (X_(i-1) - X_i) / X_i
     after = np.ones_like(shrinkage)  # (X_i - X_(i+1)) / X_i, where X_(n+1) is 0
     after[:, :-1] = -np.expm1(-shrinkage[:, 1:])
@@ -118,25 +107,14 @@ def _relative_elements(
 def resample(
     weights: Float[np.ndarray, " n"], draws: int, rng: np.random.Generator
 ) -> Int[np.ndarray, " draws"]:
-    """Indices drawn in proportion to weights, each about as often as is expected.
+    """Draw indices in proportion to weights that sum to one, in random order.
 
     Systematic resampling (Kitagawa 1996, Journal of Computational and Graphical
-    Statistics 5(1), 1-25): `draws` times its weight, rounded up or down, is how often
-    an index is drawn. Their order is shuffled.
-
-    **Arguments:**
-
-    - `weights`: weights that sum to one.
-    - `draws`: how many to draw.
-    - `rng`: where the random numbers come from.
-
-    **Returns:**
-
-    The indices.
+    Statistics 5(1), 1-25): an index is drawn `draws` times its weight, rounded up or
+    down.
     """
     ends = np.cumsum(weights)
     places = (np.arange(draws) + rng.random()) / draws * ends[-1]
     # Rounding may bring the last place to the very end.
     places = np.minimum(places, np.nextafter(ends[-1], 0.0))
-    chosen = np.searchsorted(ends, places, side="right")
-    return rng.permutation(chosen)
+    return rng.permutation(np.searchsorted(ends, places, side="right"))

@@ -26,22 +26,6 @@ class Known(NamedTuple):
         inside = jnp.all((x > self.low) & (x < self.high))
         return jnp.where(inside, -self.dim * math.log(self.high - self.low), -jnp.inf)
 
-    def algorithm(
-        self,
-        num_delete: int,
-        batcher: Any = None,
-        num_inner_steps: int | None = None,
-        api: Any = blackjax.nss,
-    ) -> Any:
-        if batcher is not None:
-            api = bk.rebuild_sampler(api, batcher=batcher)
-        return api(
-            logprior_fn=self.logprior,
-            loglikelihood_fn=self.loglikelihood,
-            num_inner_steps=num_inner_steps or max(5, 2 * self.dim),
-            num_delete=num_delete,
-        )
-
     def arguments(
         self,
         num_delete: int,
@@ -58,6 +42,14 @@ class Known(NamedTuple):
             "num_inner_steps": num_inner_steps or max(5, 2 * self.dim),
             "num_delete": num_delete,
         }
+
+    def algorithm(self, *args: Any, **kwargs: Any) -> Any:
+        """The algorithm of `arguments`."""
+        arguments = self.arguments(*args, **kwargs)
+        api, batcher = arguments.pop("api"), arguments.pop("batcher")
+        if batcher is not None:
+            api = bk.rebuild_sampler(api, batcher=batcher)
+        return api(**arguments)
 
     def positions(self, num_live: int, seed: int = 0) -> jax.Array:
         return jax.random.uniform(

@@ -1,4 +1,4 @@
-"""What `run_nested` refuses, before it compiles the likelihood."""
+"""Arguments that `run_nested` refuses before it compiles the likelihood."""
 
 from typing import Any
 
@@ -57,12 +57,12 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "same": ({"positions": GOOD[:1].repeat(100, 0)}, ValueError, ("1 of 100", "21")),
     "nan": (
         {"positions": GOOD.at[3, 1].set(jnp.nan)},
-        ValueError,
+        bk.StartError,
         ("x[1] is not finite in 1 of 100", "rows 3"),
     ),
     "outside": (
         {"positions": GOOD.at[7].set(6.0)},
-        ValueError,
+        bk.StartError,
         ("1 of 100 live points are not in the prior", "-inf at row 7", "x[0] = 6"),
     ),
     "vector": (
@@ -114,12 +114,12 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_refused(name: str) -> None:
+def test_wrong_arguments_are_refused(name: str) -> None:
     changed, error, words = CASES[name]
     assert_refuses(attempt(**changed), error, words)
 
 
-def test_refused_before_the_likelihood_is_compiled() -> None:
+def test_positions_are_refused_before_the_likelihood_is_compiled() -> None:
     calls: list[Any] = []
 
     def loglikelihood(x: Any) -> Any:
@@ -131,14 +131,14 @@ def test_refused_before_the_likelihood_is_compiled() -> None:
     assert not calls
 
 
-def test_a_likelihood_of_zero_everywhere() -> None:
+def test_a_likelihood_of_zero_everywhere_is_refused() -> None:
     nowhere = PROBLEM._replace(loglikelihood=lambda x: -jnp.inf + 0 * x[0])
     # Zero times a number is a number, so this is minus infinity and legal.
     with pytest.raises(ValueError, match="minus infinity at all 100"):
         nowhere.run()
 
 
-def test_x64_switched_on_after_the_positions_were_drawn() -> None:
+def test_mixed_dtypes_are_refused_with_their_names() -> None:
     with jax.enable_x64(True):
         assert_refuses(
             attempt(),
@@ -147,7 +147,7 @@ def test_x64_switched_on_after_the_positions_were_drawn() -> None:
         )
 
 
-def test_a_call_inside_jit() -> None:
+def test_a_call_inside_jit_is_refused() -> None:
     jitted = jax.jit(lambda x: attempt(positions=x)().log_evidence)
     assert_refuses(
         lambda: jitted(GOOD), TypeError, ("run_nested", "`jax.jit`", "outside")
@@ -179,7 +179,7 @@ LIKELIHOODS: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
-def test_errors_of_a_likelihood_say_how_it_was_called(name: str) -> None:
+def test_errors_of_a_likelihood_have_notes_on_its_argument(name: str) -> None:
     likelihood, error, words = LIKELIHOODS[name]
     with pytest.raises(error) as info:
         attempt(loglikelihood_fn=likelihood)()
@@ -188,7 +188,7 @@ def test_errors_of_a_likelihood_say_how_it_was_called(name: str) -> None:
         assert word in notes
 
 
-def test_a_setting_that_is_missing() -> None:
+def test_a_missing_setting_is_named() -> None:
     given = PROBLEM.arguments(20)
     del given["num_inner_steps"]
     assert_refuses(

@@ -42,7 +42,9 @@ def info_of(loglikelihood: Any, birth: Any) -> Any:
 
 @pytest.mark.parametrize("num_delete", [1, 7])
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_live_counts(problem: Problem, num_delete: int) -> None:
+def test_num_live_counts_points_between_birth_and_death(
+    problem: Problem, num_delete: int
+) -> None:
     """Each point is counted from after its birth to its own death, ties in sequence."""
     dead = sample(problem, 0, num_live=20, num_delete=num_delete)
     births, deaths = dead.loglikelihood_birth, dead.loglikelihood
@@ -56,7 +58,7 @@ def test_live_counts(problem: Problem, num_delete: int) -> None:
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
-def test_live_counts_are_those_of_blackjax(problem: Problem) -> None:
+def test_num_live_is_that_of_blackjax(problem: Problem) -> None:
     dead = sample(problem, 1, num_live=20, num_delete=7)
     births = dead.loglikelihood_birth
     upstream = np.where(np.isneginf(births), np.nan, births)
@@ -66,7 +68,7 @@ def test_live_counts_are_those_of_blackjax(problem: Problem) -> None:
     np.testing.assert_array_equal(dead.num_live, found)
 
 
-def test_sorted_with_all_that_belongs_to_a_point() -> None:
+def test_points_are_sorted_in_all_their_arrays() -> None:
     logl = np.array([3.0, 1.0, 2.0, 1.0])
     dead = bk.DeadPoints(
         {"a": 10 * logl, "b": (np.stack([logl, -logl], 1),)},
@@ -98,11 +100,13 @@ def run_of_blackjax() -> tuple[Any, Any, list[Any]]:
 
     init = jax.jit(algorithm.init)
     state, stacked = jax.lax.scan(step, init(positions), keys[1:])
+    # On the host, where slices are not compiled.
+    state, stacked = jax.tree.map(np.asarray, (state, stacked))
     infos = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(6)]
     return state, stacked, infos
 
 
-def test_finalise_takes_lists_and_stacks() -> None:
+def test_finalise_takes_lists_and_stacked_infos() -> None:
     state, stacked, infos = run_of_blackjax()
     expected: Any = blackjax_finalise(state, infos, update_info=False).particles
     order = np.argsort(np.asarray(expected.loglikelihood), kind="stable")
@@ -119,7 +123,7 @@ def test_finalise_takes_lists_and_stacks() -> None:
     assert len(finalise(state, [])) == 12
 
 
-def test_births_of_the_prior_and_above_zero() -> None:
+def test_births_in_the_prior_and_above_zero_differ() -> None:
     """At minus infinity a draw from the prior and one from above zero differ."""
     nan, inf = np.nan, np.inf
     steps = [info_of([-inf, -inf], [nan, nan]), info_of([-inf], [nan])]
@@ -131,7 +135,7 @@ def test_births_of_the_prior_and_above_zero() -> None:
     assert dead.num_live.tolist() == [5, 4, 3, 5, 4, 3, 2, 1]
 
 
-def test_an_algorithm_that_begins_from_minus_infinity() -> None:
+def test_births_marked_by_minus_infinity_are_in_the_prior() -> None:
     dead = finalise(
         state_of([2.0, 3.0], [-INFINITY, 1.0]), [info_of([1.0], [-INFINITY])]
     )
@@ -139,7 +143,7 @@ def test_an_algorithm_that_begins_from_minus_infinity() -> None:
     assert dead.num_live.tolist() == [2, 2, 1]
 
 
-def test_copies_at_the_top_are_left_out() -> None:
+def test_finalise_leaves_out_copies_at_the_top() -> None:
     """blackjax goes on when nothing is above the live points, and copies them."""
     nan = np.nan
     infos = [info_of([0.0], [nan]), info_of([2.0, 2.0], [nan, nan])]
@@ -164,7 +168,9 @@ def test_copies_at_the_top_are_left_out() -> None:
         ({"loglikelihood_birth": np.array([0, 1, 2.0])}, "above its birth; 1 of 3"),
     ],
 )
-def test_refused(change: dict[str, Any], message: str) -> None:
+def test_dead_points_refuse_inconsistent_arrays(
+    change: dict[str, Any], message: str
+) -> None:
     given = {
         "positions": {"x": np.zeros(3)},
         "loglikelihood": np.array([1.0, 2.0, 2.0]),
@@ -176,7 +182,7 @@ def test_refused(change: dict[str, Any], message: str) -> None:
         bk.DeadPoints(**{**given, **change})
 
 
-def test_nothing_is_hidden_from_who_looks_for_nan() -> None:
-    """Points that cannot be compared are refused, not left out."""
+def test_finalise_refuses_nan() -> None:
+    """NaN cannot be compared, and is not left out as a copy."""
     with pytest.raises(ValueError, match="NaN"):
         finalise(state_of([2.0, np.nan], [np.nan, 1.0]), [info_of([1.0], [np.nan])])

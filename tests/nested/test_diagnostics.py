@@ -1,4 +1,4 @@
-"""Diagnostics: each finds what it looks for, and nothing in a sound run."""
+"""Diagnostics: each finds its fault, and nothing in a sound run."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from batchkit.nested import (
     insertion_p_value,
     insertion_ranks,
 )
-from batchkit.nested._diagnostics import tied_share
 from batchkit.nested._insertion import p_value_of
+from batchkit.nested._nested_diagnostics import tied_share
 
 from .perfect import Problem, peak, plateau, sample, steps
 
@@ -28,7 +28,7 @@ def test_ranks_of_perfect_runs_are_uniform(problem: Problem, num_delete: int) ->
     ranks = [insertion_ranks(dead) for dead in runs]
     assert len(ranks[0]) == len(runs[0]) - 50
     assert stats.kstest(np.concatenate(ranks), "uniform").pvalue > 1e-3
-    # Of what is independent neighbours tell nothing of each other.
+    # Independent ranks have uncorrelated neighbours.
     pairs = np.concatenate([np.stack([x[1:], x[:-1]]) for x in ranks], axis=1)
     assert abs(np.corrcoef(pairs)[0, 1]) < 4 / np.sqrt(pairs.shape[1])
     p_values = np.array([insertion_p_value(dead) for dead in runs])
@@ -37,7 +37,7 @@ def test_ranks_of_perfect_runs_are_uniform(problem: Problem, num_delete: int) ->
 
 
 @pytest.mark.parametrize("num_delete", [1, 10])
-def test_biased_runs_are_found(num_delete: int) -> None:
+def test_insertion_ranks_find_biased_runs(num_delete: int) -> None:
     for seed in range(5):
         dead = sample(peak(), seed, 100, num_delete, biased=0.8)
         (found,) = diagnose(dead)
@@ -46,7 +46,7 @@ def test_biased_runs_are_found(num_delete: int) -> None:
         assert "num_inner_steps" in found.message
 
 
-def test_a_fault_at_one_time_is_found() -> None:
+def test_insertion_ranks_find_a_fault_at_one_time() -> None:
     """Sound points before and after do not hide it."""
     ranks = np.random.default_rng(0).random(2100)
     assert p_value_of(ranks, 100) > 0.01
@@ -55,7 +55,7 @@ def test_a_fault_at_one_time_is_found() -> None:
     assert p_value_of(ranks, 100) < 1e-6
 
 
-def test_p_values_are_uniform_enough() -> None:
+def test_p_values_are_uniform() -> None:
     """Also in a run as short as one piece, and without a heap at one."""
     rng = np.random.default_rng(0)
     one_piece = [p_value_of(rng.random(90), 50) for _ in range(400)]
@@ -65,7 +65,7 @@ def test_p_values_are_uniform_enough() -> None:
     assert len(np.unique(found)) == 200
 
 
-def test_ranks_by_hand() -> None:
+def test_insertion_ranks_are_those_computed_by_hand() -> None:
     inf = np.inf
     logl = np.array([0.0, 10.0, 20.0, 30.0, 15.0, 25.0, 12.0])
     birth = np.array([-inf, -inf, -inf, -inf, 0.0, 10.0, 10.0])
@@ -80,7 +80,7 @@ def test_ranks_by_hand() -> None:
     np.testing.assert_array_equal(ranks, insertion_ranks(dead))
 
 
-def test_nothing_inserted() -> None:
+def test_a_run_without_inserted_points_is_sound() -> None:
     x = np.linspace(0, 1, 5)
     dead = bk.DeadPoints(x, x, np.full(5, -np.inf), np.zeros(5))
     assert insertion_p_value(dead) == 1.0
@@ -106,7 +106,7 @@ def counts(
         ({"chains": counts(1000, 11)}, "exhausted slices", 0.011, 0.01, "float64"),
     ],
 )
-def test_settings_and_chains(
+def test_settings_and_exhausted_chains_warn(
     told: dict, name: str, value: float, threshold: float, remedy: str
 ) -> None:
     (found,) = diagnose(sample(peak(), 0), **told)
@@ -115,7 +115,7 @@ def test_settings_and_chains(
     assert str(found) == f"{name}: {found.message}"
 
 
-def test_nothing_is_found_at_the_thresholds() -> None:
+def test_values_at_the_thresholds_do_not_warn() -> None:
     assert (
         diagnose(
             sample(peak(), 0),
@@ -130,7 +130,7 @@ def test_nothing_is_found_at_the_thresholds() -> None:
     assert diagnose(sample(peak(), 0), chains=counts(0)) == ()
 
 
-def test_plateaus() -> None:
+def test_plateaus_warn_unless_of_zero_likelihood() -> None:
     dead = sample(plateau(1.0), 0)
     tied = dead.loglikelihood == 1.0
     assert tied_share(dead) == np.mean(tied)
@@ -141,7 +141,7 @@ def test_plateaus() -> None:
     assert diagnose(sample(plateau(-np.inf), 0)) == ()
 
 
-def test_many_at_once() -> None:
+def test_warnings_come_in_the_order_of_severity() -> None:
     dead = sample(plateau(1.0), 1, biased=0.7)
     found = diagnose(dead, num_inner_steps=1, dim=3, num_delete=40)
     names = ["insertion ranks", "inner steps", "replacement share", "plateaus"]

@@ -1,4 +1,4 @@
-"""A second call of `run_nested` compiles nothing, and finds what a first one does."""
+"""A second call of `run_nested` compiles nothing, and gives the same results."""
 
 from typing import Any
 
@@ -46,22 +46,23 @@ def test_another_key_and_rule_compile_nothing(batcher: Any) -> None:
     assert len(traces) == before
     assert (first.num_steps, second.num_steps) == (2, 3)
     assert second.seconds.compile == 0.0
-    # Programs that are kept and programs that are new give the same bits.
-    alone = call(lambda x: loglikelihood(x), 1, stop=longer, batcher=batcher)
-    for one, two in ((again, first), (second, alone)):
+    # Cached programs and new ones give the same bits.
+    new = call(loglikelihood, 1, stop=longer, batcher=batcher)
+    for one, two in ((again, first), (second, new)):
         assert_same(one.dead.positions, two.dead.positions, ulps=0)
 
 
-def test_evaluations_end_a_run_that_has_its_programs() -> None:
+def test_evaluations_end_a_run_with_cached_programs() -> None:
     few, many = bk.MaxEvaluations(21), bk.MaxEvaluations(10**10)
-    found = [call(loglikelihood, 0, stop=x | bk.MaxSteps(3)) for x in (many, few)]
+    steps, evidence = bk.MaxSteps(3), bk.RemainingEvidence(1e-3)
+    found = [call(loglikelihood, 0, stop=steps | x | evidence) for x in (many, few)]
     assert found[0].num_steps == 3
     assert found[1].num_steps < 3
     assert "10,000,000,000" not in found[0].stop_reason
     assert repr(many) == "MaxEvaluations(evaluations=10000000000)"
 
 
-def test_invalid_likelihoods_are_counted_anew() -> None:
+def test_a_second_call_counts_invalid_likelihoods_from_zero() -> None:
     def broken(x: Any) -> Any:
         return jnp.where(x[0] < 0, jnp.nan, loglikelihood(x))
 

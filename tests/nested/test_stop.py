@@ -1,4 +1,4 @@
-"""Rules to stop: each alone, together, and on a run that goes on."""
+"""Rules to stop: each alone, together, and on a run that is resumed."""
 
 import math
 from typing import Any, cast
@@ -34,7 +34,7 @@ def test_first_status_is_that_of_the_prior() -> None:
     assert first.remaining == 1.0
 
 
-def test_nothing_but_zero_likelihoods() -> None:
+def test_status_of_zero_likelihoods() -> None:
     first = NestedStatus.first(jnp.full(3, -jnp.inf))
     after = first.after(jnp.full(1, -jnp.inf), jnp.full(3, -jnp.inf), 1)
     for x in (first, after):
@@ -42,7 +42,7 @@ def test_nothing_but_zero_likelihoods() -> None:
         assert x.exhausted
 
 
-def test_one_replaced_by_hand() -> None:
+def test_status_after_one_replacement_by_hand() -> None:
     first = NestedStatus.first(jnp.array([0.0, 1.0]))
     after = first.after(jnp.array([0.0]), jnp.array([2.0, 1.0]), 5)
     left = math.exp(-0.5)
@@ -65,7 +65,9 @@ def test_one_replaced_by_hand() -> None:
         ([2.0, 2.0, 2.0], 1, True),
     ],
 )
-def test_exhausted(live: list[float], num_delete: int, exhausted: bool) -> None:
+def test_a_status_is_exhausted_if_no_point_is_above(
+    live: list[float], num_delete: int, exhausted: bool
+) -> None:
     assert bool(NestedStatus.first(jnp.array(live), num_delete).exhausted) == exhausted
 
 
@@ -110,31 +112,41 @@ def test_rules_combine() -> None:
     assert (steps | few).reason(at) == "3 steps were made, and 3 steps were made"
 
 
+LIMITS: dict[str, Any] = {"steps": 10**6, "evaluations": 10**9, "seconds": 1e9}
+
+
+def stopped(size: float = 1e9, **limits: Any) -> bk.NestedRun:
+    """A run with rules of one structure, which compiles once whatever their limits."""
+    limits = {**LIMITS, **limits}
+    rule = bk.MaxSteps(limits["steps"]) | bk.MaxEvaluations(limits["evaluations"])
+    rule |= bk.MaxTime(limits["seconds"]) | bk.EffectiveSize(size)
+    return PROBLEM.run(stop=rule | bk.RemainingEvidence())
+
+
 @pytest.mark.parametrize(
-    ("rule", "reason"),
+    ("limit", "reason"),
     [
-        (bk.MaxSteps(7), "7 steps were made"),
-        (bk.MaxEvaluations(3000), "likelihoods were evaluated"),
-        (bk.MaxTime(1e-6), "seconds have passed"),
-        (bk.MaxSteps(4) & bk.MaxEvaluations(200), "4 steps were made, and"),
+        ({"steps": 7}, "7 steps were made"),
+        ({"evaluations": 3000}, "likelihoods were evaluated"),
+        ({"seconds": 1e-6}, "seconds have passed"),
     ],
     ids=str,
 )
-def test_runs_that_end_early_have_not_converged(
-    rule: bk.AbstractStop, reason: str
+def test_runs_that_a_limit_ends_have_not_converged(
+    limit: dict[str, Any], reason: str
 ) -> None:
-    run = PROBLEM.run(stop=rule | bk.RemainingEvidence())
+    run = stopped(**limit)
     assert reason in run.stop_reason
     assert not run.converged
 
 
 def test_effective_size_ends_a_run() -> None:
-    run = PROBLEM.run(stop=bk.EffectiveSize(300))
+    run = stopped(size=300)
     assert run.converged
     assert run.ess == pytest.approx(300, rel=0.15)
 
 
-def test_a_finished_run_goes_on_with_a_stricter_rule(tmp_path: Any) -> None:
+def test_a_finished_run_resumes_with_a_stricter_rule(tmp_path: Any) -> None:
     path = tmp_path / "run.h5"
     loose = PROBLEM.run(stop=bk.RemainingEvidence(0.5), checkpoint=path)
     strict = PROBLEM.run(checkpoint=path)
@@ -165,7 +177,7 @@ def test_a_finished_run_goes_on_with_a_stricter_rule(tmp_path: Any) -> None:
         (lambda: bk.MaxSteps(1) & cast(Any, None), TypeError, ("None", "rule to stop")),
     ],
 )
-def test_rules_that_cannot_be_right(
+def test_rules_refuse_limits_that_cannot_be_right(
     make: Any, error: type[Exception], words: tuple[str, ...]
 ) -> None:
     assert_refuses(make, error, words)

@@ -1,4 +1,4 @@
-"""What devices tell each other in a step, read off the compiled program."""
+"""Collectives of a step over several devices, read from the compiled program."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import batchkit as bk
-from batchkit.nested._programs import NestedPrograms
+from batchkit.nested._nested_programs import NestedPrograms
 
 from ..helpers import mesh
 from .problems import gaussian
@@ -18,7 +18,7 @@ COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-sta
 ARRAY = re.compile(r"\b(pred|[fsu]\d+)\[([\d,]*)\]")
 
 
-def told(num_delete: int, inner: Any) -> list[tuple[str, str]]:
+def collectives(num_delete: int, inner: Any) -> list[tuple[str, str]]:
     """The collectives of a block of steps, with their results."""
     dim, steps = 2, 3
     algorithm = gaussian(dim).algorithm(
@@ -35,8 +35,10 @@ def told(num_delete: int, inner: Any) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("num_delete", "inner"), [(8, bk.Vmap()), (6, bk.Chunked(1))], ids=str
 )
-def test_only_new_points_are_told(num_delete: int, inner: bk.AbstractBatcher) -> None:
-    found = told(num_delete, inner)
+def test_devices_exchange_only_new_points(
+    num_delete: int, inner: bk.AbstractBatcher
+) -> None:
+    found = collectives(num_delete, inner)
     assert {kind for kind, _ in found} == {"all-gather"}
     filled, dim, steps = 8, 2, 3
     expected = {

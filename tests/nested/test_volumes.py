@@ -30,8 +30,10 @@ CASES: dict[str, tuple[Problem, dict[str, int]]] = {
 
 
 @pytest.mark.parametrize(("problem", "settings"), CASES.values(), ids=CASES)
-def test_calibration(problem: Problem, settings: dict[str, int]) -> None:
-    """Over perfect runs the evidence is unbiased, and its error is its scatter."""
+def test_evidence_is_unbiased_and_its_error_is_its_scatter(
+    problem: Problem, settings: dict[str, int]
+) -> None:
+    """Over runs whose new points are independent draws."""
     runs = [result(sample(problem, seed, **settings), seed) for seed in range(SEEDS)]
     found = np.array([run.log_evidence for run in runs])
     errors = np.array([run.log_evidence_err for run in runs])
@@ -41,8 +43,8 @@ def test_calibration(problem: Problem, settings: dict[str, int]) -> None:
     assert np.max(np.abs(pulls)) < 4.5
 
 
-def test_a_plateau_counted_as_if_it_were_none_is_wrong() -> None:
-    """The test above can fail: live counts that stay as they are bias the evidence."""
+def test_live_counts_without_plateaus_bias_the_evidence() -> None:
+    """So the test above can fail."""
     problem, num_live = plateau(1.0), 50
     pulls = []
     for seed in range(SEEDS):
@@ -54,8 +56,8 @@ def test_a_plateau_counted_as_if_it_were_none_is_wrong() -> None:
     assert abs(np.mean(pulls)) > 6 / np.sqrt(SEEDS)
 
 
-def test_constant_likelihood() -> None:
-    """All volume is counted: the evidence of a constant is that constant."""
+def test_evidence_of_a_constant_is_that_constant() -> None:
+    """The elements of volume sum to one."""
     dead = bk.DeadPoints(
         np.zeros(30), np.full(30, -7.0), np.full(30, -np.inf), np.zeros(30)
     )
@@ -67,7 +69,7 @@ def test_constant_likelihood() -> None:
     assert result(one).weights.tolist() == [1.0]
 
 
-def test_by_hand() -> None:
+def test_simulated_histories_are_those_computed_by_hand() -> None:
     """The same histories, with volumes as they are instead of their logarithms."""
     dead = sample(peak(), 3, num_live=30, num_delete=4)
     n = len(dead)
@@ -101,7 +103,7 @@ def test_agrees_with_blackjax_where_no_likelihoods_tie() -> None:
     assert run.log_evidence_err == pytest.approx(upstream.std(), rel=0.15)
 
 
-def test_information() -> None:
+def test_information_is_exact_on_average() -> None:
     """`H = E[log L] - log Z`, where `E[r] / scale` is a ratio of gamma functions."""
     dim, scale = 5, 0.1
     ratio = special.gammainc(dim + 1, 1 / scale) / special.gammainc(dim, 1 / scale)
@@ -113,7 +115,7 @@ def test_information() -> None:
     assert error == pytest.approx(np.sqrt(exact / 100), rel=0.15)
 
 
-def test_posterior_moments() -> None:
+def test_posterior_means_are_exact_on_average() -> None:
     """The mean radius, `dim scale` times a ratio of gamma functions, within its error.
 
     Where the likelihood tells the radius, its error is that of the volumes alone.
@@ -133,7 +135,7 @@ def test_posterior_moments() -> None:
     assert abs(np.std(pulls) - 1) < 3 / np.sqrt(40)
 
 
-def test_weights() -> None:
+def test_weights_are_those_of_a_distribution() -> None:
     run = result(sample(plateau(-np.inf), 0))
     assert run.weights.sum() == pytest.approx(1.0, abs=1e-12)
     assert np.all(run.weights[np.isneginf(run.dead.loglikelihood)] == 0.0)
@@ -144,7 +146,9 @@ def test_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("offset", [-1e5, 0.0, 1e5])
-def test_likelihoods_that_no_number_can_hold(dtype: type, offset: float) -> None:
+def test_large_log_likelihoods_neither_overflow_nor_underflow(
+    dtype: type, offset: float
+) -> None:
     dead = sample(peak(), 0, 20)
     logl = dead.loglikelihood.astype(dtype)
     moved = bk.DeadPoints(
@@ -164,18 +168,17 @@ def test_likelihoods_that_no_number_can_hold(dtype: type, offset: float) -> None
     np.testing.assert_allclose(found.log_evidence - offset, expected.log_evidence)
 
 
-def test_few_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many histories are held at once changes nothing."""
+def test_chunks_of_histories_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = sample(peak(), 0, 20)
     whole = simulate(dead, np.random.default_rng(0), 50)
-    monkeypatch.setattr("batchkit.nested._volumes._AT_ONCE", 7 * len(dead))
+    monkeypatch.setattr("batchkit.nested._volumes._MAX_NUMBERS", 7 * len(dead))
     parts = simulate(dead, np.random.default_rng(0), 50)
     np.testing.assert_array_equal(whole.log_evidence, parts.log_evidence)
     np.testing.assert_allclose(whole.weights, parts.weights, rtol=1e-12)
 
 
 @pytest.mark.parametrize("draws", [1, 10, 1000])
-def test_each_is_drawn_as_often_as_expected(draws: int) -> None:
+def test_resampling_draws_each_index_as_often_as_expected(draws: int) -> None:
     rng = np.random.default_rng(0)
     weights = rng.exponential(size=40)
     weights[[0, 7, 39]] = 0.0
@@ -185,7 +188,7 @@ def test_each_is_drawn_as_often_as_expected(draws: int) -> None:
     assert np.all(counts[[0, 7, 39]] == 0)
 
 
-def test_draws_are_in_no_order() -> None:
+def test_resampling_shuffles() -> None:
     chosen = resample(np.full(100, 0.01), 100, np.random.default_rng(0))
     assert sorted(chosen) == list(range(100))
     assert abs(np.corrcoef(chosen, np.arange(100))[0, 1]) < 0.3

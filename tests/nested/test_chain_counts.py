@@ -1,4 +1,4 @@
-"""Where chains begin and end is recorded, and what it says of too few steps."""
+"""Counts of evaluations and of chains, and distances that chains move."""
 
 from typing import Any
 
@@ -7,21 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from blackjax.mcmc.slice import SliceInfo
 from blackjax.ns.from_mcmc import (
+    ConstrainedMCMCInfo,
     build_kernel,
     reject_constrained_step,
     update_with_mcmc_take_last,
 )
 
 import batchkit as bk
-from batchkit.nested import ChainCounts, chain_counts, diagnose
-from batchkit.nested._build import built
-from batchkit.nested._chains_moved import Recorded, describe_moves
-from batchkit.nested._diagnostics import copies
+from batchkit.nested import ChainCounts, chain_counts, diagnose, evaluations_of
+from batchkit.nested._chain_counts import Recorded, describe_moves
+from batchkit.nested._guard import built
+from batchkit.nested._nested_diagnostics import copies
 
 from ..helpers import unchecked
 from .perfect import peak, plateau, sample
-from .problems import Known, gaussian
+from .problems import gaussian
 
 
 KEY = jax.random.key(0)
@@ -37,7 +39,7 @@ def test_distances_and_correlations_of_an_autoregressive_process() -> None:
         x.append(r * x[-1] + np.sqrt(1 - r**2) * rng.normal(size=(chains, 3)))
     path = 7 + 0.01 * np.stack(x, axis=1)  # as distances and correlations are relative
     accepted = jnp.ones((chains, steps), bool)
-    info: Any = blackjax.mcmc.slice.SliceInfo(accepted, *4 * (accepted,))
+    info: Any = SliceInfo(accepted, *4 * (accepted,))
     live = {"a": 7 + 0.01 * rng.normal(size=(9999, 3)), "b": np.full(9999, 3.0)}
     still = np.full((chains, steps, 1), 3.0)
     before = jnp.concatenate([path[:, :-1], still], axis=-1)
@@ -97,7 +99,7 @@ APIS: dict[str, Any] = {
 }
 
 
-def recording(problem: Known, api: Any, num_delete: int, num_inner_steps: int) -> Any:
+def recording(problem: Any, api: Any, num_delete: int, num_inner_steps: int) -> Any:
     """The algorithm as `run_nested` builds it."""
     functions = {
         "logprior_fn": problem.logprior,
@@ -107,13 +109,26 @@ def recording(problem: Known, api: Any, num_delete: int, num_inner_steps: int) -
     return built(api, functions, settings, None, None)
 
 
+@pytest.fixture(scope="module")
+def start() -> Any:
+    """The first state of slices in all directions, under every layout."""
+    problem = gaussian(3)
+    with unchecked():
+        return jax.jit(problem.algorithm(20).init)(problem.positions(60))
+
+
 @pytest.mark.parametrize("name", APIS)
-def test_chains_lead_from_live_points_to_new_points(name: str) -> None:
+def test_recorded_chains_lead_from_live_points_to_new_ones(
+    name: str, start: Any
+) -> None:
+    """The record changes no bit of a step."""
     problem = gaussian(3)
     algorithm = problem.algorithm(20, num_inner_steps=4, api=APIS[name])
     with unchecked():
+        state = start
+        if name in ("nsswig", "random walk"):
+            state = jax.jit(algorithm.init)(problem.positions(60))
         recorded = recording(problem, APIS[name], 20, 4)
-        state = jax.jit(algorithm.init)(problem.positions(60))
         plain, _ = jax.jit(algorithm.step)(KEY, state)
         new, info = jax.jit(recorded.step)(KEY, state)
     jax.tree.map(np.testing.assert_array_equal, new, plain)
@@ -129,7 +144,7 @@ def test_chains_lead_from_live_points_to_new_points(name: str) -> None:
     assert made == ends - survivors
 
 
-def test_large_positions_are_compared_in_part() -> None:
+def test_of_a_large_position_64_numbers_are_recorded() -> None:
     problem = gaussian(100)
     algorithm = recording(problem, blackjax.nsswig, 5, 1)
     shapes = jax.eval_shape(algorithm.init, problem.positions(20))
@@ -172,16 +187,16 @@ def warned(num_inner_steps: int, seeds: int) -> list[bool]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_inner_steps", [1, 2, 3, 5])
-def test_too_few_steps_are_found_from_every_seed(num_inner_steps: int) -> None:
+def test_too_few_inner_steps_warn_from_every_seed(num_inner_steps: int) -> None:
     assert all(warned(num_inner_steps, 40))
 
 
 @pytest.mark.slow
-def test_enough_steps_are_sound_from_every_seed() -> None:
+def test_enough_inner_steps_warn_from_no_seed() -> None:
     assert not any(warned(20, 40))
 
 
-def test_the_message_names_the_worst_parameter_and_a_number_of_steps() -> None:
+def test_a_warning_names_the_worst_parameter_and_a_number_of_steps() -> None:
     dead = sample(peak(), 0)
     correlations = np.array([0.9, 0.6])
     counts = ChainCounts(
@@ -203,7 +218,7 @@ def test_the_message_names_the_worst_parameter_and_a_number_of_steps() -> None:
     assert "`num_inner_steps=13`" in found.message
 
 
-def test_moves_in_words() -> None:
+def test_moves_are_described_after_powers_of_two_steps() -> None:
     counts = ChainCounts(
         np.array(100),
         np.array(0),
@@ -237,10 +252,53 @@ def test_a_sampler_that_copies_its_survivors_has_not_converged() -> None:
     assert "copies" in run.stop_reason
 
 
-def test_copies_are_told_from_ties() -> None:
+def test_copies_are_distinguished_from_ties() -> None:
     logl = np.array([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0])
     x = np.array([[0, 0], [1, 0], [1, 0], [2, 0], [3, 0], [3, 1], [4, 0]], float)
     dead = bk.DeadPoints({"x": x}, logl, np.full(7, -np.inf), np.zeros(7))
     assert np.sum(copies(dead)) == 1
     assert [x.name for x in diagnose(dead)] == ["copies", "plateaus"]
     assert not np.any(copies(sample(plateau(1.0), 0)))
+
+
+@pytest.mark.parametrize("name", ["nss", "nsswig"])
+def test_evaluations_are_calls_of_the_likelihood(name: str) -> None:
+    """As often as a likelihood of one lane has called back."""
+    calls: list[int] = []
+
+    def log_likelihood(x: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda _: calls.append(1), x)
+        return -jnp.sum(x**2)
+
+    algorithm = getattr(blackjax, name)(
+        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
+        loglikelihood_fn=log_likelihood,
+        num_inner_steps=7,
+    )
+    state = jax.jit(algorithm.init)(jax.random.normal(jax.random.key(0), (20, 3)))
+    jax.effects_barrier()
+    calls.clear()
+    _, info = jax.jit(algorithm.step)(jax.random.key(1), state)
+    jax.effects_barrier()
+    made = jax.jit(evaluations_of)(info.update_info)
+    assert made == len(calls)
+    counts = jax.jit(chain_counts)(info.update_info)
+    assert (counts.chains, counts.exhausted) == (1, 0)
+
+
+def numbers_of(counts: Any) -> tuple[int, int]:
+    assert counts.distances.shape == counts.products.shape == (0,)
+    return int(counts.chains), int(counts.exhausted)
+
+
+def test_counts_of_every_inner_kernel() -> None:
+    accepted = jnp.array([[True, False], [False, False], [True, True]])
+    moves = ConstrainedMCMCInfo((), accepted)  # pyright: ignore[reportArgumentType]
+    assert evaluations_of(moves) == 6
+    assert numbers_of(chain_counts(moves)) == (3, 0)
+    one = jnp.ones((3, 2), int)
+    slices = SliceInfo(accepted, 0 * one, one, one, one)
+    assert evaluations_of(slices) == 6 * 3
+    assert numbers_of(chain_counts(slices)) == (3, 2)
+    assert evaluations_of(()) is None
+    assert chain_counts(()) is None

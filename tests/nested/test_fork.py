@@ -1,9 +1,8 @@
-"""A nested sampler whose states and infos are laid out as those of the fork."""
+"""States and infos in the layout of the fork of blackjax."""
 
 from typing import Any, NamedTuple
 
 import blackjax
-import jax
 import numpy as np
 
 from batchkit.nested import finalise
@@ -67,7 +66,7 @@ def forked(algorithm: Any) -> Any:
     return blackjax.SamplingAlgorithm(init, step)
 
 
-def test_the_layout_of_the_fork_makes_no_difference() -> None:
+def test_the_layout_of_the_fork_changes_no_bit() -> None:
     def api(logprior_fn: Any, loglikelihood_fn: Any, **settings: Any) -> Any:
         return forked(blackjax.nss(logprior_fn, loglikelihood_fn, **settings))
 
@@ -81,11 +80,11 @@ def test_the_layout_of_the_fork_makes_no_difference() -> None:
     assert run.converged
 
 
-def test_points_of_the_fork_are_put_together() -> None:
-    problem = gaussian(2)
-    algorithm = forked(problem.algorithm(5))
-    state = jax.jit(algorithm.init)(problem.positions(20))
-    state, info = jax.jit(algorithm.step)(jax.random.key(0), state)
+def test_finalise_takes_states_of_the_fork() -> None:
+    logl, births = np.array([2.0, 3.0]), np.array([np.nan, 1.0])
+    state = State(logl[:, None], logl, births, np.zeros(2), {}, None)
+    info = Info(np.ones((1, 1)), np.ones(1), np.array([np.nan]), np.zeros(1), None)
     dead = finalise(state, [info])
-    assert len(dead) == 25
-    assert dead.num_prior == 20
+    assert dead.positions.tolist() == [[1.0], [2.0], [3.0]]
+    assert dead.loglikelihood.tolist() == [1.0, 2.0, 3.0]
+    assert dead.num_prior == 2

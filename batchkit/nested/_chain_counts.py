@@ -1,19 +1,19 @@
-"""How far the chains that make new points move, and what they keep of their start.
+"""Likelihoods evaluated, slices exhausted, and distances moved by the inner chains.
 
 A chain begins at a live point above the contour, and its kernel leaves the distribution
-of such points as it is. So the end of a chain is distributed as it should be after
-however few steps, and no test of where new points lie, such as that of their ranks, can
-see whether the steps are enough. Too few tie a new point to the one it began at: what
-shows it is the comparison of start and end.
+of such points invariant. So its end has the right distribution after any number of
+steps, and no test of where new points lie, such as that of their ranks, detects too few
+of them. Too few correlate a new point with the one it began at, which only a comparison
+of start and end shows.
 
-blackjax returns neither. So the function that makes one step of a chain is wrapped in
-one that returns where the step began and where it ended beside its own information.
+blackjax returns neither. So `run_nested` wraps the function that makes one step of a
+chain, and the wrapper returns where the step began and ended beside its info.
 
 Distances are relative to those between independent points, as in the diagnostic of
 UltraNest's step samplers (Buchner 2024, arXiv:2402.11936; UltraNest 4.5,
 `ultranest.stepsampler`). It divides the distance from start to end, in coordinates
 whitened by the live points, by the radius that joins neighbouring live points, takes
-the geometric mean, and asks that half of the ratios be above one. Here the squared
+the geometric mean, and requires half of the ratios to be above one. Here the squared
 distance is divided by that between independent points, twice the variance, one
 parameter at a time, and the mean is arithmetic. For `E (x_j - x_0)^2 = 2 var(x) (1 -
 rho_j)`, the expected squared jump distance of Pasarica and Gelman (2010, Statistica
@@ -33,14 +33,65 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 
-# Of larger positions so many numbers are compared: the information of a step is kept
-# for all chains and inner steps until the step of the nested sampler ends.
-_MOST_NUMBERS: Final = 64
+# At most so many numbers of a position are recorded: the records of all chains and
+# inner steps stay in memory until the step of the nested sampler ends.
+_MAX_NUMBERS: Final = 64
+
+
+def evaluations_of(update_info: Any) -> Int[Array, ""] | None:
+    """Count the likelihoods that were evaluated to replace the points of some steps.
+
+    A slice of stepping out (Neal 2003, Annals of Statistics 31(3), 705-767, figures 3
+    and 5) evaluates both ends of its bracket, each end that it moves to, and each point
+    that it proposes: `2 + expansions + shrinks`. A sweep over the coordinates
+    (`blackjax.nsswig`) is one slice a coordinate. An inner kernel that proposes and
+    rejects evaluates one likelihood a step. It works under `jax.jit`.
+
+    ```python
+    import blackjax
+    import jax
+    import jax.numpy as jnp
+    from batchkit.nested import evaluations_of
+
+    algorithm = blackjax.nss(
+        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
+        loglikelihood_fn=lambda x: -jnp.sum((x - 1) ** 2),
+        num_inner_steps=6,
+        num_delete=4,
+    )
+    state = jax.jit(algorithm.init)(jax.random.normal(jax.random.key(0), (20, 2)))
+    state, info = jax.jit(algorithm.step)(jax.random.key(1), state)
+    # At least one proposal and two ends in each of 4 x 6 slices.
+    assert evaluations_of(info.update_info) >= 4 * 6 * 3
+    ```
+
+    **Arguments:**
+
+    - `update_info`: the `update_info` of an `NSInfo` of blackjax, of one step or of
+        several.
+
+    **Returns:**
+
+    The number; None if the inner kernel is unknown.
+    """
+    if hasattr(update_info, "num_shrink") and hasattr(update_info, "num_expansions"):
+        # A sweep adds up the counts of its slices, but has an end for each of them.
+        slices = sum(
+            np.size(leaf) for leaf in jax.tree.leaves(update_info.bracket_left)
+        )
+        counted = jnp.sum(update_info.num_expansions) + jnp.sum(update_info.num_shrink)
+        return counted + 2 * slices
+    if hasattr(update_info, "num_shrink") and hasattr(update_info, "num_steps"):
+        # The fork of the Handley lab counts the ends of brackets with the expansions.
+        return jnp.sum(update_info.num_steps) + jnp.sum(update_info.num_shrink)
+    if hasattr(update_info, "is_accepted"):
+        return jnp.asarray(np.size(update_info.is_accepted))
+    return None
 
 
 @final
 class ChainCounts(NamedTuple):
-    """How many chains have made a new point, and sums over how they moved.
+    """The number of chains that made a new point, and sums over how they moved.
 
     ```python
     import jax
@@ -57,11 +108,10 @@ class ChainCounts(NamedTuple):
 
     - `chains`: all chains, each of which has made one new point.
     - `exhausted`: those with a slice that found no point above the contour within
-        `max_shrinkage` proposals. Zero where the inner kernel has no slices.
+        `max_shrinkage` proposals. Zero if the inner kernel has no slices.
     - `distances`: for each inner step, the squared distance from the start of the chain
         to where that step ended, divided by twice the variance of the live points; the
-        mean over parameters, summed over chains. Without steps where the algorithm does
-        not tell.
+        mean over parameters, summed over chains. Empty if that is not recorded.
     - `products`: for each parameter, the start of the chain times its end, both in
         standard deviations of the live points from their mean, summed over chains. Of
         positions of more than 64 numbers, 64 evenly spread.
@@ -85,13 +135,18 @@ class ChainCounts(NamedTuple):
         """The correlation between start and end of a chain, for each parameter."""
         return self.products / self.chains
 
+    @property
+    def has_moves(self) -> bool:
+        """True if there are chains whose moves were recorded."""
+        return int(self.chains) > 0 and len(self.products) > 0
+
 
 @final
 class Recorded(NamedTuple):
     """Info of one step of a chain, with the points before and after it.
 
-    It has the attributes of what the kernel returns, which functions of the user's may
-    read, such as one that adapts the kernel.
+    It has the attributes of the kernel's own info, which a user's function may read,
+    such as one that adapts the kernel.
     """
 
     kernel_info: Any
@@ -103,7 +158,7 @@ class Recorded(NamedTuple):
 
 
 def recorded(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the step of a chain with `Recorded` for its info."""
+    """Wrap the step of a chain to return `Recorded` as its info."""
 
     @functools.wraps(step)
     def recorded_step(rng_key: Any, state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -113,8 +168,17 @@ def recorded(step: Callable[..., Any]) -> Callable[..., Any]:
     return recorded_step
 
 
+def update_info_of(info: Any) -> Any:
+    """Return the infos of the chains from the info of a step, in either layout."""
+    if hasattr(info, "update_info"):
+        return info.update_info
+    # The fork has the infos of its slices beside the positions that they made.
+    inner = getattr(info, "inner_kernel_info", ())
+    return getattr(inner, "info", inner)
+
+
 def chain_counts(update_info: Any, live: PyTree = ()) -> ChainCounts | None:
-    """Counts the chains of a step of a nested sampler, and sums how they moved.
+    """Count the chains of a step of a nested sampler, and sum how they moved.
 
     It works under `jax.jit`, and the counts of several steps add up.
 
@@ -146,7 +210,7 @@ def chain_counts(update_info: Any, live: PyTree = ()) -> ChainCounts | None:
 
     **Returns:**
 
-    The counts; None where the inner kernel does not tell.
+    The counts; None if the inner kernel is unknown.
     """
     if not hasattr(update_info, "is_accepted"):
         return None
@@ -168,29 +232,29 @@ def describe_moves(counts: ChainCounts) -> str:
     moved = np.sqrt(np.maximum(np.asarray(counts.moved, float), 0.0))
     last = len(moved)
     steps = [2**i for i in range(last.bit_length()) if 2**i < last] + [last]
-    told = ", ".join(f"{moved[step - 1]:.2f} after {step}" for step in steps)
+    distances = ", ".join(f"{moved[step - 1]:.2f} after {step}" for step in steps)
     return (
-        f"chains move {told} inner steps, in units of the distance between independent "
-        "points; the correlation between their start and end is "
+        f"chains move {distances} inner steps, in units of the distance between "
+        "independent points; the correlation between their start and end is "
         f"{np.mean(counts.correlations):.2f}"
     )
 
 
 def compared_numbers(size: int) -> np.ndarray:
-    """The indices of the numbers of a position that are compared, of `size`."""
-    return np.linspace(0, size - 1, min(size, _MOST_NUMBERS)).astype(int)
+    """Return the indices of the numbers of a position that are compared, of `size`."""
+    return np.linspace(0, size - 1, min(size, _MAX_NUMBERS)).astype(int)
 
 
 def _sums(chains: Recorded, live: PyTree) -> tuple[Any, Any]:
     points = jax.vmap(_numbers)(live)
     mean, variance = jnp.mean(points, axis=0), jnp.var(points, axis=0, ddof=1)
-    # A parameter in which all live points agree is left out.
+    # A parameter that is equal in all live points has no scale, and is left out.
     varies = variance > 0
     inverse = jnp.where(varies, 1 / variance, 0.0)
     start, end = chains.before[:, 0], chains.after[:, -1]
     squares = (chains.after - start[:, None]) ** 2 * inverse / 2
     products = (start - mean) * (end - mean) * inverse
-    distances = jnp.mean(squares, axis=-1, where=varies)
+    distances = jnp.mean(squares, axis=-1, where=varies)  # NaN if none varies
     return jnp.sum(jnp.nan_to_num(distances), axis=0), jnp.sum(products, axis=0)
 
 

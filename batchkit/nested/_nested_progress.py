@@ -1,4 +1,4 @@
-"""What a nested sampling run tells while it goes on."""
+"""Progress of a nested sampling run."""
 
 import math
 from typing import NamedTuple, final
@@ -7,8 +7,7 @@ from ..run._progress import in_time
 from ._status import NestedStatus
 from ._stop import (
     AbstractStop,
-    AllOf,
-    AnyOf,
+    Combined,
     MaxEvaluations,
     MaxSteps,
     MaxTime,
@@ -18,7 +17,7 @@ from ._stop import (
 
 @final
 class NestedProgress(NamedTuple):
-    """How far a nested sampling run is: what `progress=callable` is called with.
+    """Progress of a nested sampling run, the argument of `progress=callable`.
 
     ```python
     from batchkit.nested import NestedProgress
@@ -38,20 +37,20 @@ class NestedProgress(NamedTuple):
     print(progress)
     ```
 
-    - `step`: how many steps have been made.
+    - `step`: the number of steps so far.
     - `log_evidence`: the running estimate, dead and live points together.
     - `log_evidence_err`: its error, `sqrt(information / live points)` (Skilling 2006,
         Bayesian Analysis 1(4), 833-859).
     - `remaining`: the share of the evidence that the live points hold.
     - `goal`: the share at which the run ends; None if it ends otherwise.
     - `efficiency`: new points for each likelihood; NaN if those are not counted.
-    - `evaluations`: how many likelihoods have been evaluated.
+    - `evaluations`: the number of likelihoods evaluated so far.
     - `evaluations_per_second`: how many in a second, since the run was started or
         resumed.
-    - `seconds`: how long the run has taken, without compiling.
-    - `seconds_left`: an estimate, NaN if there is none. Where the run ends by the
-        remaining evidence it is too low before the bulk of the posterior is reached,
-        which cannot be known.
+    - `seconds`: the duration of the run so far, without compiling.
+    - `seconds_left`: an estimate, NaN if there is none. If the run ends by the
+        remaining evidence, it is too low before the bulk of the posterior is reached,
+        which cannot be foreseen.
     """
 
     step: int
@@ -87,30 +86,24 @@ def progress_of(
     since: tuple[int, float],
     steps_per_second: float,
 ) -> NestedProgress:
-    """What to tell of a status.
+    """Return the progress of a run with some status.
 
-    **Arguments:**
-
-    - `status`: where the run stands, with values.
-    - `num_live`, `num_delete`: the numbers of points.
-    - `rule`: when it ends.
-    - `since`: the evaluations and the seconds when the run was started or resumed.
-    - `steps_per_second`: how fast it goes at present.
+    `since` are the evaluations and the seconds when it was started or resumed, and
+    `steps_per_second` is its present speed.
     """
     evaluations, seconds = int(status.evaluations), float(status.seconds)
     replaced = int(status.step) * num_delete
-    counted = evaluations > num_live or replaced == 0
+    is_counted = evaluations > num_live or replaced == 0
     elapsed = seconds - since[1]
     speed = (evaluations - since[0]) / elapsed if elapsed > 0 else math.nan
 
     def seconds_left(rule: AbstractStop) -> float:
-        """An estimate of when a rule is met, NaN if there is none."""
+        """Estimate when a rule is met; NaN if that is unknown."""
         match rule:
-            case AnyOf() | AllOf():
+            case Combined():
                 both = seconds_left(rule.first), seconds_left(rule.second)
-                known = [x for x in both if not math.isnan(x)]
-                which = min if isinstance(rule, AnyOf) else max
-                return which(known, default=math.nan)
+                select = max if rule.needs_both else min
+                return select((x for x in both if not math.isnan(x)), default=math.nan)
             case RemainingEvidence() if steps_per_second > 0 and status.remaining > 0:
                 # The live evidence shrinks with the volume, by `num_delete / num_live`
                 # a step.
@@ -118,7 +111,7 @@ def progress_of(
                 return nats * num_live / num_delete / steps_per_second
             case MaxSteps() if steps_per_second > 0:
                 return max(rule.steps - int(status.step), 0) / steps_per_second
-            case MaxEvaluations() if counted and speed > 0:
+            case MaxEvaluations() if is_counted and speed > 0:
                 return max(rule.evaluations - evaluations, 0) / speed
             case MaxTime():
                 return max(rule.seconds - seconds, 0.0)
@@ -129,8 +122,8 @@ def progress_of(
         log_evidence=float(status.log_evidence),
         log_evidence_err=math.sqrt(float(status.information) / num_live),
         remaining=float(status.remaining),
-        goal=goal_of(rule),
-        efficiency=replaced / evaluations if counted else math.nan,
+        goal=_goal_of(rule),
+        efficiency=replaced / evaluations if is_counted else math.nan,
         evaluations=evaluations,
         evaluations_per_second=speed,
         seconds=seconds,
@@ -138,16 +131,11 @@ def progress_of(
     )
 
 
-def total_steps(rule: AbstractStop) -> int | None:
-    """The number of steps after which a run ends, if that is known."""
-    return rule.steps if isinstance(rule, MaxSteps) else None
-
-
-def goal_of(rule: AbstractStop) -> float | None:
-    """The share of the evidence at which a rule, or a part of it, is met."""
+def _goal_of(rule: AbstractStop) -> float | None:
+    """Return the share of the evidence at which a rule, or a part of it, is met."""
     if isinstance(rule, RemainingEvidence):
         return float(rule.fraction)
-    if isinstance(rule, AnyOf | AllOf):
-        first = goal_of(rule.first)
-        return goal_of(rule.second) if first is None else first
+    if isinstance(rule, Combined):
+        first = _goal_of(rule.first)
+        return _goal_of(rule.second) if first is None else first
     return None
