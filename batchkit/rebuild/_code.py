@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CodeType
-from typing import final
+from typing import Literal, final
 
 
 @final
@@ -102,22 +102,23 @@ def _read(
                 yield Reference(
                     (name,), code.co_qualname, line, imported, is_binding=True
                 )
-        is_global = _loads_global(instruction)
-        if is_global or _loads_variable(instruction, code):
+        loaded = _loaded_kind(instruction, code)
+        if loaded in ("global", "variable"):
             path = [instruction.argval]
-            while i + 1 < len(instructions) and _loads_attribute(instructions[i + 1]):
+            while (
+                i + 1 < len(instructions)
+                and _loaded_kind(instructions[i + 1], code) == "attribute"
+            ):
                 i += 1
                 path.append(instructions[i].argval)
-            # A name that is declared global may be both global and imported.
             imported = imports.get(path[0])
-            is_free = not is_global and imported is None and path[0] in free
-            meanings = [None] if is_global or is_free else []
-            for meaning in [*meanings, *([imported] if imported else [])]:
+            is_free = loaded == "variable" and imported is None and path[0] in free
+            if loaded == "global" or is_free or imported is not None:
                 yield Reference(
                     tuple(path),
                     code.co_qualname,
                     line,
-                    meaning,
+                    imported,
                     is_free,
                     is_decorator=_defines_function(instructions[i + 1 :]),
                 )
@@ -145,33 +146,19 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
             yield instruction._replace(opname=opname, opcode=opcode, argval=operand)
 
 
-def _loads_attribute(instruction: dis.Instruction) -> bool:
-    """Return True if an instruction loads an attribute of what was loaded before."""
-    return (
-        instruction.opcode in dis.hasname
-        and instruction.opname.startswith("LOAD_")
-        and instruction.opname.endswith(("ATTR", "METHOD"))
-    )
-
-
-def _loads_global(instruction: dis.Instruction) -> bool:
-    """Return True if an instruction loads a global variable, or one of a class."""
-    return (
-        instruction.opcode in dis.hasname
-        and instruction.opname.startswith("LOAD_")
-        and not _loads_attribute(instruction)
-    )
-
-
-def _loads_variable(instruction: dis.Instruction, code: CodeType) -> bool:
-    """Return True if an instruction loads the value of a local or free variable."""
+def _loaded_kind(
+    instruction: dis.Instruction, code: CodeType
+) -> Literal["global", "attribute", "variable"] | None:
+    """Return what an instruction loads, or None if it loads none of these."""
     name, opcode = instruction.opname, instruction.opcode
     if not name.startswith("LOAD_") or name == "LOAD_CLOSURE":
-        return False
-    if opcode in dis.haslocal:
-        # Since Python 3.13 this is also how a cell is loaded for a nested function.
-        return instruction.argval not in (*code.co_cellvars, *code.co_freevars)
-    return opcode in dis.hasfree
+        return None
+    if opcode in dis.hasname:
+        return "attribute" if name.endswith(("ATTR", "METHOD")) else "global"
+    # Since Python 3.13 LOAD_FAST is also how a cell is loaded for a nested function.
+    cells = (*code.co_cellvars, *code.co_freevars)
+    is_local = opcode in dis.haslocal and instruction.argval not in cells
+    return "variable" if is_local or opcode in dis.hasfree else None
 
 
 def _bindings(
@@ -197,7 +184,7 @@ def _bindings(
 
 
 def _defines_function(following: list[dis.Instruction]) -> bool:
-    """Return True if what was just read is about to decorate a `def`."""
+    """Return True if the value loaded before `following` decorates a `def`."""
     for instruction in following:
         if isinstance(instruction.argval, CodeType):
             return not instruction.argval.co_name.startswith("<")

@@ -8,8 +8,6 @@ module and `jax` are only read.
 
 A copier makes all copies for one `Mapper`. It remembers them, so that a function has
 one copy however it is reached (blackjax compares functions with `is`) and cycles end.
-Namespaces are filled name by name, for the names that the copied code reads, so that
-neither cycles of imports nor long chains of calls matter.
 """
 
 import builtins
@@ -22,7 +20,7 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any, Final, final
 
 from ._code import global_names, nonlocal_names
-from ._mapper import COPIER, Mapper
+from ._mapper import Mapper, Namespace
 from ._sites import Node, Origin, UnreachableSiteError, description_of, reachable
 from ._users import Marker
 from ._vmaps import (
@@ -41,17 +39,15 @@ from ._walk import (
     flatten,
     is_filled,
     parts,
-    remade_function,
+    recursion_error,
     walk,
 )
 
 
-# Under this name a rebuilt namespace keeps the one that it was made from.
-_SOURCE: Final = "__batchkit_source__"
-# Names that the import system has put into a module; none is a function of it.
-_MODULE_NAMES: Final = ("__name__", "__package__", "__path__", "__file__", "__spec__")
-# Builtins that read names which nothing in the code of their caller tells.
+# Builtins that read names which do not occur in the code of their caller.
 _LOOKUPS: Final = ("globals", "eval", "exec")
+# Stands for a container whose parts are being copied.
+_UNFINISHED: Final = object()
 
 
 @final
@@ -63,19 +59,9 @@ class ModuleStandIn(ModuleType):
     """
 
     def __init__(
-        self,
-        original: ModuleType,
-        look_up: Callable[[str], Any],
-        names: dict[str, Any] | None = None,
+        self, original: ModuleType, look_up: Callable[[str], Any], names: dict[str, Any]
     ) -> None:
-        """**Arguments:**
-
-        - `original`: the module.
-        - `look_up`: finds what is in neither `names` nor the stand-in.
-        - `names`: where names are kept; the stand-in itself by default.
-        """
         super().__init__(original.__name__, original.__doc__)
-        names = vars(self) if names is None else names
         vars(self).update({ORIGINAL: original, "_look_up": look_up, "_names": names})
 
     def __getattr__(self, name: str) -> Any:
@@ -105,10 +91,8 @@ class Copier:
         self._marker = marker
         self._lock = lock
         self._builtins = {**vars(builtins), "__import__": self._import}
-        # Steps that could lead back to an unfinished copy wait until it is remembered.
-        self._queue: deque[Callable[[], None]] = deque()
-        # Namespaces by their ids, with global names that their modules do not have yet.
-        self._missing: dict[tuple[int, str], dict[str, Any]] = {}
+        # Copies whose parts, which may lead back to them, have not been copied yet.
+        self._incomplete: deque[tuple[FunctionType, FunctionType]] = deque()
         self._forget()
 
     def _forget(self) -> None:
@@ -119,61 +103,38 @@ class Copier:
         self._functions = weakref.WeakKeyDictionary()
         self._lasting: dict[int, tuple[Any, Any]] = {}
         self._passing: dict[int, tuple[Any, Any]] = {}
-        self._namespaces: dict[int, dict[str, Any]] = {}
         self._checked: dict[Any, Any] = {}
-        self._queue.clear()
+        self._incomplete.clear()
 
     def copy(self, value: Any, origin: Origin) -> Any:
         """Return a value with every function of the packages in it replaced by a copy.
 
         A value that holds no such function comes back as the same object.
-
-        **Raises:**
-
-        `UnreachableSiteError` for a vmap that is out of reach, `ValueError` for code
-        that cannot be copied.
         """
         with self._lock:
-            late = {k: x for k, x in self._missing.items() if k[1] in x[_SOURCE]}
-            for (_, name), namespace in late.items():
-                self._refuse_unreachable(namespace[_SOURCE][name], Origin.MODULE)
             self._refuse_unreachable(value, origin)
             try:
-                for (_, name), namespace in late.items():
-                    self._fill(namespace, name)
                 new = self._copy(value, origin)
-                while self._queue:
-                    self._queue.popleft()()
+                while self._incomplete:
+                    self._complete(*self._incomplete.popleft())
             except BaseException:  # a copy without its parts must not be found again
                 self._forget()
                 raise
             self._passing.clear()
-            for place in late:
-                self._missing.pop(place, None)
             return new
 
     def made(self, value: Any) -> bool:
-        """Return whether a value is a function that this copier, or its code, made."""
+        """Return True for a function that this copier, or its code, made."""
         made = record_of(value)
         if made is not None and made.mapped is not None:
             return made.mapped.mapper is self._mapper
-        return isinstance(value, FunctionType) and (
-            value.__globals__.get(COPIER) is self
+        names = value.__globals__ if isinstance(value, FunctionType) else None
+        return isinstance(names, Namespace) and (
+            names["__builtins__"] is self._builtins
         )
 
-    def is_copied(self, value: Any, origin: Origin) -> bool:
-        """Return whether `value` itself is copied, whatever may be inside it."""
-        if isinstance(value, ModuleType) and self._packages.own(value):
-            return True
-        if leads_to_vmap(value):
-            return origin.replaces_vmap and value is not self._mapper.vmap
-        if not isinstance(value, FunctionType) or self.made(value):
-            return False
-        opened = origin.opens_foreign or self._packages.wrapped(value)
-        return self._is_own(value) or (opened and self._wraps_package_code(value))
-
     def is_users_function(self, value: Any) -> bool:
-        """Return whether a value can be called and is neither a class nor copied."""
+        """Return True if a value can be called and is neither a class nor copied."""
         if not callable(value) or isinstance(value, type) or self.made(value):
             return False
         return not self._holds_copied(value, Origin.CLOSURE)
@@ -190,7 +151,7 @@ class Copier:
                 raise UnreachableSiteError(description_of(holder), site)
 
     def _is_own(self, value: Any) -> bool:
-        """Return whether a value is of the packages, or was rebuilt before."""
+        """Return True if a value is of the packages, or was rebuilt before."""
         made = record_of(value)
         rebuilt = made is not None and (made.behind or made.mapped)
         is_code = isinstance(value, FunctionType | ModuleType)
@@ -198,10 +159,22 @@ class Copier:
 
     def _holds_copied(self, value: Any, origin: Origin) -> bool:
         items = walk([value], lambda x: parts(x, self._packages.opens))
-        return any(self.is_copied(item, origin) for item in items)
+        return any(self._is_copied(item, origin) for item in items)
+
+    def _is_copied(self, value: Any, origin: Origin) -> bool:
+        """Return True if `value` itself is copied, whatever may be inside it."""
+        if isinstance(value, ModuleType) and self._packages.own(value):
+            return True
+        if leads_to_vmap(value):
+            is_packages = origin in (Origin.MODULE, Origin.CLOSURE)
+            return is_packages and value is not self._mapper.vmap
+        if not isinstance(value, FunctionType) or self.made(value):
+            return False
+        opened = origin.opens_foreign or self._packages.wrapped(value)
+        return self._is_own(value) or (opened and self._wraps_package_code(value))
 
     def _wraps_package_code(self, function: FunctionType) -> bool:
-        """Return whether a foreign function closes over code of the packages."""
+        """Return True if a foreign function closes over code of the packages."""
 
         def inside(item: Any) -> list[Any]:
             if not isinstance(item, FunctionType):
@@ -218,8 +191,8 @@ class Copier:
         if isinstance(value, FunctionType):
             self._functions[value] = new
         else:
-            known = self._lasting if lasts else self._passing
-            known[id(value)] = value, new
+            memory = self._lasting if lasts else self._passing
+            memory[id(value)] = value, new
         return new
 
     def _recall(self, value: Any) -> Any:
@@ -231,10 +204,14 @@ class Copier:
     def _copy(self, value: Any, origin: Origin) -> Any:
         if isinstance(value, ModuleType):
             value = original_module(value)
-        known = self._recall(value)
-        if known is not None:
-            return known
+        remembered = self._recall(value)
+        if remembered is _UNFINISHED:
+            raise recursion_error(value)
+        if remembered is not None:
+            return remembered
         if not self._holds_copied(value, origin):
+            if origin in (Origin.CLOSURE, Origin.ARGUMENT):  # it may be the user's
+                self._marker.note(value)
             return value
         if is_vmap(value):
             return self._mapper.vmap
@@ -243,22 +220,16 @@ class Copier:
         lasts = origin is Origin.MODULE
         if isinstance(value, ModuleType):
             return self._remember(value, self._stand_in(value), lasts=True)
-        inner, names, begin, finish = flatten(value, self._packages.opens)
-        begun = begin()
-        if begun is not None:
-            self._remember(value, begun, lasts)
+        self._remember(value, _UNFINISHED, lasts)
+        inner, _, make = flatten(value, self._packages.opens)
         if isinstance(value, functools.partial) and origin is Origin.CLOSURE:
-            # Its arguments are the user's.
+            names = [*("function" for _ in value.args), *value.keywords]
             bound = [self._copy(x, Origin.ARGUMENT) for x in inner[1:]]
-            named = zip(bound, names[1:], strict=True)
-            bound = [self._marker.bound(x, name or "function") for x, name in named]
+            bound = [self._marker.bound(*x) for x in zip(bound, names, strict=True)]
             new = [self._copy(value.func, origin), *bound]
         else:
             new = [self._copy(x, origin) for x in inner]
-        known = self._recall(value)
-        if begun is None and known is not None:  # a part of it contains it
-            return known
-        return self._remember(value, finish(begun, new), lasts)
+        return self._remember(value, make(new), lasts)
 
     def _copy_function(self, function: FunctionType, origin: Origin) -> Any:
         made = record_of(function)
@@ -279,82 +250,71 @@ class Copier:
                 "(`nonlocal`), which a copy cannot share with others. Keep what it "
                 "remembers in a list or a dict, or return it."
             )
-        own = self._packages.own(function)
-        if own:
-            names = self._namespace(names.get(_SOURCE, names))
-        inside = Origin.CLOSURE if own else Origin.WRAPPER
-        cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
-        copied = [self._copy_cell(cell, name, inside) for name, cell in cells]
-        new = remade_function(function, names, copied)
-        self._remember(function, record(new, original=weakref.ref(function)))
-        self._queue.append(lambda: self._complete(new, function, own))
-        return new
+        if self._packages.own(function):
+            source = names.source if isinstance(names, Namespace) else names
+            names = self._namespace(source)
+        cells = [
+            self._recall(cell) or self._remember(cell, CellType())
+            for cell in function.__closure__ or ()
+        ]
+        defaults, closure = function.__defaults__, tuple(cells) or None
+        new = FunctionType(code, names, function.__name__, defaults, closure)
+        new.__kwdefaults__ = function.__kwdefaults__
+        functools.update_wrapper(new, function, updated=())
+        del new.__wrapped__  # pyright: ignore
+        self._incomplete.append((new, function))
+        return self._remember(function, record(new, original=weakref.ref(function)))
 
-    def _complete(self, new: FunctionType, function: FunctionType, own: bool) -> None:
-        """Give a copy what may lead back to itself: attributes, defaults, names."""
+    def _complete(self, new: FunctionType, function: FunctionType) -> None:
+        """Copy the closure and attributes of a function, its defaults and its names."""
+        own = self._packages.own(function)
+        code, closures = function.__code__, (function.__closure__, new.__closure__)
+        cells = zip(code.co_freevars, *(x or () for x in closures), strict=True)
+        for name, cell, new_cell in cells:
+            if not is_filled(cell) or is_filled(new_cell):
+                continue
+            contents = cell.cell_contents
+            copied = self._copy(contents, Origin.CLOSURE if own else Origin.WRAPPER)
+            is_bound = own and copied is contents
+            new_cell.cell_contents = (
+                self._marker.bound(contents, name) if is_bound else copied
+            )
         for name, value in attributes_of(function).items():
             new.__dict__[name] = self._copy(value, Origin.CLOSURE)
         if not own:
             return
         new.__defaults__ = self._copy(function.__defaults__, Origin.MODULE)
         new.__kwdefaults__ = self._copy(function.__kwdefaults__, Origin.MODULE)
-        for name in global_names(function.__code__):
-            self._fill(new.__globals__, name)
-
-    def _copy_cell(self, cell: CellType, name: str, origin: Origin) -> CellType:
-        """Return a cell of a closure with its contents copied or marked."""
-        known = self._recall(cell)
-        if known is not None:
-            return known
-        if not is_filled(cell):
-            return self._remember(cell, CellType())
-        contents = cell.cell_contents
-        if not self._holds_copied(contents, origin):
-            own = origin is Origin.CLOSURE
-            marked = self._marker.bound(contents, name) if own else contents
-            return self._remember(cell, CellType(marked))
-        new = self._remember(cell, CellType())
-
-        def fill() -> None:
-            new.cell_contents = self._copy(contents, origin)
-
-        self._queue.append(fill)
-        return new
+        names: Any = new.__globals__
+        for name in global_names(code):
+            if name in names.source and name not in names:
+                names[name] = self._copy(names.source[name], Origin.MODULE)
+            elif name in _LOOKUPS and name not in names:
+                raise ValueError(
+                    f"A function of {names['__name__']} calls `{name}`, which can read "
+                    "names that do not occur in its code, so that it cannot be "
+                    "rebuilt. Name what it looks up, or leave its package out of "
+                    "`packages`."
+                )
 
     # Namespaces and modules
 
-    def _namespace(self, source: dict[str, Any]) -> dict[str, Any]:
-        if id(source) not in self._namespaces:
-            names = {name: source[name] for name in _MODULE_NAMES if name in source}
-            made = {"__builtins__": self._builtins, COPIER: self, _SOURCE: source}
-            self._namespaces[id(source)] = {**names, **made}
-        return self._namespaces[id(source)]
+    def _namespace(self, source: dict[str, Any]) -> Namespace:
+        def look_up(name: str) -> Any:
+            return self.copy(source[name], Origin.MODULE)
 
-    def _fill(self, namespace: dict[str, Any], name: str) -> None:
-        source = namespace[_SOURCE]
-        if name in namespace:
-            return
-        if name in source:
-            namespace[name] = self._copy(source[name], Origin.MODULE)
-        elif name in _LOOKUPS:
-            raise ValueError(
-                f"A function of {source['__name__']} calls `{name}`, which can read "
-                "names that nothing in its code tells, so that it cannot be rebuilt. "
-                "Name what it looks up, or leave its package out of `packages`."
-            )
-        elif not hasattr(builtins, name):
-            self._missing[id(namespace), name] = namespace
+        return self._recall(source) or self._remember(
+            source, Namespace(source, self._builtins, look_up), lasts=True
+        )
 
     def _stand_in(self, module: ModuleType) -> ModuleType:
-        own = self._packages.own(module)
-        names = self._namespace(vars(module)) if own else None
+        names = self._namespace(vars(module)) if self._packages.own(module) else {}
 
         def look_up(name: str) -> Any:
             found = self.copy(getattr(module, name), Origin.MODULE)
-            return vars(stand_in)["_names"].setdefault(name, found)
+            return names.setdefault(name, found)
 
-        stand_in = ModuleStandIn(module, look_up, names)
-        return stand_in
+        return ModuleStandIn(module, look_up, names)
 
     def _import(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Import a module, or its stand-in, inside a rebuilt function."""

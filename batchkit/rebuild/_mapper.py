@@ -1,16 +1,15 @@
-"""The stand-in for `jax.vmap` in one rebuilt namespace.
+"""Rebuilt namespaces, and the stand-in for `jax.vmap` in them.
 
-It finds the site at which it is called, asks the policy for that site's batcher, and
-lets the batcher run the call.
+The stand-in finds the site at which it is called, takes that site's batcher from the
+policy, and runs the call with it.
 """
 
 import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from inspect import CO_OPTIMIZED
 from types import CodeType
-from typing import Any, Final, final
+from typing import Any, final
 
 import jax
 from jaxtyping import PyTree
@@ -23,13 +22,38 @@ from ._sites import site_of_call
 from ._vmaps import Mapped, record
 
 
-# Under this name a rebuilt namespace keeps its copier.
-COPIER: Final = "__batchkit_copier__"
+# Names that the import system has put into a module and reads without a `__missing__`.
+_MODULE_NAMES = ("__name__", "__package__", "__path__", "__file__", "__spec__")
+
+
+@final
+class Namespace(dict[str, Any]):
+    """The global names of rebuilt functions.
+
+    A name that the module did not have when a function was copied is looked up when
+    the function reads it.
+    """
+
+    def __init__(
+        self,
+        source: dict[str, Any],
+        builtins: dict[str, Any],
+        look_up: Callable[[str], Any],
+    ) -> None:
+        super().__init__({x: source[x] for x in _MODULE_NAMES if x in source})
+        self["__builtins__"] = builtins
+        self.source = source
+        self._look_up = look_up
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self.source:  # a builtin, perhaps
+            raise KeyError(name)
+        return self.setdefault(name, self._look_up(name))
 
 
 @final
 class Mapper:
-    """Maps functions on behalf of the packages' code, with the policy's batchers."""
+    """The `vmap` of rebuilt code, which maps functions with the policy's batchers."""
 
     def __init__(
         self,
@@ -37,12 +61,6 @@ class Mapper:
         phase: str | None,
         users: Mapping[CodeType, str],
     ) -> None:
-        """**Arguments:**
-
-        - `policy`: what chooses the batcher of a site.
-        - `phase`: the phase that the rebuilt namespace belongs to.
-        - `users`: the user's functions that have been handed in, by their code.
-        """
         self._policy = policy
         self._phase = phase
         self._users = users
@@ -74,31 +92,43 @@ class Mapper:
     def map(
         self, fun: Callable[..., Any], arguments: dict[str, Any], site: Site
     ) -> Callable[..., Any]:
-        """Return what `jax.vmap` would, with its calls run by the site's batcher."""
+        """Map `fun` as `jax.vmap` does, with calls run by the batcher of the site."""
         site = dataclasses.replace(site, phase=self._phase)
         batcher = chosen(self._policy, site)
         run = functools.partial(self._run, site, batcher)
-        new = mapped_function(run, fun, **arguments, keep_data_movement=True)
+        new: Any = mapped_function(run, fun, **arguments, keep_data_movement=True)
         if batcher == Vmap() and not self._uses_outer_lanes:
-            new = _unless_watched(new, jax.vmap(fun, **arguments))
+            logged, plain = new, jax.vmap(fun, **arguments)
+
+            # JAX walks all frames for every equation that it traces. These are one in
+            # place of six, unless the trace is logged.
+            @functools.wraps(plain)
+            def plain_or_logged(*args: Any, **kwargs: Any) -> Any:
+                run = plain if current_entry() is None else logged
+                return run(*args, **kwargs)
+
+            new = plain_or_logged
         return record(new, mapped=Mapped(fun, arguments, site, self))
 
     def leaves(self, site: Site) -> bool:
-        """Return whether the policy leaves a site as it is."""
+        """Return True if the policy leaves a site as it is."""
         site = dataclasses.replace(site, phase=self._phase)
         return chosen(self._policy, site) == Vmap()
 
     def _calling_site(self) -> Site:
-        """Return where the packages' code calls its vmap, perhaps through a wrapper."""
+        """Return the site of the innermost rebuilt function that is running."""
         frame = inspect.currentframe()
-        while frame is not None and COPIER not in frame.f_globals:
+        while frame is not None and not isinstance(frame.f_globals, Namespace):
             frame = frame.f_back
         if frame is None:
             return Site("", "", 0, "vmap")
         place = frame.f_code, frame.f_lineno
         if place not in self._sites:
             variables = frame.f_locals
-            if frame.f_back is not None and not frame.f_code.co_flags & CO_OPTIMIZED:
+            if (
+                frame.f_back is not None
+                and not frame.f_code.co_flags & inspect.CO_OPTIMIZED
+            ):
                 # Of the body of a class, which does not show its free variables.
                 variables = {**frame.f_back.f_locals, **variables}
             self._sites[place] = site_of_call(
@@ -112,18 +142,3 @@ class Mapper:
         return logged_call(
             call, site, batcher, batcher.batch, user_functions=self._users
         )
-
-
-def _unless_watched(
-    watched: Callable[..., Any], plain: Callable[..., Any]
-) -> Callable[..., Any]:
-    """Return `plain` with one frame around it, and `watched` for a watched trace.
-
-    JAX walks all frames for every equation that it traces, and `watched` adds five.
-    """
-
-    @functools.wraps(plain)
-    def mapped(*args: Any, **kwargs: Any) -> Any:
-        return (plain if current_entry() is None else watched)(*args, **kwargs)
-
-    return mapped

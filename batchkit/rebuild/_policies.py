@@ -168,12 +168,11 @@ class BySite(AbstractPolicy):
         _check("BySite", "default", self.default)
 
     def choose(self, site: Site) -> AbstractBatcher:
-        pairs = list(zip(self.patterns, self.batchers, strict=True))
+        pairs = dict(zip(self.patterns, self.batchers, strict=True))
         for exact in (str(site), site.name):
-            for pattern, batcher in pairs:
-                if pattern == exact:
-                    return batcher
-        for pattern, batcher in pairs:
+            if exact in pairs:
+                return pairs[exact]
+        for pattern, batcher in pairs.items():
             if fnmatch.fnmatchcase(site.name, pattern):
                 return batcher
         return chosen(self.default, site)
@@ -223,7 +222,7 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
 
 
 def may_want(policy: object, what: str) -> bool:
-    """Return whether a batcher of a policy may have a true class variable `what`."""
+    """Return True if a class variable `what` is true in a batcher of a policy."""
     for part in _parts_of(policy):
         if isinstance(part, AbstractBatcher) and has_flag(part, what):
             return True
@@ -236,27 +235,25 @@ def may_want(policy: object, what: str) -> bool:
 def refuse_idle_patterns(
     policy: object, find_sites: Callable[[], Iterable[Site]]
 ) -> None:
-    """Raises `ValueError` if a pattern somewhere in a policy matches no site."""
+    """Raise `ValueError` if a pattern somewhere in a policy matches no site."""
     policies = [x for x in _parts_of(policy) if isinstance(x, BySite)]
     patterns = [pattern for each in policies for pattern in each.patterns]
     sites = sorted(find_sites(), key=str) if patterns else []
+    names = {name for site in sites for name in (str(site), site.name)}
     for pattern in patterns:
-        matched = any(
-            pattern in (str(site), site.name) or fnmatch.fnmatchcase(site.name, pattern)
-            for site in sites
+        if pattern in names or any(
+            fnmatch.fnmatchcase(site.name, pattern) for site in sites
+        ):
+            continue
+        listed = table(("site", "vmap"), [(str(x), x.spelling) for x in sites])
+        raise ValueError(
+            f"rebuild_sampler(batcher=...): {pattern!r} matches no site of this API. "
+            "Keys are names `module:qualname` of sites or patterns of them, or "
+            f"{', '.join(PHASES)} or default in a plain mapping. If the site is in a "
+            "function that the sampler takes as an argument, bind it before "
+            "rebuilding: functools.partial(api, update_strategy=f). The sites of this "
+            f"API:\n{listed if sites else '(none)'}"
         )
-        if not matched:
-            listed = table(
-                ("site", "vmap"), [(str(site), site.spelling) for site in sites]
-            )
-            raise ValueError(
-                f"rebuild_sampler(batcher=...): {pattern!r} matches no site of this "
-                "API. Keys are names `module:qualname` of sites or patterns of them, "
-                f"or {', '.join(PHASES)} or default in a plain mapping. If the site "
-                "is in a function that the sampler takes as an argument, bind it "
-                "before rebuilding: functools.partial(api, update_strategy=f). The "
-                f"sites of this API:\n{listed if sites else '(none)'}"
-            )
 
 
 def _parts_of(policy: object) -> Iterator[Any]:

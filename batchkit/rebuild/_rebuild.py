@@ -1,16 +1,16 @@
 """`rebuild_sampler`: an algorithm of blackjax with another layout.
 
 A policy may give the functions that `init` calls another batcher than those that `step`
-calls. So there is a copier for each phase, with namespaces of its own, and no hidden
-context. Users get entry points, which copy the functions of the packages that users
-hand to them later.
+calls. So there is a copier for each phase, with namespaces of its own. A context
+variable would not do: JAX caches traces by function, so a function that both phases
+call would keep the batcher of the first. Users get entry points, which copy the
+functions of the packages that users pass to them later.
 """
 
 import functools
 import threading
-import weakref
-from collections.abc import Callable, Mapping, MutableMapping
-from types import CodeType, FunctionType, ModuleType
+from collections.abc import Callable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any, TypeVar, final
 
 from .._util._formats import format_value
@@ -19,9 +19,9 @@ from ._copier import Copier, ModuleStandIn
 from ._mapper import Mapper
 from ._policies import AbstractPolicy, policy_from, refuse_idle_patterns
 from ._sites import Origin, holds_code_of, phase_of, sites_by_phase
-from ._users import Marker, bound_values, users_functions
+from ._users import Marker
 from ._vmaps import original_module, record, record_of
-from ._walk import Packages, flatten, packages_from, parts, walk
+from ._walk import Packages, flatten, packages_from, parts, recursion_error, walk
 
 
 _Api = TypeVar("_Api")
@@ -98,12 +98,12 @@ def rebuild_sampler(
             "API such as `blackjax.nss`, or name your own package in `packages`."
         )
     refuse_idle_patterns(policy, lambda: sites_by_phase(api, owners))
-    return _Family(policy, owners).rebuilt(api)
+    return _Family(policy, owners).exposed(api, None, Origin.CLOSURE)
 
 
 @final
 class _Family:
-    """The copiers of one call of `rebuild_sampler`, and what leaves them for users."""
+    """The copiers of one call of `rebuild_sampler`, and the entry points of users."""
 
     def __init__(
         self, policy: AbstractBatcher | AbstractPolicy, packages: Packages
@@ -113,13 +113,6 @@ class _Family:
         self._lock = threading.RLock()
         self._copiers: dict[str | None, Copier] = {}
         self._marker = Marker(policy, packages)
-        self._users: MutableMapping[CodeType, str] = weakref.WeakKeyDictionary()
-
-    def rebuilt(self, api: Any) -> Any:
-        """Return `api` as users get it back."""
-        bound = bound_values(api, self._packages)
-        self._users.update(users_functions(bound, self._packages))
-        return self._exposed(api, None, Origin.CLOSURE)
 
     def _copier(self, phase: str | None) -> Copier:
         """Return the copier of a phase. One serves all if the policy is a batcher."""
@@ -127,23 +120,16 @@ class _Family:
             phase = None
         with self._lock:
             if phase not in self._copiers:
-                mapper = Mapper(self._policy, phase, self._users)
+                mapper = Mapper(self._policy, phase, self._marker.names)
                 self._copiers[phase] = Copier(
                     mapper, self._packages, self._marker, self._lock
                 )
         return self._copiers[phase]
 
-    def _exposed(
-        self,
-        value: Any,
-        phase: str | None,
-        origin: Origin,
-        begun: dict[Any, Any] | None = None,
+    def exposed(
+        self, value: Any, phase: str | None, origin: Origin, outer: tuple[Any, ...] = ()
     ) -> Any:
-        """Return `value` with each function in it an entry point of its phase.
-
-        Values around it have been `begun`, for those that contain themselves.
-        """
+        """Return `value`, a part of `outer`, with an entry point for each function."""
 
         def inside(item: Any) -> list[Any]:
             return parts(item, self._packages.opens)
@@ -154,26 +140,23 @@ class _Family:
                 # Results of calls are data, as a rule, and need not be looked into.
                 is_result = origin is Origin.ARGUMENT
                 return value if is_result else copier.copy(value, origin)
-            if not inside(value):
+            inner, names, make = flatten(value, self._packages.opens)
+            if not inner:
                 new = copier.copy(value, origin)
                 if isinstance(new, ModuleStandIn):
                     return self._module(new, phase)
                 return self._entry_point(new, phase) if copier.made(new) else new
-            begun, place = begun or {}, (id(value), phase, origin)
-            if begun.get(place) is not None:
-                return begun[place]
-            inner, names, begin, finish = flatten(value, self._packages.opens)
-            begun = {**begun, place: begin()}
-            if isinstance(value, functools.partial):
-                # Its arguments are the user's, and their names are no phases.
-                items = [(x, phase, Origin.ARGUMENT) for x in inner]
-                items[0] = value.func, phase, origin
-            else:
-                phases = (phase_of(x, phase) for x in names)
-                items = [(x, y, origin) for x, y in zip(inner, phases, strict=True)]
-            new = [self._exposed(*item, begun) for item in items]
+            if any(value is x for x in outer):
+                raise recursion_error(value)
+            origins = [origin for _ in inner]
+            if isinstance(value, functools.partial):  # its arguments are the user's
+                origins[1:] = [Origin.ARGUMENT for _ in inner[1:]]
+            new = [
+                self.exposed(x, phase_of(name, phase), y, (*outer, value))
+                for x, name, y in zip(inner, names, origins, strict=True)
+            ]
             changed = any(x is not y for x, y in zip(new, inner, strict=True))
-            return finish(begun[place], new) if changed else value
+            return make(new) if changed else value
 
     def _entry_point(
         self, function: FunctionType, phase: str | None
@@ -186,12 +169,11 @@ class _Family:
 
         @functools.wraps(function)
         def entry(*args: Any, **kwargs: Any) -> Any:
-            self._users.update(users_functions((args, kwargs), self._packages))
             args, kwargs = copier.copy((args, kwargs), Origin.ARGUMENT)
             args, kwargs = self._marker.arguments(
                 function, args, kwargs, copier.is_users_function
             )
-            return self._exposed(function(*args, **kwargs), phase, Origin.ARGUMENT)
+            return self.exposed(function(*args, **kwargs), phase, Origin.ARGUMENT)
 
         record(function, entry=record(entry, behind=function))
         return entry
@@ -199,13 +181,13 @@ class _Family:
     def _module(self, module: ModuleStandIn, phase: str | None) -> ModuleType:
         def look_up(name: str) -> Any:
             part = getattr(module, name)
-            return self._exposed(part, phase_of(name, phase), Origin.CLOSURE)
+            return self.exposed(part, phase_of(name, phase), Origin.CLOSURE)
 
         return ModuleStandIn(original_module(module), look_up, {})
 
 
 def _may_call(value: Any) -> bool:
-    """Return whether a value is, or has, something that users may call."""
+    """Return True for a function, an object or a module that users may call."""
     if isinstance(value, type):
         return False
     return callable(value) or isinstance(value, ModuleType)

@@ -8,14 +8,13 @@ original instead: then the site is unreachable, and that object is its holder.
 
 import dataclasses
 import enum
-import functools
 import gc
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
-from typing import Any, Final, NamedTuple, final, overload
+from typing import Any, Final, NamedTuple, SupportsIndex, final, overload
 
 from .._util._formats import format_value
 from .._util._table import html_table, table
@@ -110,7 +109,7 @@ def description_of(holder: Any) -> str:
 
 @final
 class Origin(enum.Enum):
-    """Where a value was found, which decides whose the functions in it are."""
+    """The place where a value was found, which says who owns the functions in it."""
 
     MODULE = enum.auto()  # the top level of a module, or a default: the packages'
     CLOSURE = enum.auto()  # the packages' as well, but for functions of the user
@@ -121,11 +120,6 @@ class Origin(enum.Enum):
     def opens_foreign(self) -> bool:
         """True if foreign functions and objects are looked into."""
         return self in (Origin.MODULE, Origin.WRAPPER)
-
-    @property
-    def replaces_vmap(self) -> bool:
-        """True if a bare `jax.vmap` belongs to the packages."""
-        return self in (Origin.MODULE, Origin.CLOSURE)
 
 
 @final
@@ -146,83 +140,79 @@ class Node(NamedTuple):
         return id(self.value), self.origin, self.holder is None
 
 
+_Found = tuple[Site, Any]  # a site, and the shared object that holds it or None
+
+
 def reachable(
     nodes: Iterable[Node],
     packages: Packages,
     seen: dict[Any, Any] | None = None,
     *,
     follow_imports: bool = True,
-) -> list[tuple[Site, Any]]:
+) -> list[_Found]:
     """Return every vmap that running some values could reach, each with its holder.
 
-    **Arguments:**
-
-    - `nodes`: the values.
-    - `packages`: whose code is read.
-    - `seen`: nodes to leave out, by key; those that are read are added.
-    - `follow_imports`: whether to follow imports inside functions, for which modules
-        of the packages are loaded.
-
-    **Returns:**
-
-    Pairs of a site and the shared object that holds it, which is None where the vmap
-    can be exchanged.
+    Nodes whose keys are in `seen` are left out, and those that are read are added.
+    Following imports inside functions loads modules of the packages.
     """
-    found: list[tuple[Site, Any]] = []
+    found: list[_Found] = []
 
-    def inside(node: Node) -> list[Node]:
+    def inside(node: Node) -> Iterator[Node]:
         if not isinstance(node.value, FunctionType):
-            return _inside_object(node, packages)
-        if packages.own(node.value):
-            sites, reached = _read_function(node, follow_imports)
+            read = _read_object(node, packages)
+        elif packages.own(node.value):
+            read = _read_function(node, follow_imports)
         else:
-            sites, reached = _read_foreign_function(node, packages)
-        found.extend(sites)
-        return reached
+            read = _read_foreign_function(node, packages)
+        for item in read:
+            if isinstance(item, Node):
+                yield item
+            else:
+                found.append(item)
 
     for _ in walk(nodes, inside, key=lambda node: node.key, seen=seen):
         pass
     return found
 
 
-def _inside_object(node: Node, packages: Packages) -> list[Node]:
-    """Return what an object leads to that is no function."""
+def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
+    """Yield what an object leads to that is no function."""
     value, origin, _ = node
     if isinstance(value, ModuleType):
-        return []
+        return
     own = packages.own(value)
     if isinstance(value, type):
         members = (*vars(value).values(), *value.__mro__[1:]) if own else ()
-        return [node.to(x, Origin.MODULE, value) for x in members]
-    reached = [node.to(x, origin) for x in parts(value, packages.opens)]
-    if not reached:  # an object that is not opened, and therefore shared
-        shared = [attribute(value, "__wrapped__")] if callable(value) else []
+        yield from (node.to(x, Origin.MODULE, value) for x in members)
+        return
+    inner = parts(value, packages.opens)
+    yield from (node.to(x, origin) for x in inner)
+    if not inner:  # an object that is not opened, and therefore shared
+        if callable(value):
+            yield node.to(attribute(value, "__wrapped__"), Origin.CLOSURE, value)
         standard = type(value).__module__ in _STANDARD
         if own or standard or origin.opens_foreign:
-            shared.extend(gc.get_referents(value))
-        reached = [node.to(x, Origin.CLOSURE, value) for x in shared]
-    return [*reached, node.to(type(value), origin)] if own else reached
+            referents = gc.get_referents(value)
+            yield from (node.to(x, Origin.CLOSURE, value) for x in referents)
+    if own:
+        yield node.to(type(value), origin)
 
 
-_Read = tuple[list[tuple[Site, Any]], list[Node]]
-
-
-def _read_function(node: Node, follow_imports: bool) -> _Read:
-    """Return the sites in a function of the packages, and what it leads to."""
+def _read_function(node: Node, follow_imports: bool) -> Iterator[Node | _Found]:
+    """Yield the sites in a function of the packages, and what it leads to."""
     function: FunctionType = node.value
-    sites: list[tuple[Site, Any]] = []
     code, closure = function.__code__, dict(closure_contents(function))
-    reached = [node.to(x, Origin.CLOSURE) for x in closure.values()]
-    reached += [node.to(x, Origin.CLOSURE) for x in attributes_of(function).values()]
+    for value in (*closure.values(), *attributes_of(function).values()):
+        yield node.to(value, Origin.CLOSURE)
     for reference in references(code):
         if reference.imported is not None and not follow_imports:
             continue
         for site, value in _along(reference, function.__globals__, closure):
             if site is not None:
-                sites.append((site, node.holder))
+                yield site, node.holder
             is_contents = value is closure.get(reference.path[0])  # which is above
             if not (is_contents or isinstance(value, ModuleType) or is_vmap(value)):
-                reached.append(node.to(value, Origin.MODULE))
+                yield node.to(value, Origin.MODULE)
     defaults = function.__defaults__ or ()
     positional = code.co_varnames[: code.co_argcount][-len(defaults) :]
     by_name = dict(zip(positional, defaults, strict=False))
@@ -231,39 +221,40 @@ def _read_function(node: Node, follow_imports: bool) -> _Read:
         if _holds_vmap(value):
             module = str(function.__globals__["__name__"])
             site = Site(module, code.co_qualname, code.co_firstlineno, name)
-            sites.append((site, node.holder))
-        reached.append(node.to(value, Origin.MODULE))
-    return sites, reached
+            yield site, node.holder
+        yield node.to(value, Origin.MODULE)
 
 
-def _read_foreign_function(node: Node, packages: Packages) -> _Read:
+def _read_foreign_function(node: Node, packages: Packages) -> Iterator[Node | _Found]:
     """Read a function of another package, as far as it wraps code of the packages."""
-    function: FunctionType = node.value
+    function, origin, _ = node
     made = record_of(function)
-    if made is not None and made.behind is not None:
-        return [], [node.to(made.behind, node.origin)]
-    if made is not None and made.mapped is not None:
-        return [(made.mapped.site, node.holder)], [
-            node.to(made.mapped.fun, node.origin)
-        ]
     wrapped = packages.wrapped(function)
-    if not wrapped and not node.origin.opens_foreign:
-        return [], []
-    shared = [node.to(x, Origin.WRAPPER, function) for x in shared_functions(function)]
-    if mapped_by_jax(function) is not None:
-        theirs = node.origin is Origin.WRAPPER and not wrapped
-        if theirs or node.origin is Origin.ARGUMENT:  # it is the user's own vmap
-            return [], []
-        code = getattr(shared[0].value, "__code__", function.__code__)
+    if made is not None and made.behind is not None:
+        yield node.to(made.behind, origin)
+    elif made is not None and made.mapped is not None:
+        yield made.mapped.site, node.holder
+        yield node.to(made.mapped.fun, origin)
+    elif not (wrapped or origin.opens_foreign):
+        return
+    elif (fun := mapped_by_jax(function)) is not None:
+        if origin is Origin.ARGUMENT or (origin is Origin.WRAPPER and not wrapped):
+            return  # it is the user's own vmap
+        code = getattr(fun, "__code__", function.__code__)
         place = function.__module__, function.__qualname__, code.co_firstlineno
-        return [(Site(*place, "@jax.vmap"), function)], shared
-    inside = [x for _, x in closure_contents(function)]
-    inside += attributes_of(function).values()
-    return [], shared or [node.to(x, Origin.WRAPPER) for x in inside]
+        yield Site(*place, "@jax.vmap"), function
+        yield node.to(fun, Origin.WRAPPER, function)
+    elif shared := shared_functions(function):
+        yield from (node.to(x, Origin.WRAPPER, function) for x in shared)
+    else:
+        for _, value in closure_contents(function):
+            yield node.to(value, Origin.WRAPPER)
+        for value in attributes_of(function).values():
+            yield node.to(value, Origin.WRAPPER)
 
 
 def _holds_vmap(value: Any) -> bool:
-    """Return whether a value is a vmap, or a partial or a container of one."""
+    """Return True for a vmap, or a partial or a container of one."""
     return any(map(is_vmap, walk([value], parts)))
 
 
@@ -274,34 +265,24 @@ def _along(
     reference: Reference, names: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> Iterator[tuple[Site | None, Any]]:
     """Yield the values along `a.b.c`, as far as modules lead, and a site for a vmap."""
-    found = _resolve(reference, names, variables)
-    for depth, value in enumerate(found, 1):
-        site = None
-        if _holds_vmap(value) and not reference.is_binding:
-            spelling = ".".join(reference.path[:depth])
-            if reference.is_decorator:
-                spelling = f"@{spelling}"
-            module = str(names["__name__"])
-            site = Site(module, reference.qualname, reference.line, spelling)
-        yield site, value
-
-
-def _resolve(
-    reference: Reference, names: Mapping[str, Any], variables: Mapping[str, Any]
-) -> Iterator[Any]:
-    first, *rest = reference.path
     if reference.imported is not None:
         found = _imported(reference.imported, names)
     else:
-        found = (variables if reference.is_free else names).get(first)
-    yield found
-    for name in rest:
-        if not isinstance(found, ModuleType):
-            return
-        if found.__name__ == "jax" and name != "vmap":
-            return  # nothing else in it is of interest
-        found = attribute(found, name)
-        yield found
+        found = (variables if reference.is_free else names).get(reference.path[0])
+    for depth, name in enumerate(reference.path, 1):
+        if depth > 1:
+            if not isinstance(found, ModuleType):
+                return
+            if found.__name__ == "jax" and name != "vmap":
+                return  # its other names lead to no code of the packages
+            found = attribute(found, name)
+        site = None
+        if _holds_vmap(found) and not reference.is_binding:
+            prefix = "@" if reference.is_decorator else ""
+            spelling = prefix + ".".join(reference.path[:depth])
+            module = str(names["__name__"])
+            site = Site(module, reference.qualname, reference.line, spelling)
+        yield site, found
 
 
 def _imported(imported: Import, names: Mapping[str, Any]) -> Any:
@@ -334,13 +315,9 @@ def _loaded(name: str, package: str) -> ModuleType | None:
 def site_of_call(
     code: CodeType, names: Mapping[str, Any], variables: Mapping[str, Any], line: int
 ) -> Site:
-    """Return the site at which running code calls a vmap.
+    """Return the site of the vmap that running code calls on a line.
 
-    **Arguments:**
-
-    - `code`, `names`: what is running, and its global names.
-    - `variables`: its local and free variables.
-    - `line`: the line that it executes.
+    `names` are the global names of the code, `variables` its local and free ones.
     """
     found = [
         site
@@ -358,16 +335,15 @@ def site_of_call(
 
 
 def holds_code_of(value: Any, packages: Packages) -> bool:
-    """Return whether something of the packages is in a value, be it jitted."""
+    """Return True if something of the packages is in a value, be it jitted."""
 
     def inside(item: Any) -> list[Any]:
         return [*parts(item, packages.opens), attribute(item, "__wrapped__")]
 
-    for item in walk([value], inside):
-        is_function = isinstance(item, FunctionType)
-        if packages.own(item) or (is_function and packages.wrapped(item)):
-            return True
-    return False
+    return any(
+        packages.own(item) or packages.hold(attribute(item, "__module__"))
+        for item in walk([value], inside)
+    )
 
 
 def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
@@ -380,16 +356,19 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
 
     def inside(named: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
         item, phase = named
-        inner, names, *_ = flatten(item, packages.opens)
+        inner, names, _ = flatten(item, packages.opens)
         if item is api and isinstance(item, ModuleType):
-            defined = _defined_in(item, packages)
+            # What the packages' code has put into it, but for other modules.
+            defined = {
+                name: part
+                for name, part in vars(original_module(item)).items()
+                if not isinstance(part, ModuleType) and holds_code_of(part, packages)
+            }
             inner, names = [*defined.values()], [*defined]
         if not inner:
             leaves[phase].append(Node(item, Origin.CLOSURE))
         elif packages.own(item) and not isinstance(item, ModuleType):
             leaves[phase].append(Node(type(item), Origin.CLOSURE))
-        if isinstance(item, functools.partial):  # names of arguments are no phases
-            names = [None for _ in names]
         pairs = zip(inner, names, strict=True)
         return [(part, phase_of(name, phase)) for part, name in pairs]
 
@@ -403,21 +382,11 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
             yield dataclasses.replace(site, phase=phase)
 
 
-def _defined_in(module: ModuleType, packages: Packages) -> dict[str, Any]:
-    """Return what the packages' code has put into a module, but for other modules."""
-    names = dict(vars(original_module(module)))
-    return {
-        name: item
-        for name, item in names.items()
-        if not isinstance(item, ModuleType) and holds_code_of(item, packages)
-    }
-
-
 _HEAD: Final = ("module", "qualname", "line", "spelling", "phase")
 
 
 @final
-class Sites(Sequence[Site]):
+class Sites(tuple[Site, ...]):
     """The sites of an API: a sequence that prints as a table.
 
     ```python
@@ -431,40 +400,25 @@ class Sites(Sequence[Site]):
     ```
     """
 
-    def __init__(self, sites: Sequence[Site] = ()) -> None:
-        """**Arguments:**
-
-        - `sites`: the records.
-        """
-        self._sites = tuple(sites)
+    __slots__ = ()
 
     @overload
-    def __getitem__(self, index: int) -> Site: ...
+    def __getitem__(self, index: SupportsIndex) -> Site: ...
     @overload
     def __getitem__(self, index: slice) -> "Sites": ...
-    def __getitem__(self, index: int | slice) -> "Site | Sites":
-        found = self._sites[index]
+    def __getitem__(self, index: SupportsIndex | slice) -> "Site | Sites":
+        found = super().__getitem__(index)
         return found if isinstance(found, Site) else Sites(found)
 
-    def __len__(self) -> int:
-        return len(self._sites)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sites) and self._sites == other._sites
-
-    def __hash__(self) -> int:
-        return hash(self._sites)
-
     def __repr__(self) -> str:
-        return table(_HEAD, self._rows()) if self._sites else "no sites"
+        return table(_HEAD, self._rows()) if self else "no sites"
 
     def _repr_html_(self) -> str:
         return html_table(_HEAD, self._rows())
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
-            (x.module, x.qualname, str(x.line), x.spelling, x.phase or "")
-            for x in self._sites
+            (x.module, x.qualname, str(x.line), x.spelling, x.phase or "") for x in self
         ]
 
 

@@ -1,9 +1,9 @@
 """Recognising `jax.vmap`, its stand-ins, and the functions that either has mapped.
 
-A function that `jax.vmap` mapped before anybody could intervene, such as `@jax.vmap`
-above a function of a module, is recognised by the code of the wrapper that JAX makes.
-No public interface names it, so this file reads it off an example. Tried with JAX
-0.9.0, 0.10.2 and 0.12.0.
+A function that `jax.vmap` mapped while its module was imported, such as one decorated
+by `@jax.vmap`, is recognised by the code of the wrapper that JAX makes. No public
+interface names that code, so it is read off an example. Tried with JAX 0.9.0, 0.10.2
+and 0.12.0.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from ._walk import closure_contents
 
 # The attribute under which a function has its record.
 RECORD: Final = "__batchkit_record__"
-# The attribute under which a module that stands in for another has that.
+# The attribute of a stand-in for a module that holds the module.
 ORIGINAL: Final = "__batchkit_original__"
 
 
@@ -54,8 +54,8 @@ class Record:
 def record(function: Any, **made: Any) -> Any:
     """Note how a function was made, and return it."""
     # Where `functools.wraps` has handed on another record, it is replaced.
-    known = record_of(function) or Record(weakref.ref(function))
-    function.__dict__[RECORD] = dataclasses.replace(known, **made)
+    previous = record_of(function) or Record(weakref.ref(function))
+    function.__dict__[RECORD] = dataclasses.replace(previous, **made)
     return function
 
 
@@ -73,13 +73,13 @@ def attributes_of(function: FunctionType) -> dict[str, Any]:
 
 
 def is_vmap(value: object) -> bool:
-    """Return whether a value is `jax.vmap` or a stand-in for it."""
+    """Return True for `jax.vmap` or a stand-in for it."""
     made = record_of(value)
     return value is jax.vmap or (made is not None and made.is_stand_in)
 
 
 def leads_to_vmap(value: object) -> bool:
-    """Return whether a value is a vmap, or a module that offers `jax.vmap`."""
+    """Return True for a vmap, or a module that has `jax.vmap` as its `vmap`."""
     if isinstance(value, ModuleType):
         return vars(original_module(value)).get("vmap") is jax.vmap
     return is_vmap(value)
@@ -99,9 +99,9 @@ def mapped_by_jax(value: object) -> Any:
 
 
 def shared_functions(function: FunctionType) -> list[Any]:
-    """Return what is behind a foreign function that is shared, never copied.
+    """Return the functions inside a foreign function that is shared, never copied.
 
-    It has been mapped, or has a table and a cache of functions for types.
+    Such a function is mapped, or generic with a table and a cache of its own.
     """
     registry = getattr(function, "registry", None)  # of `functools.singledispatch`
     if isinstance(registry, Mapping):

@@ -1,37 +1,23 @@
 """Sources whose function `run` reaches a vmap in a way that is rebuilt."""
 
-# A source, and the names by which it knows `vmap`. Each defines `run`.
-SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "attribute": (
-        """
+SPELLINGS: dict[str, str] = {
+    "attribute": """
         import jax
         def run(x): return jax.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "renamed module": (
-        """
+    "renamed module": """
         import jax as j
         def run(x): return j.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "from import": (
-        """
+    "from import": """
         from jax import vmap
         def run(x): return vmap(lambda r: r.sum())(x)
         """,
-        ("vmap",),
-    ),
-    "renamed": (
-        """
+    "renamed": """
         from jax import vmap as batch
         def run(x): return batch(lambda r: r.sum())(x)
         """,
-        ("batch",),
-    ),
-    "decorator inside": (
-        """
+    "decorator inside": """
         import jax
         def run(x):
             scale = x[0, 0]
@@ -40,20 +26,7 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
                 return scale * r.sum() ** power
             return total(x)
         """,
-        (),
-    ),
-    "bare decorator inside": (
-        """
-        from jax import vmap
-        def run(x):
-            @vmap
-            def total(r) -> float: return r.sum()
-            return total(x)
-        """,
-        ("vmap",),
-    ),
-    "several decorators": (
-        """
+    "several decorators": """
         import functools, jax
         def run(x):
             @jax.checkpoint
@@ -62,39 +35,27 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
             def total(r): return r.sum()
             return total(x)
         """,
-        (),
-    ),
-    "decorator with arguments": (
-        """
+    "decorator with arguments": """
         import functools, jax
         def run(x):
             @functools.partial(jax.vmap, in_axes=(0, None))
             def total(r, y): return (r * y).sum()
             return total(x, 2.0)
         """,
-        (),
-    ),
-    "partial inside": (
-        """
+    "partial inside": """
         import functools, jax
         def run(x):
             rows = functools.partial(jax.vmap, in_axes=0)
             return rows(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "variable": (
-        """
+    "variable": """
         import jax
         def run(x):
             rows = jax.vmap
 
             return rows(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "over several lines": (
-        """
+    "over several lines": """
         import jax
         def run(x):
             y = 1.0
@@ -107,10 +68,7 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
                 x
             )
         """,
-        (),
-    ),
-    "nested over several lines": (
-        """
+    "nested over several lines": """
         import jax
         def run(x):
             return jax.vmap(
@@ -119,10 +77,7 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
                 )
             )(x).sum()
         """,
-        (),
-    ),
-    "several in one function": (
-        """
+    "several in one function": """
         import jax
         def run(x):
             y = jax.vmap(lambda r: r.sum())(x)
@@ -130,20 +85,14 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
 
             return jax.vmap(lambda a, b: a * b)(y, z)
         """,
-        (),
-    ),
-    "one inside the other": (
-        """
+    "one inside the other": """
         import jax
         def run(x):
             return jax.vmap(
                 lambda r: jax.vmap(lambda s: s * r.sum())(r)
             )(x)
         """,
-        (),
-    ),
-    "nested functions": (
-        """
+    "nested functions": """
         import jax
         def run(x):
             def outer():
@@ -151,203 +100,107 @@ SPELLINGS: dict[str, tuple[str, tuple[str, ...]]] = {
                 return inner()
             return outer()
         """,
-        (),
-    ),
-    "generator": (
-        """
+    "generator": """
         import jax
         def run(x):
             def parts(): yield jax.vmap(lambda r: r.sum())(x)
             return next(parts())
         """,
-        (),
-    ),
-    "import in the function": (
-        """
+    "import in the function": """
         def run(x):
             import jax
             return jax.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "renaming import in the function": (
-        """
-        def run(x):
-            import jax as j
-            return j.vmap(lambda r: r.sum())(x)
-        """,
-        (),
-    ),
-    "from import in the function": (
-        """
+    "from import in the function": """
         def run(x):
             from jax import jit, vmap as batch
             return jit(batch(lambda r: r.sum()))(x)
         """,
-        ("batch",),
-    ),
-    "import of a submodule in the function": (
-        """
+    "import of a submodule in the function": """
         def run(x):
             import jax.numpy
             return jax.vmap(lambda r: jax.numpy.sum(r))(x)
         """,
-        (),
-    ),
-    "import on the line of its use": (
-        """
+    "import on the line of its use": """
         def run(x): import jax; return jax.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "from import on the line of its use": (
-        """
+    "from import on the line of its use": """
         def run(x): from jax import vmap; return vmap(lambda r: r.sum())(x)
         """,
-        ("vmap",),
-    ),
-    "import after an assignment on one line": (
-        """
+    "import after an assignment on one line": """
         def run(x): import jax as j; rows = x; return j.vmap(lambda r: r.sum())(rows)
         """,
-        (),
-    ),
-    "import that is declared global": (
-        """
+    "import that is declared global": """
         def run(x):
             global jax
             import jax
             return jax.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "class in the function": (
-        """
+    "class in the function": """
         def run(x):
             import jax
             class Layout:
                 rows = jax.vmap(lambda r: r.sum())(x)
             return Layout.rows
         """,
-        (),
-    ),
-    "import in a class in the function": (
-        """
+    "import in a class in the function": """
         def run(x):
             class Layout:
                 import jax
                 rows = jax.vmap(lambda r: r.sum())(x)
             return Layout.rows
         """,
-        (),
-    ),
     # An instruction's argument is one byte; a larger one takes another instruction.
-    "more names than one byte counts": (
-        f"""
+    "more names than one byte counts": f"""
         import jax
         def run(x):
             if x is None: {"; ".join(f"x.name_{i}" for i in range(300))}
             return jax.vmap(lambda r: r.sum())(x)
         """,
-        (),
-    ),
-    "more constants than one byte counts": (
-        f"""
+    "more constants than one byte counts": f"""
         def run(x):
             if x is None: x({", ".join(f"x({i}.5)" for i in range(300))})
             import jax.numpy as jnp, jax
             return jax.vmap(lambda r: jnp.sum(r))(x)
         """,
-        (),
-    ),
-    "partial of vmap in a module": (
-        """
+    "partial of vmap in a module": """
         import functools, jax
         rows = functools.partial(jax.vmap, in_axes=0)
         def run(x): return rows(lambda r: r.sum())(x)
         """,
-        ("rows",),
-    ),
-    "registry of vmaps": (
-        """
+    "registry of vmaps": """
         import jax
         LAYOUTS = {"rows": jax.vmap}
         def run(x):
             layout = LAYOUTS["rows"]
             return layout(lambda r: r.sum())(x)
         """,
-        ("LAYOUTS",),
-    ),
-    "function in a default": (
-        """
-        import jax
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        def run(x, *, inner=inner): return inner(x)
-        """,
-        (),
-    ),
-    "function in a registry": (
-        """
-        import jax
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        REGISTRY = {"inner": [(inner,)]}
-        def run(x): return REGISTRY["inner"][0][0](x)
-        """,
-        (),
-    ),
-    "function in a partial": (
-        """
-        import functools, jax
-        def inner(scale, x): return jax.vmap(lambda r: scale * r.sum())(x)
-        run = functools.partial(inner, 2.0)
-        """,
-        (),
-    ),
-    "function in a closure": (
-        """
-        import jax
-        def make():
-            def inner(x): return jax.vmap(lambda r: r.sum())(x)
-            return lambda x: inner(x)
-        run = make()
-        """,
-        (),
-    ),
-    "function in an instance": (
-        """
-        import jax
-        class Api:
-            def __init__(self, inner): self.inner = inner
-        api = Api(lambda x: jax.vmap(lambda r: r.sum())(x))
-        def run(x): return api.inner(x)
-        """,
-        (),
-    ),
-    "somebody else's decorator": (
-        """
+    "somebody else's decorator": """
         import jax
         @jax.checkpoint
         def inner(x): return jax.vmap(lambda r: r.sum())(x)
         def run(x): return inner(x)
         """,
-        (),
-    ),
 }
 
-# The same, with an `import` that the enclosing function runs.
-NESTED_IMPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "import in the function": (
-        """
+# The name by which a source has the vmap, where that is not `vmap`.
+NAMES = {
+    "renamed": "batch",
+    "from import in the function": "batch",
+    "partial of vmap in a module": "rows",
+    "registry of vmaps": "LAYOUTS",
+}
+
+# Sources with an `import` that the enclosing function runs.
+NESTED_IMPORTS: dict[str, str] = {
+    "import in the function": """
         def run(x):
             import jax
             def inner():
                 return jax.vmap(lambda r: r.sum())(x)
             return inner()
         """,
-        (),
-    ),
-    "from import in the function": (
-        """
+    "from import in the function": """
         def run(x):
             from jax import vmap
             def inner():
@@ -356,21 +209,11 @@ NESTED_IMPORTS: dict[str, tuple[str, tuple[str, ...]]] = {
                 return total(x)
             return inner()
         """,
-        ("vmap",),
-    ),
 }
 
-# What cannot be compared with the source text: the vmap is handed around as a value, or
-# somebody else calls it.
+# Sources that the text does not locate: the vmap is passed on as a value, or another
+# package calls it.
 HANDED_AROUND: dict[str, str] = {
-    "default": """
-        import jax
-        def run(x, batch=jax.vmap): return batch(lambda r: r.sum())(x)
-        """,
-    "keyword default": """
-        import jax
-        def run(x, *, batch=jax.vmap): return batch(lambda r: r.sum())(x)
-        """,
     "partial": """
         import functools, jax
         def apply(x, batch): return batch(lambda r: r.sum())(x)
@@ -392,67 +235,6 @@ HANDED_AROUND: dict[str, str] = {
     "import by name": """
         def run(x): return __import__("jax").vmap(lambda r: r.sum())(x)
         """,
-    "registry filled by a decorator": """
-        import jax
-        REGISTRY = {}
-        def register(f): return REGISTRY.setdefault(f.__name__, f)
-        @register
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        def run(x): return REGISTRY["inner"](x)
-        """,
-    "key of a dictionary": """
-        import jax
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        TABLE = {inner: None}
-        def run(x): return next(iter(TABLE))(x)
-        """,
-    "set": """
-        import jax
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        ALL = {inner}
-        def run(x): return next(iter(ALL))(x)
-        """,
-    "named tuple": """
-        import typing, jax
-        class Pair(typing.NamedTuple):
-            init: typing.Any
-            step: typing.Any
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        PAIR = Pair(inner, None)
-        def run(x): return PAIR.init(x)
-        """,
-    "frozen dataclass": """
-        import dataclasses, typing, jax
-        @dataclasses.dataclass(frozen=True)
-        class Api:
-            init: typing.Any
-            def __call__(self, x): return self.init(x)
-        def inner(x): return jax.vmap(lambda r: r.sum())(x)
-        API = Api(inner)
-        def run(x): return API(x)
-        """,
-    "bound method": """
-        import jax
-        class Thing:
-            def __init__(self, f): self.f = f
-            def go(self, x): return self.f(x)
-        run = Thing(lambda x: jax.vmap(lambda r: r.sum())(x)).go
-        """,
-    "attribute of a function": """
-        import jax
-        def via(): pass
-        via.inner = lambda x: jax.vmap(lambda r: r.sum())(x)
-        def run(x): return via.inner(x)
-        """,
-    "wraps": """
-        import functools, jax
-        def logged(f):
-            @functools.wraps(f)
-            def inner(*args, scale=2): return scale * f(*args)
-            return inner
-        @logged
-        def run(x): return jax.vmap(lambda r: r.sum())(x)
-        """,
     "somebody else's nested decorators": """
         import jax
         @jax.named_call
@@ -470,13 +252,6 @@ HANDED_AROUND: dict[str, str] = {
         def inner(x): return jax.vmap(lambda r: r.sum())(x)
         inner = jax.tree_util.Partial(inner)
         def run(x): return inner(x)
-        """,
-    "context manager": """
-        import contextlib, jax
-        @contextlib.contextmanager
-        def batching(): yield lambda x: jax.vmap(lambda r: r.sum())(x)
-        def run(x):
-            with batching() as batch: return batch(x)
         """,
     "recursion": """
         import jax

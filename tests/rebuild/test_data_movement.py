@@ -87,7 +87,7 @@ def test_moving_data_stays_vmap(name, rebuild):
 
 
 @pytest.mark.parametrize("name", BATCHERS)
-def test_computing_does_not(name, rebuild):
+def test_tasks_that_compute_are_split(name, rebuild):
     run = rebuild(BATCHERS[name])
     for what, compute in COMPUTES.items():
         jaxpr = jax.make_jaxpr(lambda x, f=compute: run(f, x))(ROWS)
@@ -95,7 +95,7 @@ def test_computing_does_not(name, rebuild):
         assert outermost & {"scan", "shard_map"}, what
 
 
-def test_keys_are_moved(rebuild):
+def test_moving_keys_stays_vmap_and_splitting_them_does_not(rebuild):
     keys = jax.random.split(jax.random.key(0), 6)
     run = rebuild(bk.Chunked(2))
     assert loops(lambda k: run(lambda key: key[None], k), keys) == 0
@@ -103,7 +103,7 @@ def test_keys_are_moved(rebuild):
     assert loops(lambda k: run(jax.random.split, k), keys) == 1
 
 
-def test_axes_are_respected(rebuild):
+def test_data_movement_keeps_the_axes(rebuild):
     run = rebuild(bk.Sequential())
 
     def paste(r: jax.Array, whole: jax.Array) -> dict[str, jax.Array]:
@@ -117,14 +117,14 @@ def test_axes_are_respected(rebuild):
     np.testing.assert_array_equal(fun(ROWS)["both"], expected["both"])
 
 
-def test_what_no_batcher_cuts_is_not_asked(rebuild):
+def test_batcher_that_would_not_split_traces_once(rebuild):
     fun, traces = counted(MOVES["ravel"])
     jax.make_jaxpr(lambda x: rebuild(bk.Chunked(6))(fun, x))(ROWS)
     assert len(traces) == 1
 
 
 @pytest.mark.parametrize("name", BATCHERS)
-def test_traces(name, rebuild):
+def test_task_is_traced_once_and_data_movement_twice(name, rebuild):
     run = rebuild(BATCHERS[name])
     compute, traces = counted(COMPUTES["after moving"])
     jax.make_jaxpr(lambda x: run(compute, x))(ROWS)
@@ -143,7 +143,7 @@ def test_nested_movement_stays_vmap(name, rebuild):
     np.testing.assert_array_equal(fun(ROWS), ROWS[:, :, ::-1])
 
 
-def test_nested_computing_is_cut_twice(rebuild):
+def test_nested_tasks_that_compute_are_split_twice(rebuild):
     nested = rebuild(bk.Sequential(), "nested")
     fun, traces = counted(jnp.sin)
     assert loops(lambda x: nested(fun, x), ROWS) == 2
@@ -159,7 +159,7 @@ def test_movement_inside_computing_stays_vmap(rebuild):
     assert loops(lambda x: run(outer, x), ROWS) == 1
 
 
-def test_a_batcher_of_ones_own_cuts_what_it_is_told_to():
+def test_batcher_called_by_the_user_splits_data_movement():
     # Only the sites of a sampler are left: who calls a batcher means it.
     assert loops(bk.Chunked(2)(MOVES["ravel"]), ROWS) == 1
 
@@ -173,7 +173,7 @@ def notes(fun: Callable[..., Any], *args: Any) -> list[tuple[str, str, int]]:
     "name", ["Sequential()", "Sharded(3, Chunked(2))", "Chunked(4, Sharded(2))"]
 )
 @pytest.mark.usefixtures("no_type_checks")
-def test_explain_tells(name, rebuild):
+def test_explain_names_sites_that_only_move_data(name, rebuild):
     run = rebuild(BATCHERS[name])
 
     def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -188,7 +188,7 @@ def test_explain_tells(name, rebuild):
 
 
 @pytest.mark.usefixtures("no_type_checks")
-def test_explain_tells_it_of_the_one_that_moves(rebuild):
+def test_explain_names_the_inner_site_that_only_moves_data(rebuild):
     run = rebuild(bk.Sequential())
 
     def outer(r: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Every form in which a sampler can be handed over comes back in the same form."""
 
 import functools
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, assert_type
 
 import blackjax
@@ -18,26 +18,67 @@ SETTINGS = GAUSSIAN.settings(num_inner_steps=2, num_delete=6)
 POSITIONS = GAUSSIAN.positions(1, n_live=24)
 
 
-def chunks_of_init(init: Any) -> int | None:
-    """In how many chunks `init` runs, or None for all at once."""
-    for eqn in jax.make_jaxpr(init)(POSITIONS).jaxpr.eqns:
-        if eqn.primitive.name == "scan":
-            return eqn.params["length"]
-    return None
+def scans(fun: Any, *args: Any) -> list[int]:
+    """The lengths of the outermost scans: 24 points in chunks of 5 are 5 chunks."""
+    eqns = jax.make_jaxpr(fun)(*args).jaxpr.eqns
+    return [eqn.params["length"] for eqn in eqns if eqn.primitive.name == "scan"]
 
 
 def rebuild(api: Any, size: int = 5) -> Any:
     return bk.rebuild_sampler(api, batcher=bk.Chunked(size))
 
 
-def test_an_api_object():
-    nss = rebuild(blackjax.nss)
-    assert type(nss) is type(blackjax.nss)
-    assert chunks_of_init(nss(**SETTINGS).init) == 5
-    assert chunks_of_init(nss.differentiable(**SETTINGS).init) == 5
+# What is handed over, its type, and how the rebuilt form builds an algorithm.
+FORMS: dict[str, tuple[Any, Any, Any]] = {
+    "API": (blackjax.nss, type(blackjax.nss), lambda x: x(**SETTINGS)),
+    "method": (
+        blackjax.nss,
+        type(blackjax.nss),
+        lambda x: x.differentiable(**SETTINGS),
+    ),
+    "bound method": (
+        blackjax.nss.__call__,
+        MethodType,
+        lambda x: x(**SETTINGS),
+    ),
+    "function": (
+        blackjax.ns.nss.as_top_level_api,
+        FunctionType,
+        lambda x: x(**SETTINGS),
+    ),
+    "partial": (
+        functools.partial(blackjax.nss.differentiable, **SETTINGS),
+        functools.partial,
+        lambda x: x(),
+    ),
+    "module": (
+        blackjax.ns.nss,
+        ModuleType,
+        lambda x: x.as_top_level_api(**SETTINGS),
+    ),
+    "algorithm": (blackjax.nss(**SETTINGS), blackjax.SamplingAlgorithm, lambda x: x),
+    "container": (
+        {"all": [blackjax.nsswig]},
+        dict,
+        lambda x: x["all"][0](**SETTINGS),
+    ),
+}
 
 
-def test_the_parts_of_an_api_object():
+@pytest.mark.parametrize("form", FORMS)
+def test_form_comes_back_rebuilt_and_takes_another_batcher(form: str):
+    api, kind, build = FORMS[form]
+    first = rebuild(api)
+    assert isinstance(first, kind)
+    assert scans(build(first).init, POSITIONS)[0] == 5
+    for again in (rebuild(first, size=8), rebuild(build(first), size=8)):
+        algorithm = again if hasattr(again, "step") else build(again)
+        assert scans(algorithm.init, POSITIONS)[0] == 3
+    assert scans(build(first).init, POSITIONS)[0] == 5
+    assert scans(build(api).init, POSITIONS) == []
+
+
+def test_parts_of_an_api_are_rebuilt():
     nss = rebuild(blackjax.nss)
     init_state = functools.partial(
         blackjax.ns.nss.init_state_strategy,
@@ -46,78 +87,31 @@ def test_the_parts_of_an_api_object():
     )
     kernel = nss.build_kernel(init_state, num_inner_steps=2, num_delete=6)
     state = jax.eval_shape(nss(**SETTINGS).init, POSITIONS)
-    eqns = jax.make_jaxpr(kernel)(jax.random.key(0), state).jaxpr.eqns
-    lengths = [eqn.params["length"] for eqn in eqns if eqn.primitive.name == "scan"]
-    assert 2 in lengths  # 6 replacements, at most 5 at once
+    # 6 replacements, at most 5 at once.
+    assert 2 in scans(kernel, jax.random.key(0), state)
 
-    # A vmap that users apply is theirs, also when it maps blackjax's function.
+    # A user's own vmap stays, also around a function of blackjax.
     def init(positions: Any) -> Any:
         return nss.init(positions, init_state_fn=jax.vmap(init_state))
 
-    assert chunks_of_init(init) is None
+    assert scans(init, POSITIONS) == []
 
 
-def test_a_function():
-    build = rebuild(blackjax.ns.nss.as_top_level_api)
-    assert isinstance(build, FunctionType)
-    assert build.__name__ == "as_top_level_api"
-    assert chunks_of_init(build(**SETTINGS).init) == 5
-
-
-def test_a_partial():
-    build = rebuild(functools.partial(blackjax.nss.differentiable, **SETTINGS))
-    assert isinstance(build, functools.partial)
-    assert build.keywords["loglikelihood_fn"] is SETTINGS["loglikelihood_fn"]
-    assert chunks_of_init(build().init) == 5
-
-
-def test_a_bound_method():
-    assert chunks_of_init(rebuild(blackjax.nss.__call__)(**SETTINGS).init) == 5
-
-
-def test_a_module():
+def test_names_of_a_rebuilt_module_are_those_of_the_original():
     module = rebuild(blackjax.ns.nss)
-    assert isinstance(module, ModuleType)
     assert module.__name__ == "blackjax.ns.nss"
-    assert chunks_of_init(module.as_top_level_api(**SETTINGS).init) == 5
     assert "build_swig_kernel" in dir(module)
     with pytest.raises(AttributeError, match="no_such_name"):
         module.no_such_name  # noqa: B018
 
 
-def test_a_built_algorithm():
-    upstream = blackjax.nss(**SETTINGS)
-    algorithm = rebuild(upstream)
-    assert type(algorithm) is blackjax.SamplingAlgorithm
-    assert chunks_of_init(algorithm.init) == 5
-    assert chunks_of_init(upstream.init) is None
-
-
-def test_containers():
-    family = rebuild({"nss": blackjax.nss, "all": [blackjax.nsswig]})
-    assert chunks_of_init(family["nss"](**SETTINGS).init) == 5
-    assert chunks_of_init(family["all"][0](**SETTINGS).init) == 5
-
-
-@pytest.mark.parametrize("built", [False, True])
-def test_something_rebuilt_takes_another_batcher(built):
-    first = rebuild(blackjax.nss)
-    if built:
-        algorithm = rebuild(first(**SETTINGS), size=8)
-    else:
-        algorithm = rebuild(first, size=8)(**SETTINGS)
-    assert chunks_of_init(algorithm.init) == 3
-    assert chunks_of_init(first(**SETTINGS).init) == 5
-
-
-def test_a_blackjax_function_handed_in_is_rebuilt():
+def test_blackjax_function_handed_in_is_rebuilt():
     # The default strategy maps the replacements. Handed in as an argument, the
     # original must not bring upstream's vmap back.
     strategy = blackjax.ns.from_mcmc.update_with_mcmc_take_last  # pyright: ignore
     algorithm = rebuild(blackjax.nss)(**SETTINGS, update_strategy=strategy)
     state = jax.eval_shape(algorithm.init, POSITIONS)
-    eqns = jax.make_jaxpr(algorithm.step)(jax.random.key(0), state).jaxpr.eqns
-    assert 2 in [e.params["length"] for e in eqns if e.primitive.name == "scan"]
+    assert 2 in scans(algorithm.step, jax.random.key(0), state)
 
 
 def test_functions_keep_their_identity():
@@ -130,7 +124,7 @@ def test_functions_keep_their_identity():
         assert set(state.inner_kernel_params) == {"covariance_factor"}
 
 
-def test_the_users_functions_and_their_vmaps_stay():
+def test_users_functions_and_their_vmaps_stay():
     seen = []
 
     def loglikelihood_fn(x: Any) -> Any:
@@ -146,13 +140,11 @@ def test_the_users_functions_and_their_vmaps_stay():
     )
     jaxpr = jax.make_jaxpr(algorithm.init)(POSITIONS)
     assert seen
-    scans = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
-    assert len(scans) == 1
-    nested = str(scans[0].params["jaxpr"])
-    assert "scan" not in nested  # the user's own vmap is a batched computation
+    (scan,) = (eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan")
+    assert "scan" not in str(scan.params["jaxpr"])  # but a batched computation
 
 
-def test_the_type_is_that_of_the_argument():
+def test_type_is_that_of_the_argument():
     nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Vmap())
     assert_type(nss, blackjax.GenerateSamplingAPI)  # this one is for pyright
     assert type(nss) is blackjax.GenerateSamplingAPI

@@ -96,7 +96,7 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_nested_sampling(name):
+def test_each_phase_of_nested_sampling_has_its_layout(name):
     policy, expected = LAYOUTS[name]
     assert layout(rebuild(policy)(**SETTINGS)) == expected
 
@@ -133,37 +133,22 @@ def test_every_form_of_an_api(build):
     assert layout(build()) == EXPECTED
 
 
-def test_rebuilding_again_leaves_the_first_alone():
+def test_rebuilding_again_does_not_change_the_first():
     first = rebuild(POLICY)(**SETTINGS)
     assert layout(rebuild(bk.Chunked(12), first)) == (2, None)
     assert layout(first) == EXPECTED
 
 
-@pytest.mark.parametrize(
-    "whole", [blackjax.nss, blackjax.ns.nss], ids=["api", "module"]
-)
-def test_the_parts_of_an_api(whole):
-    nss = rebuild(POLICY, whole)
-    init_state = jax.tree_util.Partial(
-        blackjax.ns.nss.init_state_strategy,
-        logprior_fn=SETTINGS["logprior_fn"],
-        loglikelihood_fn=SETTINGS["loglikelihood_fn"],
-    )
-    kernel = nss.build_kernel(init_state, INNER_STEPS, num_delete=6)
-    state = jax.eval_shape(blackjax.nss(**SETTINGS).init, POSITIONS)
-    assert chunks(kernel, KEY, state) == 2
-
-
-def test_the_part_called_init(make_package):
+def test_part_of_a_module_has_the_phase_of_its_name(make_package):
     module = make_package(init=PAIR)
     policy = {"init": bk.Chunked(4), "step": bk.Chunked(2)}
     whole = bk.rebuild_sampler(module, batcher=policy, packages=("toy",))
     assert chunks(whole.init, ROWS) == 3
     assert chunks(whole.build_kernel(), ROWS) == 6
     assert chunks(whole.total, ROWS) is None
-    # One by one they are parts of nothing.
-    alone = bk.rebuild_sampler(module.init, batcher=policy, packages=("toy",))
-    assert chunks(alone, ROWS) is None
+    # A function by itself has no phase.
+    single = bk.rebuild_sampler(module.init, batcher=policy, packages=("toy",))
+    assert chunks(single, ROWS) is None
 
 
 PAIR = """
@@ -183,7 +168,7 @@ def rebuilt(module: Any, policy: Any = None) -> Any:
     return bk.rebuild_sampler(module.build, batcher=policy, packages=("toy",))
 
 
-def test_what_both_phases_call_is_laid_out_by_each(make_package):
+def test_function_that_both_phases_call_has_the_layout_of_each(make_package):
     module = make_package(
         init=PAIR
         + """
@@ -194,21 +179,7 @@ def test_what_both_phases_call_is_laid_out_by_each(make_package):
     assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
 
 
-def test_a_function_in_the_closure_of_both(make_package):
-    module = make_package(
-        init=PAIR
-        + """
-    def build(scale):
-        def scaled(x): return scale * total(x)
-        return Pair(lambda x: scaled(x), step=lambda x: scaled(x) + 1)
-    """
-    )
-    pair = rebuilt(module)(2.0)
-    assert (chunks(pair.init, ROWS), chunks(pair.step, ROWS)) == (3, 6)
-    np.testing.assert_array_equal(pair.init(ROWS) + 1, pair.step(ROWS))
-
-
-def test_a_mutable_object_in_the_closure_of_both(make_package):
+def test_phases_share_the_data_in_their_closures(make_package):
     module = make_package(
         init=PAIR
         + """
@@ -270,7 +241,7 @@ def test_function_mapped_while_building_is_laid_out_by_its_phase(where, make_pac
     assert (chunks(again.init, ROWS), chunks(again.step, ROWS)) == (2, 2)
 
 
-def test_sites_of_an_api_are_told_from_those_of_its_parts(make_package):
+def test_sites_of_a_factory_have_no_phase_beside_those_of_its_parts(make_package):
     module = make_package(
         init=PAIR
         + """
@@ -289,7 +260,7 @@ def test_sites_of_an_api_are_told_from_those_of_its_parts(make_package):
     assert found == {("total", "init"), ("total", None), (step, None)}
 
 
-def test_a_site_is_shown_to_the_policy_with_its_phase(make_package):
+def test_policy_gets_each_site_with_its_phase(make_package):
     module = make_package(init=PAIR + MAPPED_BEFORE["in a closure"])
     seen: set[bk.Site] = set()
 
@@ -308,7 +279,7 @@ def test_a_site_is_shown_to_the_policy_with_its_phase(make_package):
 
 
 @pytest.mark.parametrize("answer", [None, 16, jax.vmap, bk.Chunked, bk.ByPhase()])
-def test_a_policy_that_answers_with_no_batcher_is_named(answer, make_package):
+def test_policy_that_returns_no_batcher_is_named(answer, make_package):
     module = make_package(init=PAIR)
     run = bk.rebuild_sampler(
         module.total, batcher=Lambda(lambda _: answer), packages=("toy",)
@@ -320,22 +291,6 @@ def test_a_policy_that_answers_with_no_batcher_is_named(answer, make_package):
     assert "`Vmap()` to leave the site as it is" in str(e.value)
 
 
-def test_states_pass_between_phases_and_upstream():
-    algorithm = rebuild(POLICY)(**SETTINGS)
-    upstream = blackjax.nss(**SETTINGS)
-    ours = jax.eval_shape(algorithm.init, POSITIONS)
-    theirs = jax.eval_shape(upstream.init, POSITIONS)
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    after = jax.eval_shape(algorithm.step, KEY, theirs)
-    assert after == jax.eval_shape(upstream.step, KEY, ours)
-    positions = GAUSSIAN.positions(0, n_live=24)
-    state = jax.jit(algorithm.init)(positions)
-    expected = jax.jit(upstream.init)(positions)
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), state, expected
-    )
-
-
-def test_upstream_is_cut_nowhere():
+def test_layout_of_upstream_has_no_chunks():
     # What reads the layouts here must not take a scan of blackjax's own for chunks.
     assert layout(blackjax.nss(**SETTINGS)) == (None, None)

@@ -61,7 +61,7 @@ class Many(bk.AbstractPolicy):
     ],
     ids=range(11),
 )
-def test_phases_choose(policy, init, step, other):
+def test_phase_chooses_the_batcher(policy, init, step, other):
     assert policy.choose(site(phase="init")) == init
     assert policy.choose(site(phase="step")) == step
     assert policy.choose(site(phase=None)) == other
@@ -95,22 +95,17 @@ def test_phases_choose(policy, init, step, other):
     ids=str,
 )
 @pytest.mark.parametrize("phase", ["init", None])
-def test_sites_choose(batchers, expected, phase):
+def test_name_of_a_site_chooses_the_batcher(batchers, expected, phase):
     default = bk.ByPhase(init=D, default=D)
     chosen = bk.BySite(batchers, default=default).choose(site(phase=phase))
     assert chosen == expected
 
 
-def test_names_with_brackets_are_names():
+def test_brackets_in_names_are_no_wildcards():
     # `<locals>` is no wildcard, and `[` would be one.
     assert bk.BySite({"toy:f.<locals>.g": A}).choose(site("f.<locals>.g")) == A
     assert bk.BySite({"toy:f[0]": A}).choose(site("f[0]")) == A
     assert bk.BySite({"toy:*.g": A}).choose(site("f.<locals>.g")) == A
-
-
-def test_what_is_left_out_is_vmap():
-    assert bk.BySite({"toy:g": A}).choose(site()) == bk.Vmap()
-    assert bk.ByPhase(init=A).choose(site(phase="step")) == bk.Vmap()
 
 
 POLICIES: list[tuple[Any, Any]] = [
@@ -124,7 +119,7 @@ POLICIES: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("policy", "another"), POLICIES)
-def test_policies_are_values(policy, another):
+def test_policies_compare_and_hash_by_value(policy, another):
     copy = jax.tree.unflatten(jax.tree.structure(policy), [])
     assert copy is not policy
     assert copy == policy
@@ -136,7 +131,7 @@ def test_policies_are_values(policy, another):
 
 
 @pytest.mark.parametrize(("policy", "another"), POLICIES)
-def test_policies_pass_through_jit(policy, another):
+def test_jit_traces_again_only_for_another_policy(policy, another):
     seen = []
 
     @jax.jit
@@ -146,8 +141,8 @@ def test_policies_pass_through_jit(policy, another):
 
     static = jax.jit(lambda x, policy: run(policy, x), static_argnames="policy")
     x = jnp.ones((6, 2))
-    for given in (policy, policy, another):
-        run(given, x)
+    for argument in (policy, policy, another):
+        run(argument, x)
     assert seen == [policy, another]
     assert static(x, policy=policy).tolist() == [2.0] * 6
     assert seen == [policy, another]
@@ -243,12 +238,12 @@ def test_an_empty_mapping_is_refused():
         rebuild({})
 
 
-def test_an_api_without_sites_says_so():
+def test_pattern_for_an_api_without_sites_is_refused():
     with pytest.raises(ValueError, match=r"of this API:\n\(none\)"):
         bk.rebuild_sampler(blackjax.hmc, batcher={"blackjax.*": A})
 
 
-def test_a_line_that_is_another_is_refused():
+def test_name_with_a_wrong_line_is_refused():
     found = bk.sites(blackjax.orbital_hmc)[0]
     right, wrong = f"{found.name}:{found.line}", f"{found.name}:{found.line + 1}"
     bk.rebuild_sampler(blackjax.orbital_hmc, batcher=bk.BySite({right: A}))

@@ -4,12 +4,13 @@ How a vmap is spelled is tested beside; here is what leads to it.
 """
 
 import dataclasses
+import html
 import importlib
 import importlib.util
 import inspect
 import pkgutil
+import re
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,7 +55,7 @@ METHODS = """
 
 
 @pytest.mark.parametrize("name", ["by_name", "by_instance", "Thing", "thing"])
-def test_methods_are_read(name, make_package):
+def test_vmaps_in_methods_are_listed(name, make_package):
     module = make_package(init=METHODS)
     assert len(vmaps_in(METHODS)) == 6
     assert places(sites(getattr(module, name))) == vmaps_in(METHODS)
@@ -88,7 +89,7 @@ def test_imports_inside_functions_are_followed(statement, make_package, tmp_path
     assert places(found, name) == vmaps_in(SUB)
 
 
-def test_other_packages_are_passed_over(make_package, tmp_path):
+def test_vmaps_of_other_packages_are_not_listed(make_package, tmp_path):
     (tmp_path / "other_toy.py").write_text(SUB)
     source = """
         import jax, other_toy
@@ -102,7 +103,7 @@ def test_other_packages_are_passed_over(make_package, tmp_path):
     assert places(both) == vmaps_in(source)
 
 
-def test_nothing_is_run(make_package):
+def test_listing_runs_no_code(make_package):
     source = """
         import functools, jax
         def fails(*args): raise RuntimeError("was run")
@@ -121,7 +122,7 @@ def test_nothing_is_run(make_package):
         assert places(sites(api)) == vmaps_in(source)
 
 
-def test_what_may_be_missing_is_not_imported(make_package, tmp_path):
+def test_optional_modules_are_not_imported(make_package, tmp_path):
     (tmp_path / "optional_toy.py").write_text("raise RuntimeError('was imported')")
     source = """
         import jax
@@ -141,7 +142,7 @@ def test_what_may_be_missing_is_not_imported(make_package, tmp_path):
     assert "optional_toy" not in sys.modules
 
 
-def test_cycles_end(make_package):
+def test_functions_that_call_each_other_are_read_once(make_package):
     source = """
         import jax, toy
         def even(x): return odd(x)
@@ -153,7 +154,7 @@ def test_cycles_end(make_package):
     assert places(sites(make_package(init=source).run)) == vmaps_in(source)
 
 
-def test_foreign_objects_without_attributes_are_passed_over(make_package):
+def test_foreign_objects_whose_attributes_raise_are_skipped(make_package):
     module = make_package(
         init="""
         import types
@@ -214,7 +215,7 @@ BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_phases_are_told_by_names(name, expected, make_package):
+def test_phase_of_a_site_follows_the_names_to_it(name, expected, make_package):
     module = make_package(init=PHASES)
     found = sites(module if name is None else getattr(module, name))
     by_phase: dict[str | None, set[str]] = {}
@@ -237,24 +238,6 @@ def test_sites_come_in_the_order_of_modules_and_lines(make_package):
     assert [str(x) for x in found] == ["toy.a:f:2", "toy.a:g:4", "toy.b:f:2"]
 
 
-class _Cells(HTMLParser):
-    """The texts of the cells of an HTML table, row by row."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_data(self, data: str) -> None:
-        self.rows[-1][-1] += data
-
-
 def test_sites_print_as_a_table(make_package):
     found = sites(make_package(init=PHASES).pair)
     rows = [[x.module, x.qualname, str(x.line), x.spelling, x.phase] for x in found]
@@ -264,18 +247,21 @@ def test_sites_print_as_a_table(make_package):
     column = lines[0].index("line")
     assert {line[column - 1] for line in lines} == {" "}
     assert [line[column:].split()[0] for line in lines[1:]] == [x[2] for x in rows]
-    assert _Cells(found._repr_html_()).rows == [head, *rows]
+    cells = re.findall("<t[hd]>(.*?)</t[hd]>", found._repr_html_())
+    assert [html.unescape(x) for x in cells] == [
+        cell for row in (head, *rows) for cell in row
+    ]
     assert "&lt;locals&gt;" in found._repr_html_()
 
 
-def test_no_sites_say_so(make_package):
+def test_empty_list_prints_no_sites(make_package):
     found = sites(make_package(init="def run(x): return x\n").run)
     assert repr(found) == "no sites"
     assert not found
     assert found == bk.Sites()
 
 
-def test_records_are_frozen_values(make_package):
+def test_sites_are_frozen_values(make_package):
     module = make_package(init=PHASES)
     found = sites(module.pair)
     first = found[0]
@@ -294,7 +280,7 @@ def test_records_are_frozen_values(make_package):
 
 
 @pytest.mark.parametrize("api", [None, 3, "nss", lambda x: x, int, sys, jax.jit(len)])
-def test_what_is_no_sampler_is_refused(api):
+def test_value_without_package_code_is_refused(api):
     with pytest.raises(ValueError, match="there is no function of the packages"):
         bk.sites(api)
 
@@ -325,7 +311,7 @@ def test_every_vmap_of_blackjax_is_found_where_it_stands(name):
     assert places(bk.sites(module), name) == expected
 
 
-def test_the_sites_of_nested_sampling():
+def test_sites_of_nested_sampling_have_their_phases():
     found = {(x.name, x.phase) for x in bk.sites(blackjax.nss)}
     update = "update_with_mcmc_take_last.<locals>.update_function"
     assert (f"blackjax.ns.from_mcmc:{update}", "step") in found

@@ -49,7 +49,7 @@ def scan_lengths(fun: Any, *args: Any) -> list[int]:
 
 
 @pytest.mark.parametrize("batch_size", SIZES)
-def test_the_results_are_upstreams(batch_size):
+def test_results_with_batch_size_are_upstreams(batch_size):
     actual = result(bk.Chunked(2), batch_size)
     for expected in (result(None, batch_size), result(None, 0)):
         assert jax.tree.structure(actual) == jax.tree.structure(expected)

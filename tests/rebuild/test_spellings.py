@@ -18,19 +18,12 @@ import pytest
 import batchkit as bk
 
 from ..helpers import equations, explained
-from .spellings import HANDED_AROUND, NESTED_IMPORTS, SPELLINGS
+from .spellings import HANDED_AROUND, NAMES, NESTED_IMPORTS, SPELLINGS
 from .vmaps import line_of, vmaps_in
 
 
 ROWS = jnp.arange(8.0).reshape(4, 2)
-ALL = [
-    *SPELLINGS.items(),
-    *((f"{name}, nested", x) for name, x in NESTED_IMPORTS.items()),
-    *((name, (source, ())) for name, source in HANDED_AROUND.items()),
-]
-every_spelling = pytest.mark.parametrize(
-    ("source", "names"), [x for _, x in ALL], ids=[name for name, _ in ALL]
-)
+LOCATED = {**SPELLINGS, **{f"{k}, nested": x for k, x in NESTED_IMPORTS.items()}}
 
 
 def sites(api: Any) -> bk.Sites:
@@ -59,17 +52,18 @@ def snapshot(module: ModuleType) -> list[tuple[str, Any]]:
     return parts
 
 
-@every_spelling
+@pytest.mark.parametrize("name", [*LOCATED, *HANDED_AROUND])
 @pytest.mark.usefixtures("no_type_checks")
-def test_spelling_is_found_and_rebuilt(source, names, make_package):
+def test_spelling_is_found_and_rebuilt(name, make_package):
+    source = {**LOCATED, **HANDED_AROUND}[name]
     module = make_package(init=source)
     run = module.run
     expected = run(ROWS)
     before = snapshot(module)
     found = sites(run)
     listed = {(x.qualname, x.line, x.spelling) for x in found}
-    if source not in HANDED_AROUND.values():
-        assert listed == vmaps_in(source, names)
+    if name in LOCATED:
+        assert listed == vmaps_in(source, [NAMES.get(name, "vmap")])
         assert len(found) == len(listed)
         assert {x.phase for x in found} == {None}
     first, second = rebuild(run, bk.Chunked(2)), rebuild(run, bk.Sequential())
@@ -80,7 +74,7 @@ def test_spelling_is_found_and_rebuilt(source, names, make_package):
         assert (length is None) == (scans(copy) == set())
         assert length is None or length in scans(copy)
         np.testing.assert_allclose(copy(ROWS), expected, rtol=1e-6)
-    if source not in HANDED_AROUND.values():
+    if name in LOCATED:
         reached = {
             x.site for each in explained(first, ROWS) for x in (each, *each.inside)
         }
@@ -106,8 +100,9 @@ def compiled(source: str, *, one_line: bool) -> ModuleType:
 def test_line_breaks_do_not_hide_a_vmap(one_line):
     # What the compiler joins into one instruction depends on its version and on what
     # stands on one line.
-    for source, names in (*SPELLINGS.values(), *NESTED_IMPORTS.values()):
-        expected = {(qualname, x) for qualname, _, x in vmaps_in(source, names)}
+    for name, source in LOCATED.items():
+        listed = vmaps_in(source, [NAMES.get(name, "vmap")])
+        expected = {(qualname, x) for qualname, _, x in listed}
         found = sites(compiled(source, one_line=one_line).run)
         assert {(x.qualname, x.spelling) for x in found} == expected, source
 
