@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.explain._explain import records_of
+from batchkit.explain._explain import reached_sites
 from batchkit.explain._tracing import recording, trace_uncached
 
 
@@ -182,7 +182,7 @@ def explained(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """
     with unchecked(), recording() as root:
         trace_uncached(fun, args, kwargs)
-    return records_of(root)
+    return reached_sites(root)
 
 
 _COLLECTIVE = re.compile(

@@ -21,7 +21,7 @@ from ._named_axes import is_bound, under_axis
 # Prefixes of the names of such equations: functions that a user marked, and those
 # that a rebuilt sampler marks as candidates.
 MARKED: Final = "batchkit.expensive:"
-SUPPOSED: Final = "batchkit.function:"
+CANDIDATE: Final = "batchkit.function:"
 
 # The attribute of a marked function with the original one.
 _WITHOUT: Final = "__batchkit_without_mark__"

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..run._diagnostic import Diagnostic
-from ..run._names import few
+from ..run._names import join_few
 from ._convergence import FEWEST_DRAWS, Convergence
 from ._draws import named_numbers
 
@@ -129,7 +129,7 @@ def _not_converged(
     equal = [x for x in rhat if np.isnan(rhat[x]) and not np.isnan(bulk[x])]
     still = np.all([np.all(x == x[:, :1], axis=(1, 2)) for x in rows], axis=0)
     if np.any(still):
-        names = few(list(map(str, np.flatnonzero(still))))
+        names = join_few(list(map(str, np.flatnonzero(still))))
         yield Diagnostic(
             "unmoved",
             float(np.sum(still)),
@@ -142,7 +142,7 @@ def _not_converged(
             "unmoved",
             float(len(equal)),
             0.0,
-            f"all draws of {few(equal)} are equal, in all chains: nothing moves "
+            f"all draws of {join_few(equal)} are equal, in all chains: nothing moves "
             f"there. {_MOVE}",
         )
     high = {x: value for x, value in rhat.items() if value > _HIGHEST_RHAT}

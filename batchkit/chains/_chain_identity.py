@@ -23,13 +23,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers._trace_log import LogEntry, leave, start_log
-from ..explain._explain import records_of
+from ..explain._explain import reached_sites
 from ..run._arguments import row_of
 from ..run._fingerprint import Part, of_arrays, of_function, of_words
 from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._same_run import Compare, Values, state_in
 from ..run._store import Saved
-from ..run._trees import to_host, tree_of
+from ..run._trees import to_host, tree_from_arrays
 from ._chain_programs import Chains
 from ._sampler import Sampler, Tuned
 from ._warmup import draws_segment
@@ -71,7 +71,9 @@ def layout_of(chains: Chains) -> list[str]:
             chains.trace_advance()
         finally:
             leave(token)
-        return [f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in records_of(root)]
+        return [
+            f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in reached_sites(root)
+        ]
 
     layout = list(chains.keep("layout", traced))
     if chains.blocks.is_fixed:
@@ -175,7 +177,7 @@ def _of_first_draw(
     chains: Chains, starts: PyTree, saved: Saved, rounding: float
 ) -> list[Values]:
     like = chains.shapes_of_draws(saved.header["draws"]).position
-    draws = tree_of("draws/position", saved.arrays, like)
+    draws = tree_from_arrays("draws/position", saved.arrays, like)
     before = _rows(jax.tree.map(lambda x: x[:, 0], draws))
     _, made = chains.advance(chains.start(), draws_segment(0, 1))
     assert made is not None

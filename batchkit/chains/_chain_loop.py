@@ -11,9 +11,9 @@ from ..run._progress import in_time
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._store import Saved
-from ..run._trees import named_arrays, to_host, tree_of
+from ..run._trees import named_arrays, to_host, tree_from_arrays
 from ._chain_programs import Chains, ChainState, Draw
-from ._chain_run import for_readers
+from ._chain_run import names_for_load
 from ._chain_starts import check_states
 from ._sampler import Tuned
 from ._warmup import draws_segment, windows_of
@@ -158,7 +158,7 @@ class ResumableChains(AbstractResumable):
 
     def resume(self, saved: Saved) -> str:
         header, arrays = saved.header, saved.arrays
-        self._state = tree_of("state", arrays, self._chains.chain_shapes)
+        self._state = tree_from_arrays("state", arrays, self._chains.chain_shapes)
         self._warmed_up = typed(header, "warmed_up", int)
         self._done = typed(header, "draws", int)
         self._at = typed(header, "at", int)
@@ -168,7 +168,9 @@ class ResumableChains(AbstractResumable):
             raise ValueError(f"its draws are {self._done}, at {self._at}")
         self._before = numbers(header, "seconds", 3)
         shapes = self._chains.shapes_of_draws(self._done)._asdict()
-        draws = Draw(**{x: tree_of(f"draws/{x}", arrays, shapes[x]) for x in shapes})
+        draws = Draw(
+            **{x: tree_from_arrays(f"draws/{x}", arrays, shapes[x]) for x in shapes}
+        )
         self._put(0, jax.tree.map(lambda x: x[:, : self._num_samples], draws))
         resumed = self._done
         if self._done < self._num_samples:
@@ -222,7 +224,7 @@ class ResumableChains(AbstractResumable):
             "at": self._at,
             "seconds": list(self._seconds),
             **self._about,
-            "result": for_readers(self._state, self._draws),
+            "result": names_for_load(self._state, self._draws),
         }
         arrays = named_arrays("state", self._state)
         for name, part in self._first(self._done)._asdict().items():

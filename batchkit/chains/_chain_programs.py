@@ -36,7 +36,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher
-from ..run._program import Kept, Program, shapes_of, type_of
+from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ..run._trees import to_host
 from ._blocks import blocks_for
 from ._sampler import Sampler, Tuned
@@ -123,7 +123,7 @@ class Chains:
         batcher: AbstractBatcher,
         thin: int,
         block: int | None = None,
-        kept: Kept | None = None,
+        kept: ProgramCache | None = None,
     ) -> None:
         """**Arguments:** as of `run_chains`, and
 
@@ -137,7 +137,7 @@ class Chains:
         self._shapes = *alike, jax.tree.map(_with_sharding, shared, samplers.shared)
         self._positions = positions
         self._thin = thin
-        self._kept = Kept() if kept is None else kept
+        self._kept = ProgramCache() if kept is None else kept
         self._type = type_of((self._shapes, shapes_of(positions))), thin, block
         self.num_chains = len(samplers.index)
         self._chain, self._draw = self.keep(

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, PyTree
 
 from ..run._environment import Provenance
 from ..run._result_file import Arrays, Header, numbers, typed
-from ..run._trees import array_names, names_to_save, put_together
+from ..run._trees import array_names, names_to_save, tree_from_json
 from ._chain_diagnostics import OF_ALGORITHM, OF_API, diagnose_chains
 from ._convergence import Convergence
 from ._draws import AbstractDraws, ChainSeconds, named_numbers
@@ -235,7 +235,7 @@ class ChainRun(AbstractDraws):
             )
 
         def found(name: str) -> Any:
-            places = put_together(names.get(_IN_CHECKPOINT.get(name, name)), {})
+            places = tree_from_json(names.get(_IN_CHECKPOINT.get(name, name)), {})
             return jax.tree.map(lambda x: arrays[x], places)
 
         return {
@@ -246,7 +246,7 @@ class ChainRun(AbstractDraws):
         }
 
 
-def for_readers(state: Any, draws: Any) -> dict[str, Any]:
+def names_for_load(state: Any, draws: Any) -> dict[str, Any]:
     """Return header entries with which `ChainRun.load` reads a checkpoint.
 
     The state is saved under "state", and each field of the draws under "draws".

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..run._arguments import check_scalar, in_short, row_of
-from ..run._names import few
+from .._util._formats import format_value
+from ..run._arguments import check_scalar, row_of
+from ..run._names import join_few
 from ..run._start_error import StartError, not_finite
 
 
@@ -18,7 +19,7 @@ def starts_from(positions: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     if not leaves:
         raise ValueError(
-            f"run_chains(positions={in_short(positions)}): there is no array in "
+            f"run_chains(positions={format_value(positions)}): there is no array in "
             "positions. Pass a pytree of arrays of shape (chains, ...)."
         )
     sizes: dict[str, int] = {}
@@ -77,8 +78,10 @@ def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> An
             raise
         raise ValueError(
             "run_chains(positions=...): positions looks like the start of a single "
-            f"chain, {in_short(positions)}: logdensity_fn takes the whole of it, and "
-            f"not one row, {in_short(row)}. Give every array the shape (chains, ...), "
+            f"chain, {format_value(positions)}: logdensity_fn takes the whole of it, "
+            "and "
+            f"not one row, {format_value(row)}. Give every array the shape (chains, "
+            "...), "
             "one row a chain; four chains or more, started far from each other."
         ) from error
 
@@ -99,7 +102,7 @@ def check_positions(
     chains, names, total = not_finite(positions)
     if chains:
         raise StartError(
-            f"{owner}({argument}=...): {few(names)} is not finite at the start of "
+            f"{owner}({argument}=...): {join_few(names)} is not finite at the start of "
             f"{_of_chains(chains, total)}. Start every chain at finite numbers.",
             chains,
             names,
@@ -118,7 +121,8 @@ def check_states(states: Any) -> None:
             values = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
             raise StartError(
                 "run_chains(positions=...): the log-density is not finite at the start "
-                f"of {_of_chains(chains, total)} ({few(values)}). Start inside of the "
+                f"of {_of_chains(chains, total)} ({join_few(values)}). Start inside of "
+                "the "
                 "support, and not so far out that the log-density overflows; the "
                 "exception has the indices as `.chains`.",
                 chains,
@@ -128,7 +132,8 @@ def check_states(states: Any) -> None:
         raise StartError(
             "run_chains(positions=...): the log-density is finite at the start of "
             f"{_of_chains(chains, total)}, but its gradient with respect to "
-            f"{few(names)} is not. Start elsewhere, or look for a `jnp.where` whose "
+            f"{join_few(names)} is not. Start elsewhere, or look for a `jnp.where` "
+            "whose "
             "branch not taken divides by zero: its NaN enters the gradient.",
             chains,
             names,
@@ -137,4 +142,4 @@ def check_states(states: Any) -> None:
 
 def _of_chains(chains: Sequence[int], total: int) -> str:
     word = "chain" if len(chains) == 1 else "chains"
-    return f"{word} {few(list(map(str, chains)))} of {total}"
+    return f"{word} {join_few(list(map(str, chains)))} of {total}"

@@ -8,6 +8,7 @@ from typing import Any, Final, overload
 import jax
 from jaxtyping import PyTree
 
+from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import (
     check_acceptance,
@@ -15,16 +16,19 @@ from ..run._arguments import (
     check_count,
     check_key,
     check_not_traced,
-    in_short,
-    kind_of,
     noting_position,
     row_of,
 )
 from ..run._checkpoint import Checkpoint
 from ..run._fingerprint import digests, rounding_of_function
 from ..run._names import parameter_names, setting_as_json
-from ..run._processes import check_same, is_multiprocess, on_host, speaker
-from ..run._program import kept_for
+from ..run._processes import (
+    check_same_arguments,
+    gather_to_host,
+    is_multiprocess,
+    speaker,
+)
+from ..run._program import program_cache
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -248,7 +252,7 @@ def run_chains(
     check_progress(progress, "run_chains")
     check_key(rng_key, "run_chains")
     place = checkpoint_from(checkpoint, "run_chains")
-    rng_key, positions = on_host((rng_key, positions))
+    rng_key, positions = gather_to_host((rng_key, positions))
     starts = starts_from(positions)
     check_positions(starts)
     if logdensity_fn is None:
@@ -270,13 +274,13 @@ def run_chains(
     samplers = all_alike(plan.sampler, num_chains)
     # The number of transitions is no part of a program.
     parts = {name: x for name, x in plan.settings.items() if name != "num_warmup"}
-    kept = kept_for("run_chains", sampler, logdensity_fn, batcher, parts)
+    kept = program_cache("run_chains", sampler, logdensity_fn, batcher, parts)
     with noting_position("run_chains", "its log-density", row_of(starts)):
         chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
     identity = {}
     if place is not None or is_multiprocess():
         identity = identity_of(plan, rng_key, starts, chains.tuned_shapes)
-    check_same(
+    check_same_arguments(
         "run_chains",
         digests(identity),
         batcher=batcher,
@@ -354,9 +358,10 @@ def _by_name(
         names, what = names[1:], "an algorithm, which has its log-density in it"
     else:
         raise TypeError(
-            f"run_chains({in_short(sampler)}, ...): the first argument must be an API "
+            f"run_chains({format_value(sampler)}, ...): the first argument must be an "
+            "API "
             "such as blackjax.nuts, or an algorithm with `init` and `step` such as "
-            f"blackjax.nuts(logdensity_fn, ...); got {kind_of(sampler)}."
+            f"blackjax.nuts(logdensity_fn, ...); got {format_type(sampler)}."
         )
     settings = dict(by_name)
     arguments = dict(zip(names, args, strict=False))
@@ -371,9 +376,10 @@ def _by_name(
     logdensity_fn = arguments.get("logdensity_fn")
     if is_api(sampler) and not callable(logdensity_fn):
         raise TypeError(
-            f"run_chains(logdensity_fn={in_short(logdensity_fn)}): logdensity_fn must "
+            f"run_chains(logdensity_fn={format_value(logdensity_fn)}): logdensity_fn "
+            "must "
             "be a function from one position to a scalar; got "
-            f"{kind_of(logdensity_fn)}."
+            f"{format_type(logdensity_fn)}."
         )
     return logdensity_fn, arguments["rng_key"], arguments["positions"], settings
 
@@ -382,7 +388,8 @@ def _refuse_warmup(settings: Mapping[str, Any]) -> None:
     """Raise if a setting of the warm-up or the sampler is passed with an algorithm."""
     for name, value in settings.items():
         raise TypeError(
-            f"run_chains({name}={in_short(value)}): an algorithm has its parameters "
+            f"run_chains({name}={format_value(value)}): an algorithm has its "
+            "parameters "
             f"already, and there is no warm-up that could use {name}. Leave it out, "
             "or pass the API with the log-density: `run_chains(blackjax.nuts, "
             "logdensity_fn, rng_key, positions)`."

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, final
 
 from jaxtyping import PyTree
 
-from .._util._formats import format_value as in_short
+from .._util._formats import format_value
 from ..batchers import expensive
 from ..run._extras import delayed
 from ._warmup import Warmup
@@ -161,13 +161,13 @@ def _check_settings(
     for name in settings:
         if name in _TUNED:
             raise TypeError(
-                f"{caller}({name}={in_short(settings[name])}): {name} is what the "
+                f"{caller}({name}={format_value(settings[name])}): {name} is what the "
                 f"warm-up finds. To begin from it use `initial_{name}`."
                 f"{_WITHOUT_WARMUP.get(caller, '')}"
             )
         if name not in accepted:
             raise TypeError(
-                f"{caller}({name}={in_short(settings[name])}): neither the warm-up "
+                f"{caller}({name}={format_value(settings[name])}): neither the warm-up "
                 f"nor the sampler takes {name}. They take "
                 f"{', '.join(dict.fromkeys(accepted))}."
             )

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._formats import format_value as in_short
+from .._util._formats import format_value
 from ..run._extras import delayed
 
 
@@ -113,7 +113,7 @@ class Warmup:
         shape = (size,) if self._is_diagonal else (size, size)
         if self._matrix is not None and jnp.shape(self._matrix) != shape:
             raise ValueError(
-                f"initial_inverse_mass_matrix={in_short(self._matrix)}: "
+                f"initial_inverse_mass_matrix={format_value(self._matrix)}: "
                 f"with is_mass_matrix_diagonal={self._is_diagonal} it must have the "
                 f"shape {shape}, for the {size} numbers of a position; it has "
                 f"{jnp.shape(self._matrix)}."

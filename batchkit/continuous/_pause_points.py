@@ -14,7 +14,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .._util._jaxprs import equations, inner_jaxprs
-from ..batchers._marks import MARKED, SUPPOSED
+from ..batchers._marks import CANDIDATE, MARKED
 from ._basic_blocks import Operand, Value
 from ._equations import (
     Cond,
@@ -116,7 +116,7 @@ def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
     by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
     candidates = by_user or _without_callers(calls) or calls
     if expensive is not None:
-        wanted = (MARKED + expensive, SUPPOSED + expensive)
+        wanted = (MARKED + expensive, CANDIDATE + expensive)
         candidates = {k: v for k, v in calls.items() if k in wanted}
         if not candidates:
             names = sorted(_short(name) for name in calls)
@@ -135,7 +135,7 @@ def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix(MARKED).removeprefix(SUPPOSED)
+    return name.removeprefix(MARKED).removeprefix(CANDIDATE)
 
 
 def _can_be_split(eqn: Any) -> bool:
@@ -153,7 +153,7 @@ def _marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
         name = jit_name(eqn)
         # A function that returns no arrays, such as one that makes another, is no call
         # to wait for.
-        if eqn.outvars and name.startswith((MARKED, SUPPOSED)):
+        if eqn.outvars and name.startswith((MARKED, CANDIDATE)):
             found.setdefault(name, []).append(eqn)
         for inner in inner_jaxprs(eqn) if _can_be_split(eqn) else ():
             for name, calls in _marked_calls(inner).items():

@@ -170,10 +170,10 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     """
     with recording() as root:
         traced = trace_uncached(fun, args, kwargs)
-    return Explanation(records_of(root), memory_of(traced.lower().compile()))
+    return Explanation(reached_sites(root), memory_of(traced.lower().compile()))
 
 
-def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
+def reached_sites(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
     """Make immutable records of the sites inside an entry, without duplicates.
 
     Duplicates arise where JAX traces a function twice, such as the body of a loop.
@@ -194,7 +194,7 @@ def records_of(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
             bytes_out=inner.bytes_out,
             functions=tuple(inner.called),
             note=inner.note,
-            inside=records_of(inner, at_once),
+            inside=reached_sites(inner, at_once),
         )
         if record not in records:
             records.append(record)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, PyTree
 from ..batchers import expensive
 from ..batchers._marks import without_mark
 from ..rebuild import rebuild_sampler
-from ..run._program import Kept
+from ..run._program import ProgramCache
 from ._chain_counts import recorded
 
 
@@ -105,7 +105,7 @@ class Rejected:
 
 
 @contextlib.contextmanager
-def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
+def counter_of(kept: ProgramCache) -> Iterator[tuple[Rejected, ProgramCache]]:
     """Yield a counter, and the cache of the programs that call back to it.
 
     Two runs of the same functions at the same time, in two threads, get two counters,
@@ -115,7 +115,7 @@ def counter_of(kept: Kept) -> Iterator[tuple[Rejected, Kept]]:
     rejected = free.pop() if free else Rejected()
     rejected.restart()
     try:
-        yield rejected, kept.get(rejected, Kept)
+        yield rejected, kept.get(rejected, ProgramCache)
     finally:
         free.append(rejected)
 

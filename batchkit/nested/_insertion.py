@@ -95,10 +95,10 @@ def insertion_p_value(dead: DeadPoints) -> float:
 
     The p-value; 1 if no point was inserted.
     """
-    return p_value_of(insertion_ranks(dead), int(dead.num_live.max()))
+    return p_value_of_ranks(insertion_ranks(dead), int(dead.num_live.max()))
 
 
-def p_value_of(ranks: Float[np.ndarray, " born"], length: int) -> float:
+def p_value_of_ranks(ranks: Float[np.ndarray, " born"], length: int) -> float:
     """Return the p-value of ranks, in pieces of at least `length` ranks."""
     if len(ranks) == 0:
         return 1.0

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..run._arguments import check_scalar, in_short, kind_of, row_of
-from ..run._names import columns, few
-from ..run._program import Kept, Program
+from .._util._formats import format_type, format_value
+from ..run._arguments import check_scalar, row_of
+from ..run._names import columns, join_few
+from ..run._program import Program, ProgramCache
 from ..run._start_error import StartError, not_finite
 from ._dead import Points
 from ._guard import InvalidLikelihoodError, parameters_of
@@ -36,7 +37,7 @@ def refusing_algorithms(run: Callable[_P, _T]) -> Callable[_P, _T]:
     def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         first = args[0] if args else kwargs.get("api")
         if all(callable(getattr(first, name, None)) for name in ("init", "step")):
-            others = ", ".join(map(in_short, args[1:]))
+            others = ", ".join(map(format_value, args[1:]))
             raise TypeError(
                 f"run_nested({type(first).__name__}, {others}): the nested sampler is "
                 "built already. Pass its API, with the functions and settings that it "
@@ -53,15 +54,16 @@ def check_api(api: Any, settings: Mapping[str, Any]) -> None:
     """Raise unless `api` is that of a nested sampler that takes the settings."""
     if not callable(api):
         raise TypeError(
-            f"run_nested(api={in_short(api)}): api must be a nested sampler such as "
-            f"blackjax.nss; got {kind_of(api)}. {_ORDER}"
+            f"run_nested(api={format_value(api)}): api must be a nested sampler such "
+            "as "
+            f"blackjax.nss; got {format_type(api)}. {_ORDER}"
         )
     parameters = parameters_of(api)
     if parameters is None:
         return
     if not parameters.keys() >= set(_FUNCTIONS):
         raise TypeError(
-            f"run_nested(api={in_short(api)}): api must be a nested sampler, which "
+            f"run_nested(api={format_value(api)}): api must be a nested sampler, which "
             f"takes logprior_fn and loglikelihood_fn, such as blackjax.nss; this takes "
             f"{', '.join(parameters)}. For Markov chains use `run_chains`."
         )
@@ -69,7 +71,7 @@ def check_api(api: Any, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name not in taken:
             raise TypeError(
-                f"run_nested({name}={in_short(value)}): the sampler has no setting "
+                f"run_nested({name}={format_value(value)}): the sampler has no setting "
                 f"{name}. It takes {', '.join(taken)}."
             )
     for name, parameter in taken.items():
@@ -83,12 +85,12 @@ def check_options(stop: Any, on_invalid: Any) -> None:
     """Raise unless `stop` is a rule and `on_invalid` a choice."""
     if not isinstance(stop, AbstractStop):
         raise TypeError(
-            f"run_nested(stop={in_short(stop)}): stop must be a rule such as "
-            f"bk.RemainingEvidence(1e-3); got {kind_of(stop)}."
+            f"run_nested(stop={format_value(stop)}): stop must be a rule such as "
+            f"bk.RemainingEvidence(1e-3); got {format_type(stop)}."
         )
     if on_invalid not in ("raise", "reject"):
         raise ValueError(
-            f"run_nested(on_invalid={in_short(on_invalid)}): on_invalid must be "
+            f"run_nested(on_invalid={format_value(on_invalid)}): on_invalid must be "
             "'raise' or 'reject', for likelihoods that are NaN or plus infinity."
         )
 
@@ -98,7 +100,7 @@ def live_points(positions: PyTree) -> PyTree:
     leaves = jax.tree_util.tree_leaves_with_path(positions)
     if not leaves:
         raise ValueError(
-            f"run_nested(positions={in_short(positions)}): there is no array in "
+            f"run_nested(positions={format_value(positions)}): there is no array in "
             "positions. Pass a pytree of arrays of shape (live points, ...), draws "
             "from the prior."
         )
@@ -136,8 +138,10 @@ def live_points(positions: PyTree) -> PyTree:
     rows, names, total = not_finite(positions)
     if rows:
         raise StartError(
-            f"run_nested(positions=...): {few(names)} is not finite in {len(rows)} of "
-            f"{total} live points, rows {few(list(map(str, rows)))}. Draw every live "
+            f"run_nested(positions=...): {join_few(names)} is not finite in "
+            f"{len(rows)} of "
+            f"{total} live points, rows {join_few(list(map(str, rows)))}. Draw every "
+            "live "
             "point from the prior.",
             rows,
             names,
@@ -146,15 +150,16 @@ def live_points(positions: PyTree) -> PyTree:
 
 
 def check_functions(
-    functions: Mapping[str, Callable], positions: PyTree, kept: Kept
+    functions: Mapping[str, Callable], positions: PyTree, kept: ProgramCache
 ) -> None:
     """Raise unless both functions return a real number, and the prior a finite one."""
     row = row_of(positions)
     for name, function in functions.items():
         if not callable(function):
             raise TypeError(
-                f"run_nested({name}={in_short(function)}): {name} must be a function "
-                f"of one position; got {kind_of(function)}. {_ORDER}"
+                f"run_nested({name}={format_value(function)}): {name} must be a "
+                "function "
+                f"of one position; got {format_type(function)}. {_ORDER}"
             )
         check_scalar("run_nested", name, function, row)
     prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
@@ -215,7 +220,8 @@ def refusing_mixed_dtypes(
             raise
         found = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
         raise TypeError(
-            f"run_nested(positions={in_short(positions)}): a step of this algorithm "
+            f"run_nested(positions={format_value(positions)}): a step of this "
+            "algorithm "
             f"mixes dtypes: {found}, and random numbers are {default}. Make all of "
             f"them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
             "positions)`. If `jax_enable_x64` was switched on after positions were "
@@ -258,4 +264,4 @@ def refuse_invalid(points: Points, which: str, advice: str = "") -> None:
 def _at_row(positions: PyTree, row: Any) -> str:
     """Format one position, as in ` at x[0] = 1, x[1] = 2`."""
     values = [f"{name} = {column[row]:.6g}" for name, column in columns(positions)]
-    return f" at {few(values)}"
+    return f" at {join_few(values)}"

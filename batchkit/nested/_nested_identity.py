@@ -17,10 +17,10 @@ from ..run._fingerprint import (
     rounding_of_function,
 )
 from ..run._names import qualified_name, setting_as_json
-from ..run._processes import check_same, is_multiprocess
-from ..run._same_run import Compare, Values, some_of, state_in
+from ..run._processes import check_same_arguments, is_multiprocess
+from ..run._same_run import Compare, Values, evenly_spaced_indices, state_in
 from ..run._store import Saved
-from ..run._trees import to_host, tree_of
+from ..run._trees import to_host, tree_from_arrays
 from ._dead import Points, concatenated, points_of
 from ._nested_programs import NestedPrograms
 
@@ -47,7 +47,7 @@ def check_processes(
             "first live points": of_arrays(positions),
             **_functions(functions, positions),
         }
-        check_same("run_nested", digests(parts), **options)
+        check_same_arguments("run_nested", digests(parts), **options)
 
 
 def identity_of(
@@ -83,7 +83,7 @@ def comparison_of(
     def compare(saved: Saved, parts: Sequence[str]) -> list[Values]:
         state = state_in(saved, "state", programs.state_shapes)
         shapes = programs.dead_shapes(int(state.status.step))
-        dead = tree_of("dead", saved.arrays, shapes)
+        dead = tree_from_arrays("dead", saved.arrays, shapes)
         points = _some_points(dead, points_of(state.sampler))
         before = {"prior": points.logprior, "likelihood": points.loglikelihood}
         found: list[Values] = []
@@ -112,7 +112,7 @@ def _some_points(dead: Points, live: Points) -> Points:
     points: Points = concatenated([jax.tree.map(np.asarray, x) for x in (dead, live)])
     finite = np.flatnonzero(np.isfinite(points.loglikelihood))
     rows = finite if finite.size else np.arange(len(points.loglikelihood))
-    return jax.tree.map(lambda x: x[rows[some_of(len(rows))]], points)
+    return jax.tree.map(lambda x: x[rows[evenly_spaced_indices(len(rows))]], points)
 
 
 def _at(function: Callable[..., Any], positions: PyTree) -> np.ndarray:

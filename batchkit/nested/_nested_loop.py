@@ -14,17 +14,17 @@ from ..run._diagnostic import Diagnostic
 from ..run._environment import Provenance
 from ..run._names import parameter_names
 from ..run._processes import (
-    first_says,
     is_first_process,
     is_multiprocess,
+    numbers_of_first_process,
     speaker,
-    summed,
+    sum_over_processes,
 )
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._same_run import state_in
 from ..run._store import Saved
-from ..run._trees import named_arrays, to_host, tree_of
+from ..run._trees import named_arrays, to_host, tree_from_arrays
 from ._chain_counts import describe_moves
 from ._dead import (
     DeadPoints,
@@ -39,7 +39,7 @@ from ._nested_arguments import refuse_invalid, refuse_zero_likelihood
 from ._nested_diagnostics import diagnose
 from ._nested_programs import NestedPrograms
 from ._nested_progress import NestedProgress, progress_of
-from ._nested_run import NestedRun, for_readers
+from ._nested_run import NestedRun, names_for_load
 from ._stop import AbstractStop, MaxSteps, rules_met
 
 
@@ -104,7 +104,7 @@ class ResumableNested(AbstractResumable):
             lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
         )
         shapes = self._programs.dead_shapes(int(self._state.status.step))
-        self._dead = [tree_of("dead", saved.arrays, shapes)]
+        self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
         compile, run = numbers(saved.header, "seconds", 2)
         self._seconds_before = compile, run
         if is_first_process():  # the counts of processes are summed
@@ -165,7 +165,7 @@ class ResumableNested(AbstractResumable):
             "rule": repr(self._rule),
             "dead": "positions, log-likelihood, birth, log-prior",
             "evaluations": self._count_evaluations(),
-            "result": for_readers(self._state, dead, self._run),
+            "result": names_for_load(self._state, dead, self._run),
         }
         arrays = {
             **named_arrays("state", self._state),
@@ -246,7 +246,11 @@ class ResumableNested(AbstractResumable):
         # A program for the devices of one process runs in each of them, as a whole.
         programs = self._programs.init, self._programs.block
         spread = any(program.spans_processes for program in programs)
-        return summed(count) if spread else int(first_says(count)[0])
+        return (
+            sum_over_processes(count)
+            if spread
+            else int(numbers_of_first_process(count)[0])
+        )
 
     def _count_evaluations(self) -> int | None:
         if not self._programs.counts_evaluations:

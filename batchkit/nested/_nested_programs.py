@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..batchers._around import whole
-from ..explain._explain import ReachedSite, records_of
+from ..explain._explain import ReachedSite, reached_sites
 from ..explain._tracing import recording
-from ..run._program import Kept, Program, shapes_of, type_of
+from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ._chain_counts import ChainCounts, chain_counts, evaluations_of, update_info_of
 from ._dead import Points, points_of
 from ._guard import is_invalid
@@ -65,7 +65,11 @@ class NestedPrograms:
     """
 
     def __init__(
-        self, algorithm: Any, rng_key: Any, positions: PyTree, kept: Kept | None = None
+        self,
+        algorithm: Any,
+        rng_key: Any,
+        positions: PyTree,
+        kept: ProgramCache | None = None,
     ) -> None:
         takes_key = len(inspect.signature(algorithm.init).parameters) > 1
 
@@ -86,7 +90,7 @@ class NestedPrograms:
             return self._start(first(rng_key, positions))
 
         self._step = step
-        kept = Kept() if kept is None else kept
+        kept = ProgramCache() if kept is None else kept
         self.init = Program(init, kept, "init")
         self.block = Program(self._block, kept, "block")
         shapes = shapes_of((rng_key, positions))
@@ -97,7 +101,7 @@ class NestedPrograms:
                 state = jax.eval_shape(first, *shapes)
                 points_of(state)  # before a step of what is no nested sampler
                 state, info = jax.eval_shape(step, shapes[0], state)
-            return state, info, records_of(root)
+            return state, info, reached_sites(root)
 
         key = "shapes", type_of(shapes)
         self._state, self._info, self.sites = kept.get(key, traced)

@@ -21,7 +21,7 @@ from ..run._over_draws import Transform, transformed, with_derived
 from ..run._result import AbstractResult
 from ..run._result_file import Arrays, Header, numbers, record_from, typed
 from ..run._summary import Summary
-from ..run._trees import array_names, names_to_save
+from ..run._trees import array_names, describable, names_to_save, tree_from_json
 from ._dead import DeadPoints, Points, concatenate, dead_points, points_of
 from ._volumes import Volumes, generator, resample, simulate
 
@@ -523,7 +523,7 @@ class NestedRun(AbstractResult[Summary]):
             )
         parts = []
         for part in ("dead", "live"):
-            places = put_together(names[part], {})
+            places = tree_from_json(names[part], {})
             points = jax.tree.map(lambda x: arrays[x], places)
             parts.append(Points(*(points[field] for field in Points._fields)))
         dead = dead_points(parts)
@@ -546,7 +546,7 @@ class NestedRun(AbstractResult[Summary]):
         }
 
 
-def for_readers(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
+def names_for_load(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
     """Return header entries with which `NestedRun.load` reads a checkpoint.
 
     `state` and `dead` are saved under these names; `run` is None before the end.

@@ -16,8 +16,8 @@ from ..rebuild import AbstractPolicy
 from ..run._arguments import check_key, check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
 from ..run._names import parameter_names
-from ..run._processes import on_host, speaker
-from ..run._program import kept_for
+from ..run._processes import gather_to_host, speaker
+from ..run._program import program_cache
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
 from ..run._saving import Saver, check_fresh, checkpoint_from
@@ -160,10 +160,10 @@ def run_nested(
     check_progress(progress, "run_nested")
     check_key(rng_key, "run_nested")
     place = checkpoint_from(checkpoint, "run_nested")
-    rng_key, positions = on_host((rng_key, positions))
+    rng_key, positions = gather_to_host((rng_key, positions))
     live = live_points(positions)
     functions = {"logprior_fn": logprior_fn, "loglikelihood_fn": loglikelihood_fn}
-    kept = kept_for("run_nested", api, functions, batcher, settings, on_invalid)
+    kept = program_cache("run_nested", api, functions, batcher, settings, on_invalid)
     check_functions(functions, live, kept)
     check_processes(
         functions,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from ..chains import ChainRun
 from ..chains._draws import pooled_columns
 from ..nested import NestedRun
-from ..run._names import columns, few, leaves
+from ..run._names import columns, join_few, leaves
 from ..run._over_draws import Transform, transformed
 from ..shards import ShardRun
 
@@ -88,7 +88,7 @@ def parameters_of(
             if name not in choices:
                 raise ValueError(
                     f"{caller}({argument}=...): there is no parameter {name!r}. The "
-                    f"parameters are {few(list(named), _MAX_NAMES)}."
+                    f"parameters are {join_few(list(named), _MAX_NAMES)}."
                 )
         return list(dict.fromkeys(x for name in chosen for x in choices[name]))
 
@@ -97,7 +97,8 @@ def parameters_of(
         if len(names) > most:
             raise ValueError(
                 f"{caller}(names=None): a figure shows at most {most} parameters, but "
-                f"the run has {len(names)}: {few(names, _MAX_NAMES)}. Choose some, "
+                f"the run has {len(names)}: {join_few(names, _MAX_NAMES)}. Choose "
+                "some, "
                 f"such as names={names[:3]!r}."
             )
     shown = choose("names", [names] if isinstance(names, str) else names)

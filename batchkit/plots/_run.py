@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..nested import NestedRun, insertion_ranks
-from ..nested._insertion import p_value_of
+from ..nested._insertion import p_value_of_ranks
 from ._figure import COLOURS, GREY, new_figure, tidy
 
 
@@ -155,7 +155,7 @@ def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
     spread = 1.96 * np.sqrt(len(ranks) * share * (1 - share))
     axes.axhspan(max(0, mean - spread), mean + spread, color=GREY, alpha=0.3, lw=0)
     axes.axhline(mean, color=GREY, lw=1)
-    axes.set_title(f"Insertion ranks (p = {p_value_of(ranks, num_live):.2g})")
+    axes.set_title(f"Insertion ranks (p = {p_value_of_ranks(ranks, num_live):.2g})")
 
 
 def _order(axes: Any, ranks: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any, Final, final
 
 from ..batchers import AbstractBatcher
-from ..batchers._marks import SUPPOSED, mark
+from ..batchers._marks import CANDIDATE, mark
 from ._policies import AbstractPolicy, may_want
 from ._walk import Packages, attribute, parts, walk
 
@@ -96,7 +96,7 @@ class Marker:
             return function
         marked = self._marked.get((id(function), name))
         if marked is None:
-            marked = mark(function, SUPPOSED, name)
+            marked = mark(function, CANDIDATE, name)
             self._marked[id(function), name] = marked
         return marked
 

@@ -15,7 +15,7 @@ from jax.errors import (
 )
 from jaxtyping import PyTree
 
-from .._util._formats import format_type as kind_of, format_value as in_short
+from .._util._formats import format_type, format_value
 from ..batchers._abstract import check_batcher as check_batcher
 
 
@@ -37,8 +37,9 @@ def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
-            f"{owner}({name}={in_short(value)}): {name} must be an int, at least 1; "
-            f"got {kind_of(value)}."
+            f"{owner}({name}={format_value(value)}): {name} must be an int, at least "
+            "1; "
+            f"got {format_type(value)}."
         )
     if value < 1:
         raise ValueError(f"{owner}({name}={value}): {name} must be at least 1.{remedy}")
@@ -49,8 +50,9 @@ def check_acceptance(owner: str, value: object) -> float:
     """Return an acceptance rate between 0 and 1, or raise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
-            f"{owner}(target_acceptance={in_short(value)}): target_acceptance must be "
-            f"a number between 0 and 1, such as 0.8; got {kind_of(value)}."
+            f"{owner}(target_acceptance={format_value(value)}): target_acceptance must "
+            "be "
+            f"a number between 0 and 1, such as 0.8; got {format_type(value)}."
         )
     if not 0 < value < 1:
         raise ValueError(
@@ -66,8 +68,8 @@ def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not typed and dtype != jnp.uint32:
         raise TypeError(
-            f"{owner}({name}={in_short(rng_key)}): {name} must be a key of JAX, "
-            f"such as jax.random.key(0); got {kind_of(rng_key)}."
+            f"{owner}({name}={format_value(rng_key)}): {name} must be a key of JAX, "
+            f"such as jax.random.key(0); got {format_type(rng_key)}."
         )
     assert shape is not None
     if len(shape) != (0 if typed else 1):
@@ -109,7 +111,7 @@ def noting_position(owner: str, name: str, row: PyTree) -> Iterator[None]:
             case ConcretizationTypeError() | TracerArrayConversionError():
                 note = f". {_NUMPY}"
             case _:
-                position = in_short(row)
+                position = format_value(row)
                 note = (
                     f", a function of one argument, which is one position: {position}."
                 )
@@ -130,13 +132,15 @@ def check_scalar(
     if dtype is None or shape != ():
         raise TypeError(
             f"{owner}({name}=...): {name} must return one real number, a scalar, for "
-            f"one position; got {in_short(out)}. Sum over data and dimensions, as in "
+            f"one position; got {format_value(out)}. Sum over data and dimensions, as "
+            "in "
             "`jnp.sum(...)`."
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
             f"{owner}({name}=...): {name} must return one real number, of a floating-"
-            f"point dtype; got {in_short(out)}. Compute with floats, or convert the "
+            f"point dtype; got {format_value(out)}. Compute with floats, or convert "
+            "the "
             "result, as in `jnp.asarray(value, float)`."
         )
     return dtype

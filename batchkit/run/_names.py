@@ -49,7 +49,7 @@ def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
             yield name + place, array[(slice(None), *index)]
 
 
-def few(words: Sequence[str], most: int = 5) -> str:
+def join_few(words: Sequence[str], most: int = 5) -> str:
     """Join words by commas, with a count of those beyond the first few."""
     hidden = len(words) - most
     text = ", ".join(words[:most])

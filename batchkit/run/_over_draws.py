@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
-from ._arguments import in_short, kind_of, noting_position
-from ._program import Program, kept_for
+from ._arguments import noting_position
+from ._program import Program, program_cache
 
 
 # The user's function from one position to what is shown in its place.
@@ -51,7 +52,7 @@ def transformed(
             raise TypeError(
                 f"{caller}(transform=...): transform must return real numbers, as an "
                 "array or as a pytree of arrays, such as a dict by name; got "
-                f"{in_short(out)}."
+                f"{format_value(out)}."
             )
 
     return _over_draws(transform, samples, caller, "transform", dims, check)
@@ -75,7 +76,7 @@ def log_likelihoods_of(
                 f"{caller}(log_likelihood=...): log_likelihood must return "
                 "floating-point arrays with one log-likelihood for each observation, "
                 "such as `jax.scipy.stats.norm.logpdf(y, model(position))`; got "
-                f"{in_short(out)}. Do not sum over observations."
+                f"{format_value(out)}. Do not sum over observations."
             )
 
     found = _over_draws(function, samples, caller, "log_likelihood", 2, check)
@@ -100,7 +101,7 @@ def with_derived(
 
 def _mapped(function: Callable[[PyTree], PyTree], batcher: AbstractBatcher) -> Program:
     """Return a function over rows, which a second call does not compile again."""
-    return Program(batcher(function), kept_for("over draws", function, batcher))
+    return Program(batcher(function), program_cache("over draws", function, batcher))
 
 
 def _over_draws(
@@ -117,8 +118,9 @@ def _over_draws(
     """
     if not callable(function):
         raise TypeError(
-            f"{caller}({argument}={in_short(function)}): {argument} must be a function "
-            f"of one position; got {kind_of(function)}."
+            f"{caller}({argument}={format_value(function)}): {argument} must be a "
+            "function "
+            f"of one position; got {format_type(function)}."
         )
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[dims:]), samples)
     shape = jax.tree.leaves(samples)[0].shape[:dims]

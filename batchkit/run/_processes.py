@@ -63,17 +63,19 @@ def speaker(log: logging.Logger) -> SafeLog:
     return SafeLog(log, {})
 
 
-def first_says(*numbers: int | float) -> tuple[float, ...]:
+def numbers_of_first_process(*numbers: int | float) -> tuple[float, ...]:
     """Return the numbers of the first process, exactly."""
     return tuple(map(float, allgather_numbers(*numbers)[0]))
 
 
-def summed(number: int) -> int:
+def sum_over_processes(number: int) -> int:
     """Return the sum of a number over all processes."""
     return int(allgather_numbers(number).sum())
 
 
-def check_same(caller: str, digests: Mapping[str, str], **options: Any) -> None:
+def check_same_arguments(
+    caller: str, digests: Mapping[str, str], **options: Any
+) -> None:
     """Raise in every process unless all of them were called with the same arguments.
 
     **Arguments:**
@@ -102,15 +104,15 @@ def check_same(caller: str, digests: Mapping[str, str], **options: Any) -> None:
         )
 
 
-def in_first(make: Callable[[], Any]) -> Any:
+def run_in_first_process(make: Callable[[], Any]) -> Any:
     """Call a function in the first process, and return its result in all processes.
 
     The result must be a value that JSON has. What `make` raises is raised in all.
     """
-    return json.loads(bytes_from_first(lambda: json.dumps(make()).encode()))
+    return json.loads(bytes_of_first_process(lambda: json.dumps(make()).encode()))
 
 
-def bytes_from_first(make: Callable[[], bytes]) -> bytes:
+def bytes_of_first_process(make: Callable[[], bytes]) -> bytes:
     """Call a function in the first process, and return its bytes in all processes."""
     if not is_multiprocess():
         return make()
@@ -124,7 +126,7 @@ def bytes_from_first(make: Callable[[], bytes]) -> bytes:
             if isinstance(error, CheckpointError):
                 parts["args"] = error.reason, error.remedy, error.damaged
             data = json.dumps(parts).encode()
-    size, failed = map(int, first_says(len(data), error is not None))
+    size, failed = map(int, numbers_of_first_process(len(data), error is not None))
     # The others pass as many bytes of their own, which nothing reads.
     message = data if is_first_process() else b"\0" * size
     received = b"".join(
@@ -141,7 +143,7 @@ def bytes_from_first(make: Callable[[], bytes]) -> bytes:
     return data if is_first_process() else received
 
 
-def on_host(tree: PyTree) -> PyTree:
+def gather_to_host(tree: PyTree) -> PyTree:
     """Replace arrays that span processes by the whole arrays, in every process.
 
     Keys stay keys, and arrays that this process has stay as they are.
@@ -170,7 +172,7 @@ def put(x: Any, sharding: Any) -> Any:
     if _spans_processes(x):
         if x.sharding.is_equivalent_to(sharding, x.ndim):
             return x
-        x = on_host(x)
+        x = gather_to_host(x)
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     x = jnp.asarray(x)

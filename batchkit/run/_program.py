@@ -50,7 +50,7 @@ _EMPTY: Final = jax.jit(lambda: ())
 
 
 @final
-class Kept:
+class ProgramCache:
     """Cache entries that belong to one set of functions, by keys."""
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class Kept:
 
 
 # Weak references are stored beside the entries: they must live to call back.
-_KEPT: Final[dict[Hashable, tuple[tuple[weakref.ref[Any], ...], Kept]]] = {}
+_KEPT: Final[dict[Hashable, tuple[tuple[weakref.ref[Any], ...], ProgramCache]]] = {}
 
 
-def kept_for(*parts: Any) -> Kept:
+def program_cache(*parts: Any) -> ProgramCache:
     """Return the cache entries of functions with settings, under JAX's configuration.
 
     `parts` are functions, an API or an algorithm, a batcher, shapes, settings. If one
@@ -86,8 +86,8 @@ def kept_for(*parts: Any) -> Kept:
         hash(key)
         refs = tuple(weakref.ref(x, forget) for x in walk.held)
     except TypeError:
-        return Kept()
-    return _KEPT.setdefault(key, (refs, Kept()))[1]
+        return ProgramCache()
+    return _KEPT.setdefault(key, (refs, ProgramCache()))[1]
 
 
 def type_of(tree: PyTree) -> Hashable:
@@ -103,7 +103,10 @@ class Program:
     """A function that is compiled when it is first called, and its run times."""
 
     def __init__(
-        self, fun: Callable[..., Any], kept: Kept | None = None, name: Hashable = None
+        self,
+        fun: Callable[..., Any],
+        kept: ProgramCache | None = None,
+        name: Hashable = None,
     ) -> None:
         """**Arguments:**
 
@@ -114,7 +117,7 @@ class Program:
         # Not `keep_unused=True`: with it JAX 0.12 keeps each executable for ever, in a
         # cache whose entries hold the jaxpr that they are to go with.
         self._jitted = jax.jit(fun)
-        self._kept = Kept() if kept is None else kept
+        self._kept = ProgramCache() if kept is None else kept
         self._name = name
         self._traced: Any = None
         self._compiled: Any = None

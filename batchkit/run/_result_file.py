@@ -14,7 +14,7 @@ from typing import Any, Final
 from ._checkpoint import CheckpointError
 from ._environment import versions
 from ._file import read_file, understood, write_file
-from ._trees import put_together, take_apart
+from ._trees import tree_from_json, tree_to_json
 
 
 FORMAT: Final = 1
@@ -43,7 +43,7 @@ def write_result(
     if os.path.exists(path):
         _check_replaceable(os.fspath(path))
     arrays: dict[str, Any] = {}
-    structure = {name: take_apart(name, x, arrays) for name, x in values.items()}
+    structure = {name: tree_to_json(name, x, arrays) for name, x in values.items()}
     header = {
         "kind": _KINDS[kind][0],
         "result_format": FORMAT,
@@ -78,7 +78,7 @@ def read_result(
                 "a newer one.",
             )
         values = {
-            str(name): put_together(x, arrays) for name, x in header["values"].items()
+            str(name): tree_from_json(x, arrays) for name, x in header["values"].items()
         }
         if arrays:
             raise ValueError(f"it has an array {min(arrays)!r} that is of no value")

@@ -25,9 +25,9 @@ from ._environment import (
     versions_in_words,
 )
 from ._fingerprint import Part, Sketch, digests
-from ._processes import in_first, log
+from ._processes import log, run_in_first_process
 from ._store import Saved
-from ._trees import tree_of
+from ._trees import tree_from_arrays
 
 
 _OTHER: Final = (
@@ -209,7 +209,9 @@ class SameRun:
                 different.append(" or ".join(each.parts))
                 details.append(difference)
         # Devices of other processes may round otherwise; all must do the same.
-        found = in_first(lambda: [list(dict.fromkeys(different)), unknown, details])
+        found = run_in_first_process(
+            lambda: [list(dict.fromkeys(different)), unknown, details]
+        )
         return found[0], found[1], found[2]
 
     def _changed_settings(self, saved: Saved) -> list[str]:
@@ -231,10 +233,10 @@ class SameRun:
 
 def state_in(saved: Saved, name: str, like: PyTree) -> PyTree:
     """Return the state in a checkpoint; raise `ValueError` if it has another layout."""
-    return tree_of(name, saved.arrays, like)
+    return tree_from_arrays(name, saved.arrays, like)
 
 
-def some_of(count: int, most: int = 8) -> np.ndarray:
+def evenly_spaced_indices(count: int, most: int = 8) -> np.ndarray:
     """Return a few of so many indices, evenly spaced from the first to the last."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 

@@ -20,7 +20,7 @@ from ._checkpoint import Checkpoint, CheckpointError
 from ._environment import Provenance
 from ._file import decode, understood
 from ._fingerprint import Part
-from ._processes import bytes_from_first, in_first, log
+from ._processes import bytes_of_first_process, log, run_in_first_process
 from ._result_file import typed
 from ._same_run import Compare, SameRun
 from ._store import Saved, Store
@@ -158,7 +158,7 @@ class Saver:
             raise error
 
         if failed:
-            bytes_from_first(raise_again)
+            bytes_of_first_process(raise_again)
         self.is_due, self._requested = bool(due), int(rows[:, -1].max())
         return tuple(agreed)
 
@@ -198,10 +198,10 @@ class Saver:
             found = self._store.read() or found
             return found[0]
 
-        path = in_first(read)
+        path = run_in_first_process(read)
         if path is None:
             return None
-        saved = Saved(*decode(path, bytes_from_first(lambda: found[1])), path)
+        saved = Saved(*decode(path, bytes_of_first_process(lambda: found[1])), path)
         with understood(path):
             kind = typed(saved.header, "kind", str)
             if kind != self._kind:
@@ -237,7 +237,7 @@ class Saver:
             assert self._store is not None
             call(self._store)
 
-        in_first(called)
+        run_in_first_process(called)
 
     def _is_due_now(self) -> bool:
         if self._checkpoint is None:

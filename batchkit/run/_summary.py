@@ -7,8 +7,8 @@ from typing import Any, Final, final
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from .._util._formats import format_type, format_value
 from .._util._table import html_table, table
-from ._arguments import in_short, kind_of
 from ._extras import extra
 from ._names import columns
 
@@ -172,16 +172,16 @@ class Summary(AbstractSummary):
 
 def quantile_labels(quantiles: Any) -> dict[str, float]:
     """Return quantiles by the names of their columns, such as `"5 %"`."""
-    begin = f"summary(quantiles={in_short(quantiles)}): quantiles must be"
+    begin = f"summary(quantiles={format_value(quantiles)}): quantiles must be"
     numbers = "numbers between 0 and 1, such as (0.05, 0.5, 0.95)"
     if isinstance(quantiles, str) or not isinstance(quantiles, Sequence | np.ndarray):
-        raise TypeError(f"{begin} {numbers}; got {kind_of(quantiles)}.")
+        raise TypeError(f"{begin} {numbers}; got {format_type(quantiles)}.")
     labels: dict[str, float] = {}
     for value in quantiles:
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(
-                f"{begin} {numbers}; one is {in_short(value)}, of type "
-                f"{kind_of(value)}."
+                f"{begin} {numbers}; one is {format_value(value)}, of type "
+                f"{format_type(value)}."
             )
         if not 0 <= value <= 1:
             raise ValueError(f"{begin} between 0 and 1; one is {value}. 5 % is 0.05.")

@@ -32,7 +32,7 @@ from jax.tree_util import (
 from jaxtyping import PyTree
 
 from ._names import path_name
-from ._processes import on_host
+from ._processes import gather_to_host
 
 
 _PLAIN: Final = (str, int, bool, type(None))
@@ -46,7 +46,9 @@ def to_host(tree: PyTree) -> PyTree:
 
     Of arrays that span processes each process gets the whole: all must call it.
     """
-    return jax.tree.map(lambda x: x if _is_key(x) else np.asarray(x), on_host(tree))
+    return jax.tree.map(
+        lambda x: x if _is_key(x) else np.asarray(x), gather_to_host(tree)
+    )
 
 
 def named_arrays(name: str, tree: PyTree) -> dict[str, Any]:
@@ -68,12 +70,12 @@ def names_to_save(tree: PyTree) -> Any:
     With it a file can be read without the sampler, by `put_together`.
     """
     try:
-        return take_apart("names", tree, {})
+        return tree_to_json("names", tree, {})
     except (TypeError, ValueError):
         return None
 
 
-def tree_of(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
+def tree_from_arrays(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     """Return the pytree that `named_arrays` took apart, in the structure of `like`.
 
     Raise `ValueError` if there are not as many arrays, of these shapes and dtypes.
@@ -93,7 +95,7 @@ def tree_of(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, [arrays[key] for key in names])
 
 
-def take_apart(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
+def tree_to_json(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
     """Return the structure of a pytree as JSON has it.
 
     **Arguments:**
@@ -140,7 +142,7 @@ def take_apart(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
     return node(tree, ())
 
 
-def put_together(structure: Any, arrays: dict[str, Any], depth: int = 0) -> PyTree:
+def tree_from_json(structure: Any, arrays: dict[str, Any], depth: int = 0) -> PyTree:
     """Return the pytree of a structure, and remove its arrays from `arrays`.
 
     Raise `LookupError`, `TypeError` or `ValueError` if the structure makes no sense, or
@@ -150,7 +152,7 @@ def put_together(structure: Any, arrays: dict[str, Any], depth: int = 0) -> PyTr
     def inner(children: Any) -> list[Any]:
         if depth >= _MAX_DEPTH or not isinstance(children, list):
             raise ValueError("it has a container that is no list, or too deep")
-        return [put_together(x, arrays, depth + 1) for x in children]
+        return [tree_from_json(x, arrays, depth + 1) for x in children]
 
     def pairs(children: list[Any]) -> dict[str | int, Any]:
         keys = [key for key, _ in children]

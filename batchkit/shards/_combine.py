@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..run._arguments import check_key
-from ..run._names import few, parameter_names
+from ..run._names import join_few, parameter_names
 from ._row_split import generator
 
 
@@ -220,10 +220,14 @@ def _useless(x: np.ndarray, names: tuple[str, ...]) -> dict[int, str]:
         is_constant = np.ptp(np.where(is_finite, draws, 0.0), axis=0) == 0
         if not np.all(is_finite):
             bad = [name for name, ok in zip(names, is_finite, strict=True) if not ok]
-            reasons[shard] = f"the variance of {few(bad)} is NaN: draws are not finite"
+            reasons[shard] = (
+                f"the variance of {join_few(bad)} is NaN: draws are not finite"
+            )
         elif np.any(is_constant):
             bad = [name for name, same in zip(names, is_constant, strict=True) if same]
-            reasons[shard] = f"the variance of {few(bad)} is zero: all draws are equal"
+            reasons[shard] = (
+                f"the variance of {join_few(bad)} is zero: all draws are equal"
+            )
         elif _smallest_eigenvalue(np.corrcoef(draws, rowvar=False)) < _SINGULAR:
             reasons[shard] = (
                 f"the covariance of {len(names)} parameters from {len(draws)} draws "
@@ -240,8 +244,8 @@ def _consensus(
     x: Float[np.ndarray, "shards draws dim"], rng: Any, names: Any
 ) -> tuple[Float[np.ndarray, "draws dim"], dict[int, str]]:
     weights = np.array([np.linalg.inv(np.atleast_2d(np.cov(y.T))) for y in x])
-    summed = np.einsum("sij,snj->ni", weights, x)
-    return np.linalg.solve(np.sum(weights, axis=0), summed.T).T, {}
+    sum_over_processes = np.einsum("sij,snj->ni", weights, x)
+    return np.linalg.solve(np.sum(weights, axis=0), sum_over_processes.T).T, {}
 
 
 def _robust(

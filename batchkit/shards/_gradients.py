@@ -40,7 +40,7 @@ from jaxtyping import Float
 from .._util._table import table
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
-from ..run._names import few
+from ..run._names import join_few
 
 
 # The chance, in a whole run, of a warning for draws of the posterior.
@@ -178,7 +178,8 @@ def check_gradients(
             "gradients not finite",
             float(np.mean(~np.all(is_finite, axis=1))),
             0.0,
-            f"the gradient of all data in {few(where)} is not finite at some combined "
+            f"the gradient of all data in {join_few(where)} is not finite at some "
+            "combined "
             "draws, so means and widths cannot be checked. Choose parameters without "
             "bounds, and look for a `jnp.where` whose branch not taken divides by "
             "zero.",
@@ -292,7 +293,8 @@ def _shifted(check: GradientCheck, apart: _Estimate, batches: int) -> Diagnostic
         "over draws of the posterior the mean gradient of all data is zero. Over these "
         "it is not: times their covariance, which is how far off means are, it is "
         f"{_pm(value, error)} standard deviations of {where[0]}, and more than "
-        f"{LARGEST_SHIFT} in {few(where)}. `refine=True` moves the draws until it is "
+        f"{LARGEST_SHIFT} in {join_few(where)}. `refine=True` moves the draws until it "
+        "is "
         f"zero, if it can. {_REMEDY}",
     )
 
@@ -329,7 +331,8 @@ def _wide_or_narrow(
         "over draws of the posterior E[-(x_i - mean_i) d_j log p] is 1 for i = j and 0 "
         f"for other pairs. Over these it is not. To first order the {kind} of "
         f"{where[0]} is too {size} by {_pm(abs(value), error)}, as a part of that of "
-        f"the draws, and more than {LARGEST_EXCESS} off are {few(where)}. {_REMEDY}",
+        f"the draws, and more than {LARGEST_EXCESS} off are {join_few(where)}. "
+        f"{_REMEDY}",
     )
 
 

@@ -20,13 +20,13 @@ from ..chains._chain_programs import Chains, Draw
 from ..chains._sampler import Tuned
 from ..run._checkpoint import CheckpointError
 from ..run._file import understood
-from ..run._processes import in_first, speaker
+from ..run._processes import run_in_first_process, speaker
 from ..run._progress import Reporter, in_time
 from ..run._result_file import typed
 from ..run._resumable import complete
 from ..run._saving import Saver
 from ..run._store import Saved
-from ..run._trees import named_arrays, tree_of
+from ..run._trees import named_arrays, tree_from_arrays
 from ._shard_arguments import check_states
 from ._shard_model import ShardedModel
 from ._shard_stats import (
@@ -232,7 +232,7 @@ def _after_round(
         tries[shard].append(judge_draws(number, target, draws, made.seconds))
     # Where each process computes everything, their devices may round in their own
     # ways, and must still run the same shards next.
-    header = in_first(lambda: _header(tries))
+    header = run_in_first_process(lambda: _header(tries))
     tries = list(map(tries_from_json, header["shards"]))
     if before.arrays is None:
         return Results(tries, arrays)
@@ -281,4 +281,4 @@ def _saved_arrays(model: ShardedModel, saved: Saved, chains: Chains) -> Any:
         lambda x: of_all(x, model.plan.num_samples, *x.shape[1:]), chains.draw_shapes
     )
     with understood(saved.path):
-        return tree_of("known", saved.arrays, (tuned, draws))
+        return tree_from_arrays("known", saved.arrays, (tuned, draws))

@@ -17,8 +17,13 @@ from ..run._arguments import check_acceptance, check_batcher, check_count, check
 from ..run._checkpoint import Checkpoint
 from ..run._extras import delayed
 from ..run._fingerprint import digests
-from ..run._processes import check_same, explaining_loss, is_multiprocess, on_host
-from ..run._program import kept_for
+from ..run._processes import (
+    check_same_arguments,
+    explaining_loss,
+    gather_to_host,
+    is_multiprocess,
+)
+from ..run._program import program_cache
 from ..run._progress import Reporter, check_progress
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._combine import way_to_combine
@@ -238,7 +243,7 @@ def run_shards(
     check_fresh(fresh, "run_shards")
     check_progress(progress, "run_shards")
     path = checkpoint_from(checkpoint, "run_shards")
-    rng_key, data, positions = on_host((rng_key, data, positions))
+    rng_key, data, positions = gather_to_host((rng_key, data, positions))
     fold = jax.random.fold_in
     starts = starts_of(
         positions, prior_sample_fn, fold(rng_key, _STARTS), num_shards, chains
@@ -248,7 +253,7 @@ def run_shards(
         num_params = sum(x.size for x in jax.tree.leaves(one))
         plan = plan_for(-(-rows // num_shards), num_params, chains, lengths)
     functions = api, logprior_fn, loglikelihood_fn
-    kept = kept_for(
+    kept = program_cache(
         "run_shards", functions, batcher, num_shards, plan.num_warmup, settings
     )
     rng = generator(fold(rng_key, _SPLIT))
@@ -271,7 +276,7 @@ def run_shards(
     if rows >= 2 * num_shards:  # no likelihood is called with two rows otherwise
         check_additive(loglikelihood_fn, one, take_rows(data, model.order[:2]))
     identity = identity_of(model) if path is not None or is_multiprocess() else {}
-    check_same(
+    check_same_arguments(
         "run_shards",
         digests(identity),
         batcher=batcher,

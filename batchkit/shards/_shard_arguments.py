@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._formats import format_type, format_value
 from ..chains._chain_starts import check_positions
 from ..chains._draws import named_numbers
 from ..chains._sampler import is_api
-from ..run._arguments import check_count, in_short, kind_of
-from ..run._names import columns, few
-from ..run._program import Program, kept_for
+from ..run._arguments import check_count
+from ..run._names import columns, join_few
+from ..run._program import Program, program_cache
 from ..run._start_error import StartError
 from ._row_split import check_likelihood
 from ._sampling_plan import SamplingPlan
@@ -29,9 +30,10 @@ def check_options(
 ) -> None:
     if not is_api(api):
         raise TypeError(
-            f"run_shards(api={in_short(api)}): api must be an API whose step size and "
+            f"run_shards(api={format_value(api)}): api must be an API whose step size "
+            "and "
             "mass matrix a warm-up finds, such as blackjax.nuts; got "
-            f"{kind_of(api)}."
+            f"{format_type(api)}."
         )
     if on_failure not in ("raise", "drop"):
         raise ValueError(
@@ -149,7 +151,7 @@ def starts_of(
                 f"{type(prior_sample_fn).__name__}."
             )
         keys = jax.random.split(rng_key, (shards, chains))
-        kept = kept_for("starts", prior_sample_fn)
+        kept = program_cache("starts", prior_sample_fn)
         starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
         _check_floating("prior_sample_fn", starts)
         starts = jax.tree.map(np.asarray, starts)
@@ -233,7 +235,7 @@ def check_states(
     numbers = dict(named_numbers(position))
     names = [name for name, x in slopes.items() if not np.isfinite(x[first])]
     names = [x for x in numbers if not np.isfinite(numbers[x])] or names or [*numbers]
-    shown = few([f"{name} = {numbers[name]:.4g}" for name in names])
+    shown = join_few([f"{name} = {numbers[name]:.4g}" for name in names])
     if np.isfinite(values[first]):
         what = "the gradient of the log-density is not finite"
     else:

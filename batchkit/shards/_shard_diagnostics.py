@@ -10,7 +10,7 @@ from ..chains._chain_diagnostics import Remedies, diagnose_chains
 from ..chains._convergence import Convergence
 from ..run._diagnostic import Diagnostic
 from ..run._extras import delayed
-from ..run._names import few
+from ..run._names import join_few
 from ._shard_stats import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,
@@ -177,7 +177,7 @@ def _disagree(
             "shards disagree",
             ratio,
             float(np.sqrt(limit / (count - 1))),
-            f"the means of {few([names[int(i)] for i in bad])} are spread up to "
+            f"the means of {join_few([names[int(i)] for i in bad])} are spread up to "
             f"{ratio:.1f} times as far as the widths of the shards predict, shard "
             f"{used[int(np.argmax(each[:, worst]))]} farthest. The shards are not of "
             "one model: split the rows at random, stratify by what makes them differ, "
@@ -204,7 +204,8 @@ def _modes(
             "modes",
             float(len(bimodal)),
             0.0,
-            f"{few(list(bimodal))} has two modes, in {_shards(where)}: the density "
+            f"{join_few(list(bimodal))} has two modes, in {_shards(where)}: the "
+            "density "
             f"falls below {VALLEY:.0%} of the lower one between them. A weighted mean "
             "of draws lies between modes, where there may be no probability. Use "
             "`combine='kde'` for few parameters, or all data at once with "
@@ -328,4 +329,4 @@ def _moved(
 
 def _shards(values: Collection[int]) -> str:
     word = "shard" if len(values) == 1 else "shards"
-    return f"{word} {few(list(map(str, values)))}"
+    return f"{word} {join_few(list(map(str, values)))}"

@@ -24,7 +24,7 @@ from jaxtyping import Int, PyTree
 from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains._chain_programs import Chains, Samplers
 from ..chains._sampler import Sampler, sampler_of_api
-from ..run._program import Kept, Program
+from ..run._program import Program, ProgramCache
 from ..run._trees import to_host
 from ._row_split import check_logprior, split_table, sum_over_rows, take_rows
 from ._sampling_plan import SamplingPlan
@@ -66,7 +66,7 @@ class ShardedModel:
     target: float
     batcher: AbstractBatcher
     block: int | None
-    kept: Kept
+    kept: ProgramCache
 
     def size(self, shard: int) -> int:
         """Return the number of rows of one shard; the first ones may have one more."""

@@ -14,7 +14,7 @@ from batchkit.auto import _auto, _select
 from batchkit.auto._budget import FREE_SHARE, free_bytes
 from batchkit.auto._lane_memory import bytes_of_lanes, fast_compile_options
 from batchkit.auto._select import CACHE_BYTES
-from batchkit.explain._explain import records_of
+from batchkit.explain._explain import reached_sites
 from batchkit.explain._tracing import recording
 
 from ..helpers import (
@@ -342,7 +342,7 @@ def test_auto_chooses_for_every_site_of_nss() -> None:
         state = jax.eval_shape(auto.init, POSITIONS)
     with unchecked(), recording() as step_log:
         jax.eval_shape(auto.step, jax.random.key(1), state)
-    (init, *_), (step, *_) = records_of(init_log), records_of(step_log)
+    (init, *_), (step, *_) = reached_sites(init_log), reached_sites(step_log)
     assert init.batcher == step.batcher == "Auto(budget='1 MB')"
     assert "of 40 tasks at once need" in init.note
     assert step.layout == "6 lanes kept busy"

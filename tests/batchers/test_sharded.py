@@ -83,7 +83,11 @@ def test_reader_of_programs_finds_collectives() -> None:
         return jax.lax.scan(body, jnp.zeros(3), x)[0]
 
     mapped = jax.shard_map(
-        summed, mesh=mesh(4), in_specs=P("tasks"), out_specs=P(), check_vma=False
+        summed,
+        mesh=mesh(4),
+        in_specs=P("tasks"),
+        out_specs=P(),
+        check_vma=False,
     )
     assert collectives(mapped, x) == (["all-reduce"], ["all-reduce"])
 

@@ -29,7 +29,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     import blackjax
 
     import batchkit as bk
-    from batchkit.run import _checkpoint, _resumable
+    from batchkit.run import _resumable, _saving
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     say("start")
@@ -44,7 +44,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
 
     # By default a block is as short as can be. However long a save takes, the next one
     # is not put off: where a killed run resumes must not depend on the machine.
-    _checkpoint._RUN_PER_COST = 0
+    _saving._RUN_PER_COST = 0
     _resumable._BLOCK_SECONDS = options.get("seconds", 0.0)
     key = jax.random.key(0)
     run = bk.run_chains(

@@ -11,7 +11,7 @@ from batchkit.nested import (
     insertion_p_value,
     insertion_ranks,
 )
-from batchkit.nested._insertion import p_value_of
+from batchkit.nested._insertion import p_value_of_ranks
 from batchkit.nested._nested_diagnostics import tied_share
 
 from .perfect import Problem, peak, plateau, sample, steps
@@ -49,18 +49,18 @@ def test_insertion_ranks_find_biased_runs(num_delete: int) -> None:
 def test_insertion_ranks_find_a_fault_at_one_time() -> None:
     """Sound points before and after do not hide it."""
     ranks = np.random.default_rng(0).random(2100)
-    assert p_value_of(ranks, 100) > 0.01
+    assert p_value_of_ranks(ranks, 100) > 0.01
     ranks[1000:1100] *= 0.4
     assert stats.kstest(ranks, "uniform").pvalue > 1e-3
-    assert p_value_of(ranks, 100) < 1e-6
+    assert p_value_of_ranks(ranks, 100) < 1e-6
 
 
 def test_p_values_are_uniform() -> None:
     """Also in a run as short as one piece, and without a heap at one."""
     rng = np.random.default_rng(0)
-    one_piece = [p_value_of(rng.random(90), 50) for _ in range(400)]
+    one_piece = [p_value_of_ranks(rng.random(90), 50) for _ in range(400)]
     assert stats.kstest(one_piece, "uniform").pvalue > 0.01
-    found = np.array([p_value_of(rng.random(500), 50) for _ in range(200)])
+    found = np.array([p_value_of_ranks(rng.random(500), 50) for _ in range(200)])
     assert np.mean(found < 0.1) == pytest.approx(0.1, abs=0.05)
     assert len(np.unique(found)) == 200
 

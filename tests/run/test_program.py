@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._program import Kept, kept_for
+from batchkit.run._program import ProgramCache, program_cache
 
 
 def function(x: Any, y: Any = None) -> Any:
@@ -60,7 +60,7 @@ def nss(api: Any, **settings: Any) -> Any:
     ],
 )
 def test_equal_parts_share_entries(make: Callable[[], Any]) -> None:
-    assert kept_for(make(), "a") is kept_for(make(), "a")
+    assert program_cache(make(), "a") is program_cache(make(), "a")
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,16 @@ def test_equal_parts_share_entries(make: Callable[[], Any]) -> None:
     ],
 )
 def test_different_parts_do_not_share_entries(one: Any, two: Any) -> None:
-    assert kept_for(one) is kept_for(one)
-    assert kept_for(two) is kept_for(two)
-    assert kept_for(one) is not kept_for(two)
+    assert program_cache(one) is program_cache(one)
+    assert program_cache(two) is program_cache(two)
+    assert program_cache(one) is not program_cache(two)
 
 
 def test_array_changed_in_place_does_not_share_entries() -> None:
     scales = np.ones(3)
-    before = kept_for(function, scales)
+    before = program_cache(function, scales)
     scales[0] = 2.0
-    assert kept_for(function, scales) is not before
+    assert program_cache(function, scales) is not before
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_array_changed_in_place_does_not_share_entries() -> None:
     ],
 )
 def test_jax_settings_do_not_share_entries(setting: Callable[[], Any]) -> None:
-    before = kept_for(function)
+    before = program_cache(function)
     with setting():
-        inside = kept_for(function)
-        assert kept_for(function) is inside
+        inside = program_cache(function)
+        assert program_cache(function) is inside
     assert inside is not before
-    assert kept_for(function) is before
+    assert program_cache(function) is before
 
 
 @pytest.mark.parametrize("batcher", ["None", "bk.Chunked(2)"])
@@ -148,7 +148,7 @@ def likelihood(x):
     return x
 
 def kept():
-    return kept_for(api(prior, likelihood, num_inner_steps=2))
+    return program_cache(api(prior, likelihood, num_inner_steps=2))
 
 found = weakref.ref(kept())
 gc.collect()
@@ -169,12 +169,12 @@ assert found() is None
 def test_parts_without_weak_references_are_not_cached() -> None:
     with pytest.raises(TypeError):
         weakref.ref(np.sin)
-    assert kept_for(np.sin) is not kept_for(np.sin)
+    assert program_cache(np.sin) is not program_cache(np.sin)
 
 
 def test_entry_is_made_once() -> None:
     made: list[int] = []
-    kept = Kept()
+    kept = ProgramCache()
     for _ in range(2):
         assert kept.get("a", lambda: made.append(1)) is None
     assert made == [1]

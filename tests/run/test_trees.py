@@ -15,10 +15,10 @@ from hypothesis import given, settings, strategies as st
 from batchkit.run._trees import (
     describable,
     named_arrays,
-    put_together,
     shaped_like,
-    take_apart,
-    tree_of,
+    tree_from_arrays,
+    tree_from_json,
+    tree_to_json,
 )
 
 from ..helpers import assert_refuses, assert_same
@@ -36,9 +36,9 @@ class Source(eqx.Module):
 
 def there_and_back(tree: Any) -> tuple[Any, dict[str, Any]]:
     arrays: dict[str, Any] = {}
-    structure = take_apart("positions", tree, arrays)
+    structure = tree_to_json("positions", tree, arrays)
     text = json.dumps(structure, allow_nan=False)
-    return put_together(json.loads(text), dict(arrays)), arrays
+    return tree_from_json(json.loads(text), dict(arrays)), arrays
 
 
 LEAVES = (
@@ -125,7 +125,7 @@ def test_like_with_other_names_is_refused():
 @pytest.mark.parametrize("tree", [{"a": object()}, [1j], {(1, 2): 1.0}, {0.5: 1}])
 def test_leaves_and_keys_that_cannot_be_saved_are_refused(tree):
     with pytest.raises(TypeError, match=r"positions: .*(Convert|Rename)"):
-        take_apart("positions", tree, {})
+        tree_to_json("positions", tree, {})
 
 
 def nested(depth: int) -> Any:
@@ -138,12 +138,12 @@ def nested(depth: int) -> Any:
 def test_too_deep_nesting_is_refused_in_both_directions():
     assert jax.tree.structure(there_and_back(nested(64))[0]).num_leaves == 1
     with pytest.raises(ValueError, match="at most 64 containers"):
-        take_apart("positions", nested(65), {})
+        tree_to_json("positions", nested(65), {})
     structure: Any = {"array": "x"}
     for _ in range(400):
         structure = {"tuple": [structure]}
     with pytest.raises(ValueError, match="too deep"):
-        put_together(structure, {"x": np.zeros(2)})
+        tree_from_json(structure, {"x": np.zeros(2)})
 
 
 @pytest.mark.parametrize(
@@ -167,21 +167,21 @@ def test_too_deep_nesting_is_refused_in_both_directions():
 )
 def test_structures_that_saving_never_writes_are_refused(structure):
     with pytest.raises((LookupError, TypeError, ValueError)):
-        put_together(structure, {"x": np.zeros(2)})
+        tree_from_json(structure, {"x": np.zeros(2)})
 
 
 def test_states_with_other_arrays_are_refused():
     state = {"a": np.zeros(2), "b": jax.random.key(0)}
     arrays = {**named_arrays("state", state), "states/0": np.zeros(1)}
-    found = tree_of("state", arrays, state)
+    found = tree_from_arrays("state", arrays, state)
     assert found["a"] is arrays["state/0"]
     assert found["b"].dtype == state["b"].dtype
     for like in ({"a": state["a"]}, {**state, "c": 0.0}):
         with pytest.raises(ValueError, match="has 2 arrays of 'state', not"):
-            tree_of("state", arrays, like)
+            tree_from_arrays("state", arrays, like)
     for other in (np.zeros(3), np.zeros(2, np.int32)):
         with pytest.raises(ValueError, match="its array state/0 is float"):
-            tree_of("state", arrays, {**state, "a": other})
+            tree_from_arrays("state", arrays, {**state, "a": other})
 
 
 def test_settings_become_text_only_where_a_file_needs_it():

@@ -167,7 +167,7 @@ def test_the_first_process_decides_which_shards_run_again(
             tries[-1]["accepted"] = True
         return header
 
-    monkeypatch.setattr(_rounds, "in_first", accepting)
+    monkeypatch.setattr(_rounds, "run_in_first_process", accepting)
     run, chains = go({(1, 0): 0.06})
     assert chains.shards == [[0, 1, 2, 3]]
     assert run.used == (0, 1, 2, 3)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._program import Kept
+from batchkit.run._program import ProgramCache
 from batchkit.shards._row_split import generator, order_of_rows
 from batchkit.shards._run_shards import _SPLIT
 from batchkit.shards._shard_model import ShardedModel
@@ -102,7 +102,7 @@ def model(
         target=0.8,
         batcher=batcher,
         block=None,
-        kept=Kept(),
+        kept=ProgramCache(),
     )
 
 
