@@ -17,15 +17,12 @@ from .batchers import (
 )
 from .chains import (
     ChainRun as ChainRun,
-    ChainSeconds as ChainSeconds,
-    ChainSummary as ChainSummary,
     run_chains as run_chains,
 )
-from .continuous import Continuous as Continuous, LaneStats as LaneStats
+from .continuous import Continuous as Continuous
 from .explain import explain as explain, memory as memory
 from .nested import (
     AbstractStop as AbstractStop,
-    DeadPoints as DeadPoints,
     EffectiveSize as EffectiveSize,
     InvalidLikelihoodError as InvalidLikelihoodError,
     MaxEvaluations as MaxEvaluations,
@@ -44,7 +41,6 @@ from .rebuild import (
     AbstractPolicy as AbstractPolicy,
     ByPhase as ByPhase,
     BySite as BySite,
-    Sites as Sites,
     UnreachableSiteError as UnreachableSiteError,
     rebuild_sampler as rebuild_sampler,
     sites as sites,
@@ -52,13 +48,10 @@ from .rebuild import (
 from .run import (
     Checkpoint as Checkpoint,
     CheckpointError as CheckpointError,
-    Diagnostic as Diagnostic,
     StartError as StartError,
 )
 from .shards import (
-    CombinedShards as CombinedShards,
     SamplingPlan as SamplingPlan,
-    SamplingStats as SamplingStats,
     ShardedData as ShardedData,
     ShardFailure as ShardFailure,
     ShardRun as ShardRun,
@@ -77,32 +70,24 @@ __all__ = [
     "ByPhase",
     "BySite",
     "ChainRun",
-    "ChainSeconds",
-    "ChainSummary",
     "Checkpoint",
     "CheckpointError",
     "Chunked",
-    "CombinedShards",
     "Continuous",
-    "DeadPoints",
-    "Diagnostic",
     "EffectiveSize",
     "InvalidLikelihoodError",
-    "LaneStats",
     "MaxEvaluations",
     "MaxSteps",
     "MaxTime",
     "NestedRun",
     "RemainingEvidence",
     "SamplingPlan",
-    "SamplingStats",
     "Sequential",
     "ShardFailure",
     "ShardRun",
     "Sharded",
     "ShardedData",
     "Site",
-    "Sites",
     "StartError",
     "UnreachableSiteError",
     "Vmap",

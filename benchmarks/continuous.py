@@ -27,6 +27,7 @@ import numpy as np
 from _measure import bytes_of, interleaved, print_machine, readable
 
 import batchkit as bk
+from batchkit.continuous import LaneStats
 
 
 jax.config.update("jax_enable_x64", True)
@@ -209,12 +210,12 @@ class Counting(bk.AbstractBatcher):
 
 def stats_of_step(
     batcher: bk.Continuous, num_delete: int, key: Any, state: Any
-) -> bk.LaneStats:
+) -> LaneStats:
     seen = Seen()
     step = nested_step(Counting(batcher, seen), num_delete, likelihood(1))
     jax.block_until_ready(jax.jit(step)(key, state))
     jax.effects_barrier()
-    return bk.LaneStats(*map(jnp.asarray, seen.counts[-1]))
+    return LaneStats(*map(jnp.asarray, seen.counts[-1]))
 
 
 # NUTS

@@ -30,7 +30,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 import batchkit as bk
-from batchkit.nested import chain_counts, insertion_p_value
+from batchkit.nested import DeadPoints, chain_counts, insertion_p_value
 from batchkit.nested._chain_counts import Recorded
 
 
@@ -232,7 +232,7 @@ def record(
     birth = np.where(np.isnan(birth), -np.inf, birth)
     kept = logl > birth
     logl, birth = logl[kept], birth[kept]
-    dead = bk.DeadPoints(logl, logl, birth, np.zeros(len(logl)))
+    dead = DeadPoints(logl, logl, birth, np.zeros(len(logl)))
     run = bk.NestedRun(
         dead,
         num_steps=0,

@@ -27,8 +27,9 @@ class ChainSeconds(NamedTuple):
 
     ```python
     import batchkit as bk
+    from batchkit.chains import ChainSeconds
 
-    assert sum(bk.ChainSeconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
+    assert sum(ChainSeconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
     ```
     """
 

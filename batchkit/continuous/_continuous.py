@@ -53,8 +53,9 @@ class LaneStats(NamedTuple):
     ```python
     import jax.numpy as jnp
     import batchkit as bk
+    from batchkit.continuous import LaneStats
 
-    stats = bk.LaneStats(made=jnp.array(40), needed=jnp.array(30))
+    stats = LaneStats(made=jnp.array(40), needed=jnp.array(30))
     assert float(stats.utilisation) == 0.75
     ```
     """

@@ -86,9 +86,10 @@ class DeadPoints:
     ```python
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
 
     # Three points of the prior; two die, and one new point takes their place.
-    dead = bk.DeadPoints(
+    dead = DeadPoints(
         positions={"x": np.array([0.5, -3.0, 0.1, 2.0])},
         loglikelihood=np.array([-0.1, -4.5, 0.0, -2.0]),
         loglikelihood_birth=np.array([-np.inf, -np.inf, -2.0, -np.inf]),

@@ -31,11 +31,12 @@ def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
     ```python
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
     from batchkit.nested import insertion_ranks
 
     likelihoods = np.array([0.0, 1.0, 2.0, 3.0, 9.0])
     births = np.array([-np.inf, -np.inf, -np.inf, -np.inf, 0.0])
-    dead = bk.DeadPoints(likelihoods, likelihoods, births, np.zeros(5))
+    dead = DeadPoints(likelihoods, likelihoods, births, np.zeros(5))
     assert insertion_ranks(dead) > 0.75  # the best of four
     ```
 
@@ -79,11 +80,12 @@ def insertion_p_value(dead: DeadPoints) -> float:
     ```python
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
     from batchkit.nested import insertion_p_value
 
     # Nothing but draws from the prior: no point was ever inserted.
     x = np.linspace(0.0, 1.0, 10)
-    dead = bk.DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
+    dead = DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
     assert insertion_p_value(dead) == 1.0
     ```
 

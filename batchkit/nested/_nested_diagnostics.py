@@ -45,10 +45,11 @@ def diagnose(
     ```python
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
     from batchkit.nested import diagnose
 
     x = np.linspace(0.0, 1.0, 10)
-    dead = bk.DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
+    dead = DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
     assert diagnose(dead, num_inner_steps=5, dim=2, num_delete=5) == ()
     ```
 

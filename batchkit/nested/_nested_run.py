@@ -65,10 +65,11 @@ class NestedRun(AbstractResult[Summary]):
     import jax
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
 
     # 1,000 points of the prior, uniform between 0 and 1, none of them replaced.
     x = np.random.default_rng(0).uniform(size=1000)
-    dead = bk.DeadPoints({"x": x}, -x, np.full(1000, -np.inf), np.zeros(1000))
+    dead = DeadPoints({"x": x}, -x, np.full(1000, -np.inf), np.zeros(1000))
     run = bk.NestedRun(
         dead,
         num_steps=0,
@@ -249,11 +250,12 @@ class NestedRun(AbstractResult[Summary]):
         import jax
         import numpy as np
         import batchkit as bk
+        from batchkit.nested import DeadPoints
 
         def run_of(seed):
             x = np.random.default_rng(seed).uniform(size=500)
             return bk.NestedRun(
-                bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+                DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
                 num_steps=0,
                 num_evaluations=500,
                 converged=True,
@@ -335,10 +337,11 @@ class NestedRun(AbstractResult[Summary]):
         import jax
         import numpy as np
         import batchkit as bk
+        from batchkit.nested import DeadPoints
 
         x = np.random.default_rng(0).uniform(size=(500, 2))
         run = bk.NestedRun(
-            bk.DeadPoints({"x": x}, -x[:, 0], np.full(500, -np.inf), np.zeros(500)),
+            DeadPoints({"x": x}, -x[:, 0], np.full(500, -np.inf), np.zeros(500)),
             num_steps=0,
             num_evaluations=500,
             converged=True,
@@ -406,10 +409,11 @@ class NestedRun(AbstractResult[Summary]):
         import jax
         import numpy as np
         import batchkit as bk
+        from batchkit.nested import DeadPoints
 
         x = np.random.default_rng(0).uniform(size=500)
         run = bk.NestedRun(
-            bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+            DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
             num_steps=0,
             num_evaluations=500,
             converged=True,

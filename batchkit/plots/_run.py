@@ -43,10 +43,11 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
     import jax
     import numpy as np
     import batchkit as bk
+    from batchkit.nested import DeadPoints
 
     x = np.random.default_rng(0).uniform(size=500)
     run = bk.NestedRun(
-        bk.DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
+        DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
         num_steps=0,
         num_evaluations=500,
         converged=True,

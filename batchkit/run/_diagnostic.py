@@ -17,8 +17,9 @@ class Diagnostic:
 
     ```python
     import batchkit as bk
+    from batchkit.run import Diagnostic
 
-    found = bk.Diagnostic("R-hat", 1.2, 1.01, "the chains disagree. Run them longer.")
+    found = Diagnostic("R-hat", 1.2, 1.01, "the chains disagree. Run them longer.")
     assert found.value > found.threshold
     assert str(found) == "R-hat: the chains disagree. Run them longer."
     ```

@@ -52,12 +52,13 @@ class ShardRun(AbstractDraws):
     import jax
     import numpy as np
     import batchkit as bk
+    from batchkit.shards import SamplingStats
 
     draws = np.random.default_rng(0).normal(size=(3, 4, 500, 2))
     plan = bk.SamplingPlan(100, 500)
     run = bk.ShardRun(
         {"x": draws},
-        [bk.SamplingStats(s, 10, plan, (), rhat=1.0, ess=2000.0) for s in range(3)],
+        [SamplingStats(s, 10, plan, (), rhat=1.0, ess=2000.0) for s in range(3)],
         jax.random.key(0),
     )
     assert run.samples["x"].shape == (4, 500, 2)

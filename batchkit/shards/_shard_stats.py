@@ -61,9 +61,10 @@ class ShardTry:
 
     ```python
     import batchkit as bk
+    from batchkit.chains import ChainSeconds
     from batchkit.shards import ShardTry
 
-    first = ShardTry(0, 0.8, 0.01, True, True, "", bk.ChainSeconds(3.0, 0.5, 1.0))
+    first = ShardTry(0, 0.8, 0.01, True, True, "", ChainSeconds(3.0, 0.5, 1.0))
     assert first.accepted
     ```
     """
@@ -98,9 +99,10 @@ class SamplingStats:
 
     ```python
     import batchkit as bk
+    from batchkit.shards import SamplingStats
 
     plan = bk.SamplingPlan.from_shard(500, 3)
-    stats = bk.SamplingStats(0, 500, plan, ())
+    stats = SamplingStats(0, 500, plan, ())
     assert stats.divergence_rate == 0.0
     ```
     """

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import special
 
 import batchkit as bk
+from batchkit.nested import DeadPoints
 
 
 class Problem(NamedTuple):
@@ -81,7 +82,7 @@ def sample(
     num_delete: int = 1,
     remaining: float = 1e-3,
     biased: float = 1.0,
-) -> bk.DeadPoints:
+) -> DeadPoints:
     """A run that deletes the `num_delete` lowest points and draws above the highest.
 
     It ends when the live points hold the share `remaining` of the evidence, or when
@@ -116,7 +117,7 @@ def sample(
         birth[lowest] = max(contour, np.finfo(float).min)
     us, births = zip(*dead, (u, birth), strict=True)
     points = np.concatenate(us)
-    return bk.DeadPoints(
+    return DeadPoints(
         {"u": points},
         problem.log_likelihood(points),
         np.concatenate(births),
@@ -124,7 +125,7 @@ def sample(
     )
 
 
-def result(dead: bk.DeadPoints, seed: int = 0, **changes: Any) -> bk.NestedRun:
+def result(dead: DeadPoints, seed: int = 0, **changes: Any) -> bk.NestedRun:
     """The points as a result, with as much said about the run as is needed."""
     told = {
         "num_steps": len(dead) - dead.num_prior,

@@ -16,7 +16,13 @@ from blackjax.ns.from_mcmc import (
 )
 
 import batchkit as bk
-from batchkit.nested import ChainCounts, chain_counts, diagnose, evaluations_of
+from batchkit.nested import (
+    ChainCounts,
+    DeadPoints,
+    chain_counts,
+    diagnose,
+    evaluations_of,
+)
 from batchkit.nested._chain_counts import Recorded, describe_moves
 from batchkit.nested._guard import built
 from batchkit.nested._nested_diagnostics import copies
@@ -172,7 +178,7 @@ def warned(num_inner_steps: int, seeds: int) -> list[bool]:
     with unchecked():
         counts = jax.jit(jax.vmap(one))(jnp.arange(seeds))
     dead = sample(peak(), 0)
-    dead = bk.DeadPoints(
+    dead = DeadPoints(
         np.ones((len(dead), 10)) * dead.loglikelihood[:, None],
         dead.loglikelihood,
         dead.loglikelihood_birth,
@@ -206,7 +212,7 @@ def test_a_warning_names_the_worst_parameter_and_a_number_of_steps() -> None:
         10_000 * correlations,
     )
     positions = {"mass": dead.loglikelihood, "age": dead.loglikelihood + 1}
-    dead = bk.DeadPoints(
+    dead = DeadPoints(
         positions, dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
     )
     (found,) = diagnose(dead, num_inner_steps=3, dim=2, chains=counts)
@@ -255,7 +261,7 @@ def test_a_sampler_that_copies_its_survivors_has_not_converged() -> None:
 def test_copies_are_distinguished_from_ties() -> None:
     logl = np.array([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 3.0])
     x = np.array([[0, 0], [1, 0], [1, 0], [2, 0], [3, 0], [3, 1], [4, 0]], float)
-    dead = bk.DeadPoints({"x": x}, logl, np.full(7, -np.inf), np.zeros(7))
+    dead = DeadPoints({"x": x}, logl, np.full(7, -np.inf), np.zeros(7))
     assert np.sum(copies(dead)) == 1
     assert [x.name for x in diagnose(dead)] == ["copies", "plateaus"]
     assert not np.any(copies(sample(plateau(1.0), 0)))

@@ -10,8 +10,7 @@ import pytest
 from blackjax.ns.base import NSInfo, NSState, StateWithLogLikelihood
 from blackjax.ns.utils import compute_num_live, finalise as blackjax_finalise
 
-import batchkit as bk
-from batchkit.nested import finalise
+from batchkit.nested import DeadPoints, finalise
 
 from .perfect import Problem, peak, plateau, sample, steps
 
@@ -70,7 +69,7 @@ def test_num_live_is_that_of_blackjax(problem: Problem) -> None:
 
 def test_points_are_sorted_in_all_their_arrays() -> None:
     logl = np.array([3.0, 1.0, 2.0, 1.0])
-    dead = bk.DeadPoints(
+    dead = DeadPoints(
         {"a": 10 * logl, "b": (np.stack([logl, -logl], 1),)},
         logl,
         np.array([1.0, -INFINITY, -INFINITY, -INFINITY]),
@@ -177,9 +176,9 @@ def test_dead_points_refuse_inconsistent_arrays(
         "loglikelihood_birth": np.full(3, -np.inf),
         "logprior": np.zeros(3),
     }
-    bk.DeadPoints(**given)
+    DeadPoints(**given)
     with pytest.raises(ValueError, match=message):
-        bk.DeadPoints(**{**given, **change})
+        DeadPoints(**{**given, **change})
 
 
 def test_finalise_refuses_nan() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import batchkit as bk
 from batchkit.nested import (
     ChainCounts,
+    DeadPoints,
     diagnose,
     insertion_p_value,
     insertion_ranks,
@@ -69,7 +69,7 @@ def test_insertion_ranks_are_those_computed_by_hand() -> None:
     inf = np.inf
     logl = np.array([0.0, 10.0, 20.0, 30.0, 15.0, 25.0, 12.0])
     birth = np.array([-inf, -inf, -inf, -inf, 0.0, 10.0, 10.0])
-    dead = bk.DeadPoints(logl, logl, birth, np.zeros(7))
+    dead = DeadPoints(logl, logl, birth, np.zeros(7))
     ranks = insertion_ranks(dead)
     # Above 0 there are 10, 20 and 30, and 15 comes second of four.
     assert 1 / 4 <= ranks[0] < 2 / 4
@@ -82,7 +82,7 @@ def test_insertion_ranks_are_those_computed_by_hand() -> None:
 
 def test_a_run_without_inserted_points_is_sound() -> None:
     x = np.linspace(0, 1, 5)
-    dead = bk.DeadPoints(x, x, np.full(5, -np.inf), np.zeros(5))
+    dead = DeadPoints(x, x, np.full(5, -np.inf), np.zeros(5))
     assert insertion_p_value(dead) == 1.0
     assert len(insertion_ranks(dead)) == 0
     assert diagnose(dead) == ()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import insertion_p_value
+from batchkit.nested import DeadPoints, insertion_p_value
 from batchkit.run import Diagnostic
 
 from .perfect import Problem, peak, plateau, result, sample
@@ -120,7 +120,7 @@ def test_dependent_and_unlike_runs_are_refused() -> None:
         {"u": dead.positions["u"][:, None]},
         {"u": dead.positions["u"].astype(np.float32)},
     ):
-        other = bk.DeadPoints(
+        other = DeadPoints(
             positions, dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
         )
         with pytest.raises(ValueError, match="same structure, shapes and dtypes"):

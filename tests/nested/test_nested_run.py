@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.nested import DeadPoints
 from batchkit.run import Diagnostic, _file
 
 from ..helpers import assert_refuses, assert_same, unchecked
@@ -24,7 +25,7 @@ def with_positions(make: Any) -> bk.NestedRun:
     dead = sample(peak(), 0, 40, num_delete=4)
     radius = dead.positions["u"] ** (1 / 5)
     return result(
-        bk.DeadPoints(
+        DeadPoints(
             make(radius), dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
         )
     )
@@ -71,7 +72,7 @@ def test_settings_are_copied() -> None:
 
 def test_points_without_likelihood_are_refused() -> None:
     nothing = np.full(5, -np.inf)
-    dead = bk.DeadPoints(np.zeros(5), nothing, nothing, np.zeros(5))
+    dead = DeadPoints(np.zeros(5), nothing, nothing, np.zeros(5))
     with pytest.raises(ValueError, match=r"the evidence is zero.*Begin with more"):
         result(dead)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.nested import DeadPoints
 
 from ..helpers import assert_same, counted
 from ..run.compilations import compilations
@@ -80,7 +81,7 @@ def test_a_second_call_counts_invalid_likelihoods_from_zero() -> None:
 
 def test_derived_quantities_are_compiled_once() -> None:
     x = np.linspace(0.0, 1.0, 50)
-    dead = bk.DeadPoints(x, -x, np.full(50, -np.inf), np.zeros(50))
+    dead = DeadPoints(x, -x, np.full(50, -np.inf), np.zeros(50))
     run = bk.NestedRun(
         dead,
         num_steps=50,

@@ -8,7 +8,7 @@ from blackjax.ns.utils import log_weights
 from jax.scipy.special import logsumexp
 from scipy import special
 
-import batchkit as bk
+from batchkit.nested import DeadPoints
 from batchkit.nested._volumes import HISTORIES, resample, simulate
 
 from .perfect import Problem, peak, plateau, result, sample, steps
@@ -58,13 +58,13 @@ def test_live_counts_without_plateaus_bias_the_evidence() -> None:
 
 def test_evidence_of_a_constant_is_that_constant() -> None:
     """The elements of volume sum to one."""
-    dead = bk.DeadPoints(
+    dead = DeadPoints(
         np.zeros(30), np.full(30, -7.0), np.full(30, -np.inf), np.zeros(30)
     )
     volumes = simulate(dead, np.random.default_rng(0))
     np.testing.assert_allclose(volumes.log_evidence, -7.0, rtol=1e-12)
     np.testing.assert_allclose(volumes.information, 0.0, atol=1e-12)
-    one = bk.DeadPoints(np.zeros(1), np.ones(1), np.array([-np.inf]), np.zeros(1))
+    one = DeadPoints(np.zeros(1), np.ones(1), np.array([-np.inf]), np.zeros(1))
     assert result(one).log_evidence == pytest.approx(1.0)
     assert result(one).weights.tolist() == [1.0]
 
@@ -151,13 +151,13 @@ def test_large_log_likelihoods_neither_overflow_nor_underflow(
 ) -> None:
     dead = sample(peak(), 0, 20)
     logl = dead.loglikelihood.astype(dtype)
-    moved = bk.DeadPoints(
+    moved = DeadPoints(
         dead.positions,
         logl + dtype(offset),
         np.full(len(dead), -np.inf, dtype),
         dead.logprior,
     )
-    still = bk.DeadPoints(
+    still = DeadPoints(
         dead.positions,
         (moved.loglikelihood - dtype(offset)),
         np.full(len(dead), -np.inf, dtype),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import batchkit as bk
+from batchkit.nested import DeadPoints
 
 from ..nested.perfect import peak, result, sample
 
@@ -19,7 +20,7 @@ def nested(make: Callable[[np.ndarray], Any], **how: Any) -> bk.NestedRun:
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     points = direction * dead.positions["u"][:, None] ** (1 / 6)
     return result(
-        bk.DeadPoints(
+        DeadPoints(
             make(points), dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
         )
     )

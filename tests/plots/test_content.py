@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import batchkit as bk
-from batchkit.nested import insertion_ranks
+from batchkit.nested import DeadPoints, insertion_ranks
 from batchkit.plots._figure import Scale, format_median, scale_of
 
 from ..nested.perfect import plateau, result, sample
@@ -60,7 +60,7 @@ def test_histogram_and_band_of_insertion_ranks(biased: float) -> None:
 
 def test_run_without_replaced_points_is_drawn() -> None:
     x = np.linspace(0, 1, 50)
-    dead = bk.DeadPoints({"x": x}, -x, np.full(50, -np.inf), np.zeros(50))
+    dead = DeadPoints({"x": x}, -x, np.full(50, -np.inf), np.zeros(50))
     texts = [
         x.get_text() for axes in bk.plot_run(result(dead)).axes for x in axes.texts
     ]
@@ -136,7 +136,7 @@ def test_contours_contain_their_nominal_mass(make: Any) -> None:
 
 def test_fewer_points_than_parameters_are_refused() -> None:
     x = np.random.default_rng(0).normal(size=(3, 4))
-    dead = bk.DeadPoints(x, np.arange(3.0), np.full(3, -np.inf), np.zeros(3))
+    dead = DeadPoints(x, np.arange(3.0), np.full(3, -np.inf), np.zeros(3))
     with pytest.raises(ValueError, match=r"3 points for 4 parameters.*`names=`"):
         bk.plot_corner(result(dead))
 

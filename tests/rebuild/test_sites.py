@@ -21,16 +21,17 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.rebuild import Sites
 
 from .vmaps import Found, vmaps_in
 
 
-def places(found: bk.Sites, module: str = "toy") -> set[Found]:
+def places(found: Sites, module: str = "toy") -> set[Found]:
     """What `vmaps_in` tells, for the sites of one module."""
     return {(x.qualname, x.line, x.spelling) for x in found if x.module == module}
 
 
-def sites(api: Any) -> bk.Sites:
+def sites(api: Any) -> Sites:
     return bk.sites(api, packages=("toy",))
 
 
@@ -258,7 +259,7 @@ def test_empty_list_prints_no_sites(make_package):
     found = sites(make_package(init="def run(x): return x\n").run)
     assert repr(found) == "no sites"
     assert not found
-    assert found == bk.Sites()
+    assert found == Sites()
 
 
 def test_sites_are_frozen_values(make_package):
@@ -275,7 +276,7 @@ def test_sites_are_frozen_values(make_package):
     assert again == found
     assert hash(again) == hash(found)
     assert found != list(found)
-    assert isinstance(found[1:], bk.Sites)
+    assert isinstance(found[1:], Sites)
     assert list(found[1:]) == list(found)[1:]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.rebuild import Sites
 
 from ..helpers import equations, explained
 from .spellings import HANDED_AROUND, NAMES, NESTED_IMPORTS, SPELLINGS
@@ -26,7 +27,7 @@ ROWS = jnp.arange(8.0).reshape(4, 2)
 LOCATED = {**SPELLINGS, **{f"{k}, nested": x for k, x in NESTED_IMPORTS.items()}}
 
 
-def sites(api: Any) -> bk.Sites:
+def sites(api: Any) -> Sites:
     return bk.sites(api, packages=("toy",))
 
 

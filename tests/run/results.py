@@ -7,7 +7,9 @@ import jax
 import numpy as np
 
 import batchkit as bk
-from batchkit.shards import ShardTry, Spread
+from batchkit.chains import ChainSeconds
+from batchkit.nested import DeadPoints
+from batchkit.shards import SamplingStats, ShardTry, Spread
 
 from ..nested.perfect import peak, result, sample
 
@@ -24,7 +26,7 @@ def nested(make: Callable[[Any], Any] | None = None, **changes: Any) -> bk.Neste
     dead = sample(peak(), 0, 40, num_delete=4)
     if make is not None:
         logs = dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
-        dead = bk.DeadPoints(make(dead.positions["u"]), *logs)
+        dead = DeadPoints(make(dead.positions["u"]), *logs)
     return result(dead, **changes)
 
 
@@ -58,12 +60,12 @@ def full_chains() -> bk.ChainRun:
 
 def shards(make: Callable[[Any], Any] = lambda x: x, **changes: Any) -> bk.ShardRun:
     """Three shards, whose draws are `make` of arrays of shape `(3, 4, 60)`."""
-    first = ShardTry(0, 0.8, 0.2, False, False, "wild", bk.ChainSeconds(3.0, 0.5, 1.0))
-    second = ShardTry(1, 0.85, 0.0, True, True, "", bk.ChainSeconds(1.0, 0.5, 2.0))
+    first = ShardTry(0, 0.8, 0.2, False, False, "wild", ChainSeconds(3.0, 0.5, 1.0))
+    second = ShardTry(1, 0.85, 0.0, True, True, "", ChainSeconds(1.0, 0.5, 2.0))
     plan = bk.SamplingPlan.from_shard(100, 3)
     stats = [
-        bk.SamplingStats(0, 9, plan, ()),
-        bk.SamplingStats(
+        SamplingStats(0, 9, plan, ()),
+        SamplingStats(
             1,
             8,
             plan,
@@ -75,7 +77,7 @@ def shards(make: Callable[[Any], Any] = lambda x: x, **changes: Any) -> bk.Shard
             rhat=1.001,
             ess=700.0,
         ),
-        bk.SamplingStats(2, 8, plan, (first, second)),
+        SamplingStats(2, 8, plan, (first, second)),
     ]
     draws = np.random.default_rng(0).normal(size=(3, *SHAPE))
     return bk.ShardRun(make(draws), stats, **changes)

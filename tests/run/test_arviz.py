@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 import batchkit as bk
+from batchkit.nested import DeadPoints
 from batchkit.run import _over_draws
 
 from ..helpers import assert_refuses, counted
@@ -162,7 +163,7 @@ def lens(r: np.ndarray) -> Any:
 
 
 NESTED = result(
-    bk.DeadPoints(
+    DeadPoints(
         lens((dead := sample(peak(), 0, 100, num_delete=4)).positions["u"] ** (1 / 5)),
         dead.loglikelihood,
         dead.loglikelihood_birth,

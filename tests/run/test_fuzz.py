@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.chains import ChainSeconds
+from batchkit.nested import DeadPoints
 from batchkit.run._file import encode, read_file
+from batchkit.shards import SamplingStats
 
 from ..nested.perfect import peak, result, sample
 from .sealed import seal
@@ -40,7 +43,7 @@ def nested(path: Path) -> None:
         "empty": np.zeros((len(u), 0)),
     }
     numbers = dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
-    run = result(bk.DeadPoints(positions, *numbers), key=jax.random.key(3))
+    run = result(DeadPoints(positions, *numbers), key=jax.random.key(3))
     run.save(path)
 
 
@@ -57,12 +60,12 @@ def chains(path: Path) -> None:
 
 def shards(path: Path) -> None:
     draws = np.random.default_rng(0).normal(size=(2, 2, 8))
-    seconds = bk.ChainSeconds(1.0, 2.0, 3.0)
+    seconds = ChainSeconds(1.0, 2.0, 3.0)
     tried = bk.shards.ShardTry(0, 0.8, 0.0, True, True, "", seconds)
     plan = bk.SamplingPlan(2, 8, 2)
     bk.ShardRun(
         {"x": draws, "y": [draws[..., ::-1, None] ** 2]},
-        [bk.SamplingStats(i, 9, plan, (tried,)) for i in range(2)],
+        [SamplingStats(i, 9, plan, (tried,)) for i in range(2)],
         gradients_fn=lambda used: lambda position: position,
         refine=False,
     ).save(path)

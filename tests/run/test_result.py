@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run import Provenance, _file, _result_file
+from batchkit.run import Diagnostic, Provenance, _file, _result_file
 
 from ..helpers import assert_refuses, assert_same
 from .results import (
@@ -29,8 +29,8 @@ from .results import (
 
 
 WARNINGS = (
-    bk.Diagnostic("inner steps", 4.0, 10.0, "use more"),
-    bk.Diagnostic("p", np.inf, 0.0, ""),
+    Diagnostic("inner steps", 4.0, 10.0, "use more"),
+    Diagnostic("p", np.inf, 0.0, ""),
 )
 SETTINGS = {"num_delete": 4, "x": (np.arange(2), None), "batcher": bk.Vmap()}
 RESULTS: dict[str, Any] = {

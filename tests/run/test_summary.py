@@ -9,8 +9,10 @@ import pandas
 import pytest
 
 import batchkit as bk
+from batchkit.continuous import LaneStats
 from batchkit.run import Summary, parameter_names
 from batchkit.run._summary import AbstractSummary, rounded
+from batchkit.shards import SamplingStats
 
 from ..helpers import assert_refuses
 from ..nested.perfect import peak, result, sample
@@ -24,7 +26,7 @@ NESTED = result(sample(peak(), 0))
 PLAN = bk.SamplingPlan(9, 300)
 SHARDS = bk.ShardRun(
     {"log_mass": RNG.normal(size=(2, 4, 300)), "b": RNG.normal(size=(2, 4, 300))},
-    [bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)],
+    [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)],
 )
 
 
@@ -234,7 +236,7 @@ def test_names_of_parameters_follow_the_pytree() -> None:
     assert parameter_names({"a": {"b": n}, "c": [n]}) == ("a.b", "c[0]")
     assert parameter_names({"m": matrix}) == ("m[0, 0]", "m[0, 1]")
     assert parameter_names({1: n}) == ("x[1]",)
-    stats = bk.LaneStats(jnp.zeros(3, int), jnp.zeros(3, int))
+    stats = LaneStats(jnp.zeros(3, int), jnp.zeros(3, int))
     assert parameter_names({"lanes": stats}) == ("lanes.made", "lanes.needed")
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import Convergence
+from batchkit.chains import ChainSeconds, Convergence
 from batchkit.chains._chain_loop import Made
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
-from batchkit.shards import ShardTry, Spread, _rounds, _shard_model
+from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds, _shard_model
 from batchkit.shards._shard_arguments import check_states
 from batchkit.shards._shard_stats import next_target, stats_of
 
@@ -127,7 +127,7 @@ def test_only_shards_that_fail_run_again(go: Any) -> None:
     # Seconds are those of the whole call.
     assert run.stats[0].seconds.sampling == 2.0
     assert run.stats[1].seconds.sampling == 3.0
-    assert run.stats[3].seconds == bk.ChainSeconds(0.5, 1.0, 4.0)
+    assert run.stats[3].seconds == ChainSeconds(0.5, 1.0, 4.0)
     # Draws of the last try stand in the place of their shard.
     first, second = (
         np.random.default_rng(i).normal(size=(n, CHAINS, SAMPLES))
@@ -186,7 +186,7 @@ def test_later_tries_may_diverge_more(go: Any) -> None:
     [(0.8, [0.8, 0.85, 0.9]), (0.93, [0.93, 0.95, 0.95]), (0.99, [0.99] * 3)],
 )
 def test_targets_rise_after_divergences(first: float, expected: list[float]) -> None:
-    seconds = bk.ChainSeconds(0.0, 0.0, 0.0)
+    seconds = ChainSeconds(0.0, 0.0, 0.0)
     tries = [ShardTry(i, 0.8, 0.5, True, False, "", seconds) for i in range(2)]
     found = [next_target(tries[:i], first) for i in range(3)]
     np.testing.assert_allclose(found, expected)
@@ -233,10 +233,10 @@ def draws(**fields: Any) -> Draw:
     return Draw(*(usual.get(field) for field in Draw._fields))
 
 
-def stats(mass: Any = None, **fields: Any) -> bk.SamplingStats:
+def stats(mass: Any = None, **fields: Any) -> SamplingStats:
     mass = np.arange(1.0, 13.0).reshape(CHAINS, 3) if mass is None else mass
     tries = [
-        ShardTry(i, 0.8, rate, True, rate <= 0.05, "", bk.ChainSeconds(1.0, 2.0 + i, 3))
+        ShardTry(i, 0.8, rate, True, rate <= 0.05, "", ChainSeconds(1.0, 2.0 + i, 3))
         for i, rate in enumerate((0.5, 0.02))
     ]
     tuned = Tuned(np.array([0.1, 0.2, 0.4, 0.9]), mass)
@@ -254,9 +254,9 @@ def test_statistics_of_a_shard() -> None:
     # Of its last try.
     assert [x.number for x in found.tries] == [0, 1]
     assert (found.divergence_rate, found.accepted) == (0.02, True)
-    assert found.seconds == bk.ChainSeconds(1.0, 3.0, 3.0)
+    assert found.seconds == ChainSeconds(1.0, 3.0, 3.0)
     # Before a try, and of a sampler that reports nothing.
-    never = bk.SamplingStats(0, 9, PLAN, ())
+    never = SamplingStats(0, 9, PLAN, ())
     assert (never.accepted, never.divergence_rate) == (False, 0.0)
     assert sum(never.seconds) == 0.0
     silent = stats(diverging=None, acceptance=None, tree_depth=None)

@@ -15,6 +15,7 @@ from batchkit.shards import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
+    SamplingStats,
     ShardTry,
     _shard_diagnostics,
 )
@@ -38,7 +39,7 @@ def draws() -> np.ndarray:
     return means + np.random.default_rng(1).normal(size=shape)
 
 
-def stats(rates: Any = (0.0,), **others: Any) -> list[bk.SamplingStats]:
+def stats(rates: Any = (0.0,), **others: Any) -> list[SamplingStats]:
     made = []
     for shard in range(SHARDS):
         some = [
@@ -46,7 +47,7 @@ def stats(rates: Any = (0.0,), **others: Any) -> list[bk.SamplingStats]:
             for i, r in enumerate(rates if shard == 1 else (0.0,))
         ]
         usual = {"rhat": 1.0, "ess": 1500.0, **(others if shard == 1 else {})}
-        made.append(bk.SamplingStats(shard, 100, PLAN, tuple(some), **usual))
+        made.append(SamplingStats(shard, 100, PLAN, tuple(some), **usual))
     return made
 
 
@@ -82,7 +83,7 @@ def test_slow_chains_do_not_make_shards_disagree() -> None:
     ess = min(float(bk.chains.Convergence(y).ess_bulk[0]) for y in x)
     assert ess < 20
     x[1] += np.sqrt(2 * 6.635 * (1 + 0.9 / ess))
-    some = [bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
+    some = [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
     found = [warning.name for warning in bk.ShardRun(x, some).warnings]
     assert "shards disagree" not in found
 
@@ -97,9 +98,7 @@ def test_shards_disagree_beyond_a_quantile_of_chi_squared() -> None:
             moved = np.repeat(x, dim, axis=-1)
             moved += 1e-9 * np.random.default_rng(1).normal(size=moved.shape)
             moved[1, ..., -1] += np.sqrt(2 * part * limit * (1 + 1 / 16_000))
-            some = [
-                bk.SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)
-            ]
+            some = [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
             found = bk.ShardRun(shuffled(moved), some).warnings
             assert any(w.name == "shards disagree" for w in found) == expected
 
@@ -159,7 +158,7 @@ def test_shards_that_agree_are_hardly_ever_said_to_disagree() -> None:
     for _ in range(60):
         means = rng.normal(size=(8, 1, 1, 3))
         x = means + rng.normal(size=(8, 2, 150, 3))
-        some = [bk.SamplingStats(s, 9, PLAN, ()) for s in range(8)]
+        some = [SamplingStats(s, 9, PLAN, ()) for s in range(8)]
         found = bk.ShardRun(x, some).warnings
         count += any(warning.name == "shards disagree" for warning in found)
     assert count <= 3

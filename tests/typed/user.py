@@ -19,9 +19,10 @@ import numpy as np
 
 import batchkit as bk
 from batchkit.auto import LayoutPlan, Selection
-from batchkit.chains import ChainRun
+from batchkit.chains import ChainRun, ChainSummary
 from batchkit.continuous import LaneStats
 from batchkit.explain import Explanation, MemoryUse, ReachedSite
+from batchkit.nested import DeadPoints
 from batchkit.run import Summary
 
 
@@ -140,7 +141,7 @@ def nested_result(run: bk.NestedRun) -> None:
     assert_type(run.log_evidence, float)
     assert_type(run.log_evidence_err, float)
     assert_type(run.ess, float)
-    assert_type(run.dead, bk.DeadPoints)
+    assert_type(run.dead, DeadPoints)
     assert_type(run.summary(quantiles=(0.16, 0.84), transform=jnp.exp), Summary)
     assert_type(run.summary().to_latex({"x": "$x$"}), str)
     assert_type(bk.NestedRun.merge([run, run]), bk.NestedRun)
@@ -179,6 +180,6 @@ shards = bk.run_shards(
     on_failure="raise",
 )
 assert_type(shards, bk.ShardRun)
-assert_type(shards.summary(quantiles=[0.5]), bk.ChainSummary)
+assert_type(shards.summary(quantiles=[0.5]), ChainSummary)
 assert_type(bk.ShardRun.load("shards.h5"), bk.ShardRun)
 bk.plot_corner(shards, transform=jnp.exp)
