@@ -79,10 +79,9 @@ def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> An
         raise ValueError(
             "run_chains(positions=...): positions looks like the start of a single "
             f"chain, {format_value(positions)}: logdensity_fn takes the whole of it, "
-            "and "
-            f"not one row, {format_value(row)}. Give every array the shape (chains, "
-            "...), "
-            "one row a chain; four chains or more, started far from each other."
+            f"and not one row, {format_value(row)}. Give every array the shape "
+            "(chains, ...), one row a chain; four chains or more, started far from "
+            "each other."
         ) from error
 
 
@@ -122,8 +121,7 @@ def check_states(states: Any) -> None:
             raise StartError(
                 "run_chains(positions=...): the log-density is not finite at the start "
                 f"of {_of_chains(chains, total)} ({join_few(values)}). Start inside of "
-                "the "
-                "support, and not so far out that the log-density overflows; the "
+                "the support, and not so far out that the log-density overflows; the "
                 "exception has the indices as `.chains`.",
                 chains,
             )
@@ -133,8 +131,7 @@ def check_states(states: Any) -> None:
             "run_chains(positions=...): the log-density is finite at the start of "
             f"{_of_chains(chains, total)}, but its gradient with respect to "
             f"{join_few(names)} is not. Start elsewhere, or look for a `jnp.where` "
-            "whose "
-            "branch not taken divides by zero: its NaN enters the gradient.",
+            "whose branch not taken divides by zero: its NaN enters the gradient.",
             chains,
             names,
         )

@@ -359,8 +359,7 @@ def _by_name(
     else:
         raise TypeError(
             f"run_chains({format_value(sampler)}, ...): the first argument must be an "
-            "API "
-            "such as blackjax.nuts, or an algorithm with `init` and `step` such as "
+            "API such as blackjax.nuts, or an algorithm with `init` and `step` such as "
             f"blackjax.nuts(logdensity_fn, ...); got {format_type(sampler)}."
         )
     settings = dict(by_name)
@@ -377,8 +376,7 @@ def _by_name(
     if is_api(sampler) and not callable(logdensity_fn):
         raise TypeError(
             f"run_chains(logdensity_fn={format_value(logdensity_fn)}): logdensity_fn "
-            "must "
-            "be a function from one position to a scalar; got "
+            "must be a function from one position to a scalar; got "
             f"{format_type(logdensity_fn)}."
         )
     return logdensity_fn, arguments["rng_key"], arguments["positions"], settings
@@ -389,8 +387,7 @@ def _refuse_warmup(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         raise TypeError(
             f"run_chains({name}={format_value(value)}): an algorithm has its "
-            "parameters "
-            f"already, and there is no warm-up that could use {name}. Leave it out, "
-            "or pass the API with the log-density: `run_chains(blackjax.nuts, "
+            f"parameters already, and there is no warm-up that could use {name}. Leave "
+            "it out, or pass the API with the log-density: `run_chains(blackjax.nuts, "
             "logdensity_fn, rng_key, positions)`."
         )

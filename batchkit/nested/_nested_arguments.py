@@ -55,8 +55,7 @@ def check_api(api: Any, settings: Mapping[str, Any]) -> None:
     if not callable(api):
         raise TypeError(
             f"run_nested(api={format_value(api)}): api must be a nested sampler such "
-            "as "
-            f"blackjax.nss; got {format_type(api)}. {_ORDER}"
+            f"as blackjax.nss; got {format_type(api)}. {_ORDER}"
         )
     parameters = parameters_of(api)
     if parameters is None:
@@ -139,10 +138,8 @@ def live_points(positions: PyTree) -> PyTree:
     if rows:
         raise StartError(
             f"run_nested(positions=...): {join_few(names)} is not finite in "
-            f"{len(rows)} of "
-            f"{total} live points, rows {join_few(list(map(str, rows)))}. Draw every "
-            "live "
-            "point from the prior.",
+            f"{len(rows)} of {total} live points, rows "
+            f"{join_few(list(map(str, rows)))}. Draw every live point from the prior.",
             rows,
             names,
         )
@@ -158,8 +155,7 @@ def check_functions(
         if not callable(function):
             raise TypeError(
                 f"run_nested({name}={format_value(function)}): {name} must be a "
-                "function "
-                f"of one position; got {format_type(function)}. {_ORDER}"
+                f"function of one position; got {format_type(function)}. {_ORDER}"
             )
         check_scalar("run_nested", name, function, row)
     prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
@@ -221,9 +217,8 @@ def refusing_mixed_dtypes(
         found = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
         raise TypeError(
             f"run_nested(positions={format_value(positions)}): a step of this "
-            "algorithm "
-            f"mixes dtypes: {found}, and random numbers are {default}. Make all of "
-            f"them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
+            f"algorithm mixes dtypes: {found}, and random numbers are {default}. Make "
+            f"all of them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
             "positions)`. If `jax_enable_x64` was switched on after positions were "
             "drawn, switch it on before."
         ) from error

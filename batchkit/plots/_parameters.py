@@ -98,8 +98,7 @@ def parameters_of(
             raise ValueError(
                 f"{caller}(names=None): a figure shows at most {most} parameters, but "
                 f"the run has {len(names)}: {join_few(names, _MAX_NAMES)}. Choose "
-                "some, "
-                f"such as names={names[:3]!r}."
+                f"some, such as names={names[:3]!r}."
             )
     shown = choose("names", [names] if isinstance(names, str) else names)
     if not shown:

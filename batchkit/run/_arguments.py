@@ -38,8 +38,7 @@ def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"{owner}({name}={format_value(value)}): {name} must be an int, at least "
-            "1; "
-            f"got {format_type(value)}."
+            f"1; got {format_type(value)}."
         )
     if value < 1:
         raise ValueError(f"{owner}({name}={value}): {name} must be at least 1.{remedy}")
@@ -51,8 +50,7 @@ def check_acceptance(owner: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(
             f"{owner}(target_acceptance={format_value(value)}): target_acceptance must "
-            "be "
-            f"a number between 0 and 1, such as 0.8; got {format_type(value)}."
+            f"be a number between 0 and 1, such as 0.8; got {format_type(value)}."
         )
     if not 0 < value < 1:
         raise ValueError(
@@ -133,14 +131,12 @@ def check_scalar(
         raise TypeError(
             f"{owner}({name}=...): {name} must return one real number, a scalar, for "
             f"one position; got {format_value(out)}. Sum over data and dimensions, as "
-            "in "
-            "`jnp.sum(...)`."
+            "in `jnp.sum(...)`."
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
-            f"{owner}({name}=...): {name} must return one real number, of a floating-"
-            f"point dtype; got {format_value(out)}. Compute with floats, or convert "
-            "the "
-            "result, as in `jnp.asarray(value, float)`."
+            f"{owner}({name}=...): {name} must return one real number, of a "
+            f"floating-point dtype; got {format_value(out)}. Compute with floats, or "
+            "convert the result, as in `jnp.asarray(value, float)`."
         )
     return dtype

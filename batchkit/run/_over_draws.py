@@ -119,8 +119,7 @@ def _over_draws(
     if not callable(function):
         raise TypeError(
             f"{caller}({argument}={format_value(function)}): {argument} must be a "
-            "function "
-            f"of one position; got {format_type(function)}."
+            f"function of one position; got {format_type(function)}."
         )
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[dims:]), samples)
     shape = jax.tree.leaves(samples)[0].shape[:dims]

@@ -180,10 +180,9 @@ def check_gradients(
             float(np.mean(~np.all(is_finite, axis=1))),
             0.0,
             f"the gradient of all data in {join_few(where)} is not finite at some "
-            "combined "
-            "draws, so means and widths cannot be checked. Choose parameters without "
-            "bounds, and look for a `jnp.where` whose branch not taken divides by "
-            "zero.",
+            "combined draws, so means and widths cannot be checked. Choose parameters "
+            "without bounds, and look for a `jnp.where` whose branch not taken divides "
+            "by zero.",
         )
         return None, (warning,)
     if len(some) < _FEWEST:
@@ -295,8 +294,7 @@ def _shifted(check: GradientCheck, apart: _Estimate, batches: int) -> Diagnostic
         "it is not: times their covariance, which is how far off means are, it is "
         f"{_pm(value, error)} standard deviations of {where[0]}, and more than "
         f"{LARGEST_SHIFT} in {join_few(where)}. `refine=True` moves the draws until it "
-        "is "
-        f"zero, if it can. {_REMEDY}",
+        f"is zero, if it can. {_REMEDY}",
     )
 
 

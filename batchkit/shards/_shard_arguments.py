@@ -31,8 +31,7 @@ def check_options(
     if not is_api(api):
         raise TypeError(
             f"run_shards(api={format_value(api)}): api must be an API whose step size "
-            "and "
-            "mass matrix a warm-up finds, such as blackjax.nuts; got "
+            "and mass matrix a warm-up finds, such as blackjax.nuts; got "
             f"{format_type(api)}."
         )
     if on_failure not in ("raise", "drop"):

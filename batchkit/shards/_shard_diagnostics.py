@@ -205,11 +205,10 @@ def _modes(
             float(len(bimodal)),
             0.0,
             f"{join_few(list(bimodal))} has two modes, in {_shards(where)}: the "
-            "density "
-            f"falls below {VALLEY:.0%} of the lower one between them. A weighted mean "
-            "of draws lies between modes, where there may be no probability. Use "
-            "`combine='kde'` for few parameters, or all data at once with "
-            "`sharded_logdensity`.",
+            f"density falls below {VALLEY:.0%} of the lower one between them. A "
+            "weighted mean of draws lies between modes, where there may be no "
+            "probability. Use `combine='kde'` for few parameters, or all data at once "
+            "with `sharded_logdensity`.",
         )
 
 
