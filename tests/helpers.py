@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,6 +58,25 @@ every_splitting_batcher = pytest.mark.parametrize(
 def same_layout(batcher: bk.AbstractBatcher) -> bool:
     """Whether the batcher runs `TASKS` tasks as `jax.vmap` does."""
     return batcher not in SPLITTING.values()
+
+
+def is_optimized() -> bool:
+    """Return True where XLA optimizes as it does for users: in `make matrix`."""
+    # The root conftest.py sets it, as JAX reads it.
+    return os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"].lower() in ("0", "false")
+
+
+def assert_bits(actual: Any, expected: Any) -> None:
+    """Assert that two different programs give the same bits where XLA optimizes.
+
+    Without optimization XLA rounds one operation otherwise in each program.
+    """
+    if is_optimized():
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    else:
+        assert jax.tree.structure(actual) == jax.tree.structure(expected)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+        jax.tree.map(close, actual, expected)
 
 
 def assert_same(actual: Any, expected: Any, ulps: int = 4) -> None:

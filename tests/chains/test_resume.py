@@ -12,7 +12,7 @@ import pytest
 from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
-from batchkit.run import Provenance, _checkpoint, _resumable
+from batchkit.run import Provenance, _resumable, _saving
 from batchkit.run._environment import versions
 from batchkit.run._file import read_file
 from batchkit.run._saving import Saver
@@ -136,7 +136,7 @@ def test_bits_do_not_depend_on_where_it_was_killed(
     # Blocks are as short as they can be, and every one of them is saved. The clock must
     # not decide where this run resumes: what a save costs depends on the machine.
     monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 0.0)
-    monkeypatch.setattr(_checkpoint, "_RUN_PER_COST", 0)
+    monkeypatch.setattr(_saving, "_RUN_PER_COST", 0)
     place = bk.Checkpoint(tmp_path / "run.h5", every=1e-9)
     with compilations() as compiled:
         with pytest.raises(Killed):

@@ -18,6 +18,7 @@ from blackjax.smc import extend_params, resampling
 import batchkit as bk
 from batchkit.batchers._trace_log import LogEntry, leave, start_log
 
+from ..helpers import is_optimized
 from . import mcmc
 from .cases import DIM, LANES, Case, loglikelihood, logprior, positions
 from .harness import assert_close
@@ -115,6 +116,8 @@ def test_chains_are_those_of_vmap(name: str, lanes: int, tolerance: float):
         fun, args = chain(_CASES[name])
         program, (note, *_) = traced(bk.Continuous(lanes)(fun), *args)
         assert note.startswith("pauses at ") == (name in PAUSING)
+        # Without optimization XLA rounds the parts otherwise than the whole.
+        tolerance = tolerance if is_optimized() else max(tolerance, TOLERANCE)
         assert_close(program.lower().compile()(*args), expected(name), tolerance)
 
 

@@ -27,7 +27,7 @@ from batchkit.nested._chain_counts import Recorded, describe_moves
 from batchkit.nested._guard import built
 from batchkit.nested._nested_diagnostics import copies
 
-from ..helpers import unchecked
+from ..helpers import assert_bits, unchecked
 from .perfect import peak, plateau, sample
 from .problems import gaussian
 
@@ -137,7 +137,7 @@ def test_recorded_chains_lead_from_live_points_to_new_ones(
         recorded = recording(problem, APIS[name], 20, 4)
         plain, _ = jax.jit(algorithm.step)(KEY, state)
         new, info = jax.jit(recorded.step)(KEY, state)
-    jax.tree.map(np.testing.assert_array_equal, new, plain)
+    assert_bits(new, plain)
     before, after = info.update_info.before, info.update_info.after
     assert before.shape == after.shape == (20, 4, 3)
     np.testing.assert_array_equal(before[:, 1:], after[:, :-1])

@@ -7,6 +7,7 @@ import numpy as np
 
 from batchkit.nested import finalise
 
+from ..helpers import assert_bits
 from .problems import gaussian
 
 
@@ -73,9 +74,9 @@ def test_the_layout_of_the_fork_changes_no_bit() -> None:
     problem = gaussian(2)
     expected = problem.run(num_live=60)
     run = problem.run(num_live=60, api=api)
-    np.testing.assert_array_equal(run.dead.loglikelihood, expected.dead.loglikelihood)
-    np.testing.assert_array_equal(run.dead.positions, expected.dead.positions)
-    assert run.log_evidence == expected.log_evidence
+    assert_bits(run.dead.loglikelihood, expected.dead.loglikelihood)
+    assert_bits(run.dead.positions, expected.dead.positions)
+    assert_bits(run.log_evidence, expected.log_evidence)
     assert run.num_evaluations == expected.num_evaluations
     assert run.converged
 

@@ -14,6 +14,7 @@ import batchkit as bk
 from batchkit.nested import NestedProgress, NestedStatus, finalise
 from batchkit.nested._nested_loop import ResumableNested
 
+from ..helpers import assert_bits
 from .problems import (
     Known,
     bottom,
@@ -53,12 +54,8 @@ def test_bits_are_those_of_a_loop_by_hand(run: bk.NestedRun, by_hand: Any) -> No
     _, states, infos = by_hand
     steps = run.num_steps
     dead = finalise(states[steps], infos[:steps])
-    np.testing.assert_array_equal(run.dead.positions, dead.positions)
-    np.testing.assert_array_equal(run.dead.loglikelihood, dead.loglikelihood)
-    np.testing.assert_array_equal(
-        run.dead.loglikelihood_birth, dead.loglikelihood_birth
-    )
-    np.testing.assert_array_equal(run.dead.logprior, dead.logprior)
+    for name in ("positions", "loglikelihood", "loglikelihood_birth", "logprior"):
+        assert_bits(getattr(run.dead, name), getattr(dead, name))
 
 
 def test_ends_with_the_first_step_that_meets_the_rule(

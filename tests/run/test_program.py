@@ -135,7 +135,7 @@ import blackjax
 import blackjax.util
 import jax
 import batchkit as bk
-from batchkit.run._program import kept_for
+from batchkit.run._program import program_cache
 
 api = blackjax.nss
 if {0} is not None:
