@@ -21,6 +21,21 @@ def test_every_public_name_has_an_entry_in_the_reference() -> None:
     assert sorted(set(batchkit.__all__) - set(entries)) == []
 
 
+def test_every_file_is_in_the_source_layout() -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text("utf-8")
+    layout = re.search(r"^```text\nbatchkit/\n(.*?)^```", page, re.M | re.S)
+    assert layout is not None
+    listed: set[str] = set()
+    package = ""
+    for line in layout[1].splitlines():
+        if found := re.match(r"  (\w+)/", line):
+            package = found[1]
+        listed |= {f"{package}/{name}" for name in re.findall(r"\w+\.py", line)}
+    files = (ROOT / "batchkit").glob("*/*.py")
+    there = {f"{x.parent.name}/{x.name}" for x in files if x.name != "__init__.py"}
+    assert listed == there
+
+
 def test_every_public_name_has_an_example() -> None:
     block = re.compile(r"^ *```python\n.*?^ *```$", re.MULTILINE | re.DOTALL)
     without = [

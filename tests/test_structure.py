@@ -8,6 +8,7 @@ import graphlib
 import importlib
 import inspect
 import pkgutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +122,12 @@ def test_only_public_names_of_jax_and_equinox_are_imported() -> None:
         if imported.startswith(private)
     ]
     assert offenders == []
+
+
+def test_no_two_files_and_no_two_classes_share_a_name() -> None:
+    files = [name.rsplit(".", 1)[-1] for name in MODULES if name.count(".") == 2]
+    names = [*files, *(cls.__name__ for cls in classes())]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
 
 
 def test_annotations_are_evaluated() -> None:
