@@ -47,17 +47,17 @@ class Blocks:
     most: int
     is_fixed: bool
 
-    def limit(self, made: int | None, in_time: int) -> int:
+    def limit(self, made: int | None, per_block: int) -> int:
         """Return the most draws of the next block.
 
-        The last one had `made` draws, None before the first; `in_time` draws take as
+        The last one had `made` draws, None before the first; `per_block` draws take as
         long as a block should.
         """
         if self.is_fixed:
             return self.most
         # The first block shows how long a draw takes; growth is gradual, since the
         # next draws may take longer.
-        return 1 if made is None else max(1, min(in_time, 4 * made, self.most))
+        return 1 if made is None else max(1, min(per_block, 4 * made, self.most))
 
     def count(self, at: int, limit: int, total: int) -> int:
         """Return how many draws follow the first `at`, of `total` in all."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, final
 import jax
 import numpy as np
 
-from ..run._progress import in_time
+from ..run._progress import format_duration
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
 from ..run._store import Saved
@@ -76,7 +76,7 @@ class ChainProgress(NamedTuple):
             if self.acceptance is not None and not math.isnan(self.acceptance):
                 parts.append(f"acceptance {self.acceptance:.2f}")
             if not math.isnan(self.seconds_left):
-                parts.append(f"{in_time(self.seconds_left)} left")
+                parts.append(f"{format_duration(self.seconds_left)} left")
         return ", ".join(parts)
 
 
@@ -208,9 +208,9 @@ class ResumableChains(AbstractResumable):
             self._state, self._at = after, self._done
         return count
 
-    def next_limit(self, made: int | None, in_time: int) -> int:
+    def next_limit(self, made: int | None, per_block: int) -> int:
         blocks = self._chains.blocks
-        return blocks.limit(made, in_time) if self._needs_host else blocks.most
+        return blocks.limit(made, per_block) if self._needs_host else blocks.most
 
     @property
     def must_save(self) -> bool:

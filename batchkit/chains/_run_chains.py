@@ -1,6 +1,5 @@
 """`run_chains`: Markov chains laid out by a batcher."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, overload
@@ -26,7 +25,7 @@ from ..run._processes import (
     check_same_arguments,
     gather_to_host,
     is_multiprocess,
-    speaker,
+    log,
 )
 from ..run._program import program_cache
 from ..run._progress import Reporter, check_progress
@@ -48,8 +47,6 @@ from ._chain_run import ChainRun
 from ._chain_starts import check_logdensity, check_positions, starts_from
 from ._sampler import is_algorithm, is_api, sampler_of_algorithm, sampler_of_api
 
-
-_log: Final = logging.getLogger("batchkit")
 
 _VMAP: Final = Vmap()
 _WARMUP: Final = 1000
@@ -290,7 +287,7 @@ def run_chains(
         fresh=fresh,
     )
     layout = layout_of(chains)
-    speaker(_log).info(
+    log.info(
         "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
         num_chains,
         len(parameter_names(starts)),
@@ -343,7 +340,7 @@ def run_chains(
         provenance=saver.provenance,
     )
     for warning in result.warnings:
-        speaker(_log).warning("run_chains: %s", warning)
+        log.warning("run_chains: %s", warning)
     return result
 
 

@@ -1,6 +1,5 @@
 """A nested run in blocks of steps, from its first live points to its result."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any, Final, final
 
@@ -16,8 +15,8 @@ from ..run._names import parameter_names
 from ..run._processes import (
     is_first_process,
     is_multiprocess,
+    log,
     numbers_of_first_process,
-    speaker,
     sum_over_processes,
 )
 from ..run._result_file import numbers, typed
@@ -42,8 +41,6 @@ from ._nested_progress import NestedProgress, progress_of
 from ._nested_run import NestedRun, names_for_load
 from ._stop import AbstractStop, MaxSteps, rules_met
 
-
-_log: Final = logging.getLogger("batchkit")
 
 # The volumes are simulated with this key, which no step has.
 _VOLUMES: Final = 2**32 - 2
@@ -134,12 +131,12 @@ class ResumableNested(AbstractResumable):
             self._refuse_invalid()
         return made
 
-    def next_limit(self, made: int | None, in_time: int) -> int:
+    def next_limit(self, made: int | None, per_block: int) -> int:
         # The first block measures a step. Later ones grow slowly, since a single fast
         # block may be an outlier.
         if made is None:
             return 1
-        return max(1, min(in_time, 4 * made, self._programs.capacity))
+        return max(1, min(per_block, 4 * made, self._programs.capacity))
 
     def progress(self) -> tuple[NestedProgress, int, int | None]:
         record = progress_of(
@@ -191,7 +188,7 @@ class ResumableNested(AbstractResumable):
             reasons.append("points are copies of others")
             converged = False
         for warning in warnings:
-            speaker(_log).warning("run_nested: %s", warning)
+            log.warning("run_nested: %s", warning)
         self._run = NestedRun(
             dead,
             num_steps=int(status.step),
@@ -260,7 +257,7 @@ class ResumableNested(AbstractResumable):
     def _warnings(self, dead: DeadPoints) -> tuple[Diagnostic, ...]:
         chains = jax.tree.map(np.asarray, self._state.chains)
         if chains is not None and chains.has_moves:
-            speaker(_log).info("run_nested: %s", describe_moves(chains))
+            log.info("run_nested: %s", describe_moves(chains))
         found = diagnose(
             dead,
             num_inner_steps=self._programs.num_inner_steps,

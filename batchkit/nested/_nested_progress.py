@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple, final
 
-from ..run._progress import in_time
+from ..run._progress import format_duration
 from ._status import NestedStatus
 from ._stop import (
     AbstractStop,
@@ -74,7 +74,7 @@ class NestedProgress(NamedTuple):
             parts.append(f"efficiency {self.efficiency:.1%}")
             parts.append(f"{self.evaluations_per_second:,.0f} likelihoods/s")
         if not math.isnan(self.seconds_left):
-            parts.append(f"{in_time(self.seconds_left)} left")
+            parts.append(f"{format_duration(self.seconds_left)} left")
         return ", ".join(parts)
 
 

@@ -1,6 +1,5 @@
 """`run_nested`: from live points to a result, in blocks that may be killed."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
@@ -16,7 +15,7 @@ from ..rebuild import AbstractPolicy
 from ..run._arguments import check_key, check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
 from ..run._names import parameter_names
-from ..run._processes import gather_to_host, speaker
+from ..run._processes import gather_to_host, log
 from ..run._program import program_cache
 from ..run._progress import Reporter, check_progress
 from ..run._resumable import complete
@@ -42,8 +41,6 @@ from ._nested_programs import NestedPrograms
 from ._nested_run import NestedRun
 from ._stop import AbstractStop, RemainingEvidence
 
-
-_log: Final = logging.getLogger("batchkit")
 
 _STOP: Final = RemainingEvidence()
 
@@ -235,7 +232,7 @@ def _log_start(
     arrays = [x for x in avals if hasattr(x, "dtype")]
     largest = max((x.size * x.dtype.itemsize for x in arrays), default=0)
     at_once = max((_most_at_once(x) for x in programs.sites if x.functions), default=1)
-    speaker(_log).info(
+    log.info(
         "run_nested: %d live points of %d numbers (%s), %d replaced in a step; %s; %s; "
         "at least %s expected: %d likelihoods at once, each with an array of %s",
         programs.num_live,

@@ -58,11 +58,6 @@ class SafeLog(logging.LoggerAdapter[logging.Logger]):
 log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 
-def speaker(log: logging.Logger) -> SafeLog:
-    """Return a log to which only the first process writes."""
-    return SafeLog(log, {})
-
-
 def numbers_of_first_process(*numbers: int | float) -> tuple[float, ...]:
     """Return the numbers of the first process, exactly."""
     return tuple(map(float, allgather_numbers(*numbers)[0]))

@@ -125,7 +125,7 @@ class Reporter:
                 return
 
 
-def in_time(seconds: int | float) -> str:
+def format_duration(seconds: int | float) -> str:
     """Format seconds as hours, minutes and seconds: 1:02:03."""
     whole = round(seconds)
     minutes, rest = divmod(whole, 60)

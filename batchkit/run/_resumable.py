@@ -53,13 +53,13 @@ class AbstractResumable(abc.ABC):
         """
 
     @abc.abstractmethod
-    def next_limit(self, made: int | None, in_time: int) -> int:
+    def next_limit(self, made: int | None, per_block: int) -> int:
         """Return the most steps of the next block.
 
         **Arguments:**
 
         - `made`: the steps of the last block; None before the first.
-        - `in_time`: the steps that take half a second; 1 before the first block.
+        - `per_block`: the steps that take half a second; 1 before the first block.
         """
 
     @abc.abstractmethod
@@ -164,8 +164,8 @@ def complete(
             made = run.advance(limit, seconds, host)
             # Without compiling, which the first block may do.
             elapsed = run.seconds - before
-            in_time = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
-            limit, seconds, ended = agreed(run.next_limit(made, in_time), True)
+            per_block = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
+            limit, seconds, ended = agreed(run.next_limit(made, per_block), True)
             if saver.interrupted:
                 save()
                 saver.leave()

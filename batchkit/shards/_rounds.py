@@ -5,10 +5,9 @@ rounds before beside them. So a run that was killed resumes in the middle of a r
 and one that has ended resumes at the end of its last round.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import jax
 import numpy as np
@@ -20,8 +19,8 @@ from ..chains._chain_programs import Chains, Draw
 from ..chains._sampler import Tuned
 from ..run._checkpoint import CheckpointError
 from ..run._file import understood
-from ..run._processes import run_in_first_process, speaker
-from ..run._progress import Reporter, in_time
+from ..run._processes import log, run_in_first_process
+from ..run._progress import Reporter, format_duration
 from ..run._result_file import typed
 from ..run._resumable import complete
 from ..run._saving import Saver
@@ -37,9 +36,6 @@ from ._shard_stats import (
     tries_as_json,
     tries_from_json,
 )
-
-
-_log: Final = logging.getLogger("batchkit")
 
 
 @final
@@ -100,7 +96,7 @@ class ShardProgress(NamedTuple):
                     shard = self.shards[self.divergences.index(worst)]
                     parts[-1] += f" ({worst:,} in shard {shard})"
             if not math.isnan(self.seconds_left):
-                parts.append(f"{in_time(self.seconds_left)} left")
+                parts.append(f"{format_duration(self.seconds_left)} left")
         return ", ".join(parts)
 
 
@@ -150,14 +146,14 @@ def run_rounds(
         number = len(results.tries[shards[0]])
         plan, layout = model.plan, "; ".join(layout_of(chains))
         if number > 0:
-            speaker(_log).warning(
+            log.warning(
                 "run_shards: try %d of shards %s, whose draws cannot be used; %s",
                 number + 1,
                 ", ".join(map(str, shards)),
                 layout,
             )
         else:
-            speaker(_log).info(
+            log.info(
                 f"run_shards: {model.num_shards} shards of {model.size(0)} rows, "
                 f"{plan.num_chains} chains of each; {plan.num_warmup} transitions of "
                 f"warm-up and {plan.num_samples} draws; {layout}"

@@ -12,7 +12,7 @@ import pytest
 
 from batchkit.run import _progress
 from batchkit.run._processes import SafeLog
-from batchkit.run._progress import Reporter, check_progress, in_time
+from batchkit.run._progress import Reporter, check_progress, format_duration
 
 from ..helpers import assert_refuses
 
@@ -159,7 +159,7 @@ def test_function_gets_the_record_itself(screen: Screen) -> None:
     ("seconds", "text"), [(0.4, "0:00"), (61, "1:01"), (3723, "1:02:03")]
 )
 def test_format_of_durations(seconds: float, text: str) -> None:
-    assert in_time(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_wrong_progress_is_refused() -> None:
