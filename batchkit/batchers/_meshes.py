@@ -53,7 +53,8 @@ class _MeshRemover:
     def rewritten(self, jaxpr: Any) -> Any:
         if id(jaxpr) not in self._done:
             if isinstance(jaxpr, jex.core.ClosedJaxpr):
-                new = jex.core.ClosedJaxpr(self.rewritten(jaxpr.jaxpr), jaxpr.consts)
+                # Since JAX 0.11 it is of the same type as its `jaxpr`.
+                new = jex.core.ClosedJaxpr(self._rewrite(jaxpr.jaxpr), jaxpr.consts)
             else:
                 new = self._rewrite(jaxpr)
             self._done[id(jaxpr)] = jaxpr, new
