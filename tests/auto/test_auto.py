@@ -34,9 +34,9 @@ LANE = SIDE * SIDE * 4  # one of the matrices of a lane
 
 
 def squares(x: jax.Array) -> jax.Array:
-    """Holds some matrices of `SIDE` x `SIDE`."""
-    matrix = jnp.sin(jnp.outer(x, x))
-    return jnp.sum(jnp.cos(matrix @ matrix))
+    """Hold some matrices of `SIDE` x `SIDE`: XLA fuses no operation with a sort."""
+    matrix = jnp.sort(jnp.outer(x, x), axis=0)
+    return jnp.sum(jnp.cos(jnp.sort(matrix @ matrix / SIDE, axis=1) / SIDE))
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
 
     @bk.expensive
     def half(x: jax.Array) -> jax.Array:
-        return x / 2 + 1e-30 * jnp.sum(jnp.sin(grid * x))
+        return x / 2 + 1e-30 * jnp.sum(jnp.sort(jnp.sin(grid * x)))
 
     return lambda x: jax.lax.while_loop(lambda x: x > 0.1, half, x)
 
@@ -328,7 +328,7 @@ WORK = np.linspace(0.0, 1.0, 20_000, dtype=np.float32)
 NSS: dict[str, Any] = {
     "logprior_fn": lambda x: -0.5 * jnp.sum(x**2),
     "loglikelihood_fn": lambda x: (
-        -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(WORK * x[0]))
+        -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sort(WORK * x[0]))
     ),
     "num_inner_steps": 3,
     "num_delete": 20,

@@ -45,7 +45,8 @@ def test_results_are_those_of_arviz(draws: np.ndarray) -> None:
     for ours, reference in (
         (result.rhat, az.rhat(data)),
         (result.ess_bulk, az.ess(data, method="bulk")),
-        (result.ess_tail, az.ess(data, method="tail")),
+        # The default of ArviZ 1 is another one.
+        (result.ess_tail, az.ess(data, method="tail", prob=(0.05, 0.95))),
     ):
         np.testing.assert_allclose(ours["x"], reference.x, rtol=1e-12)
 
