@@ -27,7 +27,7 @@ from ..explain._explain import reached_sites
 from ..run._arguments import row_of
 from ..run._fingerprint import Part, of_arrays, of_function, of_words
 from ..run._names import parameter_names, qualified_name, setting_as_json
-from ..run._same_run import Compare, Values, state_in
+from ..run._same_run import Compare, Values
 from ..run._store import Saved
 from ..run._trees import to_host, tree_from_arrays
 from ._chain_programs import Chains
@@ -145,7 +145,7 @@ def values_of(
     """
 
     def compare(saved: Saved, changed: Sequence[str]) -> list[Values]:
-        before = state_in(saved, "state", chains.chain_shapes).states
+        before = tree_from_arrays("state", saved.arrays, chains.chain_shapes).states
         which = tuple(part for part in parts if part in changed)
         if not which:
             return []

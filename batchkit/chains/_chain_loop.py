@@ -81,7 +81,7 @@ class ChainProgress(NamedTuple):
 
 
 @final
-class Made(NamedTuple):
+class CompletedChains(NamedTuple):
     """Draws and tuning of complete chains, on the host.
 
     - `draws`: arrays of shape `(chains, draws, ...)`.
@@ -144,9 +144,9 @@ class ResumableChains(AbstractResumable):
         self._accepted = 0.0
 
     @property
-    def made(self) -> Made:
+    def made(self) -> CompletedChains:
         """The draws and the tuning of the complete run."""
-        return Made(
+        return CompletedChains(
             self._first(self._num_samples), to_host(self._state.tuned), self._seconds
         )
 

@@ -9,22 +9,15 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import format_value
-from ..run._arguments import check_scalar, row_of
+from ..run._arguments import check_scalar, common_length, row_of
 from ..run._names import join_few
 from ..run._start_error import StartError, not_finite
 
 
 def starts_from(positions: PyTree) -> PyTree:
     """Return the starts as arrays of JAX; raise unless they have one row a chain."""
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
-    if not leaves:
-        raise ValueError(
-            f"run_chains(positions={format_value(positions)}): there is no array in "
-            "positions. Pass a pytree of arrays of shape (chains, ...)."
-        )
-    sizes: dict[str, int] = {}
-    for path, leaf in leaves:
-        name = f"positions{jax.tree_util.keystr(path)}"
+
+    def check(name: str, leaf: Any) -> None:
         if not _is_real(leaf):
             raise TypeError(
                 f"run_chains(positions=...): {name} must be an array of real numbers; "
@@ -37,14 +30,8 @@ def starts_from(positions: PyTree) -> PyTree:
                 "shape (chains, ...), one row a chain; four chains or more, started "
                 "far from each other."
             )
-        sizes[name] = len(leaf)
-    if len(set(sizes.values())) > 1:
-        rows = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise ValueError(
-            "run_chains(positions=...): every array must have one row for each chain, "
-            f"but {rows}. Stack the starts along axis 0."
-        )
-    if 0 in sizes.values():
+
+    if common_length("run_chains", "positions", positions, "chains", check) == 0:
         raise ValueError(
             "run_chains(positions=...): there are no chains, because the leading axis "
             "has length 0. Pass one start for each chain, four or more."

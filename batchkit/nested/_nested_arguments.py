@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import format_type, format_value
-from ..run._arguments import check_scalar, row_of
+from ..run._arguments import check_scalar, common_length, row_of
 from ..run._names import columns, join_few
 from ..run._program import Program, ProgramCache
 from ..run._start_error import StartError, not_finite
@@ -96,16 +96,8 @@ def check_options(stop: Any, on_invalid: Any) -> None:
 
 def live_points(positions: PyTree) -> PyTree:
     """Return the positions as arrays of JAX with a common leading axis, all finite."""
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
-    if not leaves:
-        raise ValueError(
-            f"run_nested(positions={format_value(positions)}): there is no array in "
-            "positions. Pass a pytree of arrays of shape (live points, ...), draws "
-            "from the prior."
-        )
-    sizes: dict[str, int] = {}
-    for path, leaf in leaves:
-        name = f"positions{jax.tree_util.keystr(path)}"
+
+    def check(name: str, leaf: Any) -> None:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
@@ -122,17 +114,12 @@ def live_points(positions: PyTree) -> PyTree:
                 f"run_nested(positions=...): {name} has no elements, its shape is "
                 f"{leaf.shape}. Leave it out, there is nothing to sample in it."
             )
-        sizes[name] = leaf.shape[0]
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+
+    count = common_length("run_nested", "positions", positions, "live points", check)
+    if count < 2:
         raise ValueError(
-            "run_nested(positions=...): every array must have one row for each live "
-            f"point, but {found}. Stack the draws along axis 0."
-        )
-    if min(sizes.values()) < 2:
-        raise ValueError(
-            f"run_nested(positions=...): there are {min(sizes.values())} live points, "
-            "and at least 2 are needed. Some hundreds are usual."
+            f"run_nested(positions=...): there are {count} live points, and at least 2 "
+            "are needed. Some hundreds are usual."
         )
     rows, names, total = not_finite(positions)
     if rows:

@@ -18,7 +18,7 @@ from ..run._fingerprint import (
 )
 from ..run._names import qualified_name, setting_as_json
 from ..run._processes import check_same_arguments, is_multiprocess
-from ..run._same_run import Compare, Values, evenly_spaced_indices, state_in
+from ..run._same_run import Compare, Values, evenly_spaced_indices
 from ..run._store import Saved
 from ..run._trees import to_host, tree_from_arrays
 from ._dead import Points, concatenated, points_of
@@ -81,7 +81,7 @@ def comparison_of(
     """
 
     def compare(saved: Saved, parts: Sequence[str]) -> list[Values]:
-        state = state_in(saved, "state", programs.state_shapes)
+        state = tree_from_arrays("state", saved.arrays, programs.state_shapes)
         shapes = programs.dead_shapes(int(state.status.step))
         dead = tree_from_arrays("dead", saved.arrays, shapes)
         points = _some_points(dead, points_of(state.sampler))

@@ -21,7 +21,6 @@ from ..run._processes import (
 )
 from ..run._result_file import numbers, typed
 from ..run._resumable import AbstractResumable, Host
-from ..run._same_run import state_in
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_from_arrays
 from ._chain_counts import describe_moves
@@ -90,7 +89,7 @@ class ResumableNested(AbstractResumable):
 
     def resume(self, saved: Saved) -> str:
         try:
-            state = state_in(saved, "state", self._programs.state_shapes)
+            state = tree_from_arrays("state", saved.arrays, self._programs.state_shapes)
         except ValueError as error:
             raise CheckpointError(
                 f"{saved.path!r} holds a run whose state has other arrays than here: a "

@@ -95,11 +95,11 @@ class NestedPrograms:
         self.block = Program(self._block, kept, "block")
         shapes = shapes_of((rng_key, positions))
 
-        # Kept beside the executables: a second run of the functions traces nothing.
+        # Cached beside the executables: a second run of the functions traces nothing.
         def traced() -> tuple[Any, Any, tuple[ReachedSite, ...]]:
             with recording() as root:
                 state = jax.eval_shape(first, *shapes)
-                points_of(state)  # before a step of what is no nested sampler
+                points_of(state)  # refuses other samplers before their step is traced
                 state, info = jax.eval_shape(step, shapes[0], state)
             return state, info, reached_sites(root)
 

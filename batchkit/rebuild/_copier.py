@@ -77,7 +77,7 @@ class ModuleStandIn(ModuleType):
 
 @final
 class Copier:
-    """Makes and remembers the copies in which a mapper's `vmap` is the vmap."""
+    """Copies of functions, made once each, in which `vmap` is that of a mapper."""
 
     def __init__(
         self,

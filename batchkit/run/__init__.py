@@ -1,4 +1,4 @@
-"""What runs of any sampler share: checkpoints, the names of parameters, warnings."""
+"""Parts of every kind of run: checkpoints, names of parameters, results, warnings."""
 
 from ._checkpoint import Checkpoint as Checkpoint, CheckpointError as CheckpointError
 from ._diagnostic import Diagnostic as Diagnostic

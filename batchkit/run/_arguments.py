@@ -77,6 +77,43 @@ def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
         )
 
 
+def common_length(
+    owner: str,
+    argument: str,
+    tree: PyTree,
+    axis: str,
+    check_leaf: Callable[[str, Any], None],
+) -> int:
+    """Return the length of the leading axis, which all arrays of an argument share.
+
+    **Arguments:**
+
+    - `owner`, `argument`: the function and the name of its argument.
+    - `tree`: a pytree of arrays.
+    - `axis`: the items along the axis in words, such as `"chains"`.
+    - `check_leaf`: raises for a leaf that is refused, such as a scalar, from its name
+        and value.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    if not leaves:
+        raise ValueError(
+            f"{owner}({argument}={format_value(tree)}): there is no array in "
+            f"{argument}. Pass a pytree of arrays of shape ({axis}, ...)."
+        )
+    sizes: dict[str, int] = {}
+    for path, leaf in leaves:
+        name = f"{argument}{jax.tree_util.keystr(path)}"
+        check_leaf(name, leaf)
+        sizes[name] = len(leaf)
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"{owner}({argument}=...): all arrays must have the same number of {axis} "
+            f"along axis 0, but {found}. Stack them along that axis."
+        )
+    return next(iter(sizes.values()))
+
+
 def check_not_traced(owner: str, *arguments: PyTree) -> None:
     """Raise `TypeError` inside `jax.jit`, `jax.vmap` and other transformations."""
     # Inside jit a constant is traced too, inside vmap and grad only the arguments are.

@@ -10,7 +10,7 @@ from ._checkpoint import CheckpointError
 
 
 _FULL: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-# Errors where this user may not write, or nobody may.
+# Missing permission, or a read-only file system.
 FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING: Final = {errno.ENOENT, errno.ENOTDIR}
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
-from jaxtyping import PyTree
 
 from ._checkpoint import CheckpointError
 from ._environment import (
@@ -27,7 +26,6 @@ from ._environment import (
 from ._fingerprint import Part, Sketch, digests
 from ._processes import log, run_in_first_process
 from ._store import Saved
-from ._trees import tree_from_arrays
 
 
 _OTHER: Final = (
@@ -229,11 +227,6 @@ class SameRun:
                     now = f"is {new[key]!r}" if key in new else "is not given"
                     changes.append(f"`{key}` {was}, {now}")
         return changes
-
-
-def state_in(saved: Saved, name: str, like: PyTree) -> PyTree:
-    """Return the state in a checkpoint; raise `ValueError` if it has another layout."""
-    return tree_from_arrays(name, saved.arrays, like)
 
 
 def evenly_spaced_indices(count: int, most: int = 8) -> np.ndarray:

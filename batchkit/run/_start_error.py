@@ -1,4 +1,4 @@
-"""Runs that cannot start at the positions that they were given."""
+"""StartError, and the search for numbers that are not finite."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, final

@@ -1,9 +1,9 @@
 """Pytrees in files: as arrays with names, or as JSON with arrays, without any code.
 
-A checkpoint has the leaves of a state under a name and a number, and whoever resumes
-the run has an example of the state. A result is read without one. There JSON has the
-structure: text, numbers, booleans, None and lists stand for themselves, and all else is
-a JSON object with one entry:
+A checkpoint has the leaves of a state under a name and a number; resuming needs an
+example of the state. A result is read without one. There JSON has the structure: text,
+numbers, booleans, None and lists stand for themselves, and all else is a JSON object
+with one entry:
 
     {"array": "positions/mass"}         an array, by its name
     {"float": "-inf"}                   a number that JSON has not
@@ -67,7 +67,7 @@ def array_names(name: str, tree: PyTree) -> PyTree:
 def names_to_save(tree: PyTree) -> Any:
     """Return a pytree of names of arrays as JSON has it; None if it has no such form.
 
-    With it a file can be read without the sampler, by `put_together`.
+    With it a file can be read without the sampler, by `tree_from_json`.
     """
     try:
         return tree_to_json("names", tree, {})

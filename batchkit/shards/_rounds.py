@@ -14,7 +14,7 @@ import numpy as np
 
 from ..chains import ChainProgress
 from ..chains._chain_identity import layout_of
-from ..chains._chain_loop import Made, ResumableChains
+from ..chains._chain_loop import CompletedChains, ResumableChains
 from ..chains._chain_programs import Chains, Draw
 from ..chains._sampler import Tuned
 from ..run._checkpoint import CheckpointError
@@ -177,7 +177,7 @@ def _run_round(
     saver: Saver,
     reporter: Reporter,
     about: Mapping[str, Any],
-) -> Made:
+) -> CompletedChains:
     def check(states: Any) -> None:
         if number == 0:
             check_states(
@@ -215,7 +215,7 @@ def _run_round(
 
 
 def _after_round(
-    model: ShardedModel, before: Results, shards: list[int], made: Made
+    model: ShardedModel, before: Results, shards: list[int], made: CompletedChains
 ) -> Results:
     count = len(shards)
     arrays = jax.tree.map(

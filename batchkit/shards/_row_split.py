@@ -10,6 +10,7 @@ is left out is zero, and zero times an infinite derivative is NaN. So the parame
 through a `where` of their own, whose derivative leaves out any cotangent.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..run._arguments import common_length
 
 
 def generator(rng_key: Any) -> np.random.Generator:
@@ -149,28 +152,13 @@ def count_rows(owner: str, data: PyTree) -> int:
 
     `owner` is the function that the data are an argument of.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(data)
-    if not leaves:
-        raise ValueError(
-            f"{owner}(data={data!r}): there is no array in data. Pass a pytree of "
-            "arrays of shape (rows, ...)."
-        )
-    sizes: dict[str, int] = {}
-    for path, leaf in leaves:
-        name = f"data{jax.tree_util.keystr(path)}"
-        _check_array(owner, name, leaf)
-        sizes[name] = leaf.shape[0]
-    if len(set(sizes.values())) > 1:
-        each = ", ".join(f"{name} has {size}" for name, size in sizes.items())
-        raise ValueError(
-            f"{owner}(data=...): all arrays must have the same number of rows, but "
-            f"{each}. Rows are counted along axis 0."
-        )
-    if 0 in sizes.values():
+    check = functools.partial(_check_array, owner)
+    count = common_length(owner, "data", data, "rows", check)
+    if count == 0:
         raise ValueError(
             f"{owner}(data=...): there are 0 rows. Pass data with at least one."
         )
-    return next(iter(sizes.values()))
+    return count
 
 
 def _check_array(owner: str, name: str, leaf: Any) -> None:

@@ -175,7 +175,7 @@ SPELLINGS: dict[str, str] = {
             layout = LAYOUTS["rows"]
             return layout(lambda r: r.sum())(x)
         """,
-    "somebody else's decorator": """
+    "a foreign decorator": """
         import jax
         @jax.checkpoint
         def inner(x): return jax.vmap(lambda r: r.sum())(x)
@@ -235,7 +235,7 @@ HANDED_AROUND: dict[str, str] = {
     "import by name": """
         def run(x): return __import__("jax").vmap(lambda r: r.sum())(x)
         """,
-    "somebody else's nested decorators": """
+    "a foreign nested decorators": """
         import jax
         @jax.named_call
         @jax.checkpoint
@@ -247,7 +247,7 @@ HANDED_AROUND: dict[str, str] = {
         gradient = jax.grad(lambda x: jax.vmap(lambda r: r.sum())(x).sum())
         def run(x): return gradient(x)
         """,
-    "somebody else's partial": """
+    "a foreign partial": """
         import jax
         def inner(x): return jax.vmap(lambda r: r.sum())(x)
         inner = jax.tree_util.Partial(inner)

@@ -62,7 +62,7 @@ def both(batcher: Any = None, **settings: Any) -> tuple[Any, Any]:
 
 
 def notes(fun: Fun, *args: Any) -> list[str]:
-    """What the batchers say in one trace, which is neither compiled nor profiled."""
+    """Return the notes of the batchers in one trace, neither compiled nor profiled."""
     root = LogEntry(None)
     token = start_log(root)
     try:
@@ -140,7 +140,7 @@ def test_mark_of_the_user_comes_before_the_names():
 
 @final
 class Moves(bk.AbstractPolicy):
-    """A policy of a user's own, whose batchers nobody can see from outside."""
+    """A user's policy, which does not list its batchers."""
 
     def choose(self, site: bk.Site) -> bk.AbstractBatcher:
         moves = site.module == "blackjax.ns.from_mcmc"

@@ -86,7 +86,7 @@ SHARED: dict[str, tuple[str, ...]] = {
         "def run(x): return Kind.A.value[0](x)",
         "class toy.Kind",
     ),
-    "somebody else's object": (
+    "a foreign object": (
         "import argparse\noptions = argparse.Namespace(f=inner)\n"
         "def run(x): return options.f(x)",
         "Namespace",

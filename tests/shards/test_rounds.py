@@ -10,7 +10,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains import ChainSeconds, Convergence
-from batchkit.chains._chain_loop import Made
+from batchkit.chains._chain_loop import CompletedChains
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds, _shard_model
@@ -48,7 +48,7 @@ class Chains:
         self.saved.append(saver._kept)
 
     @property
-    def made(self) -> Made:
+    def made(self) -> CompletedChains:
         number, shards = len(self.shards) - 1, self.shards[-1]
         shape = len(shards), CHAINS * SAMPLES
         x = np.random.default_rng(number).normal(size=shape)
@@ -63,7 +63,7 @@ class Chains:
         ones = np.ones_like(x)
         draws = Draw(x, ones, diverging, 0.8 * ones, ones, 3 * ones, ones)
         tuned = Tuned(np.full(len(x), 0.5), np.ones((len(x), 1)))
-        return Made(draws, tuned, (0.5, 1.0, 2.0 + number))
+        return CompletedChains(draws, tuned, (0.5, 1.0, 2.0 + number))
 
 
 @pytest.fixture
