@@ -68,10 +68,11 @@ def _install(session: nox.Session, *pins: str) -> None:
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
 
 
-def _test(session: nox.Session, *options: str) -> None:
+def _test(session: nox.Session, *options: str, optimized: bool) -> None:
     parallel = ("--numprocesses", "auto", "--dist", "loadfile")
-    # As users compile: `make test` leaves out most of XLA's optimizations.
-    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    # `make test` leaves out most of XLA's optimizations, which is faster. Users have
+    # them, and so have the sessions with the oldest and the newest Python and JAX.
+    env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimized))}
     session.run("pytest", *parallel, *options, "tests", *session.posargs, env=env)
 
 
@@ -79,14 +80,14 @@ def _test(session: nox.Session, *options: str) -> None:
 def newest(session: nox.Session) -> None:
     """The newest dependencies that this Python has."""
     _install(session)
-    _test(session)
+    _test(session, optimized=session.python in (PYTHONS[0], PYTHONS[-1]))
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The lower bounds."""
     _install(session, *_lowest())
-    _test(session)
+    _test(session, optimized=True)
 
 
 @nox.session(python=PYTHONS[-1])
@@ -98,4 +99,5 @@ def beartype(session: nox.Session) -> None:
         "--jaxtyping-packages=batchkit,beartype.beartype",
         "--ignore=tests/coverage",
         "--ignore=tests/processes",
+        optimized=False,
     )

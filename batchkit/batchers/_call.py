@@ -140,7 +140,9 @@ class Call:
     axis_size: int | None
     spmd_axis_name: Any
     sum_match: bool = False
-    keep_data_movement: bool = False  # leave tasks that only move data to `jax.vmap`
+    # The program around is a rebuilt sampler. Tasks that only move data then stay with
+    # `jax.vmap`, and the state around the tasks is replicated on every device.
+    in_sampler: bool = False
 
     def vmap(self) -> PyTree:
         """Run all tasks at once, by `jax.vmap` itself."""
@@ -282,7 +284,7 @@ class Call:
         pytree for every particle) are: they cost nothing there, and split they would
         become a loop. A batcher asks once it has traced a task.
         """
-        stays = self.keep_data_movement and only_moves_data(task.jaxpr.jaxpr)
+        stays = self.in_sampler and only_moves_data(task.jaxpr.jaxpr)
         if stays:
             log_note("only moves data, kept as vmap")
         return stays
@@ -390,7 +392,7 @@ def mapped_function(
     in_axes: Any,
     out_axes: Any,
     *,
-    keep_data_movement: bool = False,
+    in_sampler: bool = False,
     **options: Any,
 ) -> _Fun:
     """Wrap `fun` as `jax.vmap(fun, ...)` does, but pass each call to `run`."""
@@ -405,7 +407,7 @@ def mapped_function(
             kwargs,
             in_axes,
             out_axes,
-            keep_data_movement=keep_data_movement,
+            in_sampler=in_sampler,
             **options,
         )
         return run(call)

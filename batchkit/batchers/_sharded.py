@@ -19,7 +19,6 @@ from jaxtyping import PyTree
 
 from .._util._multihost import check_agreement, spans_all_processes
 from ._abstract import AbstractBatcher, check_batcher
-from ._around import is_whole_around
 from ._call import Call, TracedTask
 from ._meshes import NO_MESH, type_mesh, without_mesh
 from ._named_axes import is_bound, under_axis
@@ -166,8 +165,10 @@ class Sharded(AbstractBatcher):
             # An eager `shard_map` compiles operation by operation, and the operations
             # of loops again in every call.
             run_on_devices = jax.jit(run_on_devices)
-        rows, is_padded = task.rows, share * shards != task.size
-        is_replicated = is_whole_around() or is_padded
+        rows = task.rows
+        # A sampler sorts, resamples and sums over its points between the tasks. XLA
+        # would shard that too, and communicate in every sort and sum.
+        is_replicated = call.in_sampler or share * shards != task.size
         if is_replicated:
             # Constrain the rows before and after padding: each device then pads its own
             # copy. Sharded rows would be communicated to be padded.

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ..batchers._around import whole
 from ..explain._explain import ReachedSite, reached_sites
 from ..explain._tracing import recording
 from ..run._program import Program, ProgramCache, shapes_of, type_of
@@ -76,15 +75,11 @@ class NestedPrograms:
         @jax.jit
         def first(rng_key: Any, positions: PyTree) -> Any:
             key = jax.random.fold_in(rng_key, _INIT)
-            with whole():
-                return algorithm.init(positions, *((key,) if takes_key else ()))
+            return algorithm.init(positions, *((key,) if takes_key else ()))
 
         @jax.jit  # so that it is traced once, for its shapes and for the block
         def step(key: Any, state: Any) -> Any:
-            # A step sorts its points: every device has the state, and only the work
-            # that makes new points is spread.
-            with whole():
-                return algorithm.step(key, state)
+            return algorithm.step(key, state)
 
         def init(rng_key: Any, positions: PyTree) -> RunState:
             return self._start(first(rng_key, positions))

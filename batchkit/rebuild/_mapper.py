@@ -96,7 +96,7 @@ class Mapper:
         site = dataclasses.replace(site, phase=self._phase)
         batcher = chosen(self._policy, site)
         run = functools.partial(self._run, site, batcher)
-        new: Any = mapped_function(run, fun, **arguments, keep_data_movement=True)
+        new: Any = mapped_function(run, fun, **arguments, in_sampler=True)
         if batcher == Vmap() and not self._uses_outer_lanes:
             logged, plain = new, jax.vmap(fun, **arguments)
 

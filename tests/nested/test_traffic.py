@@ -28,8 +28,12 @@ def collectives(num_delete: int, inner: Any) -> list[tuple[str, str]]:
     key = jax.random.key(0)
     programs = NestedPrograms(algorithm, key, positions)
     args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
-    text = programs.block.compile(*args, bk.MaxSteps(1)).as_text()
-    return [(kind, result) for result, kind in COLLECTIVE.findall(text)]
+    return collectives_of(programs.block.compile(*args, bk.MaxSteps(1)))
+
+
+def collectives_of(compiled: Any) -> list[tuple[str, str]]:
+    found = COLLECTIVE.findall(compiled.as_text())
+    return [(kind, result) for result, kind in found]
 
 
 @pytest.mark.parametrize(
@@ -49,3 +53,12 @@ def test_devices_exchange_only_new_points(
     }
     shapes = [f"{a}[{b}]" for _, x in found for a, b in ARRAY.findall(x)]
     assert {x: shapes.count(x) for x in shapes} == expected
+
+
+def test_step_in_a_program_of_the_user_sorts_without_communication() -> None:
+    algorithm = gaussian(2).algorithm(8, bk.Sharded(mesh(4)), 3)
+    state = jax.eval_shape(algorithm.init, jnp.zeros((16, 2), jnp.float32))
+    compiled = jax.jit(algorithm.step).lower(jax.random.key(0), state).compile()
+    found = collectives_of(compiled)
+    # Six for the new points and two more for the rest of the info, which it returns.
+    assert [kind for kind, _ in found] == ["all-gather"] * 8
