@@ -21,8 +21,7 @@ from _measure import interleaved, print_machine, print_ratios
 
 import batchkit as bk
 from batchkit.chains._chain_programs import Chains, ChainState, all_alike
-from batchkit.chains._sampler import sampler_of_api
-from batchkit.chains._warmup import draws_segment, windows_of
+from batchkit.chains._sampler import draws_segment, sampler_of_api, windows_of
 
 
 CHAINS, DIM, WIDTH = 32, 10, 200

@@ -1,12 +1,27 @@
-"""Traversal of a jaxpr and of the jaxprs nested in its equations."""
+"""Traversal of nested jaxprs, and the digest of a jaxpr.
 
-from collections.abc import Iterator
-from typing import Any
+Variables are numbered in order of appearance, functions are hashed by their bytecode,
+and memory addresses are removed, so that tracing a program again gives the same digest.
+"""
+
+import enum
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType
+from typing import Any, Final, final
 
 import jax
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+
+from ._multihost import global_array_bytes
+
+
+_ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -52,3 +67,119 @@ def zeros(x: Any) -> Any:
 
 def _is_jaxpr(x: Any) -> bool:
     return isinstance(x, jex.core.Jaxpr | jex.core.ClosedJaxpr)
+
+
+def digest(closed: jex.core.ClosedJaxpr, values: bool) -> str:
+    """Return the digest of a jaxpr, in hexadecimal.
+
+    With `values`, those of its constants are hashed, which must not be tracers then;
+    without, only their shapes and dtypes.
+    """
+    hasher = _JaxprHasher(values)
+    hasher.write(closed)
+    return hasher.hash.hexdigest()
+
+
+@final
+class _JaxprHasher:
+    """Hash of nested values, each after a tag with its type."""
+
+    def __init__(self, values: bool) -> None:
+        self.hash = hashlib.sha256()
+        self._values = values
+
+    def write(self, x: Any) -> None:
+        match x:
+            case jex.core.ClosedJaxpr():
+                self._add("closed")
+                self._jaxpr(x.jaxpr)
+                self.write(list(x.consts))
+            case jex.core.Jaxpr():
+                self._jaxpr(x)
+            case jax.Array() | np.ndarray() | np.generic():
+                self._array(x)
+            case list() | tuple():
+                self._add(type(x).__name__, len(x))
+                for item in x:
+                    self.write(item)
+            case Mapping():
+                self._add("mapping", len(x))
+                for key in sorted(x, key=str):
+                    self._add(key)
+                    self.write(x[key])
+            case set() | frozenset():
+                self._add("set", *sorted(map(_text, x)))
+            case functools.partial():
+                self._add("partial")
+                self.write([x.func, x.args, x.keywords])
+            case FunctionType():
+                self._add("function", x.__module__, x.__qualname__)
+                self._code(x.__code__)
+            case enum.Enum() | None | bool() | int() | float() | complex() | str():
+                self._add(type(x).__name__, repr(x))
+            case _:
+                self._add(type(x).__qualname__, _text(x))
+
+    def _jaxpr(self, jaxpr: Any) -> None:
+        numbers: dict[Any, int] = {}
+
+        def atom(x: Any) -> None:
+            if isinstance(x, jex.core.Literal):
+                self._add("literal", _type(x.aval), repr(x.val))
+            else:
+                self._add("var", numbers.get(x, -1))
+
+        def bind(x: Any) -> None:
+            numbers[x] = len(numbers)
+            self._add("new", _type(x.aval))
+
+        self._add("jaxpr", len(jaxpr.eqns))
+        for x in (*jaxpr.constvars, *jaxpr.invars):
+            bind(x)
+        for eqn in jaxpr.eqns:
+            self._add("equation", eqn.primitive.name, len(eqn.invars))
+            for x in eqn.invars:
+                atom(x)
+            self.write(dict(eqn.params))
+            for x in eqn.outvars:
+                bind(x)
+        for x in jaxpr.outvars:
+            atom(x)
+
+    def _array(self, x: Any) -> None:
+        dtype = getattr(x, "dtype", None)
+        self._add("array", np.shape(x), dtype or type(x).__name__)
+        if isinstance(x, Tracer) or not self._values:
+            return
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        # No process may be able to hold a global array as a whole.
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            for piece in global_array_bytes(x):
+                self.hash.update(piece)
+            return
+        self.hash.update(np.ascontiguousarray(np.asarray(x)).tobytes())
+
+    def _code(self, code: CodeType) -> None:
+        self._add("code", code.co_names, code.co_varnames)
+        self.hash.update(code.co_code)
+        for constant in code.co_consts:
+            if isinstance(constant, CodeType):
+                self._code(constant)
+            else:
+                self._add(_text(constant))
+
+    def _add(self, *words: Any) -> None:
+        # With its length in front, `("ab", "c")` differs from `("a", "bc")`.
+        for word in words:
+            text = str(word).encode()
+            self.hash.update(len(text).to_bytes(8, "little") + text)
+
+
+def _type(aval: Any) -> str:
+    shape, dtype = getattr(aval, "shape", None), getattr(aval, "dtype", None)
+    return f"{dtype}{shape}{getattr(aval, 'weak_type', False)}"
+
+
+def _text(x: Any) -> str:
+    return _ADDRESS.sub("", repr(x))

@@ -12,20 +12,22 @@ from typing import Any, Final, final
 
 import jax
 
-from .._util._formats import format_bytes
-from .._util._table import html_table, table
+from .._util._formats import format_bytes, html_table, table
 from ..batchers import AbstractBatcher, Chunked, Vmap
 from ..batchers._trace_log import LogEntry
 from ..continuous import Continuous
 from ..explain import MemoryUse
-from ..explain._explain import format_batcher
-from ..explain._memory_use import memory_of
+from ..explain._explain import format_batcher, memory_of
 from ..explain._tracing import recording, trace_uncached
 from ..rebuild import ByPhase, rebuild_sampler
 from ._auto import Auto
-from ._budget import BudgetError, budget_or_free
-from ._lane_memory import fast_compile_options, largest_arrays
-from ._search import largest_that_fits
+from ._lane_memory import (
+    BudgetError,
+    budget_or_free,
+    fast_compile_options,
+    largest_arrays,
+    largest_that_fits,
+)
 
 
 # A budget that everything fits, so that `Auto` chooses the kind of batcher only.

@@ -22,11 +22,14 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._util._jaxprs import axis_names, zeros
-from ._around import outer_lanes
 from ._marks import has_flag, in_task, with_marks
-from ._padding import cut_rows
-from ._splitting import batch_dependent_draws, batched_outputs, only_moves_data
-from ._trace_log import LogEntry, enter, leave, log_note
+from ._splitting import (
+    batch_dependent_draws,
+    batched_outputs,
+    cut_rows,
+    only_moves_data,
+)
+from ._trace_log import LogEntry, enter, leave, log_note, outer_lanes
 
 
 # The probe's own name for the mapped axis; no function of a user binds it.

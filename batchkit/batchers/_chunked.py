@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from .._util._formats import format_type, format_value
 from ._abstract import AbstractBatcher, check_batcher
 from ._call import Call, TracedTask
-from ._padding import pad_rows
+from ._splitting import pad_rows
 from ._trace_log import log_split
 from ._vmap import Vmap
 

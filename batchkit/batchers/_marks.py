@@ -15,7 +15,7 @@ import equinox as eqx
 import jax
 import jax.core
 
-from ._named_axes import is_bound, under_axis
+from ._trace_log import is_bound, under_axis
 
 
 # Prefixes of the names of such equations: functions that a user marked, and those

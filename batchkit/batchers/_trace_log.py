@@ -1,4 +1,10 @@
-"""A log of one trace: which mapped sites it reaches, and how batchers split the tasks.
+"""Context of the current trace: the number of outer lanes, flags, and the log.
+
+A task may itself map: each outer lane then has its own copy of the inner lanes. A
+batcher with a memory budget divides the budget by the number of outer lanes.
+
+The key of JAX's cache of traces has the names of the enclosing axes. So a trace under a
+flag reuses no cached trace without it, as it would under a context variable.
 
 `explain` starts a log; batchers and rebuilt samplers write to it. Nothing here changes
 what is computed. Without a log a batcher spends one lookup of a context variable.
@@ -7,15 +13,55 @@ what is computed. Without a log a batcher spends one lookup of a context variabl
 import contextlib
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
-from typing import Any, Final, Literal, final
+from typing import Any, Final, Literal, TypeVar, final
+
+import jax
 
 
+_OUTER_LANES: ContextVar[int] = ContextVar("outer_lanes", default=1)
+_T = TypeVar("_T")
 # Packages to skip when looking for the caller's frame.
 _SKIPPED: Final = ("batchkit", "jax", "equinox", "functools", "jaxtyping", "beartype")
+
+
+def num_outer_lanes() -> int:
+    """Return the product of the lanes of all enclosing sites on one device."""
+    return _OUTER_LANES.get()
+
+
+@contextlib.contextmanager
+def outer_lanes(lanes: int) -> Iterator[None]:
+    """Multiply the number of outer lanes in the body."""
+    token = _OUTER_LANES.set(_OUTER_LANES.get() * max(1, lanes))
+    try:
+        yield
+    finally:
+        _OUTER_LANES.reset(token)
+
+
+def under_axis(name: Hashable, fun: Callable[[], _T]) -> _T:
+    """Call a function while an axis of size one is bound under a name."""
+    results: list[_T] = []
+
+    def probe() -> tuple[()]:
+        results.append(fun())
+        return ()
+
+    jax.vmap(probe, axis_name=name, axis_size=1)()
+    return results[0]
+
+
+def is_bound(name: Hashable) -> bool:
+    """Return True while an axis of this name is bound."""
+    try:
+        jax.lax.axis_size(name)
+    except NameError:
+        return False
+    return True
 
 
 @final

@@ -5,9 +5,8 @@ from typing import final
 from jaxtyping import PyTree
 
 from ._abstract import AbstractBatcher
-from ._around import outer_lanes
 from ._call import Call
-from ._trace_log import current_entry, log_split
+from ._trace_log import current_entry, log_split, outer_lanes
 
 
 @final

@@ -25,14 +25,12 @@ from jaxtyping import PyTree
 from ..batchers._trace_log import LogEntry, leave, start_log
 from ..explain._explain import reached_sites
 from ..run._arguments import row_of
-from ..run._fingerprint import Part, of_arrays, of_function, of_words
 from ..run._names import parameter_names, qualified_name, setting_as_json
-from ..run._same_run import Compare, Values
+from ..run._same_run import Compare, Part, Values, of_arrays, of_function, of_words
 from ..run._store import Saved
 from ..run._trees import to_host, tree_from_arrays
 from ._chain_programs import Chains
-from ._sampler import Sampler, Tuned
-from ._warmup import draws_segment
+from ._sampler import Sampler, Tuned, draws_segment
 
 
 ALGORITHM: Final = "algorithm"

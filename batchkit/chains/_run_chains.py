@@ -19,7 +19,6 @@ from ..run._arguments import (
     row_of,
 )
 from ..run._checkpoint import Checkpoint
-from ..run._fingerprint import digests, rounding_of_function
 from ..run._names import parameter_names, setting_as_json
 from ..run._processes import (
     check_same_arguments,
@@ -28,8 +27,8 @@ from ..run._processes import (
     log,
 )
 from ..run._program import program_cache
-from ..run._progress import Reporter, check_progress
-from ..run._resumable import complete
+from ..run._resumable import Reporter, check_progress, complete
+from ..run._same_run import digests, rounding_of_function
 from ..run._saving import Saver, check_fresh, checkpoint_from
 from ._chain_identity import (
     ALGORITHM,
@@ -41,10 +40,9 @@ from ._chain_identity import (
     stand_in_for,
     values_of,
 )
-from ._chain_loop import ResumableChains
+from ._chain_loop import ResumableChains, check_logdensity, check_positions, starts_from
 from ._chain_programs import Chains, all_alike
 from ._chain_run import ChainRun
-from ._chain_starts import check_logdensity, check_positions, starts_from
 from ._sampler import is_algorithm, is_api, sampler_of_algorithm, sampler_of_api
 
 

@@ -1,4 +1,15 @@
-"""One chain as functions: its start, its warm-up, its transition.
+"""One chain as functions: its start, its warm-up, its transition, and its statistics.
+
+The schedule, the dual averaging of the step size (Hoffman and Gelman 2014, Journal of
+Machine Learning Research 15, section 3.2) and the regularised covariance are
+blackjax's. `blackjax.window_adaptation` runs them as one loop over all transitions,
+with its own copy of the sampler's kernel. Here a transition of the warm-up and one of
+the draws are the same program: a gradient-based kernel takes seconds to compile, and is
+compiled once; and a run can be saved and resumed inside its warm-up.
+
+The mass matrix changes at the end of a window and nowhere else. Blocks of transitions
+(`Segment`) end there too, so a dense matrix is factorised once a block, outside the
+loop over transitions.
 
 `Sampler` is made of an API of blackjax and a log-density, whose step size and mass
 matrix the warm-up finds, or of an algorithm that has everything it needs. All functions
@@ -10,12 +21,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, final
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import format_value
 from ..batchers import expensive
-from ..run._extras import delayed
-from ._warmup import Warmup
+from ..run._packages import delayed
 
 
 # How to avoid the warm-up, by the function that the user called.
@@ -32,6 +45,144 @@ _ADAPTATION: Final = (
     "imm_shrinkage_to_previous",
     "initial_step_size",
 )
+# The fields of blackjax's `HMCInfo`. GIST samplers have fewer, and an acceptance rate
+# that is not that of the energies alone.
+_OF_HMC: Final = {
+    "momentum",
+    "acceptance_rate",
+    "is_accepted",
+    "is_divergent",
+    "energy",
+    "proposal",
+    "num_integration_steps",
+}
+
+
+@final
+class Adaptation(NamedTuple):
+    """State of the warm-up of one chain.
+
+    - `step_size`, `inverse_mass_matrix`: those of the next transition.
+    - `averaging`: the state of the dual averaging of the step size.
+    - `moments`: the state of the running covariance of the window.
+    """
+
+    step_size: Any
+    inverse_mass_matrix: Any
+    averaging: Any
+    moments: Any
+
+
+@final
+class Segment(NamedTuple):
+    """Transitions of one window of the warm-up, or draws: all of them or a part.
+
+    - `first`: the number of transitions of the warm-up, or of draws, before them.
+    - `count`: the number of transitions, or of draws.
+    - `end`: the number of the first transition after the window.
+    - `is_warmup`: whether the transitions adapt.
+    - `is_slow`: whether positions enter the estimate of the mass matrix, which changes
+      at the end of the window.
+    - `ends_warmup`: whether the step size becomes its average at the end of the window.
+    """
+
+    first: Any
+    count: Any
+    end: Any
+    is_warmup: Any = False
+    is_slow: Any = False
+    ends_warmup: Any = False
+
+
+def windows_of(num_warmup: int) -> list[Segment]:
+    """Return the windows of a warm-up: fast, slow of growing length, fast."""
+    if num_warmup == 0:
+        return []
+    build_schedule = delayed("blackjax.adaptation.window_adaptation").build_schedule
+    is_slow, ends_window = np.asarray(build_schedule(num_warmup)).astype(bool).T
+    # A window ends where the mass matrix is updated, or where the kind changes.
+    changes = np.append(is_slow[1:] != is_slow[:-1], True)
+    ends = [int(i) + 1 for i in np.flatnonzero(changes | ends_window)]
+    return [
+        Segment(first, end - first, end, True, bool(is_slow[first]), end == num_warmup)
+        for first, end in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+
+
+def draws_segment(first: int, count: int) -> Segment:
+    """Return the segment of `count` draws from number `first` on."""
+    return Segment(first, count, first + count)
+
+
+@final
+class Warmup:
+    """Functions of one chain that adapt its step size and its mass matrix."""
+
+    def __init__(
+        self,
+        target_acceptance: Any,
+        *,
+        is_mass_matrix_diagonal: bool = True,
+        initial_inverse_mass_matrix: Any = None,
+        imm_shrinkage_to_previous: float = 0.0,
+        initial_step_size: Any = 1.0,
+    ) -> None:
+        """**Arguments:** as `blackjax.window_adaptation`; the target may be traced."""
+        # Imported outside of any trace: the arrays that blackjax makes while it is
+        # imported would be tracers, and leak.
+        step_size = delayed("blackjax.adaptation.step_size")
+        mass_matrix = delayed("blackjax.adaptation.mass_matrix")
+        averaging = step_size.dual_averaging_adaptation(target_acceptance)
+        covariance = mass_matrix.mass_matrix_adaptation(
+            is_mass_matrix_diagonal, imm_shrinkage_to_previous
+        )
+        self._start_averaging, self._average, self._mean_step_size = averaging
+        self._start_covariance, self._accumulate, self._new_matrix = covariance
+        self._is_diagonal = is_mass_matrix_diagonal
+        self._matrix = initial_inverse_mass_matrix
+        self._step_size = initial_step_size
+
+    def init(self, position: PyTree) -> Adaptation:
+        """Return the adaptation before the first transition."""
+        size = sum(jnp.size(x) for x in jax.tree.leaves(position))
+        shape = (size,) if self._is_diagonal else (size, size)
+        if self._matrix is not None and jnp.shape(self._matrix) != shape:
+            raise ValueError(
+                f"initial_inverse_mass_matrix={format_value(self._matrix)}: "
+                f"with is_mass_matrix_diagonal={self._is_diagonal} it must have the "
+                f"shape {shape}, for the {size} numbers of a position; it has "
+                f"{jnp.shape(self._matrix)}."
+            )
+        moments = self._start_covariance(size, self._matrix)
+        return _adaptation(self._start_averaging(self._step_size), moments)
+
+    def adapt(
+        self, adaptation: Adaptation, position: PyTree, acceptance: Any, is_slow: Any
+    ) -> Adaptation:
+        """Return the adaptation after a transition to a position."""
+        moments = jax.lax.cond(
+            is_slow,
+            lambda moments: self._accumulate(moments, position),
+            lambda moments: moments,
+            adaptation.moments,
+        )
+        return _adaptation(self._average(adaptation.averaging, acceptance), moments)
+
+    def end_window(self, adaptation: Adaptation) -> Adaptation:
+        """Take the mass matrix of the window, and restart the step size's average."""
+        mean = self._mean_step_size(adaptation.averaging)
+        return _adaptation(
+            self._start_averaging(mean), self._new_matrix(adaptation.moments)
+        )
+
+    def end(self, adaptation: Adaptation) -> Adaptation:
+        """Take the mean step size of the last window, which draws are made with."""
+        return adaptation._replace(step_size=self._mean_step_size(adaptation.averaging))
+
+
+def _adaptation(averaging: Any, moments: Any) -> Adaptation:
+    step_size = jnp.exp(averaging.log_step_size)
+    return Adaptation(step_size, moments.inverse_mass_matrix, averaging, moments)
 
 
 @final
@@ -192,3 +343,82 @@ def _positional(function: Any, required: bool = False) -> list[str]:
         if x.kind in (x.POSITIONAL_ONLY, x.POSITIONAL_OR_KEYWORD)
         and not (required and x.default is not x.empty)
     ]
+
+
+@final
+class Statistics(NamedTuple):
+    """Scalars of one transition, or of all on the way to one draw; None if unknown.
+
+    - `diverging`: how many transitions diverged.
+    - `acceptance`: the mean acceptance rate.
+    - `num_integration_steps`: all integration steps.
+    - `tree_depth`: the depth of the deepest tree.
+    - `energy`: the energy of the last transition, at the state that it drew.
+    """
+
+    diverging: Any
+    acceptance: Any
+    num_integration_steps: Any
+    tree_depth: Any
+    energy: Any
+
+    def mean_over(self, turns: Any) -> "Statistics":
+        """Return the statistics of a draw from the sums over its transitions."""
+        rate = self.acceptance
+        return self._replace(acceptance=None if rate is None else rate / turns)
+
+
+def statistics_of(info: Any) -> Statistics:
+    """Return the statistics of a transition, from the info that blackjax returns."""
+
+    def scalar(name: str, dtype: Any) -> Any:
+        value = getattr(info, name, None)
+        if value is None or jnp.ndim(value) > 0:
+            return None
+        return jnp.asarray(value, dtype)
+
+    return Statistics(
+        scalar("is_divergent", jnp.int32),
+        scalar("acceptance_rate", None),
+        scalar("num_integration_steps", jnp.int32),
+        scalar("num_trajectory_expansions", jnp.int32),
+        _energy(info, scalar("energy", None)),
+    )
+
+
+def no_statistics(like: Statistics) -> Statistics:
+    """Return the statistics of no transition, with the shapes of others."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
+def added(before: Statistics, last: Statistics) -> Statistics:
+    """Return the sum of statistics: the greater tree depth, the last energy."""
+
+    def plus(one: Any, other: Any) -> Any:
+        return None if one is None else one + other
+
+    depths = before.tree_depth, last.tree_depth
+    return Statistics(
+        plus(before.diverging, last.diverging),
+        plus(before.acceptance, last.acceptance),
+        plus(before.num_integration_steps, last.num_integration_steps),
+        None if None in depths else jnp.maximum(*depths),
+        last.energy,
+    )
+
+
+def _energy(info: Any, energy: Any) -> Any:
+    """Compute the energy at the state that was drawn.
+
+    NUTS reports it. Samplers that accept or reject report the energy of the proposal,
+    also if it was rejected. At the state before it the energy is smaller by
+    `-log(acceptance rate)`; if the rate underflowed to zero, it is unknown.
+    """
+    accepted = getattr(info, "is_accepted", None)
+    if energy is None or accepted is None:
+        return energy
+    if set(getattr(info, "_fields", ())) != _OF_HMC or jnp.ndim(accepted) > 0:
+        return None
+    rate = info.acceptance_rate
+    before = jnp.where(rate > 0, energy + jnp.log(rate), jnp.nan)
+    return jax.lax.select(jnp.asarray(accepted), energy, before.astype(energy.dtype))

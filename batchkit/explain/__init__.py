@@ -2,7 +2,8 @@
 
 from ._explain import (
     Explanation as Explanation,
+    MemoryUse as MemoryUse,
     ReachedSite as ReachedSite,
     explain as explain,
+    memory as memory,
 )
-from ._memory_use import MemoryUse as MemoryUse, memory as memory

@@ -16,7 +16,6 @@ import jax
 
 from .._util._multihost import single_process
 from ..batchers._call import Call, bytes_per_task, mapped_leaves
-from ..batchers._named_axes import under_axis
 from ..batchers._trace_log import (
     LogEntry,
     current_entry,
@@ -24,6 +23,7 @@ from ..batchers._trace_log import (
     leave,
     site_of_frame,
     start_log,
+    under_axis,
 )
 from ..rebuild._vmaps import CODE_OF_BOUNDARY, CODE_OF_MAPPED
 

@@ -6,13 +6,13 @@ from ._chain_counts import (
     evaluations_of as evaluations_of,
 )
 from ._dead import DeadPoints as DeadPoints, finalise as finalise
-from ._guard import InvalidLikelihoodError as InvalidLikelihoodError
-from ._insertion import (
+from ._nested_arguments import InvalidLikelihoodError as InvalidLikelihoodError
+from ._nested_diagnostics import (
+    diagnose as diagnose,
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
-from ._nested_diagnostics import diagnose as diagnose
-from ._nested_progress import NestedProgress as NestedProgress
+from ._nested_loop import NestedProgress as NestedProgress
 from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
 from ._run_nested import run_nested as run_nested
 from ._status import Count as Count, NestedStatus as NestedStatus

@@ -22,7 +22,7 @@ from ..explain._tracing import recording
 from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ._chain_counts import ChainCounts, chain_counts, evaluations_of, update_info_of
 from ._dead import Points, points_of
-from ._guard import is_invalid
+from ._nested_arguments import is_invalid
 from ._status import NestedStatus
 from ._stop import AbstractStop
 

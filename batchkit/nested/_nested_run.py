@@ -12,18 +12,38 @@ from jaxtyping import Array, Float, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import check_key
-from ..run._datatree import datatree
-from ..run._diagnostic import Diagnostic, diagnostics_as_saved
-from ..run._environment import Provenance
-from ..run._extras import extra
 from ..run._names import columns
 from ..run._over_draws import Transform, transformed, with_derived
-from ..run._result import AbstractResult
-from ..run._result_file import Arrays, Header, numbers, record_from, typed
+from ..run._packages import Provenance, extra
+from ..run._result import (
+    AbstractResult,
+    Arrays,
+    Diagnostic,
+    Header,
+    datatree,
+    diagnostics_as_saved,
+)
 from ..run._summary import Summary
-from ..run._trees import array_names, describable, names_to_save, tree_from_json
-from ._dead import DeadPoints, Points, concatenate, dead_points, points_of
-from ._volumes import Volumes, generator, resample, simulate
+from ..run._trees import (
+    array_names,
+    describable,
+    names_to_save,
+    numbers,
+    record_from,
+    tree_from_json,
+    typed,
+)
+from ._dead import (
+    DeadPoints,
+    Points,
+    Volumes,
+    concatenate,
+    dead_points,
+    generator,
+    points_of,
+    resample,
+    simulate,
+)
 
 
 _VMAP: Final = Vmap()

@@ -1,7 +1,7 @@
 """Running estimates of a nested sampling run, for rules to stop and for progress.
 
 They are computed after every step, on the device, by running sums over the points that
-have died. The result of a run comes from all points at its end, see `_volumes.py`.
+have died. The result of a run comes from all points at its end, see `_dead.py`.
 
 When one of `n_i` live points dies, the volume shrinks on average by
 `log(X_(i-1) / X_i) = 1 / n_i`, and the evidence grows by `L_i (X_(i-1) - X_i)`. The

@@ -8,10 +8,18 @@ from jaxtyping import PyTree
 
 from ..chains import ChainRun
 from ..nested import NestedRun
-from ..run._extras import extra
+from ..run._packages import extra
 from ..shards import ShardRun
-from ._figure import COLOURS, format_median, new_figure, scale_of
-from ._parameters import format_draws, parameters_of, quantiles, weights_of
+from ._figure import (
+    COLOURS,
+    format_draws,
+    format_median,
+    new_figure,
+    parameters_of,
+    quantiles,
+    scale_of,
+    weights_of,
+)
 from ._run import evidence_of
 
 

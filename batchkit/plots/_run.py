@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ..nested import NestedRun, insertion_ranks
-from ..nested._insertion import p_value_of_ranks
+from ..nested._nested_diagnostics import p_value_of_ranks
 from ._figure import COLOURS, GREY, new_figure, tidy
 
 

@@ -9,8 +9,17 @@ from jaxtyping import PyTree
 from ..chains import ChainRun, Convergence
 from ..nested import NestedRun
 from ..shards import ShardRun
-from ._figure import COLOUR_MAP, COLOURS, new_figure, tidy
-from ._parameters import Parameter, format_draws, parameters_of, quantiles, weights_of
+from ._figure import (
+    COLOUR_MAP,
+    COLOURS,
+    Parameter,
+    format_draws,
+    new_figure,
+    parameters_of,
+    quantiles,
+    tidy,
+    weights_of,
+)
 from ._run import VOLUME, depth_of, evidence_of, relative_mass
 
 

@@ -11,8 +11,7 @@ from typing import Any, Final, final
 
 import equinox as eqx
 
-from .._util._formats import format_type, format_value
-from .._util._table import table
+from .._util._formats import format_type, format_value, table
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._abstract import check_batcher
 from ..batchers._marks import has_flag

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, SupportsIndex, final, overload
 
-from .._util._formats import format_value
-from .._util._table import html_table, table
+from .._util._formats import format_value, html_table, table
 from ..batchers import Site
 from ._code import Import, Reference, own_references, references
 from ._vmaps import (

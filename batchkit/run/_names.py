@@ -49,6 +49,18 @@ def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
             yield name + place, array[(slice(None), *index)]
 
 
+def pooled_columns(samples: PyTree) -> list[tuple[str, np.ndarray]]:
+    """Return the draws of each number in all chains, as float64, with its name."""
+    pooled = jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), samples)
+    return [(name, x.astype(np.float64)) for name, x in columns(pooled)]
+
+
+def named_numbers(tree: PyTree) -> list[tuple[str, float]]:
+    """Return the numbers of a pytree like one position, with their names."""
+    rows = jax.tree.map(lambda x: np.asarray(x)[None], tree)
+    return [(name, float(x[0])) for name, x in columns(rows)]
+
+
 def join_few(words: Sequence[str], most: int = 5) -> str:
     """Join words by commas, with a count of those beyond the first few."""
     hidden = len(words) - most

@@ -1,34 +1,241 @@
-"""The abstract result of a run: its table, its summary, and its file.
+"""The abstract result of a run: its table, its summary, its file, and its ArviZ form.
 
 A kind of result defines the lines of its table, its summary, the values of its file,
 and how to make the result from these values. All else is here once.
+
+The file is that of a checkpoint, see `_file.py`. Its header has the kind of the result,
+the format, and the versions that wrote it. `values` in the header is the structure of
+all values, see `_trees.py`; their arrays are in the groups of `arrays`.
+
+ArviZ 1.0 works on the `DataTree` of xarray. Before, it had an `InferenceData` of its
+own, and its functions do not take a `DataTree`. Both have the same groups, found by the
+same names, so a result becomes whichever the installed ArviZ works on.
 """
 
 import abc
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, Self, TypeVar, final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._table import html_table, table
-from ._diagnostic import Diagnostic
-from ._environment import (
+from .._util._formats import html_table, table
+from ._checkpoint import CheckpointError
+from ._file import read_file, understood, write_file
+from ._names import leaves
+from ._over_draws import Transform
+from ._packages import (
     Provenance,
+    extra,
     provenance_as_saved,
     provenance_from,
     provenance_rows,
+    versions,
 )
-from ._file import understood
-from ._over_draws import Transform
-from ._result_file import AGAIN, Arrays, Header, read_result, write_result
 from ._summary import QUANTILES, AbstractSummary
-from ._trees import shaped_like
+from ._trees import shaped_like, tree_from_json, tree_to_json
 
 
+FORMAT: Final = 1
+
+# For errors: the remedy that needs no file.
+AGAIN: Final = "make the run again"
+# `kind` in the headers of a result and of a checkpoint that is read as one, by class.
+_KINDS: Final = {
+    "NestedRun": ("result of a nested run", "nested run"),
+    "ChainRun": ("result of chains", "run of chains"),
+    "ShardRun": ("result of shards", None),
+}
+
+Header = dict[str, Any]
+Arrays = dict[str, Any]
 AnySummary = TypeVar("AnySummary", bound=AbstractSummary)
+
+
+@final
+@dataclass(frozen=True)
+class Diagnostic:
+    """A reason to doubt the result of a run, and what to do about it.
+
+    - `name`: the quantity that was checked.
+    - `value`: its value.
+    - `threshold`: the last value without a warning.
+    - `message`: what it means and what to do.
+
+    ```python
+    import batchkit as bk
+    from batchkit.run import Diagnostic
+
+    found = Diagnostic("R-hat", 1.2, 1.01, "the chains disagree. Run them longer.")
+    assert found.value > found.threshold
+    assert str(found) == "R-hat: the chains disagree. Run them longer."
+    ```
+    """
+
+    name: str
+    value: float
+    threshold: float
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
+
+def diagnostics_as_saved(warnings: Iterable[Diagnostic]) -> list[list[Any]]:
+    """Return warnings as lists of their fields, the form in result files."""
+    return [[x.name, float(x.value), float(x.threshold), x.message] for x in warnings]
+
+
+def datatree(
+    groups: Mapping[str, tuple[tuple[str, ...], PyTree]], seconds: float, caller: str
+) -> Any:
+    """Return an `xarray.DataTree`, or an `arviz.InferenceData` before ArviZ 1.0.
+
+    **Arguments:**
+
+    - `groups`: of each group the names of the first axes, and a pytree of arrays.
+    - `seconds`: the time for sampling.
+    - `caller`: the public function, for messages.
+
+    **Raises:**
+
+    `ImportError` if ArviZ is not installed; `ValueError` if two arrays of a group have
+    one name, or one has that of an axis.
+    """
+    found = {name: _variables(*group, caller) for name, group in groups.items()}
+    arviz = extra("arviz", "arviz", caller)
+    xarray = extra("xarray", "arviz", caller)
+    attrs = {
+        "inference_library": "batchkit",
+        "inference_library_version": versions()["batchkit"],
+        "sampling_time": seconds,
+    }
+    datasets = {
+        name: xarray.Dataset(
+            group,
+            coords={
+                dim: np.arange(size)
+                for dims, array in group.values()
+                for dim, size in zip(dims, array.shape, strict=True)
+            },
+            attrs=attrs,
+        )
+        for name, group in found.items()
+    }
+    # ArviZ 1.0 warns about the old name in its `__getattr__`, so this looks in `vars`.
+    kind = vars(arviz).get("InferenceData", xarray.DataTree)
+    if kind is not xarray.DataTree:
+        return kind(attrs=attrs, **datasets)
+    tree = xarray.DataTree.from_dict(datasets)
+    tree.attrs.update(attrs)
+    return tree
+
+
+def _variables(
+    dims: tuple[str, ...], tree: PyTree, caller: str
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Return each array by name, with names of its axes: `dims` and `NAME_dim_0`."""
+    found = {}
+    for name, array in leaves(tree):
+        name = name.replace("/", "_")
+        if name in found or name in dims:
+            other = "an axis" if name in dims else "another parameter"
+            raise ValueError(
+                f"{caller}: the parameter {name!r} has the name of {other}. Make a "
+                "result whose positions have other names."
+            )
+        # Other packages do not read narrow types such as bfloat16.
+        if array.dtype.isbuiltin == 2:
+            is_float = jnp.issubdtype(array.dtype, jnp.floating)
+            array = array.astype(np.float32 if is_float else np.int32)
+        more = (f"{name}_dim_{i}" for i in range(array.ndim - len(dims)))
+        found[name] = ((*dims, *more), array)
+    return found
+
+
+def write_result(
+    path: str | os.PathLike[str], kind: str, values: Mapping[str, Any]
+) -> None:
+    """Write pytrees of numbers, text, None and arrays by name.
+
+    `kind` is the name of the class of the result. An older result at the path is
+    replaced whole or not at all; any other file is refused.
+    """
+    if os.path.exists(path):
+        _check_replaceable(os.fspath(path))
+    arrays: dict[str, Any] = {}
+    structure = {name: tree_to_json(name, x, arrays) for name, x in values.items()}
+    header = {
+        "kind": _KINDS[kind][0],
+        "result_format": FORMAT,
+        "versions": versions(),
+        "values": structure,
+    }
+    write_file(path, header, arrays)
+
+
+def read_result(
+    path: str,
+    kind: str,
+    read_checkpoint: Callable[[Header, Arrays], dict[str, Any] | None],
+) -> dict[str, Any]:
+    """Return the values of a result by name.
+
+    `read_checkpoint` makes them from a checkpoint of such a run, and returns None of
+    any other file.
+    """
+    header, arrays = read_file(path, AGAIN)
+    what = header.get("kind")
+    with understood(path, AGAIN):
+        if (values := read_checkpoint(header, arrays)) is not None:
+            return values
+        if what != _KINDS[kind][0]:
+            raise CheckpointError(*_other_kind(path, kind, what))
+        if header["result_format"] > FORMAT:
+            raise CheckpointError(
+                f"{path!r} holds a result in format {header['result_format']}, and "
+                f"this batchkit reads formats up to {FORMAT}.",
+                f"Use the batchkit that wrote it, {header['versions']['batchkit']}, or "
+                "a newer one.",
+            )
+        values = {
+            str(name): tree_from_json(x, arrays) for name, x in header["values"].items()
+        }
+        if arrays:
+            raise ValueError(f"it has an array {min(arrays)!r} that is of no value")
+        return values
+
+
+def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
+    for name, kinds in _KINDS.items():
+        if what is not None and what in kinds:
+            return (
+                f"{path!r} holds a {what}, and not a {kind}.",
+                f"Load it with `{name}.load`.",
+            )
+    return (
+        f"{path!r} is a checkpoint, from which a run goes on, and no result.",
+        "Go on with the run by `checkpoint=`, and keep what it returns.",
+    )
+
+
+def _check_replaceable(path: str) -> None:
+    remedy = "Choose another path, or move this file away."
+    try:
+        header, _ = read_file(path, AGAIN)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"Cannot replace what is there: {error.reason}", remedy, error.damaged
+        ) from error
+    if header.get("kind") not in {kind for kind, _ in _KINDS.values()}:
+        raise CheckpointError(
+            f"Cannot replace {path!r}: it is a checkpoint, from which a run goes on.",
+            remedy,
+        )
 
 
 class AbstractResult(abc.ABC, Generic[AnySummary]):

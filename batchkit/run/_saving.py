@@ -17,13 +17,12 @@ from typing import Any, Final, final
 
 from .._util._multihost import allgather_numbers, is_first_process
 from ._checkpoint import Checkpoint, CheckpointError
-from ._environment import Provenance
 from ._file import decode, understood
-from ._fingerprint import Part
+from ._packages import Provenance
 from ._processes import bytes_of_first_process, log, run_in_first_process
-from ._result_file import typed
-from ._same_run import Compare, SameRun
+from ._same_run import Compare, Part, SameRun
 from ._store import Saved, Store
+from ._trees import typed
 
 
 # A checkpoint that took a second is followed by at least 100 seconds of the run.

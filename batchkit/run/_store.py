@@ -19,8 +19,15 @@ import jax
 import numpy as np
 
 from ._checkpoint import CheckpointError
-from ._disk import FORBIDDEN, disk_errors, remove, replace_file
-from ._file import encode, refuse_foreign, sound_bytes
+from ._file import (
+    FORBIDDEN,
+    disk_errors,
+    encode,
+    refuse_foreign,
+    remove,
+    replace_file,
+    sound_bytes,
+)
 from ._processes import log
 
 

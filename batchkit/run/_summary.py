@@ -7,10 +7,9 @@ from typing import Any, Final, final
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from .._util._formats import format_type, format_value
-from .._util._table import html_table, table
-from ._extras import extra
+from .._util._formats import format_type, format_value, html_table, table
 from ._names import columns
+from ._packages import extra
 
 
 QUANTILES: Final = (0.05, 0.5, 0.95)

@@ -16,6 +16,8 @@ class of an example that the reader passes.
 """
 
 import math
+import types
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -205,6 +207,49 @@ def shaped_like(where: str, like: PyTree, tree: PyTree) -> PyTree:
             "sampler had it."
         )
     return jax.tree.unflatten(treedef, [by_words[words(path)] for path, _ in wanted])
+
+
+def typed(values: Mapping[str, Any], name: str, *types: type) -> Any:
+    """Return a value of a file if its type is one of `types`, else raise `ValueError`.
+
+    Subclasses do not count, so a boolean is no number.
+    """
+    if type(values[name]) not in types:
+        raise ValueError(f"its {name} is {values[name]!r}")
+    return values[name]
+
+
+def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, ...]:
+    """Return a list of numbers of a file, of one of some lengths, as a tuple.
+
+    Anything else raises `ValueError`.
+    """
+    found = typed(values, name, list)
+    if len(found) not in counts or not {type(x) for x in found} <= {int, float}:
+        raise ValueError(f"its {name} are {found!r}")
+    return tuple(map(float, found))
+
+
+def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """Return a value of a file as a type says, else raise `ValueError`.
+
+    A dataclass or a named tuple is made from a dict or a list of its fields, whose
+    types are its annotations. Further types are `tuple[kind, ...]`, `list[kind]`,
+    `kind | None`, and those of `typed`; a `float` may be an `int`.
+    """
+    value = values[name]
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (tuple, list):
+        items = typed(values, name, origin)
+        return origin(record_from({name: item}, name, inner[0]) for item in items)
+    if origin is types.UnionType:
+        return None if value is None else record_from(values, name, inner[0])
+    if fields := typing.get_type_hints(kind):
+        found = typed(values, name, dict, list)
+        if type(found) is list:
+            found = dict(zip(fields, found, strict=True))
+        return kind(**{x: record_from(found, x, hint) for x, hint in fields.items()})
+    return typed(values, name, *((int, float) if kind is float else (kind,)))
 
 
 def describable(value: Any) -> Any:

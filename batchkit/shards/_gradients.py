@@ -37,10 +37,10 @@ from typing import Final, final
 import numpy as np
 from jaxtyping import Float
 
-from .._util._table import table
-from ..run._diagnostic import Diagnostic
-from ..run._extras import delayed
+from .._util._formats import table
 from ..run._names import join_few
+from ..run._packages import delayed
+from ..run._result import Diagnostic
 
 
 # The chance, in a whole run, of a warning for draws of the posterior.

@@ -1,6 +1,7 @@
-"""`run_shards`: one posterior from shards of the data, each with chains of its own."""
+"""`run_shards`: one posterior from shards of the data, and the fingerprint of a run."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -12,11 +13,19 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Vmap
-from ..chains._blocks import keeps_places
+from ..chains._chain_identity import (
+    Plan,
+    about as about_chains,
+    identity_of as identity_of_chains,
+    names_of,
+    stand_in_for,
+    values_of as values_of_chains,
+)
+from ..chains._chain_programs import keeps_places
+from ..chains._sampler import Tuned
 from ..run._arguments import check_acceptance, check_batcher, check_count, check_key
 from ..run._checkpoint import Checkpoint
-from ..run._extras import delayed
-from ..run._fingerprint import digests
+from ..run._packages import delayed
 from ..run._processes import (
     check_same_arguments,
     explaining_loss,
@@ -24,18 +33,19 @@ from ..run._processes import (
     is_multiprocess,
 )
 from ..run._program import program_cache
-from ..run._progress import Reporter, check_progress
-from ..run._saving import Saver, check_fresh, checkpoint_from
-from ._combine import way_to_combine
-from ._rounds import Results, draw_at, run_rounds
-from ._row_split import (
-    check_functions,
-    count_rows,
-    generator,
-    order_of_rows,
-    take_rows,
+from ..run._resumable import Reporter, check_progress
+from ..run._same_run import (
+    Part,
+    Values,
+    digests,
+    of_arrays,
+    of_function,
+    rounding_of_function,
 )
-from ._sampling_plan import SamplingPlan
+from ..run._saving import Saver, check_fresh, checkpoint_from
+from ..run._store import Saved
+from ._combine import way_to_combine
+from ._rounds import Results, ShardedModel, draw_at, run_rounds, tries_in
 from ._shard_arguments import (
     check_additive,
     check_lengths,
@@ -44,10 +54,15 @@ from ._shard_arguments import (
     plan_for,
     starts_of,
 )
-from ._shard_identity import about, compare_values, identity_of
-from ._shard_model import ShardedModel
 from ._shard_run import ShardRun
-from ._shard_stats import SamplingStats, is_accepted, stats_of
+from ._shard_stats import SamplingPlan, SamplingStats, is_accepted, stats_of
+from ._sharded_logdensity import (
+    check_functions,
+    count_rows,
+    generator,
+    order_of_rows,
+    take_rows,
+)
 
 
 _VMAP: Final = Vmap()
@@ -354,3 +369,62 @@ def _stats(model: ShardedModel, results: Results) -> list[SamplingStats]:
         )
         for shard, tries in enumerate(results.tries)
     ]
+
+
+def identity_of(model: ShardedModel) -> dict[str, Part]:
+    """Return the fingerprint of the run, by parts; see `batchkit.run._same_run`."""
+    position, rows = _examples(model)
+    value = jax.eval_shape(model.loglikelihood_fn, position, rows)
+    stand_in = model.sampler(stand_in_for(value.dtype), model.target)
+    assert stand_in.warmup is not None
+    tuned = Tuned(*jax.eval_shape(stand_in.warmup.init, position)[:2])
+    # The log-density has parts of its own here: the prior, the likelihood, the data.
+    sampler = dataclasses.replace(stand_in, logdensity_fn=None)
+    names = names_of(model.api, model.settings)
+    plan = Plan(sampler, stand_in, _settings(model), names)
+    return {
+        "prior": of_function(model.logprior_fn, position),
+        "likelihood": of_function(model.loglikelihood_fn, position, rows),
+        "data": of_arrays(model.data),
+        "split into shards": of_arrays((model.order, np.int64(model.num_shards))),
+        **identity_of_chains(plan, model.rng_key, model.flat_starts, tuned),
+    }
+
+
+def compare_values(
+    model: ShardedModel, saved: Saved, changed: Sequence[str]
+) -> list[Values]:
+    """Compare a checkpoint of other versions; see `batchkit.run._same_run`.
+
+    It has the log-densities of shards where their chains are, in which the prior and
+    the likelihood are one sum.
+    """
+    tries = tries_in(saved.header, model.num_shards)
+    compare = values_of_chains(
+        model.chains(saved.header["running"], tries),
+        model.flat_starts,
+        ("prior", "likelihood"),
+        lambda: rounding_of_function(model.loglikelihood_fn, *_examples(model)),
+    )
+    return list(compare(saved, changed))
+
+
+def about(model: ShardedModel) -> dict[str, Any]:
+    """Return the description of the run that a checkpoint has for its readers."""
+    described = about_chains(_settings(model), model.flat_starts)
+    return {**described, "arrays": "of shape (shards * chains, draws, ...)"}
+
+
+def _examples(model: ShardedModel) -> tuple[Any, Any]:
+    """Return one position, and the rows of the largest shard."""
+    position = jax.tree.map(lambda x: x[0, 0], model.starts)
+    return position, take_rows(model.data, model.order[: model.size(0)])
+
+
+def _settings(model: ShardedModel) -> dict[str, Any]:
+    return {
+        "num_warmup": model.plan.num_warmup,
+        "num_samples": model.plan.num_samples,
+        "target_acceptance": model.target,
+        **model.settings,
+    }

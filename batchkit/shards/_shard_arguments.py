@@ -10,15 +10,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import format_type, format_value
-from ..chains._chain_starts import check_positions
-from ..chains._draws import named_numbers
+from ..chains._chain_loop import check_positions
 from ..chains._sampler import is_api
-from ..run._arguments import check_count
-from ..run._names import columns, join_few
+from ..run._arguments import StartError, check_count
+from ..run._names import columns, join_few, named_numbers
 from ..run._program import Program, program_cache
-from ..run._start_error import StartError
-from ._row_split import check_likelihood
-from ._sampling_plan import SamplingPlan
+from ._shard_stats import SamplingPlan
+from ._sharded_logdensity import check_likelihood
 
 
 # Relative to the likelihoods of single rows, which are sums over many numbers.

@@ -6,11 +6,10 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..chains._chain_diagnostics import Remedies, diagnose_chains
-from ..chains._convergence import Convergence
-from ..run._diagnostic import Diagnostic
-from ..run._extras import delayed
+from ..chains._convergence import Convergence, Remedies, diagnose_chains
 from ..run._names import join_few
+from ..run._packages import delayed
+from ..run._result import Diagnostic
 from ._shard_stats import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,

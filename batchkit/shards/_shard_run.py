@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._table import table
+from .._util._formats import table
 from ..chains import ChainSeconds, Convergence
-from ..chains._draws import AbstractDraws, named_numbers
-from ..run._diagnostic import Diagnostic, diagnostics_as_saved
-from ..run._environment import Provenance, provenance_rows
-from ..run._names import parameter_names
-from ..run._result_file import Arrays, Header, record_from, typed
-from ._combine import combine_shards, way_to_combine
+from ..chains._chain_run import AbstractDraws
+from ..run._names import named_numbers, parameter_names
+from ..run._packages import Provenance, provenance_rows
+from ..run._result import Arrays, Diagnostic, Header, diagnostics_as_saved
+from ..run._trees import record_from, typed
+from ._combine import combine_shards, refined, way_to_combine
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
-from ._refine import refined
 from ._shard_diagnostics import FATAL, diagnose_shards
 from ._shard_stats import SamplingStats
 

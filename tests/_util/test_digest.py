@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchkit._util._digest import digest
+from batchkit._util._jaxprs import digest
 
 
 def of(fun: Callable[..., Any], *args: Any, values: bool = True) -> str:

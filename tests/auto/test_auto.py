@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.auto import _auto, _select
-from batchkit.auto._budget import FREE_SHARE, free_bytes
-from batchkit.auto._lane_memory import bytes_of_lanes, fast_compile_options
-from batchkit.auto._select import CACHE_BYTES
+from batchkit.auto import _auto
+from batchkit.auto._auto import CACHE_BYTES
+from batchkit.auto._lane_memory import (
+    FREE_SHARE,
+    bytes_of_lanes,
+    fast_compile_options,
+    free_bytes,
+)
 from batchkit.explain._explain import reached_sites
 from batchkit.explain._tracing import recording
 
@@ -49,7 +53,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         sizes.append(lanes)
         return bytes_of_lanes(task, axis_name, lanes)
 
-    monkeypatch.setattr(_select, "bytes_of_lanes", measure)
+    monkeypatch.setattr(_auto, "bytes_of_lanes", measure)
     return sizes
 
 
@@ -121,7 +125,7 @@ def test_cache_limits_only_small_lanes_on_a_cpu(
     if name == "another platform":
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     else:
-        monkeypatch.setattr(_select, "CACHE_BYTES", LANE // 2)
+        monkeypatch.setattr(_auto, "CACHE_BYTES", LANE // 2)
     assert bk.Auto("1 GiB").select(squares, X).batcher == bk.Vmap()
     assert compiled == []
 

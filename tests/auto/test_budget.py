@@ -6,8 +6,8 @@ import jax
 import pytest
 from hypothesis import given, strategies as st
 
-from batchkit.auto import _budget
-from batchkit.auto._budget import free_bytes, parse_budget
+from batchkit.auto import _lane_memory
+from batchkit.auto._lane_memory import free_bytes, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,15 @@ def test_limit_of_a_container_counts(limit, used, expected, tmp_path, monkeypatc
     meminfo.write_text("MemTotal:       8000 kB\nMemAvailable:   3000 kB\n")
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
-    monkeypatch.setattr(_budget, "_MEMINFO", meminfo)
-    monkeypatch.setattr(_budget, "_CGROUP", tmp_path)
+    monkeypatch.setattr(_lane_memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(_lane_memory, "_CGROUP", tmp_path)
     assert free_bytes() == expected
 
 
 def test_unknown_free_memory_is_an_error(monkeypatch):
     nowhere = pathlib.Path("nowhere")
-    monkeypatch.setattr(_budget, "_MEMINFO", nowhere)
-    monkeypatch.setattr(_budget, "_CGROUP", nowhere)
+    monkeypatch.setattr(_lane_memory, "_MEMINFO", nowhere)
+    monkeypatch.setattr(_lane_memory, "_CGROUP", nowhere)
     with pytest.raises(RuntimeError, match="Give a budget"):
         free_bytes()
 

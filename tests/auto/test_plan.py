@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.auto import _auto, _layout_plan, _select
+from batchkit.auto import _auto, _layout_plan
 
 
 # The profiler of `plan` is called for every function; checking types in each of these
@@ -80,7 +80,7 @@ def sampler(
 @pytest.fixture
 def only_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No function counts as expensive, so that `Continuous` is never chosen."""
-    monkeypatch.setattr(_select, "MIN_OPERATIONS", 10**12)
+    monkeypatch.setattr(_auto, "MIN_OPERATIONS", 10**12)
     monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from batchkit.auto._select import MIN_OPERATIONS, continuous_lanes
+from batchkit.auto._auto import MIN_OPERATIONS, continuous_lanes
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, strategies as st
 
-from batchkit.auto._search import largest_that_fits
+from batchkit.auto._lane_memory import largest_that_fits
 
 
 def counted(bytes_at: Callable[[int], int]) -> tuple[Callable[[int], int], list[int]]:

@@ -13,8 +13,8 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains import ChainProgress
-from batchkit.chains._blocks import Blocks, blocks_for
-from batchkit.run import _progress, _resumable
+from batchkit.chains._chain_programs import Blocks, blocks_for
+from batchkit.run import _resumable
 
 from ..helpers import mesh
 
@@ -132,7 +132,7 @@ def test_progress_function_is_called_after_every_block() -> None:
 def test_log_names_settings_layout_and_progress(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(_resumable, "LOG_EVERY", 0.0)
     with caplog.at_level(logging.INFO, "batchkit"):
         hmc()
     lines = [x.getMessage() for x in caplog.records]

@@ -10,8 +10,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains._chain_programs import Chains, all_alike
-from batchkit.chains._sampler import sampler_of_algorithm
-from batchkit.chains._warmup import draws_segment
+from batchkit.chains._sampler import draws_segment, sampler_of_algorithm
 
 from ..helpers import assert_same, counted, mesh
 

@@ -13,8 +13,8 @@ from blackjax.mcmc.integrators import mclachlan
 
 import batchkit as bk
 from batchkit.run import Provenance, _resumable, _saving
-from batchkit.run._environment import versions
 from batchkit.run._file import read_file
+from batchkit.run._packages import versions
 from batchkit.run._saving import Saver
 
 from ..helpers import assert_same, mesh

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchkit.chains._statistics import added, no_statistics, statistics_of
+from batchkit.chains._sampler import added, no_statistics, statistics_of
 
 
 KEYS = jax.random.split(jax.random.key(0), 400)

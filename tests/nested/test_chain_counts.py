@@ -24,7 +24,7 @@ from batchkit.nested import (
     evaluations_of,
 )
 from batchkit.nested._chain_counts import Recorded, describe_moves
-from batchkit.nested._guard import built
+from batchkit.nested._nested_arguments import built
 from batchkit.nested._nested_diagnostics import copies
 
 from ..helpers import assert_bits, unchecked

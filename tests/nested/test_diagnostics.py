@@ -11,8 +11,7 @@ from batchkit.nested import (
     insertion_p_value,
     insertion_ranks,
 )
-from batchkit.nested._insertion import p_value_of_ranks
-from batchkit.nested._nested_diagnostics import tied_share
+from batchkit.nested._nested_diagnostics import p_value_of_ranks, tied_share
 
 from .perfect import Problem, peak, plateau, sample, steps
 

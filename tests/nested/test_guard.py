@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested._guard import stopping
+from batchkit.nested._nested_arguments import stopping
 
 from ..helpers import assert_bits
 from .problems import gaussian

@@ -6,7 +6,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.nested import NestedStatus
-from batchkit.nested._nested_progress import progress_of
+from batchkit.nested._nested_loop import progress_of
 from batchkit.nested._status import Count
 
 

@@ -16,8 +16,8 @@ import pytest
 
 import batchkit as bk
 from batchkit.run import Provenance
-from batchkit.run._environment import versions
 from batchkit.run._file import read_file, write_file
+from batchkit.run._packages import versions
 
 from ..run.other_versions import OTHER, as_other_versions_wrote
 from .problems import gaussian

@@ -9,7 +9,7 @@ from jax.scipy.special import logsumexp
 from scipy import special
 
 from batchkit.nested import DeadPoints
-from batchkit.nested._volumes import HISTORIES, resample, simulate
+from batchkit.nested._dead import HISTORIES, resample, simulate
 
 from .perfect import Problem, peak, plateau, result, sample, steps
 from .test_dead import particles
@@ -171,7 +171,7 @@ def test_large_log_likelihoods_neither_overflow_nor_underflow(
 def test_chunks_of_histories_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     dead = sample(peak(), 0, 20)
     whole = simulate(dead, np.random.default_rng(0), 50)
-    monkeypatch.setattr("batchkit.nested._volumes._MAX_NUMBERS", 7 * len(dead))
+    monkeypatch.setattr("batchkit.nested._dead._MAX_NUMBERS", 7 * len(dead))
     parts = simulate(dead, np.random.default_rng(0), 50)
     np.testing.assert_array_equal(whole.log_evidence, parts.log_evidence)
     np.testing.assert_allclose(whole.weights, parts.weights, rtol=1e-12)

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from batchkit.run._environment import versions
 from batchkit.run._file import read_file, write_file
+from batchkit.run._packages import versions
 
 
 OTHER = {**versions(), "jax": "0.0.1", "python": "3.0.1"}

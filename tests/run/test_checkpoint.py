@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from batchkit.run import Checkpoint, CheckpointError
-from batchkit.run._environment import versions
+from batchkit.run._packages import versions
 from batchkit.run._saving import seconds_until_next
 
 from ..helpers import assert_refuses
@@ -70,5 +70,5 @@ def test_version_of_batchkit_is_that_of_the_distribution(monkeypatch):
 
 
 def test_package_that_is_not_installed_has_an_unknown_version(monkeypatch):
-    monkeypatch.setattr("batchkit.run._environment._PACKAGES", ("nowhere-to-be-found",))
+    monkeypatch.setattr("batchkit.run._packages._PACKAGES", ("nowhere-to-be-found",))
     assert versions()["nowhere-to-be-found"] == "unknown"

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from batchkit.run import _progress
+from batchkit.run import _resumable
 from batchkit.run._processes import SafeLog
-from batchkit.run._progress import Reporter, check_progress, format_duration
+from batchkit.run._resumable import Reporter, check_progress, format_duration
 
 from ..helpers import assert_refuses
 
@@ -26,7 +26,7 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
-    monkeypatch.setattr(_progress, "_TICK", 0.01)
+    monkeypatch.setattr(_resumable, "_TICK", 0.01)
     return Screen()
 
 
@@ -78,7 +78,7 @@ class Broken(Screen):
 def test_closed_terminal_ends_the_bar_and_not_the_run(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_progress, "_TICK", 0.01)
+    monkeypatch.setattr(_resumable, "_TICK", 0.01)
     screen = Broken()
     with shown_on(screen, True) as reporter:
         screen.error = error
@@ -119,9 +119,9 @@ def test_log_has_lines_without_a_terminal(
     caplog.set_level(logging.INFO, "batchkit")
     with Reporter(True, "a run", " steps") as reporter:
         reporter.show("too early", 1)
-        monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
+        monkeypatch.setattr(_resumable, "LOG_EVERY", 0.0)
         reporter.show("now", 5000, 10000)
-        monkeypatch.setattr(_progress, "LOG_EVERY", 30.0)
+        monkeypatch.setattr(_resumable, "LOG_EVERY", 30.0)
         reporter.show("too early again", 6)
     assert caplog.messages == ["a run: 5,000 of 10,000 steps; now"]
 
@@ -130,7 +130,7 @@ def test_log_has_long_waits(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
-    monkeypatch.setattr(_progress, "LOG_EVERY", 0.02)
+    monkeypatch.setattr(_resumable, "LOG_EVERY", 0.02)
     with Reporter(True, "a run", "") as reporter, reporter.waiting("compiling"):
         time.sleep(0.2)
     assert any("a run: compiling" in x for x in caplog.messages)
@@ -140,7 +140,7 @@ def test_progress_false_shows_nothing(
     screen: Screen, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "batchkit")
-    monkeypatch.setattr(_progress, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(_resumable, "LOG_EVERY", 0.0)
     with shown_on(screen, False) as reporter, reporter.waiting("compiling"):
         reporter.show("half of it", 5)
     assert not screen.getvalue()

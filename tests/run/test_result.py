@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run import Diagnostic, Provenance, _file, _result_file
+from batchkit.run import Diagnostic, Provenance, _file, _result
 
 from ..helpers import assert_refuses, assert_same
 from .results import (
@@ -202,7 +202,7 @@ def test_foreign_damaged_and_newer_files_are_refused(
     path.write_bytes(path.read_bytes()[:-3])
     refused("is damaged", "Make the run again, or put a sound copy")
     for module, words in (
-        (_result_file, ("a result in format 2", "formats up to 1", "or a newer one")),
+        (_result, ("a result in format 2", "formats up to 1", "or a newer one")),
         (_file, ("has format 2", "or make the run again")),
     ):
         path.unlink()

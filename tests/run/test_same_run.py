@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 
 from batchkit.run import CheckpointError, Provenance
-from batchkit.run._environment import versions
-from batchkit.run._fingerprint import (
+from batchkit.run._packages import versions
+from batchkit.run._same_run import (
     Part,
+    SameRun,
+    Values,
     of_arrays,
     of_words,
     rounding_of_function,
     sketch_of,
 )
-from batchkit.run._same_run import SameRun, Values
 from batchkit.run._store import Saved
 
 from ..helpers import assert_refuses

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchkit.shards._refine import _DRAWS, _DRAWS_AT_ONCE, refined
+from batchkit.shards._combine import _DRAWS, _DRAWS_AT_ONCE, refined
 
 
 Slope = Callable[[np.ndarray], np.ndarray]

@@ -12,8 +12,8 @@ import pytest
 
 import batchkit as bk
 from batchkit.run import Provenance, _resumable, _saving
-from batchkit.run._environment import versions
 from batchkit.run._file import read_file
+from batchkit.run._packages import versions
 from batchkit.shards import ShardProgress, _shard_stats
 
 from ..helpers import assert_refuses, mesh, unchecked

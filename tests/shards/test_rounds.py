@@ -13,7 +13,7 @@ from batchkit.chains import ChainSeconds, Convergence
 from batchkit.chains._chain_loop import CompletedChains
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
-from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds, _shard_model
+from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds
 from batchkit.shards._shard_arguments import check_states
 from batchkit.shards._shard_stats import next_target, stats_of
 
@@ -70,14 +70,14 @@ class Chains:
 def go(monkeypatch: pytest.MonkeyPatch) -> Any:
     def run(rates: dict[tuple[int, int], float], **options: Any) -> Any:
         chains = Chains(rates)
-        monkeypatch.setattr(_shard_model, "Chains", chains.make)
+        monkeypatch.setattr(_rounds, "Chains", chains.make)
         monkeypatch.setattr(_rounds, "ResumableChains", lambda chains, *_, **__: chains)
         monkeypatch.setattr(_rounds, "complete", chains.complete)
         monkeypatch.setattr(_rounds, "layout_of", lambda chains: [])
         rows = np.arange(10.0)
         slopes = lambda x: np.sum(rows[:, None] - x, axis=0)
         gradients = lambda model, used: slopes
-        monkeypatch.setattr(_shard_model.ShardedModel, "gradients", gradients)
+        monkeypatch.setattr(_rounds.ShardedModel, "gradients", gradients)
         arguments: Any = {
             "num_shards": 4,
             "positions": np.zeros(CHAINS, np.float32),

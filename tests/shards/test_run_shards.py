@@ -12,9 +12,9 @@ import pytest
 
 import batchkit as bk
 from batchkit.run._program import ProgramCache
-from batchkit.shards._row_split import generator, order_of_rows
+from batchkit.shards._rounds import ShardedModel
 from batchkit.shards._run_shards import _SPLIT
-from batchkit.shards._shard_model import ShardedModel
+from batchkit.shards._sharded_logdensity import generator, order_of_rows
 
 from ..helpers import assert_refuses, assert_same, counted, mesh, unchecked
 from ..run.compilations import compilations

@@ -14,7 +14,7 @@ from scipy import sparse
 import batchkit as bk
 from batchkit.chains._chain_programs import Chains, all_alike
 from batchkit.chains._sampler import sampler_of_api
-from batchkit.shards._row_split import split_table, sum_over_rows
+from batchkit.shards._sharded_logdensity import split_table, sum_over_rows
 
 from ..helpers import assert_refuses, mesh
 
