@@ -75,16 +75,20 @@ def _elide_array(x: Any) -> Any:
     return _ArrayLabel(f"{dtype}[{','.join(map(str, shape))}]")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format rows under their heads, in columns aligned to the left."""
-    lines = [list(head), *map(list, rows)]
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], most: int | None = None
+) -> str:
+    """Format rows, or the first of them, under their heads, in aligned columns."""
+    lines = [list(head), *map(list, rows[:most])]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
+    text = "\n".join(
         "  ".join(
             cell.ljust(width) for cell, width in zip(line, widths, strict=True)
         ).rstrip()
         for line in lines
     )
+    hidden = 0 if most is None else len(rows) - most
+    return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

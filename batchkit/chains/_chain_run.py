@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, PyTree
 from ..run._names import named_numbers, pooled_columns
 from ..run._over_draws import Transform, log_likelihoods_of, transformed
 from ..run._packages import Provenance
-from ..run._result import AbstractResult, Arrays, Header, datatree
+from ..run._result import AbstractResult, Arrays, Header, datatree, saved_names
 from ..run._summary import QUANTILES, AbstractSummary, quantile_labels
 from ..run._trees import array_names, names_to_save, numbers, tree_from_json, typed
 from ._convergence import OF_ALGORITHM, OF_API, Convergence, diagnose_chains
@@ -419,15 +419,8 @@ class ChainRun(AbstractDraws):
         )
 
     @staticmethod
-    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any] | None:
-        if header.get("kind") != "run of chains":
-            return None
-        names = header.get("result")
-        if names is None or names["position"] is None:
-            raise ValueError(
-                "it is a checkpoint without the names of parameters; call run_chains "
-                "with checkpoint= to have its result"
-            )
+    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any]:
+        names = saved_names(header, "run_chains", "position")
 
         def found(name: str) -> Any:
             places = tree_from_json(names.get(_IN_CHECKPOINT.get(name, name)), {})

@@ -13,7 +13,6 @@ from ..run._arguments import (
     check_acceptance,
     check_batcher,
     check_count,
-    check_key,
     check_not_traced,
     noting_position,
     row_of,
@@ -27,9 +26,9 @@ from ..run._processes import (
     log,
 )
 from ..run._program import program_cache
-from ..run._resumable import Reporter, check_progress, complete
+from ..run._resumable import Reporter, complete
 from ..run._same_run import digests, rounding_of_function
-from ..run._saving import Saver, check_fresh, checkpoint_from
+from ..run._saving import Saver, check_run
 from ._chain_identity import (
     ALGORITHM,
     Plan,
@@ -243,10 +242,7 @@ def run_chains(
     for name, count in counts.items():
         check_count("run_chains", name, count, _REMEDIES.get(name, ""))
     check_batcher("run_chains", batcher)
-    check_fresh(fresh, "run_chains")
-    check_progress(progress, "run_chains")
-    check_key(rng_key, "run_chains")
-    place = checkpoint_from(checkpoint, "run_chains")
+    place = check_run("run_chains", rng_key, checkpoint, fresh, progress)
     rng_key, positions = gather_to_host((rng_key, positions))
     starts = starts_from(positions)
     check_positions(starts)

@@ -45,34 +45,8 @@ def evaluations_of(update_info: Any) -> Int[Array, ""] | None:
     and 5) evaluates both ends of its bracket, each end that it moves to, and each point
     that it proposes: `2 + expansions + shrinks`. A sweep over the coordinates
     (`blackjax.nsswig`) is one slice a coordinate. An inner kernel that proposes and
-    rejects evaluates one likelihood a step. It works under `jax.jit`.
-
-    ```python
-    import blackjax
-    import jax
-    import jax.numpy as jnp
-    from batchkit.nested import evaluations_of
-
-    algorithm = blackjax.nss(
-        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
-        loglikelihood_fn=lambda x: -jnp.sum((x - 1) ** 2),
-        num_inner_steps=6,
-        num_delete=4,
-    )
-    state = jax.jit(algorithm.init)(jax.random.normal(jax.random.key(0), (20, 2)))
-    state, info = jax.jit(algorithm.step)(jax.random.key(1), state)
-    # At least one proposal and two ends in each of 4 x 6 slices.
-    assert evaluations_of(info.update_info) >= 4 * 6 * 3
-    ```
-
-    **Arguments:**
-
-    - `update_info`: the `update_info` of an `NSInfo` of blackjax, of one step or of
-        several.
-
-    **Returns:**
-
-    The number; None if the inner kernel is unknown.
+    rejects evaluates one likelihood a step. Of an unknown kernel the result is None.
+    `update_info` is that of an `NSInfo` of blackjax. It works under `jax.jit`.
     """
     if hasattr(update_info, "num_shrink") and hasattr(update_info, "num_expansions"):
         # A sweep adds up the counts of its slices, but has an end for each of them.
@@ -92,19 +66,6 @@ def evaluations_of(update_info: Any) -> Int[Array, ""] | None:
 @final
 class ChainCounts(NamedTuple):
     """The number of chains that made a new point, and sums over how they moved.
-
-    ```python
-    import jax
-    import jax.numpy as jnp
-    from batchkit.nested import ChainCounts
-
-    distances, products = jnp.array([2.0, 4.0]), jnp.array([4.0, 0.0, 8.0])
-    counts = ChainCounts(jnp.array(8), jnp.array(1), distances, products)
-    twice = jax.tree.map(jnp.add, counts, counts)
-    assert twice.chains == 16
-    assert twice.moved.tolist() == [0.25, 0.5]
-    assert twice.correlations.tolist() == [0.5, 0.0, 1.0]
-    ```
 
     - `chains`: all chains, each of which has made one new point.
     - `exhausted`: those with a slice that found no point above the contour within
@@ -180,37 +141,11 @@ def update_info_of(info: Any) -> Any:
 def chain_counts(update_info: Any, live: PyTree = ()) -> ChainCounts | None:
     """Count the chains of a step of a nested sampler, and sum how they moved.
 
-    It works under `jax.jit`, and the counts of several steps add up.
-
-    ```python
-    import blackjax
-    import jax
-    import jax.numpy as jnp
-    from batchkit.nested import chain_counts
-
-    algorithm = blackjax.nss(
-        logprior_fn=lambda x: -0.5 * jnp.sum(x**2),
-        loglikelihood_fn=lambda x: -jnp.sum((x - 1) ** 2),
-        num_inner_steps=6,
-        num_delete=4,
-    )
-    state = jax.jit(algorithm.init)(jax.random.normal(jax.random.key(0), (20, 2)))
-    state, info = jax.jit(algorithm.step)(jax.random.key(1), state)
-    counts = chain_counts(info.update_info)
-    assert (counts.chains, counts.exhausted) == (4, 0)
-    ```
-
-    **Arguments:**
-
-    - `update_info`: the `update_info` of an `NSInfo` of blackjax, whose last axis is
-        that of the inner steps.
-    - `live`: the positions of the live points after the step, all of them above its
-        contour; arrays of shape `(live points, ...)`. Only `run_nested` records where
-        chains begin and end; otherwise the sums have no entries.
-
-    **Returns:**
-
-    The counts; None if the inner kernel is unknown.
+    `update_info` is that of an `NSInfo` of blackjax, whose last axis is that of the
+    inner steps, and `live` has the positions of the live points after the step. Only
+    `run_nested` records where chains begin and end; otherwise the sums have no entries.
+    Of an unknown kernel the result is None. It works under `jax.jit`, and the counts of
+    several steps add up.
     """
     if not hasattr(update_info, "is_accepted"):
         return None

@@ -183,47 +183,13 @@ class DeadPoints:
 
 
 def finalise(state: Any, infos: Any) -> DeadPoints:
-    """Collect the points that died in a run and those that are still alive.
+    """Collect the points that died in a run and those that are still alive, sorted.
 
-    Points that do not lie above the contour of their birth are left out. blackjax
-    returns such points when all live points have the same, highest likelihood: it then
-    copies them.
-
-    ```python
-    import blackjax
-    import jax
-    import jax.numpy as jnp
-    from batchkit.nested import finalise
-
-    algorithm = blackjax.nss(
-        logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1), 0.0, -jnp.inf),
-        loglikelihood_fn=lambda x: -10 * jnp.sum(x**2),
-        num_inner_steps=4,
-        num_delete=5,
-    )
-    key, prior_key = jax.random.split(jax.random.key(0))
-    positions = jax.random.uniform(prior_key, (20, 2), minval=-1.0, maxval=1.0)
-    state = jax.jit(algorithm.init)(positions)
-    state, infos = jax.lax.scan(
-        lambda state, key: algorithm.step(key, state), state, jax.random.split(key, 8)
-    )
-    dead = finalise(state, infos)
-    assert len(dead) == 20 + 8 * 5
-    ```
-
-    **Arguments:**
-
-    - `state`: the last state of a nested sampler of blackjax.
-    - `infos`: what its steps have returned: a list of `NSInfo`, or one `NSInfo` of all
-        steps, as `jax.lax.scan` stacks them, or a list of such.
-
-    **Returns:**
-
-    All points, sorted.
-
-    **Raises:**
-
-    What `DeadPoints` raises.
+    `state` is the last state of a nested sampler of blackjax, and `infos` what its
+    steps have returned: a list of `NSInfo`, or one `NSInfo` of all steps, as
+    `jax.lax.scan` stacks them, or a list of such. Points that do not lie above the
+    contour of their birth are left out: where all live points have the same, highest
+    likelihood, blackjax returns copies of them.
     """
     infos = [infos] if hasattr(infos, "particles") else list(infos)
     # `blackjax.ns.utils.finalise` concatenates on the device, which is compiled anew

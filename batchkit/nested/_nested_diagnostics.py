@@ -219,26 +219,8 @@ def copies(dead: DeadPoints) -> Bool[np.ndarray, " n"]:
 def insertion_ranks(dead: DeadPoints) -> Float[np.ndarray, " born"]:
     """Return the rank of each new point among the live ones, from 0 (worst) to 1.
 
-    ```python
-    import numpy as np
-    import batchkit as bk
-    from batchkit.nested import DeadPoints
-    from batchkit.nested import insertion_ranks
-
-    likelihoods = np.array([0.0, 1.0, 2.0, 3.0, 9.0])
-    births = np.array([-np.inf, -np.inf, -np.inf, -np.inf, 0.0])
-    dead = DeadPoints(likelihoods, likelihoods, births, np.zeros(5))
-    assert insertion_ranks(dead) > 0.75  # the best of four
-    ```
-
-    **Arguments:**
-
-    - `dead`: the points of a run.
-
-    **Returns:**
-
-    A number for each point that was not drawn from the whole prior, in the order of
-    their births; independent and uniform between 0 and 1 in a sound run.
+    In the order of births; independent and uniform in a sound run. A point that was
+    drawn from the whole prior has none.
     """
     # From a seed of the run, so that calls agree and two runs are independent.
     data = np.stack([dead.loglikelihood, dead.loglikelihood_birth])
@@ -266,27 +248,8 @@ def insertion_p_value(dead: DeadPoints) -> float:
     whole. The smallest p-value of `k` pieces becomes `1 - (1 - p)^k` (Fowlie, Handley
     and Su 2020, arXiv:2006.03371), and so does the smaller one of whole and pieces,
     with `k = 2` (Sidak 1967, Journal of the American Statistical Association 62,
-    626-633). The p-value of a run with a single piece is not corrected.
-
-    ```python
-    import numpy as np
-    import batchkit as bk
-    from batchkit.nested import DeadPoints
-    from batchkit.nested import insertion_p_value
-
-    # Nothing but draws from the prior: no point was ever inserted.
-    x = np.linspace(0.0, 1.0, 10)
-    dead = DeadPoints(x, x, np.full(10, -np.inf), np.zeros(10))
-    assert insertion_p_value(dead) == 1.0
-    ```
-
-    **Arguments:**
-
-    - `dead`: the points of a run.
-
-    **Returns:**
-
-    The p-value; 1 if no point was inserted.
+    626-633). The p-value of a run with a single piece is not corrected; it is 1 if no
+    point was inserted.
     """
     return p_value_of_ranks(insertion_ranks(dead), int(dead.num_live.max()))
 

@@ -22,6 +22,7 @@ from ..run._result import (
     Header,
     datatree,
     diagnostics_as_saved,
+    saved_names,
 )
 from ..run._summary import Summary
 from ..run._trees import (
@@ -536,15 +537,8 @@ class NestedRun(AbstractResult[Summary]):
         )
 
     @staticmethod
-    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any] | None:
-        if header.get("kind") != "nested run":
-            return None
-        names = header.get("result")
-        if names is None or None in (names["live"], names["dead"]):
-            raise ValueError(
-                "it is a checkpoint without the names of parameters; call run_nested "
-                "with checkpoint= to have its result"
-            )
+    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any]:
+        names = saved_names(header, "run_nested", "live", "dead")
         parts = []
         for part in ("dead", "live"):
             places = tree_from_json(names[part], {})

@@ -13,12 +13,12 @@ from .._util._jaxprs import equations
 from ..batchers import AbstractBatcher
 from ..explain._explain import ReachedSite
 from ..rebuild import AbstractPolicy
-from ..run._arguments import check_key, check_not_traced, row_of
+from ..run._arguments import check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
 from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._processes import check_same_arguments, gather_to_host, is_multiprocess, log
 from ..run._program import program_cache
-from ..run._resumable import Reporter, check_progress, complete
+from ..run._resumable import Reporter, complete
 from ..run._same_run import (
     Compare,
     Part,
@@ -30,7 +30,7 @@ from ..run._same_run import (
     of_words,
     rounding_of_function,
 )
-from ..run._saving import Saver, check_fresh, checkpoint_from
+from ..run._saving import Saver, check_run
 from ..run._store import Saved
 from ..run._trees import to_host, tree_from_arrays
 from ._dead import Points, concatenated, points_of
@@ -164,10 +164,7 @@ def run_nested(
     check_not_traced("run_nested", rng_key, positions)
     check_api(api, settings)
     check_options(stop, on_invalid)
-    check_fresh(fresh, "run_nested")
-    check_progress(progress, "run_nested")
-    check_key(rng_key, "run_nested")
-    place = checkpoint_from(checkpoint, "run_nested")
+    place = check_run("run_nested", rng_key, checkpoint, fresh, progress)
     rng_key, positions = gather_to_host((rng_key, positions))
     live = live_points(positions)
     functions = {"logprior_fn": logprior_fn, "loglikelihood_fn": loglikelihood_fn}
@@ -211,12 +208,12 @@ def run_nested(
             )
             saved = saver.resume()
             with Reporter(progress, "nested sampling", " steps") as reporter:
-                completed = complete(run, saved, saver, reporter)
+                has_advanced, seconds = complete(run, saved, saver, reporter)
             try:
-                return run.result(completed.seconds, saver.provenance)
+                return run.result(seconds, saver.provenance)
             finally:
                 # Also without a result: it can be computed again, the run cannot.
-                if completed.has_advanced and saver.is_on:
+                if has_advanced and saver.is_on:
                     saver.save(*run.checkpoint())
 
 

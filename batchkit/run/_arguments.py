@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -221,22 +221,8 @@ class StartError(ValueError):
         return str(self.args[0])
 
 
-@final
-class NotFinite(NamedTuple):
-    """Where numbers of a pytree of arrays of shape `(rows, ...)` are not finite.
-
-    - `rows`: the indices of rows with such numbers.
-    - `names`: the names of columns with such numbers.
-    - `total`: the number of rows.
-    """
-
-    rows: list[int]
-    names: list[str]
-    total: int
-
-
-def not_finite(tree: PyTree) -> NotFinite:
-    """Find the rows and the columns of arrays in which a number is not finite."""
+def not_finite(tree: PyTree) -> tuple[list[int], list[str], int]:
+    """Find rows and columns with numbers that are not finite, and count all rows."""
     rows: set[int] = set()
     names: list[str] = []
     total = 0
@@ -246,4 +232,4 @@ def not_finite(tree: PyTree) -> NotFinite:
         if bad.size:
             names.append(name)
             rows.update(map(int, bad))
-    return NotFinite(sorted(rows), names, total)
+    return sorted(rows), names, total

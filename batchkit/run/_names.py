@@ -11,26 +11,10 @@ from jaxtyping import PyTree
 
 
 def parameter_names(positions: PyTree) -> tuple[str, ...]:
-    """Name each number of a position.
+    """Name each number of a position, from arrays of shape `(n, ...)`, one row a point.
 
-    ```python
-    import jax.numpy as jnp
-    from batchkit.run import parameter_names
-
-    positions = {"lens": {"mass": jnp.ones(9), "shear": jnp.ones((9, 2))}}
-    names = parameter_names(positions)
-    assert names == ("lens.mass", "lens.shear[0]", "lens.shear[1]")
-    assert parameter_names(jnp.ones((9, 2))) == ("x[0]", "x[1]")
-    ```
-
-    **Arguments:**
-
-    - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
-
-    **Returns:**
-
-    A name for each number, in the order of `jax.tree.leaves`. An array without a name
-    of its own is `x`.
+    The names are in the order of `jax.tree.leaves`, such as `lens.mass` and
+    `lens.shear[0]`. An array without a name of its own is `x`.
     """
     return tuple(name for name, _ in columns(positions))
 

@@ -105,29 +105,10 @@ def delayed(module: str) -> Any:
 
 
 def extra(module: str, name: str, caller: str) -> Any:
-    """Import a module of an extra.
+    """Import a module of an extra of batchkit, or raise an error that says how to
+    install it.
 
-    ```python
-    import pytest
-    from batchkit.run import extra
-
-    with pytest.raises(ImportError, match=r"pip install 'batchkit-jax\\[plots\\]'"):
-        extra("no_such_package", "plots", "plot_corner")
-    ```
-
-    **Arguments:**
-
-    - `module`: the module, such as `"matplotlib.figure"`.
-    - `name`: the extra of batchkit that installs it, such as `"plots"`.
-    - `caller`: the function that needs it, for the message.
-
-    **Returns:**
-
-    The module.
-
-    **Raises:**
-
-    `ImportError`, which says how to install it, if it cannot be imported.
+    `name` is the extra, such as `"plots"`, and `caller` the function that needs it.
     """
     try:
         return importlib.import_module(module)

@@ -95,16 +95,8 @@ def datatree(
 ) -> Any:
     """Return an `xarray.DataTree`, or an `arviz.InferenceData` before ArviZ 1.0.
 
-    **Arguments:**
-
-    - `groups`: of each group the names of the first axes, and a pytree of arrays.
-    - `seconds`: the time for sampling.
-    - `caller`: the public function, for messages.
-
-    **Raises:**
-
-    `ImportError` if ArviZ is not installed; `ValueError` if two arrays of a group have
-    one name, or one has that of an axis.
+    `groups` has the names of the first axes and a pytree of arrays for each group,
+    `seconds` is the time for sampling, and `caller` the public function, for messages.
     """
     found = {name: _variables(*group, caller) for name, group in groups.items()}
     arviz = extra("arviz", "arviz", caller)
@@ -157,57 +149,24 @@ def _variables(
     return found
 
 
-def write_result(
-    path: str | os.PathLike[str], kind: str, values: Mapping[str, Any]
-) -> None:
-    """Write pytrees of numbers, text, None and arrays by name.
-
-    `kind` is the name of the class of the result. An older result at the path is
-    replaced whole or not at all; any other file is refused.
-    """
-    if os.path.exists(path):
-        _check_replaceable(os.fspath(path))
-    arrays: dict[str, Any] = {}
-    structure = {name: tree_to_json(name, x, arrays) for name, x in values.items()}
-    header = {
-        "kind": _KINDS[kind][0],
-        "result_format": FORMAT,
-        "versions": versions(),
-        "values": structure,
-    }
-    write_file(path, header, arrays)
-
-
-def read_result(
-    path: str,
-    kind: str,
-    read_checkpoint: Callable[[Header, Arrays], dict[str, Any] | None],
-) -> dict[str, Any]:
-    """Return the values of a result by name.
-
-    `read_checkpoint` makes them from a checkpoint of such a run, and returns None of
-    any other file.
-    """
-    header, arrays = read_file(path, AGAIN)
+def _values_in(path: str, kind: str, header: Header, arrays: Arrays) -> dict[str, Any]:
+    """Return the values of a result by name; raise if the file holds something else."""
     what = header.get("kind")
-    with understood(path, AGAIN):
-        if (values := read_checkpoint(header, arrays)) is not None:
-            return values
-        if what != _KINDS[kind][0]:
-            raise CheckpointError(*_other_kind(path, kind, what))
-        if header["result_format"] > FORMAT:
-            raise CheckpointError(
-                f"{path!r} holds a result in format {header['result_format']}, and "
-                f"this batchkit reads formats up to {FORMAT}.",
-                f"Use the batchkit that wrote it, {header['versions']['batchkit']}, or "
-                "a newer one.",
-            )
-        values = {
-            str(name): tree_from_json(x, arrays) for name, x in header["values"].items()
-        }
-        if arrays:
-            raise ValueError(f"it has an array {min(arrays)!r} that is of no value")
-        return values
+    if what != _KINDS[kind][0]:
+        raise CheckpointError(*_other_kind(path, kind, what))
+    if header["result_format"] > FORMAT:
+        raise CheckpointError(
+            f"{path!r} holds a result in format {header['result_format']}, and "
+            f"this batchkit reads formats up to {FORMAT}.",
+            f"Use the batchkit that wrote it, {header['versions']['batchkit']}, or "
+            "a newer one.",
+        )
+    values = {
+        str(name): tree_from_json(x, arrays) for name, x in header["values"].items()
+    }
+    if arrays:
+        raise ValueError(f"it has an array {min(arrays)!r} that is of no value")
+    return values
 
 
 def _other_kind(path: str, kind: str, what: Any) -> tuple[str, str]:
@@ -238,6 +197,17 @@ def _check_replaceable(path: str) -> None:
         )
 
 
+def saved_names(header: Header, caller: str, *parts: str) -> dict[str, Any]:
+    """Return the names of arrays in a checkpoint; raise if those of a part lack."""
+    names = header.get("result")
+    if names is None or None in [names[part] for part in parts]:
+        raise ValueError(
+            "it is a checkpoint without the names of parameters; call "
+            f"{caller} with checkpoint= to have its result"
+        )
+    return names
+
+
 class AbstractResult(abc.ABC, Generic[AnySummary]):
     """The result of a run, which prints as a table and goes to a file and back."""
 
@@ -259,8 +229,8 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
 
     @staticmethod
     @abc.abstractmethod
-    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any] | None:
-        """Return the values of a checkpoint; None if it is not one of such a run."""
+    def _read_checkpoint(header: Header, arrays: Arrays) -> dict[str, Any]:
+        """Return the values of the checkpoint of such a run."""
 
     @abc.abstractmethod
     def _rows(self) -> list[tuple[str, str]]:
@@ -348,7 +318,18 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
         """
         provenance = provenance_as_saved(self.provenance)
         values = {**self._values(), "provenance": provenance}
-        write_result(path, type(self).__name__, values)
+        path = os.fspath(path)
+        if os.path.exists(path):
+            _check_replaceable(path)
+        arrays: Arrays = {}
+        structure = {name: tree_to_json(name, x, arrays) for name, x in values.items()}
+        header = {
+            "kind": _KINDS[type(self).__name__][0],
+            "result_format": FORMAT,
+            "versions": versions(),
+            "values": structure,
+        }
+        write_file(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, like: PyTree | None = None) -> Self:
@@ -378,9 +359,14 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
         `CheckpointError` if there is no file, if it is damaged, from elsewhere, of
         another kind, or in a newer format; `ValueError` if `like` has other names.
         """
-        path = os.fspath(path)
-        values = read_result(path, cls.__name__, cls._read_checkpoint)
+        path, kind = os.fspath(path), cls.__name__
+        header, arrays = read_file(path, AGAIN)
+        what = header.get("kind")
         with understood(path, AGAIN):
+            if what is not None and what == _KINDS[kind][1]:
+                values = cls._read_checkpoint(header, arrays)
+            else:
+                values = _values_in(path, kind, header, arrays)
             values["provenance"] = provenance_from(values)
             for name in cls._positions:
                 leaves = jax.tree.leaves(values[name])

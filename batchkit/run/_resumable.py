@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 from tqdm.auto import tqdm
 
-from .._util._formats import format_bytes, format_type, format_value
+from .._util._formats import format_bytes
 from .._util._multihost import is_first_process
 from ..explain._explain import memory_of
 from ._file import understood
@@ -40,15 +40,6 @@ _BAR: Final = (
 _COUNT: Final = "{desc}: {n:,}{unit} [{elapsed}{postfix}]"
 # As long as Ctrl-C may wait, and much longer than the host needs between two blocks.
 _BLOCK_SECONDS: Final = 0.5
-
-
-def check_progress(value: Any, caller: str) -> None:
-    if not isinstance(value, bool) and not callable(value):
-        raise TypeError(
-            f"{caller}(progress={format_value(value)}): progress must be True, False, "
-            f"or a function that is called with the state of the run; got "
-            f"{format_type(value)}."
-        )
 
 
 @final
@@ -264,22 +255,14 @@ class Host:
         )
 
 
-@final
-class Completed(NamedTuple):
-    """The end of a run.
-
-    - `has_advanced`: whether a block was computed, so that its end is not saved yet.
-    - `seconds`: the time of the run, the same in all processes.
-    """
-
-    has_advanced: bool
-    seconds: float
-
-
 def complete(
     run: AbstractResumable, saved: Saved | None, saver: Saver, reporter: Reporter
-) -> Completed:
-    """Compute the rest of a run, from its checkpoint `saved` if there is one."""
+) -> tuple[bool, float]:
+    """Compute the rest of a run, from its checkpoint `saved` if there is one.
+
+    Return whether a block was computed, so that the end of the run is not saved yet,
+    and the time of the run, the same in all processes.
+    """
 
     def agreed(limit: int, is_shown: bool) -> tuple[int, float, bool]:
         """Show progress, and return the numbers with which all processes continue."""
@@ -312,7 +295,7 @@ def complete(
         is_shown = not run.has_ended(run.seconds)
         limit, seconds, ended = agreed(run.next_limit(None, 1), is_shown)
         if ended:
-            return Completed(False, seconds)
+            return False, seconds
         saver.begin()
         if saver.interrupted:
             saver.leave()
@@ -328,4 +311,4 @@ def complete(
                 saver.leave()
             elif saver.is_due or run.must_save:
                 save()
-        return Completed(True, seconds)
+        return True, seconds

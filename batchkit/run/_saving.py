@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, final
 
+from .._util._formats import format_type, format_value
 from .._util._multihost import allgather_numbers, is_first_process
+from ._arguments import check_key
 from ._checkpoint import Checkpoint, CheckpointError
 from ._file import decode, understood
 from ._packages import Provenance
@@ -35,24 +37,30 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _TOGETHER: Final = 0.1
 
 
-def checkpoint_from(value: Any, caller: str) -> Checkpoint | None:
-    """Convert an argument `checkpoint`: None, a path, or a `Checkpoint`."""
-    if value is None or isinstance(value, Checkpoint):
-        return value
-    if isinstance(value, str | os.PathLike):
-        return Checkpoint(value)
-    raise TypeError(
-        f"{caller}(checkpoint={value!r}): checkpoint must be a path such as 'run.h5', "
-        f"a Checkpoint, or None; got {type(value).__name__}."
-    )
-
-
-def check_fresh(value: object, caller: str) -> None:
-    if not isinstance(value, bool):
+def check_run(
+    owner: str, rng_key: Any, checkpoint: Any, fresh: object, progress: object
+) -> Checkpoint | None:
+    """Check arguments of every kind of run, and return where the run is saved."""
+    if not isinstance(fresh, bool):
         raise TypeError(
-            f"{caller}(fresh={value!r}): fresh must be True or False; got "
-            f"{type(value).__name__}."
+            f"{owner}(fresh={fresh!r}): fresh must be True or False; got "
+            f"{type(fresh).__name__}."
         )
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(
+            f"{owner}(progress={format_value(progress)}): progress must be True, "
+            "False, or a function that is called with the state of the run; got "
+            f"{format_type(progress)}."
+        )
+    check_key(rng_key, owner)
+    if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    if isinstance(checkpoint, str | os.PathLike):
+        return Checkpoint(checkpoint)
+    raise TypeError(
+        f"{owner}(checkpoint={checkpoint!r}): checkpoint must be a path such as "
+        f"'run.h5', a Checkpoint, or None; got {type(checkpoint).__name__}."
+    )
 
 
 def seconds_until_next(every: float, cost: float) -> float:

@@ -46,9 +46,7 @@ class AbstractSummary(abc.ABC):
 
     def __repr__(self) -> str:
         head, *rows = self._lines()
-        text = table(head, rows[:_ROWS])
-        hidden = len(rows) - _ROWS
-        return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
+        return table(head, rows, _ROWS)
 
     def _repr_html_(self) -> str:
         head, *rows = self._lines()

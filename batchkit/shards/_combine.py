@@ -274,8 +274,8 @@ def _consensus(
     x: Float[np.ndarray, "shards draws dim"], rng: Any, names: Any
 ) -> tuple[Float[np.ndarray, "draws dim"], dict[int, str]]:
     weights = np.array([np.linalg.inv(np.atleast_2d(np.cov(y.T))) for y in x])
-    sum_over_processes = np.einsum("sij,snj->ni", weights, x)
-    return np.linalg.solve(np.sum(weights, axis=0), sum_over_processes.T).T, {}
+    weighted = np.einsum("sij,snj->ni", weights, x)
+    return np.linalg.solve(np.sum(weights, axis=0), weighted.T).T, {}
 
 
 def _robust(

@@ -133,9 +133,7 @@ class GradientCheck:
         return float(np.max(shift)), float(np.max(variance))
 
     def __repr__(self) -> str:
-        text = table(_HEAD, [self._row(i) for i in range(len(self.names))[:_ROWS]])
-        hidden = len(self.names) - _ROWS
-        return f"{text}\n... and {hidden:,} more" if hidden > 0 else text
+        return table(_HEAD, [self._row(i) for i in range(len(self.names))], _ROWS)
 
     def _row(self, i: int) -> tuple[str, ...]:
         away = np.abs(self.matrix[i]) / self.matrix_err[i]

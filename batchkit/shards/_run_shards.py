@@ -23,7 +23,7 @@ from ..chains._chain_identity import (
 )
 from ..chains._chain_programs import keeps_places
 from ..chains._sampler import Tuned
-from ..run._arguments import check_acceptance, check_batcher, check_count, check_key
+from ..run._arguments import check_acceptance, check_batcher, check_count
 from ..run._checkpoint import Checkpoint
 from ..run._packages import delayed
 from ..run._processes import (
@@ -33,7 +33,7 @@ from ..run._processes import (
     is_multiprocess,
 )
 from ..run._program import program_cache
-from ..run._resumable import Reporter, check_progress
+from ..run._resumable import Reporter
 from ..run._same_run import (
     Part,
     Values,
@@ -42,7 +42,7 @@ from ..run._same_run import (
     of_function,
     rounding_of_function,
 )
-from ..run._saving import Saver, check_fresh, checkpoint_from
+from ..run._saving import Saver, check_run
 from ..run._store import Saved
 from ._combine import way_to_combine
 from ._rounds import Results, ShardedModel, draw_at, run_rounds, tries_in
@@ -247,7 +247,6 @@ def run_shards(
         api = delayed("blackjax").nuts
     check_options(api, on_failure, refine, profile)
     check_batcher("run_shards", batcher)
-    check_key(rng_key, "run_shards")
     check_acceptance("run_shards", target_acceptance)
     check_count("run_shards", "max_tries", max_tries)
     if block is not None:
@@ -255,9 +254,7 @@ def run_shards(
     way_to_combine(combine)
     lengths = {"num_warmup": num_warmup, "num_samples": num_samples}
     chains = check_lengths(plan, num_chains, lengths)
-    check_fresh(fresh, "run_shards")
-    check_progress(progress, "run_shards")
-    path = checkpoint_from(checkpoint, "run_shards")
+    path = check_run("run_shards", rng_key, checkpoint, fresh, progress)
     rng_key, data, positions = gather_to_host((rng_key, data, positions))
     fold = jax.random.fold_in
     starts = starts_of(

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
+import jax
 import pytest
 
 from batchkit.run import _resumable
 from batchkit.run._processes import SafeLog
-from batchkit.run._resumable import Reporter, check_progress, format_duration
+from batchkit.run._resumable import Reporter, format_duration
+from batchkit.run._saving import check_run
 
 from ..helpers import assert_refuses
 
@@ -163,6 +165,9 @@ def test_format_of_durations(seconds: float, text: str) -> None:
 
 
 def test_wrong_progress_is_refused() -> None:
-    assert_refuses(lambda: check_progress(3, "run"), TypeError, ("run(progress=3)",))
+    def check(progress: object) -> None:
+        check_run("run", jax.random.key(0), None, False, progress)
+
+    assert_refuses(lambda: check(3), TypeError, ("run(progress=3)",))
     for value in (True, False, print):
-        check_progress(value, "run")
+        check(value)
