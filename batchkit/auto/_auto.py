@@ -85,12 +85,8 @@ def select(
 ) -> Selection:
     """Choose the batcher that runs a task, on behalf of `batcher`.
 
-    The budget of a device is divided among the `outer` lanes.
-
-    **Raises:**
-
-    `BudgetError` if one lane does not fit; the refusal to split the tasks if they
-    cannot be split and not all of them fit.
+    The budget of a device is divided among the `outer` lanes. Raise `BudgetError` if
+    one lane does not fit, the refusal if tasks cannot be split and not all of them fit.
     """
     share, size = budget // outer, task.size
     refusal = call.refusal(task, batcher)
@@ -124,10 +120,7 @@ def select(
 
 
 def continuous_lanes(tasks: int, lengths_differ: bool, operations: float) -> int:
-    """Return the number of lanes of a `Continuous`, or 0 if it would not be faster.
-
-    `operations` are those of one call of the expensive function.
-    """
+    """Return the number of lanes of a `Continuous`, or 0 if it would not be faster."""
     if not lengths_differ or operations < MIN_OPERATIONS:
         return 0
     return max(-(-tasks // TASKS_PER_LANE), min(MIN_LANES, tasks // MIN_TASKS_PER_LANE))

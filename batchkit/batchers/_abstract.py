@@ -122,10 +122,7 @@ def check_batcher(
     rule: str = "a batcher such as `Vmap()` or `Continuous(8)`",
     kinds: type | UnionType = AbstractBatcher,
 ) -> None:
-    """Raise `TypeError` unless an argument of `owner` is a batcher.
-
-    `rule` describes the accepted values, of the types `kinds`.
-    """
+    """Raise `TypeError` unless a value is of `kinds`, which `rule` describes."""
     if not isinstance(batcher, kinds):
         raise TypeError(
             f"{owner}({name}={format_value(batcher)}): {name} must be {rule}; got "

@@ -96,12 +96,9 @@ class TracedTask:
         return [out for out, aval in pairs if aval.dtype != jax.dtypes.float0]
 
     def finish(self, outs: Sequence[Any]) -> PyTree:
-        """Arrange the outputs of all tasks as the caller's `out_axes` demand.
+        """Arrange the leaves of `run`, of all tasks, as `out_axes` demand.
 
-        **Arguments:**
-
-        - `outs`: the leaves of `run`, with the mapped axis in front where
-            `lane_out_axes` is 0. Rows of padding at the end are cut off.
+        Rows of padding at the end are cut off.
         """
         remaining = iter(outs)
         leaves: list[Any] = []
@@ -197,18 +194,9 @@ class Call:
     ) -> TracedTask:
         """Trace the function once, for one task, on behalf of a splitting `batcher`.
 
-        **Arguments:**
-
-        - `batcher`: the batcher that splits the tasks, for error messages.
-        - `lanes`: the number of lanes that share the memory of a device; all tasks by
-            default.
-        - `splits`: whether the batcher splits the tasks in any case. If not, call
-            `refusal` before it does.
-
-        **Returns:**
-
-        The task: its jaxpr, the mapped arguments with the mapped axis in front, and
-        the axes of the outputs.
+        `lanes`, by default all tasks, share the memory of a device. With `splits=False`
+        the batcher may leave the tasks together, and calls `refusal` before it splits
+        them.
 
         **Raises:**
 

@@ -91,10 +91,7 @@ def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:
 def identity_of(
     plan: Plan, rng_key: Any, positions: PyTree, tuned: Tuned | None
 ) -> dict[str, Part]:
-    """Return the fingerprint of the run, by parts; see `batchkit.run._same_run`.
-
-    `tuned` has the shapes of the parameters that the warm-up finds for one chain.
-    """
+    """Return the fingerprint of the run, by parts; see `batchkit.run._same_run`."""
     row = row_of(positions)
     logdensity_fn, words = plan.sampler.logdensity_fn, plan.names
     parts: dict[str, Part] = {}
@@ -138,8 +135,8 @@ def values_of(
 ) -> Compare:
     """Return the comparison of a checkpoint with chains; see `batchkit.run._same_run`.
 
-    `parts` are those of the fingerprint that make up the log-density, `ALGORITHM` for
-    an algorithm; `rounding` returns the relative precision of the log-density.
+    `parts` make up the log-density, `ALGORITHM` for an algorithm; `rounding` is its
+    precision.
     """
 
     def compare(saved: Saved, changed: Sequence[str]) -> list[Values]:

@@ -102,10 +102,7 @@ def check_positions(
 
 
 def check_states(states: Any) -> None:
-    """Raise `StartError` if the log-density or its gradient is not finite.
-
-    States of a sampler that have neither are not checked.
-    """
+    """Raise `StartError` if a log-density or a gradient that there is is not finite."""
     logdensity = getattr(states, "logdensity", None)
     if logdensity is not None and jax.tree.structure(logdensity).num_leaves == 1:
         chains, _, total = not_finite(logdensity)

@@ -152,11 +152,7 @@ class Chains:
         block: int | None = None,
         kept: ProgramCache | None = None,
     ) -> None:
-        """**Arguments:** as of `run_chains`, and
-
-        - `kept`: a cache of executables for chains that differ in nothing but arrays,
-            `rng_key` and `positions`; by default one of their own.
-        """
+        """**Arguments:** as of `run_chains`, and `kept`, a cache of executables."""
         self._sampler_of = samplers.of
         # Operands that are the same in every call.
         self._constants = rng_key, samplers.index, samplers.own, samplers.shared
@@ -227,10 +223,9 @@ class Chains:
         return chains
 
     def advance(self, chains: ChainState, segment: Segment) -> tuple[Any, Draw | None]:
-        """Make the transitions of a segment, at most `blocks.most`.
+        """Make the transitions of a segment; return the chains, and draws on the host.
 
-        Returns the chains, and a `Draw` of arrays of shape `(chains, count, ...)` on
-        the host; None for the warm-up.
+        There are no draws of the warm-up.
         """
         self.compile_advance()
         numbers = Segment(*map(np.uint32, segment))
@@ -325,10 +320,7 @@ def _transition(
 def _turn(
     sampler: Sampler, chain: ChainState, key: Any, like: Draw, thin: int
 ) -> Callable[..., tuple[ChainState, Draw]]:
-    """Return the function that makes a draw, or one transition of the warm-up.
-
-    `chain` and `key` are those of the segment, and `like` has the shapes of a draw.
-    """
+    """Return the function that makes a draw, or one transition of the warm-up."""
     transition = _transition(sampler, chain)
 
     def turn(
@@ -438,11 +430,7 @@ class Blocks:
     is_fixed: bool
 
     def limit(self, made: int | None, per_block: int) -> int:
-        """Return the most draws of the next block.
-
-        The last one had `made` draws, None before the first; `per_block` draws take as
-        long as a block should.
-        """
+        """Return the most draws of the next block, see `AbstractResumable`."""
         if self.is_fixed:
             return self.most
         # The first block shows how long a draw takes; growth is gradual, since the

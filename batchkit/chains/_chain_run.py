@@ -435,10 +435,7 @@ class ChainRun(AbstractDraws):
 
 
 def names_for_load(state: Any, draws: Any) -> dict[str, Any]:
-    """Return header entries with which `ChainRun.load` reads a checkpoint.
-
-    The state is saved under "state", and each field of the draws under "draws".
-    """
+    """Return header entries with which `ChainRun.load` reads a checkpoint."""
     names = {
         name: array_names(f"draws/{name}", part)
         for name, part in draws._asdict().items()

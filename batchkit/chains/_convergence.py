@@ -189,10 +189,7 @@ def diagnose_chains(
     max_tree_depth: int | None = None,
     remedies: Remedies = OF_API,
 ) -> tuple[Diagnostic, ...]:
-    """Return warnings about chains, the most serious first.
-
-    All arrays have the shape `(chains, draws, ...)`. None is not checked.
-    """
+    """Return warnings about chains, the most serious first; None is not checked."""
     rows = _rows(samples)
     chains = len(rows[0])
     warnings = [

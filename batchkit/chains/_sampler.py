@@ -245,13 +245,9 @@ def sampler_of_api(
 ) -> Sampler:
     """Return the chain of an API, such as `blackjax.nuts`, that Stan's warm-up tunes.
 
-    `settings` are arguments by name of the warm-up, of `build_kernel` and of the
-    kernel. `target_acceptance` may be traced.
-
-    **Raises:**
-
-    `TypeError` if this warm-up is not for the API, or if settings are unknown or
-    missing.
+    `settings` are arguments of the warm-up, of `build_kernel` and of the kernel;
+    `target_acceptance` may be traced. Raise `TypeError` if this warm-up is not for the
+    API, or if settings are unknown or missing.
     """
     building = _names(api.build_kernel)
     kernel = _kernel_of(api, building, settings, caller)

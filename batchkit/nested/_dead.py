@@ -75,10 +75,6 @@ def points_of(x: Any) -> Points:
     blackjax keeps them as `particles`. In the fork of the Handley lab, from which its
     nested sampling came, `particles` are the bare positions, and their likelihoods and
     priors are fields beside it.
-
-    **Raises:**
-
-    `TypeError` if it has neither layout.
     """
     if all(hasattr(x, name) for name in _OF_FORK):
         return Points(x.particles, x.loglikelihood, x.loglikelihood_birth, x.logprior)

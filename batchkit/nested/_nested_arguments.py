@@ -426,10 +426,7 @@ def refuse_zero_likelihood(loglikelihood: np.ndarray) -> None:
 
 
 def refuse_invalid(points: Points, which: str, advice: str = "") -> None:
-    """Raise `InvalidLikelihoodError` if a likelihood or a prior is invalid.
-
-    The message says `which` points they are, and ends with the `advice`.
-    """
+    """Raise `InvalidLikelihoodError` if a likelihood or prior of points is invalid."""
     loglikelihood, logprior = points.loglikelihood, points.logprior
     # Not `is_invalid`, which would be compiled for each number of points.
     is_infinite = np.isposinf(loglikelihood) | np.isposinf(logprior)

@@ -189,10 +189,7 @@ def _correlation(chains: ChainCounts, positions: PyTree) -> list[Diagnostic]:
 
 
 def tied_share(dead: DeadPoints) -> float:
-    """Return the share of points with the finite likelihood of another, but copies.
-
-    Copies tie wherever they are, and are a reason of their own.
-    """
+    """Return the share of points with the finite likelihood of another, but copies."""
     values = dead.loglikelihood[~copies(dead)]
     _, counts = np.unique(values[np.isfinite(values)], return_counts=True)
     return float(np.sum(counts[counts > 1]) / len(dead))

@@ -123,11 +123,7 @@ def progress_of(
     since: tuple[int, float],
     steps_per_second: float,
 ) -> NestedProgress:
-    """Return the progress of a run with some status.
-
-    `since` are the evaluations and the seconds when it was started or resumed, and
-    `steps_per_second` is its present speed.
-    """
+    """Return the progress since evaluations and seconds of when a run was resumed."""
     evaluations, seconds = int(status.evaluations), float(status.seconds)
     replaced = int(status.step) * num_delete
     is_counted = evaluations > num_live or replaced == 0
@@ -304,10 +300,7 @@ class ResumableNested(AbstractResumable):
         return header, arrays
 
     def result(self, seconds: float, provenance: tuple[Provenance, ...]) -> NestedRun:
-        """Return the result of the run so far; checkpoints have it from now on.
-
-        `seconds` is its duration, the same in all processes.
-        """
+        """Return the result of the run so far; checkpoints have it from now on."""
         dead = dead_points([self._all_dead(), self._live()])
         status = to_host(self._state.status)._replace(seconds=np.float32(seconds))
         met = rules_met(self._rule, status)

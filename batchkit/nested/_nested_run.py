@@ -565,10 +565,7 @@ class NestedRun(AbstractResult[Summary]):
 
 
 def names_for_load(state: Any, dead: Any, run: NestedRun | None) -> dict[str, Any]:
-    """Return header entries with which `NestedRun.load` reads a checkpoint.
-
-    `state` and `dead` are saved under these names; `run` is None before the end.
-    """
+    """Return header entries with which `NestedRun.load` reads a checkpoint."""
     live = points_of(array_names("state", state).sampler)
     ended = None
     if run is not None:

@@ -305,11 +305,7 @@ def identity_of(
 def comparison_of(
     functions: Mapping[str, Callable[..., Any]], programs: NestedPrograms
 ) -> Compare:
-    """Return the comparison of a checkpoint of other versions with functions.
-
-    The functions are evaluated at a few points of the checkpoint, in the order in which
-    they die, from the prior to the highest likelihoods.
-    """
+    """Return the comparison of functions at a few points of a checkpoint."""
 
     def compare(saved: Saved, parts: Sequence[str]) -> list[Values]:
         state = tree_from_arrays("state", saved.arrays, programs.state_shapes)

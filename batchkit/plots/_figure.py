@@ -33,12 +33,7 @@ _MAX_NAMES: Final = 20
 
 
 def new_figure(width: float, height: float, caller: str, layout: Any = None) -> Any:
-    """Make a figure with a width and height in inches.
-
-    **Raises:**
-
-    `ImportError` if matplotlib is not installed.
-    """
+    """Make a figure with a width and height in inches."""
     extra("matplotlib.figure", "plots", caller)
     # It imports matplotlib, which is an optional dependency.
     from ._shown_figure import ShownFigure
@@ -53,10 +48,7 @@ def tidy(axes: Any) -> None:
 
 @final
 class Scale(NamedTuple):
-    """The format of the numbers at an axis: `(x - origin) / 10^power`.
-
-    The data are not rescaled, so that users can draw on top of them.
-    """
+    """The format of the numbers at an axis: `(x - origin) / 10^power`."""
 
     origin: float
     power: int
@@ -161,11 +153,7 @@ def parameters_of(
     caller: str,
     transform: Transform,
 ) -> list[Parameter]:
-    """Select the parameters of a figure by the names of scalars or of whole arrays.
-
-    Without names, more than `most` parameters are an error. `caller` is the public
-    function, for messages.
-    """
+    """Select at most `most` parameters of a figure, by names of scalars or arrays."""
     if not isinstance(run, NestedRun | ChainRun | ShardRun):
         raise TypeError(
             f"{caller}(run=...): run must be a NestedRun, a ChainRun or a ShardRun; "

@@ -31,11 +31,7 @@ _NUMPY: Final = (
 
 
 def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
-    """Return an int of at least 1, or raise.
-
-    `owner` is the function or class with an argument `name`; `remedy` begins with a
-    space and says what to do instead of passing a smaller number.
-    """
+    """Return an int of at least 1, or raise; `remedy`, after a space, ends the text."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"{owner}({name}={format_value(value)}): {name} must be an int, at least "
@@ -87,13 +83,8 @@ def common_length(
 ) -> int:
     """Return the length of the leading axis, which all arrays of an argument share.
 
-    **Arguments:**
-
-    - `owner`, `argument`: the function and the name of its argument.
-    - `tree`: a pytree of arrays.
-    - `axis`: the items along the axis in words, such as `"chains"`.
-    - `check_leaf`: raises for a leaf that is refused, such as a scalar, from its name
-        and value.
+    `axis` has the items along it in words, such as `"chains"`. `check_leaf` raises for
+    a leaf that is refused, such as a scalar, from its name and value.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     if not leaves:
@@ -158,10 +149,7 @@ def noting_position(owner: str, name: str, row: PyTree) -> Iterator[None]:
 def check_scalar(
     owner: str, name: str, function: Callable[..., Any], row: PyTree
 ) -> np.dtype:
-    """Return the dtype of a user's function; raise unless it is one real number.
-
-    What the function raises gets a note, see `noting_position`.
-    """
+    """Return the dtype of a user's function; raise unless it is one real number."""
     with noting_position(owner, name, row):
         out = jax.eval_shape(function, row)
     dtype, shape = getattr(out, "dtype", None), getattr(out, "shape", None)

@@ -98,8 +98,8 @@ def replace_file(
 ) -> None:
     """Replace a file, whole or not at all, and wait until the disk has it.
 
-    `before_rename` is called when the new bytes are on the disk, and the old file is
-    still in its place.
+    `before_rename` is called when the new bytes are on the disk, before they have the
+    name.
     """
     new = f"{path}.tmp"
     # In a folder where others may write, a link of that name could lead to any file of
@@ -166,17 +166,9 @@ def write_file(
 ) -> None:
     """Write a checkpoint; an existing file is replaced whole or not at all.
 
-    **Arguments:**
-
-    - `path`: the file.
-    - `header`: names and values that JSON has: text, numbers, booleans, `None`, lists
-        and dicts of them. A tuple comes back as a list.
-    - `arrays`: names and arrays, of JAX or NumPy; `"/"` in a name makes a group.
-
-    **Raises:**
-
-    `CheckpointError` if it cannot be written; `TypeError` and `ValueError` if it cannot
-    be stored.
+    `header` has values of JSON by name, of which tuples come back as lists; `"/"` in
+    the name of an array makes a group. Raise `CheckpointError` if it cannot be written,
+    `TypeError` or `ValueError` if it cannot be stored.
     """
     # Released here: a buffer that outlives its BytesIO is an error when both are freed.
     with encode(header, arrays) as data:
@@ -186,15 +178,10 @@ def write_file(
 def read_file(
     path: str | os.PathLike[str], otherwise: str = _FRESH
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
-    """Return the header and the arrays of a checkpoint.
+    """Return the header and the arrays of a checkpoint, or raise `CheckpointError`.
 
     The arrays are NumPy's, with the bits, shape and dtype that were written; typed keys
     are arrays of keys. `otherwise` is what errors recommend if the file cannot be used.
-
-    **Raises:**
-
-    `CheckpointError` if there is no file, if it cannot be read, is no checkpoint, is
-    damaged, or has a newer format.
     """
     path = os.fspath(path)
     return decode(path, sound_bytes(path, otherwise), otherwise)
@@ -239,10 +226,10 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
 
 
 def refuse_foreign(path: str, remedy: str) -> None:
-    """Raise `CheckpointError` if there is a file with other content.
+    """Raise `CheckpointError` if there is a file with other content; it may be empty.
 
-    A missing file and an empty one are not foreign. An error that is not `damaged` says
-    that the file cannot be read, or that the path is not that of a regular file.
+    An error that is not `damaged` says that the path cannot be read, or is no regular
+    file.
     """
     if not os.path.lexists(path):
         return
@@ -400,8 +387,7 @@ def _to_dataset(name: str, value: Any) -> Dataset:
 def _describe(item: Dataset) -> str:
     """Describe type, shape and content of a dataset, for the header.
 
-    The CRC-32 of its bytes shows a dataset whose address was changed, which a file
-    checksum that was computed anew after the change does not.
+    The CRC-32 shows that an address in the file was changed, with a checksum made anew.
     """
     if isinstance(item.value, str):
         raise ValueError("it has a text among its arrays")

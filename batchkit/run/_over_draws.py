@@ -37,8 +37,8 @@ def transformed(
 ) -> PyTree:
     """Map the user's `transform` over draws; without one, return the draws.
 
-    `samples` has arrays of shape `(chains, draws, ...)`, or of points (`dims=1`) of
-    shape `(points, ...)`. `caller` is the public function, for messages.
+    `samples` has arrays of `dims` axes, `(chains, draws)` or `(points,)`, and those of
+    a position.
     """
     if transform is None:
         return samples
@@ -61,11 +61,7 @@ def transformed(
 def log_likelihoods_of(
     function: Callable[[PyTree], PyTree], samples: PyTree, caller: str
 ) -> PyTree:
-    """Map the user's `log_likelihood` over draws; a bare array becomes `{"y": array}`.
-
-    `samples` has arrays of shape `(chains, draws, ...)`. `caller` is the public
-    function, for messages.
-    """
+    """Map `log_likelihood` over draws; a bare array becomes `{"y": array}`."""
 
     def check(out: PyTree) -> None:
         leaves = jax.tree.leaves(out)
@@ -112,10 +108,7 @@ def _over_draws(
     dims: int,
     check: Callable[[PyTree], None],
 ) -> PyTree:
-    """Map a function over all draws, and return arrays of NumPy.
-
-    `check` raises if the shapes and dtypes of one result are wrong.
-    """
+    """Map a function over all draws; `check` raises for the shapes of one result."""
     if not callable(function):
         raise TypeError(
             f"{caller}({argument}={format_value(function)}): {argument} must be a "

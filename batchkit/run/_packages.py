@@ -105,8 +105,7 @@ def delayed(module: str) -> Any:
 
 
 def extra(module: str, name: str, caller: str) -> Any:
-    """Import a module of an extra of batchkit, or raise an error that says how to
-    install it.
+    """Import a module of an extra of batchkit; its error says how to install it.
 
     `name` is the extra, such as `"plots"`, and `caller` the function that needs it.
     """

@@ -71,17 +71,10 @@ def sum_over_processes(number: int) -> int:
 def check_same_arguments(
     caller: str, digests: Mapping[str, str], **options: Any
 ) -> None:
-    """Raise in every process unless all of them were called with the same arguments.
+    """Raise `ValueError` unless all processes passed the same arguments.
 
-    **Arguments:**
-
-    - `caller`: the function that they called.
-    - `digests`: a digest of each argument by its name in words.
-    - `options`: values that are compared by their text, as is JAX's precision.
-
-    **Raises:**
-
-    `ValueError`, which names what differs.
+    `digests` has a digest of each argument by its name in words; `options` are compared
+    by their text, as is JAX's precision.
     """
     if not is_multiprocess():
         return
@@ -100,10 +93,7 @@ def check_same_arguments(
 
 
 def run_in_first_process(make: Callable[[], Any]) -> Any:
-    """Call a function in the first process, and return its result in all processes.
-
-    The result must be a value that JSON has. What `make` raises is raised in all.
-    """
+    """Return what a function returns, or raises, in the first process: a JSON value."""
     return json.loads(bytes_of_first_process(lambda: json.dumps(make()).encode()))
 
 
@@ -139,10 +129,7 @@ def bytes_of_first_process(make: Callable[[], bytes]) -> bytes:
 
 
 def gather_to_host(tree: PyTree) -> PyTree:
-    """Replace arrays that span processes by the whole arrays, in every process.
-
-    Keys stay keys, and arrays that this process has stay as they are.
-    """
+    """Replace arrays that span processes by the whole arrays, in every process."""
 
     def whole(x: Any) -> Any:
         if not _spans_processes(x):

@@ -57,10 +57,7 @@ class ProgramCache:
         self._values: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """Return the entry of a key, made by the first call.
-
-        Nothing that `make` returns may refer to the functions of the user.
-        """
+        """Return the entry of a key; `make` must not return functions of the user."""
         if key not in self._values:
             self._values[key] = make()
         return self._values[key]

@@ -86,10 +86,7 @@ class Reporter:
             self._bar = None
 
     def show(self, record: Any, done: int, total: int | None = None) -> None:
-        """Show how much is done, and of how many units in all, if that is known.
-
-        The user's function gets the record itself; bars and logs have its `str`.
-        """
+        """Show how much is done, and of how many units in all, if that is known."""
         if self._function is not None:
             self._function(record)
         elif self._bar is not None:
@@ -196,18 +193,15 @@ class AbstractResumable(abc.ABC):
     def advance(self, limit: int, seconds: float, host: "Host") -> int:
         """Compute one block of at most `limit` steps, and return their number.
 
-        `seconds` is the time of the run so far, the same in all processes; `host`
-        compiles.
+        `seconds` is the time of the run so far, the same in all processes.
         """
 
     @abc.abstractmethod
     def next_limit(self, made: int | None, per_block: int) -> int:
         """Return the most steps of the next block.
 
-        **Arguments:**
-
-        - `made`: the steps of the last block; None before the first.
-        - `per_block`: the steps that take half a second; 1 before the first block.
+        The last one had `made` steps, None before the first; `per_block` steps, 1
+        before the first, take half a second.
         """
 
     @abc.abstractmethod

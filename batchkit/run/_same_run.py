@@ -91,10 +91,7 @@ def digests(parts: Mapping[str, Part]) -> dict[str, str]:
 
 
 def of_function(fun: Callable[..., Any], *args: Any, words: Any = None) -> Part:
-    """Make the fingerprint of a function for arguments of some shapes.
-
-    `words` identify the function between versions; without them its values do.
-    """
+    """Make the fingerprint of a function; `words`, or its values, identify it."""
     jaxpr = jax.make_jaxpr(fun)(*shapes_of(args))
     return Part(digest(jaxpr, values=True), words, is_function=words is None)
 
@@ -111,10 +108,7 @@ def of_arrays(tree: PyTree, words: Any = None) -> Part:
 
 
 def of_words(*words: Any, shown: Any = None) -> Part:
-    """Make the fingerprint of values by their `repr`.
-
-    Messages show `shown`, by default the first value.
-    """
+    """Make the fingerprint of values by their `repr`; messages show `shown`."""
     hasher = hashlib.sha256(repr(words).encode())
     return Part(hasher.hexdigest(), words[0] if shown is None else shown)
 

@@ -132,19 +132,11 @@ class Saver:
     def look(
         self, *numbers: int | float, show: Callable[[], None] | None = None
     ) -> tuple[float, ...]:
-        """Let all processes agree on what they do next.
+        """Return numbers of the first process, with which all processes go on.
 
         The clock of the first process decides whether the run is saved; a signal counts
-        in whichever process it arrives.
-
-        **Arguments:**
-
-        - `numbers`: what else the first process decides.
-        - `show`: shows progress in the first process. What it raises is raised in all.
-
-        **Returns:**
-
-        The numbers of the first process.
+        in whichever process it arrives. `show` shows progress in the first process;
+        what it raises is raised in all.
         """
         error: Exception | None = None
         if show is not None and is_first_process():
@@ -191,9 +183,7 @@ class Saver:
     def resume(self) -> Saved | None:
         """Return the checkpoint of this run, or None if there is none to resume.
 
-        **Raises:**
-
-        `CheckpointError` if the file is of another run, or cannot be used.
+        Raise `CheckpointError` if the file is of another run, or cannot be used.
         """
         if not self.is_on or self._fresh:
             return None
@@ -229,9 +219,7 @@ class Saver:
     def begin(self) -> None:
         """Note that this process computes from here on, with its versions.
 
-        **Raises:**
-
-        `CheckpointError`, in all processes, if the work could not be saved.
+        Raise `CheckpointError`, in all processes, if the work could not be saved.
         """
         self._same.begin()
         if self.is_on:

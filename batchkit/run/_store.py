@@ -101,13 +101,7 @@ class Store:
         self._sound: bool | None = None
 
     def __enter__(self) -> "Store":
-        """Take the lock, and remove what a killed process has left.
-
-        **Raises:**
-
-        `CheckpointError` if another run has the file, if there can be none, or if there
-        is a file from elsewhere that may not be replaced.
-        """
+        """Take the lock, and remove what a killed process has left."""
         with disk_errors("write", self.path), contextlib.suppress(FileNotFoundError):
             os.lstat(self._link)  # It has the longest name, which may be too long.
         self._foreign()
@@ -140,12 +134,9 @@ class Store:
             ) from self._read_only
 
     def read(self) -> tuple[str, bytes] | None:
-        """Return the path and the bytes of the newest sound generation, if any.
+        """Return the path and bytes of the newest sound generation; None without files.
 
-        **Raises:**
-
-        `CheckpointError` if there are files and none of them is sound, or if the newest
-        one is sound but cannot be used here.
+        Raise `CheckpointError` if none is sound, or if the newest cannot be used here.
         """
         assert self._entered
         damages: list[CheckpointError] = []
@@ -174,10 +165,8 @@ class Store:
     def write(self, header: Mapping[str, Any], arrays: Mapping[str, Any]) -> None:
         """Write the newest generation; the newest until now becomes the previous one.
 
-        **Raises:**
-
-        `CheckpointError` if it cannot be written, or if there is a file from elsewhere
-        that may not be replaced. The generations are then as before.
+        Raise `CheckpointError` if it cannot be written, or if a file from elsewhere may
+        not be replaced. The generations are then as before.
         """
         assert self._entered
         self.check_writable()

@@ -190,10 +190,7 @@ def quantile_labels(quantiles: Any) -> dict[str, float]:
 
 
 def rounded(row: Mapping[str, float], count: int) -> list[str]:
-    """Return the first numbers of a row, to two digits of the standard deviation.
-
-    Where that is zero or not finite, numbers have ten significant digits.
-    """
+    """Return the first numbers of a row, to two digits of the deviation."""
     values, std = list(row.values())[:count], row["std"]
     if not (np.isfinite(std) and std > 0):
         return [f"{x:.10g}" for x in values]

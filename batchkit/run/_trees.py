@@ -67,10 +67,7 @@ def array_names(name: str, tree: PyTree) -> PyTree:
 
 
 def names_to_save(tree: PyTree) -> Any:
-    """Return a pytree of names of arrays as JSON has it; None if it has no such form.
-
-    With it a file can be read without the sampler, by `tree_from_json`.
-    """
+    """Return names of arrays for `tree_from_json`; None if JSON has no such form."""
     try:
         return tree_to_json("names", tree, {})
     except (TypeError, ValueError):
@@ -78,10 +75,7 @@ def names_to_save(tree: PyTree) -> Any:
 
 
 def tree_from_arrays(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTree:
-    """Return the pytree that `named_arrays` took apart, in the structure of `like`.
-
-    Raise `ValueError` if there are not as many arrays, of these shapes and dtypes.
-    """
+    """Return the pytree that `named_arrays` took apart, or raise `ValueError`."""
     leaves, treedef = jax.tree.flatten(like)
     found = [key for key in arrays if key.startswith(f"{name}/")]
     names = [f"{name}/{i}" for i in range(len(leaves))]
@@ -98,19 +92,12 @@ def tree_from_arrays(name: str, arrays: Mapping[str, Any], like: PyTree) -> PyTr
 
 
 def tree_to_json(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
-    """Return the structure of a pytree as JSON has it.
+    """Return the structure of a pytree as JSON has it; its arrays go to `arrays`.
 
-    **Arguments:**
-
-    - `group`: the group of its arrays, such as `"positions"`.
-    - `tree`: the pytree.
-    - `arrays`: its arrays are put here, under the names of parameters. A whole pytree
-        that is one array has the name of the group.
-
-    **Raises:**
-
-    `TypeError` if a key of a dict is neither text nor a whole number, `ValueError` if
-    it is nested too deeply.
+    They get the names of parameters in a group, such as `"positions"`; a whole pytree
+    that is one array has the name of the group. Raise `TypeError` or `ValueError` for
+    other values, for keys of dicts that are neither text nor whole numbers, and for too
+    many levels.
     """
 
     def node(x: Any, path: tuple[Any, ...]) -> Any:
@@ -147,8 +134,8 @@ def tree_to_json(group: str, tree: PyTree, arrays: dict[str, Any]) -> Any:
 def tree_from_json(structure: Any, arrays: dict[str, Any], depth: int = 0) -> PyTree:
     """Return the pytree of a structure, and remove its arrays from `arrays`.
 
-    Raise `LookupError`, `TypeError` or `ValueError` if the structure makes no sense, or
-    refers to an array that does not exist, or to one twice.
+    Raise `LookupError`, `TypeError` or `ValueError` for arrays that are not there, or
+    twice, and for other structures.
     """
 
     def inner(children: Any) -> list[Any]:
@@ -178,17 +165,10 @@ def tree_from_json(structure: Any, arrays: dict[str, Any], depth: int = 0) -> Py
 
 
 def shaped_like(where: str, like: PyTree, tree: PyTree) -> PyTree:
-    """Return the leaves of a pytree in the structure of another.
+    """Return the leaves of a pytree in the structure of `like`.
 
-    **Arguments:**
-
-    - `where`: the function that the user called.
-    - `like`: a pytree with the structure to have; its leaves can be anything.
-    - `tree`: it may have dicts where `like` has classes with fields of those names.
-
-    **Raises:**
-
-    `ValueError` if the two do not have the same names.
+    Dicts become classes with fields of those names. Raise `ValueError` for other names,
+    on behalf of the function `where`.
     """
 
     def words(path: tuple[Any, ...]) -> tuple[str | int, ...]:
@@ -210,20 +190,14 @@ def shaped_like(where: str, like: PyTree, tree: PyTree) -> PyTree:
 
 
 def typed(values: Mapping[str, Any], name: str, *types: type) -> Any:
-    """Return a value of a file if its type is one of `types`, else raise `ValueError`.
-
-    Subclasses do not count, so a boolean is no number.
-    """
+    """Return a value of a file of just one of some types, or raise `ValueError`."""
     if type(values[name]) not in types:
         raise ValueError(f"its {name} is {values[name]!r}")
     return values[name]
 
 
 def numbers(values: Mapping[str, Any], name: str, *counts: int) -> tuple[float, ...]:
-    """Return a list of numbers of a file, of one of some lengths, as a tuple.
-
-    Anything else raises `ValueError`.
-    """
+    """Return a list of some length of numbers of a file, or raise `ValueError`."""
     found = typed(values, name, list)
     if len(found) not in counts or not {type(x) for x in found} <= {int, float}:
         raise ValueError(f"its {name} are {found!r}")
@@ -253,11 +227,7 @@ def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 
 def describable(value: Any) -> Any:
-    """Convert a setting to what a file can hold: the same if possible, else its text.
-
-    Lists, tuples and dicts of such values, numbers, text, None, and arrays of numbers
-    stay what they are.
-    """
+    """Convert a setting to what a file can hold: the same, or else its text."""
     if type(value) in (*_PLAIN, float):
         return value
     if type(value) in (list, tuple):

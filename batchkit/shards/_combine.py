@@ -191,8 +191,8 @@ def as_matrix(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], PyTree]]:
     """Return draws as one float64 array, and a function that makes a pytree of such.
 
-    The last axis has all numbers of a draw, after the first `num_axes` of the arrays of
-    the pytree. Integers stay float64, since means of them are no integers.
+    The last axis has all numbers of a draw. Integers stay float64: their means are
+    none.
     """
     leaves, treedef = jax.tree.flatten(jax.tree.map(np.asarray, samples))
     shapes = [x.shape[num_axes:] for x in leaves]
@@ -395,15 +395,9 @@ def refined(
 ) -> Refined:
     """Shift draws to where the mean gradient is zero, and return the gradients there.
 
-    Draws stay, and `shift` is None, if `refine` is False, if a gradient is not finite
-    at the draws, or if the search fails.
-
-    **Arguments:**
-
-    - `samples`: combined draws, arrays of shape `(chains, draws, ...)`.
-    - `gradients_fn`: from positions, arrays of shape `(positions, ...)`, to the
-        gradients of the log-density of all data at them, of the same shapes.
-    - `refine`: whether draws are moved.
+    `gradients_fn` maps arrays of shape `(positions, ...)` to the gradients of the
+    log-density of all data, of the same shapes. Draws stay, and `shift` is None, if
+    `refine` is False, if a gradient is not finite at the draws, or if the search fails.
     """
     matrix, to_samples = as_matrix(samples, 2)
     x = matrix.reshape(-1, matrix.shape[-1])

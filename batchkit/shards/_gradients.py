@@ -165,10 +165,9 @@ def check_gradients(
     gradients: Float[np.ndarray, "few dim"],
     names: tuple[str, ...],
 ) -> tuple[GradientCheck | None, tuple[Diagnostic, ...]]:
-    """Estimate both identities, and return warnings where they fail.
+    """Estimate both identities, and return warnings where they fail; see `Refined`.
 
-    For `draws`, `places`, `some` and `gradients` see `Refined`. There is no check if a
-    gradient is not finite, or if there are too few draws.
+    There is no check if a gradient is not finite, or if there are too few draws.
     """
     is_finite = np.isfinite(gradients)
     if not np.all(is_finite):

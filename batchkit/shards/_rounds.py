@@ -96,11 +96,7 @@ class ShardedModel:
         return full + (shard < longer)
 
     def rows(self, shards: list[int]) -> PyTree:
-        """Return the rows of shards, as arrays of shape `(shards, rows, ...)`.
-
-        They come in two parts: the rows that all shards have, and the last one that
-        only some have, or None.
-        """
+        """Return the rows of shards, in the two parts of `split_table`."""
         tables = split_table(len(self.order), self.num_shards)
         return tuple(
             None if x is None else take_rows(self.data, self.order[x[shards]])
@@ -280,10 +276,7 @@ def run_rounds(
     reporter: Reporter,
     about: Mapping[str, Any],
 ) -> Results:
-    """Run rounds until all shards have accepted draws, or no tries are left.
-
-    A checkpoint also holds `about`, a description of the run.
-    """
+    """Run rounds until all shards have accepted draws, or no tries are left."""
     saved = saver.resume()
     results = Results([[] for _ in range(model.num_shards)], None)
     if saved is not None:
@@ -404,12 +397,7 @@ def _after_round(
 
 
 def tries_in(header: Mapping[str, Any], num_shards: int) -> list[list[ShardTry]]:
-    """Return the tries in the header of a checkpoint.
-
-    **Raises:**
-
-    `LookupError`, `TypeError` or `ValueError` if the header is damaged.
-    """
+    """Return the tries in the header of a checkpoint, or raise if it is damaged."""
     shards, running = (typed(header, name, list) for name in ("shards", "running"))
     tries = list(map(tries_from_json, shards))
     if len(tries) != num_shards or len({len(tries[i]) for i in running}) != 1:

@@ -391,11 +391,7 @@ def identity_of(model: ShardedModel) -> dict[str, Part]:
 def compare_values(
     model: ShardedModel, saved: Saved, changed: Sequence[str]
 ) -> list[Values]:
-    """Compare a checkpoint of other versions; see `batchkit.run._same_run`.
-
-    It has the log-densities of shards where their chains are, in which the prior and
-    the likelihood are one sum.
-    """
+    """Compare a checkpoint of other versions by the log-densities at its states."""
     tries = tries_in(saved.header, model.num_shards)
     compare = values_of_chains(
         model.chains(saved.header["running"], tries),

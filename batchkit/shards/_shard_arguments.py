@@ -216,10 +216,7 @@ def check_states(
     chains: int,
     logprior_fn: Callable[[PyTree], Any],
 ) -> None:
-    """Raise `StartError` if a log-density or its gradient is not finite at a start.
-
-    States and positions are those of all tasks, `chains` for each shard.
-    """
+    """Raise `StartError` if a log-density or its gradient is not finite at a start."""
     values = np.asarray(states.logdensity)
     slopes = dict(columns(getattr(states, "logdensity_grad", None)))
     is_bad_slope = np.any([~np.isfinite(x) for x in slopes.values()], axis=0)

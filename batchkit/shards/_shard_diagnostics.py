@@ -74,16 +74,9 @@ def diagnose_shards(
 ) -> tuple[Diagnostic, ...]:
     """Return everything that may be wrong, the most serious first.
 
-    **Arguments:**
-
-    - `samples`, `convergence`: the combined draws, arrays of shape `(chains, draws,
-        ...)`, with R-hat and effective sample sizes.
-    - `shards`, `used`: the draws of the shards that were combined, and their indices.
-    - `names`: of the numbers in a position.
-    - `stats`, `left_out`: statistics of all shards, and why others were not combined.
-    - `of_gradients`: the diagnostics of `check_gradients`.
-    - `shift`: by how many standard deviations the combined draws were moved, or None.
-    - `is_refined`: whether they were to be moved.
+    `shards` are the draws of those that were combined, whose indices are `used`;
+    `shift` is by how many standard deviations the combined draws were moved, None if
+    they were not, and `is_refined` whether they were to be.
     """
     combined = [stats[shard] for shard in used]
     diagnostics = [

@@ -159,10 +159,7 @@ def check_functions(owner: str, **functions: Any) -> None:
 
 
 def count_rows(owner: str, data: PyTree) -> int:
-    """Return the number of rows of data; raise if they are not arrays of equal length.
-
-    `owner` is the function that the data are an argument of.
-    """
+    """Return the number of rows of data; raise unless all arrays have as many."""
     check = functools.partial(_check_array, owner)
     count = common_length(owner, "data", data, "rows", check)
     if count == 0:
