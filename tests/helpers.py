@@ -16,8 +16,7 @@ import pytest
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.explain._explain import reached_sites
-from batchkit.explain._tracing import recording, trace_uncached
+from batchkit.explain._explain import reached_sites, recording, trace_uncached
 
 
 # Seven tasks are cut unevenly by every batcher of the table that cuts at all.

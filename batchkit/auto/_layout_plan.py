@@ -17,8 +17,7 @@ from ..batchers import AbstractBatcher, Chunked, Vmap
 from ..batchers._trace_log import LogEntry
 from ..continuous import Continuous
 from ..explain import MemoryUse
-from ..explain._explain import format_batcher, memory_of
-from ..explain._tracing import recording, trace_uncached
+from ..explain._explain import format_batcher, memory_of, recording, trace_uncached
 from ..rebuild import ByPhase, rebuild_sampler
 from ._auto import Auto
 from ._lane_memory import (

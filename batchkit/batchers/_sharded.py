@@ -282,17 +282,13 @@ def _put(x: Any, sharding: NamedSharding) -> Any:
 
 def without_mesh(closed: jex.core.ClosedJaxpr) -> jex.core.ClosedJaxpr:
     """Return the jaxpr with types that have no mesh; its constants are unchanged."""
-    # Usually there is none. The same object then keeps the caches of JAX valid.
-    if not _uses_mesh(closed.jaxpr):
-        return closed
-    return _MeshRemover().rewritten(closed)
-
-
-def _uses_mesh(jaxpr: Any) -> bool:
-    eqns = list(equations(jaxpr))
-    atoms = [*jaxpr.constvars, *jaxpr.invars]
+    eqns = list(equations(closed.jaxpr))
+    atoms = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
     atoms += [x for eqn in eqns for x in (*eqn.invars, *eqn.outvars)]
-    return any(_has_mesh(x.aval) for x in atoms) or any(map(_traced_in_mesh, eqns))
+    if any(_has_mesh(x.aval) for x in atoms) or any(map(_traced_in_mesh, eqns)):
+        return _MeshRemover().rewritten(closed)
+    # Usually there is none. The same object then keeps the caches of JAX valid.
+    return closed
 
 
 @final

@@ -18,7 +18,7 @@ from ..run._arguments import (
     row_of,
 )
 from ..run._checkpoint import Checkpoint
-from ..run._names import parameter_names, setting_as_json
+from ..run._names import count_numbers, setting_as_json
 from ..run._processes import (
     check_same_arguments,
     gather_to_host,
@@ -230,7 +230,13 @@ def run_chains(
     if logdensity_fn is None:
         asked = {"num_warmup": num_warmup, "target_acceptance": target_acceptance}
         asked = {name: x for name, x in asked.items() if x is not None}
-        _refuse_warmup({**asked, **settings})
+        for name, value in {**asked, **settings}.items():
+            raise TypeError(
+                f"run_chains({name}={format_value(value)}): an algorithm has its "
+                "parameters already, and there is no warm-up that could use "
+                f"{name}. Leave it out, or pass the API with the log-density: "
+                "`run_chains(blackjax.nuts, logdensity_fn, rng_key, positions)`."
+            )
     target = _ACCEPTANCE if target_acceptance is None else target_acceptance
     target = check_acceptance("run_chains", target)
     counts = {
@@ -282,10 +288,9 @@ def run_chains(
     )
     layout = layout_of(chains)
     log.info(
-        "run_chains: %d chains of %d numbers (%s), %d draws of each; %s; %s",
+        "run_chains: %d chains of %s, %d draws of each; %s; %s",
         num_chains,
-        len(parameter_names(starts)),
-        ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(starts)})),
+        count_numbers(starts),
         num_samples,
         ", ".join(f"{k}={setting_as_json(x)}" for k, x in plan.settings.items()),
         "; ".join(layout),
@@ -371,14 +376,3 @@ def _by_name(
             f"{format_type(logdensity_fn)}."
         )
     return logdensity_fn, arguments["rng_key"], arguments["positions"], settings
-
-
-def _refuse_warmup(settings: Mapping[str, Any]) -> None:
-    """Raise if a setting of the warm-up or the sampler is passed with an algorithm."""
-    for name, value in settings.items():
-        raise TypeError(
-            f"run_chains({name}={format_value(value)}): an algorithm has its "
-            f"parameters already, and there is no warm-up that could use {name}. Leave "
-            "it out, or pass the API with the log-density: `run_chains(blackjax.nuts, "
-            "logdensity_fn, rng_key, positions)`."
-        )

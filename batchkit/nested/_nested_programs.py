@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
-from ..explain._explain import ReachedSite, reached_sites
-from ..explain._tracing import recording
+from ..explain._explain import ReachedSite, reached_sites, recording
 from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ._chain_counts import ChainCounts, chain_counts, evaluations_of, update_info_of
 from ._dead import Points, points_of

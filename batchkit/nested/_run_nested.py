@@ -15,7 +15,7 @@ from ..explain._explain import ReachedSite
 from ..rebuild import AbstractPolicy
 from ..run._arguments import check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
-from ..run._names import parameter_names, qualified_name, setting_as_json
+from ..run._names import count_numbers, qualified_name, setting_as_json
 from ..run._processes import check_same_arguments, gather_to_host, is_multiprocess, log
 from ..run._program import program_cache
 from ..run._resumable import Reporter, complete
@@ -241,11 +241,10 @@ def _log_start(
     largest = max((x.size * x.dtype.itemsize for x in arrays), default=0)
     at_once = max((_most_at_once(x) for x in programs.sites if x.functions), default=1)
     log.info(
-        "run_nested: %d live points of %d numbers (%s), %d replaced in a step; %s; %s; "
+        "run_nested: %d live points of %s, %d replaced in a step; %s; %s; "
         "at least %s expected: %d likelihoods at once, each with an array of %s",
         programs.num_live,
-        len(parameter_names(positions)),
-        ", ".join(sorted({str(x.dtype) for x in jax.tree.leaves(positions)})),
+        count_numbers(positions),
         programs.num_delete,
         ", ".join(f"{name}={value}" for name, value in settings.items())
         or "no settings",

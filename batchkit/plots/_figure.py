@@ -166,7 +166,14 @@ def parameters_of(
         tree = transformed(transform, run.samples, caller)
         named = dict(pooled_columns(tree))
     # The scalars of each array, such as x[0] and x[1] of x, and each scalar itself.
-    choices = {array: _scalars_of(array, named) for array, _ in leaves(tree)}
+    choices = {
+        array: [
+            x
+            for x in named
+            if x == array or (x.startswith(f"{array}[") and x[-1] == "]")
+        ]
+        for array, _ in leaves(tree)
+    }
     choices |= {name: [name] for name in named}
 
     def choose(argument: str, chosen: Sequence[str]) -> list[str]:
@@ -202,8 +209,3 @@ def parameters_of(
                 "finite. Choose other parameters with `names=`."
             )
     return [Parameter(labels.get(name, name), named[name]) for name in shown]
-
-
-def _scalars_of(array: str, names: Mapping[str, Any]) -> list[str]:
-    begin = f"{array}["
-    return [x for x in names if x == array or (x.startswith(begin) and x[-1] == "]")]

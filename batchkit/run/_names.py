@@ -19,6 +19,12 @@ def parameter_names(positions: PyTree) -> tuple[str, ...]:
     return tuple(name for name, _ in columns(positions))
 
 
+def count_numbers(positions: PyTree) -> str:
+    """Format the number and the dtypes of the numbers of a position."""
+    dtypes = sorted({str(x.dtype) for x in jax.tree.leaves(positions)})
+    return f"{len(parameter_names(positions))} numbers ({', '.join(dtypes)})"
+
+
 def leaves(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each array of the positions with its name."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(positions):

@@ -258,16 +258,12 @@ def _useless(x: np.ndarray, names: tuple[str, ...]) -> dict[int, str]:
             reasons[shard] = (
                 f"the variance of {join_few(bad)} is zero: all draws are equal"
             )
-        elif _smallest_eigenvalue(np.corrcoef(draws, rowvar=False)) < _SINGULAR:
+        elif np.linalg.eigvalsh(np.atleast_2d(np.corrcoef(draws.T)))[0] < _SINGULAR:
             reasons[shard] = (
                 f"the covariance of {len(names)} parameters from {len(draws)} draws "
                 "has no inverse"
             )
     return reasons
-
-
-def _smallest_eigenvalue(matrix: np.ndarray) -> float:
-    return float(np.linalg.eigvalsh(np.atleast_2d(matrix))[0])
 
 
 def _consensus(

@@ -55,7 +55,7 @@ from ._shard_arguments import (
     starts_of,
 )
 from ._shard_run import ShardRun
-from ._shard_stats import SamplingPlan, SamplingStats, is_accepted, stats_of
+from ._shard_stats import SamplingPlan, is_accepted, stats_of
 from ._sharded_logdensity import (
     check_functions,
     count_rows,
@@ -324,7 +324,16 @@ def run_shards(
             assert results.arrays is not None
             return ShardRun(
                 results.arrays[1].position,
-                _stats(model, results),
+                [
+                    stats_of(
+                        shard,
+                        model.size(shard),
+                        model.plan,
+                        tries,
+                        *jax.tree.map(lambda x, i=shard: x[i], results.arrays),
+                    )
+                    for shard, tries in enumerate(results.tries)
+                ],
                 fold(rng_key, _COMBINE),
                 combine,
                 failed,
@@ -353,19 +362,6 @@ def _failed(results: Results, may_drop: bool) -> dict[int, str]:
             list(failed),
         )
     return failed
-
-
-def _stats(model: ShardedModel, results: Results) -> list[SamplingStats]:
-    return [
-        stats_of(
-            shard,
-            model.size(shard),
-            model.plan,
-            tries,
-            *jax.tree.map(lambda x, i=shard: np.asarray(x)[i], results.arrays),
-        )
-        for shard, tries in enumerate(results.tries)
-    ]
 
 
 def identity_of(model: ShardedModel) -> dict[str, Part]:

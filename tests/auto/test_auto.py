@@ -18,8 +18,7 @@ from batchkit.auto._lane_memory import (
     fast_compile_options,
     free_bytes,
 )
-from batchkit.explain._explain import reached_sites
-from batchkit.explain._tracing import recording
+from batchkit.explain._explain import reached_sites, recording
 
 from ..helpers import (
     assert_refuses,
