@@ -39,18 +39,12 @@ ALGORITHM: Final = "algorithm"
 @final
 @dataclass(frozen=True)
 class Plan:
-    """The sampler of one chain, with what identifies it.
+    """The sampler of one chain, with what identifies it."""
 
-    - `sampler`: for the log-density of the user.
-    - `stand_in`: for a stand-in log-density; None for an algorithm.
-    - `settings`: arguments by name, with defaults.
-    - `names`: the API and the functions among the settings, by name.
-    """
-
-    sampler: Sampler
-    stand_in: Sampler | None
-    settings: Mapping[str, Any]
-    names: Mapping[str, Any]
+    sampler: Sampler  # for the log-density of the user
+    stand_in: Sampler | None  # for a stand-in log-density; None for an algorithm
+    settings: Mapping[str, Any]  # arguments by name, with defaults
+    names: Mapping[str, Any]  # the API and the functions among the settings, by name
 
 
 def names_of(api: Any, settings: Mapping[str, Any]) -> dict[str, str]:

@@ -195,16 +195,11 @@ class ChainProgress(NamedTuple):
 
 @final
 class CompletedChains(NamedTuple):
-    """Draws and tuning of complete chains, on the host.
+    """Draws and tuning of complete chains, on the host."""
 
-    - `draws`: arrays of shape `(chains, draws, ...)`.
-    - `tuned`: the parameters that the warm-up found; None if there was none.
-    - `seconds`: the times to compile, to warm up and to sample.
-    """
-
-    draws: Draw
+    draws: Draw  # arrays of shape `(chains, draws, ...)`
     tuned: Tuned | None
-    seconds: tuple[float, float, float]
+    seconds: tuple[float, float, float]  # to compile, to warm up and to sample
 
 
 @final
@@ -223,14 +218,10 @@ class ResumableChains(AbstractResumable):
         record: Callable[[ChainProgress, Any], Any] = lambda progress, _: progress,
         about: Mapping[str, Any],
     ) -> None:
-        """**Arguments:**
+        """Make a run of chains, without a warm-up if `num_warmup` is 0.
 
-        - `num_warmup`: the number of transitions of the warm-up; 0 for an algorithm.
-        - `needs_host`: whether progress is shown, or checkpoints are saved.
-        - `check_states`: raises if chains cannot start with these states.
-        - `record`: what is shown, from the progress of chains and the divergences of
-            each of them, or None.
-        - `about`: header entries of the checkpoint that describe the run.
+        It `needs_host` if progress is shown, as `record` returns it from that of chains
+        and their divergences, or if checkpoints are saved, whose header has `about`.
         """
         self.caller = caller
         self._chains = chains

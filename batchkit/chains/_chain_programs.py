@@ -108,18 +108,12 @@ class ChainState(NamedTuple):
 
 @final
 class Samplers(NamedTuple):
-    """The samplers of several chains.
+    """The samplers of several chains."""
 
-    - `of`: from the chain's own part of `own`, and `shared`, its `Sampler`.
-    - `index`: numbers of shape `(chains,)`, from which the keys of chains are made.
-    - `own`: arrays of shape `(chains, ...)`.
-    - `shared`: arrays of any shape.
-    """
-
-    of: Callable[[PyTree, PyTree], Sampler]
-    index: Any
-    own: PyTree = None
-    shared: PyTree = None
+    of: Callable[[PyTree, PyTree], Sampler]  # from a part of `own`, and `shared`
+    index: Any  # of shape `(chains,)`, from which the keys of chains are made
+    own: PyTree = None  # arrays of shape `(chains, ...)`
+    shared: PyTree = None  # arrays of any shape
 
 
 def all_alike(sampler: Sampler, count: int) -> Samplers:
@@ -418,16 +412,11 @@ def _key(rng_key: Any, index: Any, purpose: Any) -> Any:
 @final
 @dataclass(frozen=True)
 class Blocks:
-    """Lengths of the blocks of a run.
+    """Lengths of the blocks of a run."""
 
-    - `places`: the most draws for which the program has room.
-    - `most`: the most draws that are made at once.
-    - `is_fixed`: whether blocks end at multiples of `most`.
-    """
-
-    places: int
-    most: int
-    is_fixed: bool
+    places: int  # the most draws for which the program has room
+    most: int  # the most draws that are made at once
+    is_fixed: bool  # whether blocks end at multiples of `most`
 
     def limit(self, made: int | None, per_block: int) -> int:
         """Return the most draws of the next block, see `AbstractResumable`."""

@@ -161,13 +161,7 @@ def _autocorrelations(x: Float[np.ndarray, "chains draws"]) -> np.ndarray:
 
 @final
 class Remedies(NamedTuple):
-    """Advice of warnings, in settings of the call that made the draws.
-
-    - `longer`: the settings for more transitions.
-    - `draws`: the setting for more draws.
-    - `chains`: how to have more chains.
-    - `steps`: how to have smaller steps.
-    """
+    """Advice of warnings, in settings of the call that made the draws."""
 
     longer: str = "`num_warmup` and `num_samples`"
     draws: str = "`num_samples`"

@@ -60,38 +60,25 @@ _OF_HMC: Final = {
 
 @final
 class Adaptation(NamedTuple):
-    """State of the warm-up of one chain.
+    """State of the warm-up of one chain."""
 
-    - `step_size`, `inverse_mass_matrix`: those of the next transition.
-    - `averaging`: the state of the dual averaging of the step size.
-    - `moments`: the state of the running covariance of the window.
-    """
-
-    step_size: Any
+    step_size: Any  # of the next transition, as the matrix
     inverse_mass_matrix: Any
-    averaging: Any
-    moments: Any
+    averaging: Any  # the state of the dual averaging of the step size
+    moments: Any  # the state of the running covariance of the window
 
 
 @final
 class Segment(NamedTuple):
-    """Transitions of one window of the warm-up, or draws: all of them or a part.
+    """Transitions of one window of the warm-up, or draws: all of them or a part."""
 
-    - `first`: the number of transitions of the warm-up, or of draws, before them.
-    - `count`: the number of transitions, or of draws.
-    - `end`: the number of the first transition after the window.
-    - `is_warmup`: whether the transitions adapt.
-    - `is_slow`: whether positions enter the estimate of the mass matrix, which changes
-      at the end of the window.
-    - `ends_warmup`: whether the step size becomes its average at the end of the window.
-    """
-
-    first: Any
+    first: Any  # the number of transitions of the warm-up, or of draws, before them
     count: Any
-    end: Any
+    end: Any  # the number of the first transition after the window
     is_warmup: Any = False
+    # Positions enter the estimate of the mass matrix, which changes at the end.
     is_slow: Any = False
-    ends_warmup: Any = False
+    ends_warmup: Any = False  # the step size becomes its average at the end
 
 
 def windows_of(num_warmup: int) -> list[Segment]:
@@ -343,20 +330,13 @@ def _positional(function: Any, required: bool = False) -> list[str]:
 
 @final
 class Statistics(NamedTuple):
-    """Scalars of one transition, or of all on the way to one draw; None if unknown.
+    """Scalars of one transition, or of all on the way to one draw; None if unknown."""
 
-    - `diverging`: how many transitions diverged.
-    - `acceptance`: the mean acceptance rate.
-    - `num_integration_steps`: all integration steps.
-    - `tree_depth`: the depth of the deepest tree.
-    - `energy`: the energy of the last transition, at the state that it drew.
-    """
-
-    diverging: Any
-    acceptance: Any
-    num_integration_steps: Any
-    tree_depth: Any
-    energy: Any
+    diverging: Any  # how many transitions diverged
+    acceptance: Any  # the mean acceptance rate
+    num_integration_steps: Any  # of all transitions
+    tree_depth: Any  # of the deepest tree
+    energy: Any  # of the last transition, at the state that it drew
 
     def mean_over(self, turns: Any) -> "Statistics":
         """Return the statistics of a draw from the sums over its transitions."""

@@ -281,17 +281,11 @@ def _check(points: Points) -> None:
 
 @final
 class Volumes(NamedTuple):
-    """Evidence and weights of a run from simulated histories of the prior volume.
-
-    - `log_evidence`: log Z in each history.
-    - `information`: H in each history, in nats.
-    - `weights`: the posterior weight of each point, the mean over the histories of
-        `L_i dX_i / Z`. They sum to one.
-    """
+    """Evidence and weights of a run from simulated histories of the prior volume."""
 
     log_evidence: Float[np.ndarray, " histories"]
-    information: Float[np.ndarray, " histories"]
-    weights: Float[np.ndarray, " n"]
+    information: Float[np.ndarray, " histories"]  # in nats
+    weights: Float[np.ndarray, " n"]  # `L_i dX_i / Z`, the mean over histories
 
 
 def generator(key: Key[Array, ""] | UInt32[Array, " words"]) -> np.random.Generator:

@@ -105,11 +105,8 @@ class Program:
         kept: ProgramCache | None = None,
         name: Hashable = None,
     ) -> None:
-        """**Arguments:**
-
-        - `fun`: the function.
-        - `kept`: a cache of executables for other runs; by default this has its own.
-        - `name`: the name of the function in the cache.
+        """Compile a function later; `kept` holds executables, for other runs too, by
+        `name`.
         """
         # Not `keep_unused=True`: with it JAX 0.12 keeps each executable for ever, in a
         # cache whose entries hold the jaxpr that they are to go with.

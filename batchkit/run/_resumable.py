@@ -54,12 +54,7 @@ class Reporter:
     def __init__(
         self, progress: bool | Callable[[Any], object], title: str, unit: str
     ) -> None:
-        """**Arguments:**
-
-        - `progress`: whether to show anything, or a function to call instead.
-        - `title`: the name of the run, such as "nested sampling".
-        - `unit`: the unit of progress, such as " steps".
-        """
+        """Show progress of a run with a title, in units such as `" steps"`."""
         self.shows = bool(progress) and is_first_process()
         self._function = progress if callable(progress) and self.shows else None
         self._title = title

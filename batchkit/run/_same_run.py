@@ -57,33 +57,22 @@ _OTHER: Final = (
 
 @final
 class Sketch(NamedTuple):
-    """Summary of arrays that may differ by rounding, for a comparison.
+    """Summary of arrays that may differ by rounding, for a comparison."""
 
-    - `exact`: a digest of the structure, shapes, dtypes, integers and booleans, and of
-      where numbers are not finite.
-    - `sums`: weighted sums over floating-point numbers.
-    - `rounding`: the difference that each sum may have.
-    """
-
+    # A digest of structure, shapes, dtypes, integers, booleans and special numbers.
     exact: str
-    sums: Float[np.ndarray, " sums"]
-    rounding: Float[np.ndarray, " sums"]
+    sums: Float[np.ndarray, " sums"]  # weighted, over floating-point numbers
+    rounding: Float[np.ndarray, " sums"]  # the difference that each sum may have
 
 
 @final
 class Part(NamedTuple):
-    """One part of the fingerprint of a run.
+    """One part of the fingerprint of a run."""
 
-    - `digest`: equal for equal parts, if the versions are equal.
-    - `words`: a setting, or settings by their names, as JSON has them; None for others.
-    - `sketch`: computes the sketch of arrays; None for others.
-    - `is_function`: True if only values show between versions that it is the same.
-    """
-
-    digest: str
-    words: Any = None
-    sketch: Callable[[], Sketch] | None = None
-    is_function: bool = False
+    digest: str  # equal for equal parts, if the versions are equal
+    words: Any = None  # of a setting, or settings by their names, as JSON has them
+    sketch: Callable[[], Sketch] | None = None  # of arrays
+    is_function: bool = False  # only values show between versions that it is the same
 
 
 def digests(parts: Mapping[str, Part]) -> dict[str, str]:
@@ -181,19 +170,13 @@ def _sums(flat: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, bytes]:
 
 @final
 class Values(NamedTuple):
-    """Values of a function at some positions, from a checkpoint and computed now.
+    """Values of a function at some positions, from a checkpoint and computed now."""
 
-    - `parts`: the parts of the fingerprint that the function consists of.
-    - `before`, `now`: arrays of shape `(positions, ...)`.
-    - `scale`: the size that rounding is relative to, which broadcasts to them.
-    - `rounding`: the difference that is tolerated, relative to it.
-    """
-
-    parts: tuple[str, ...]
-    before: np.ndarray
+    parts: tuple[str, ...]  # of the fingerprint, of which the function consists
+    before: np.ndarray  # of shape `(positions, ...)`, as `now`
     now: np.ndarray
-    scale: Any
-    rounding: float
+    scale: Any  # what rounding is relative to, which broadcasts to them
+    rounding: float  # the difference that is tolerated
 
     @staticmethod
     def of_logdensity(
@@ -220,12 +203,10 @@ class SameRun:
         compare: Compare | None = None,
         start_of: Callable[[Mapping[str, Any]], int] = lambda header: 0,
     ) -> None:
-        """**Arguments:**
+        """Identify a run by its parts, by their names in words.
 
-        - `parts`: the fingerprint of each part, by its name in words.
-        - `compare`: see `Compare`; None if no function can be compared.
-        - `start_of`: returns the step or draw from which the run goes on, from the
-            header of a checkpoint.
+        Without `compare` no function is compared between versions. `start_of` returns
+        the step or draw from which a run goes on, from the header of a checkpoint.
         """
         self._parts = dict(parts)
         self._compare = compare

@@ -87,14 +87,11 @@ class Saver:
         layout: Any = None,
         fresh: bool = False,
     ) -> None:
-        """**Arguments:**
+        """Save a `kind` of run, in words, to a checkpoint, if it is not None.
 
-        - `checkpoint`: where and how often the run is saved, or None.
-        - `kind`: the kind of run in words, such as "nested run".
-        - `identity`, `compare`, `start_of`: see `SameRun`.
-        - `layout`: how tasks are laid out, a value that JSON has. A run may be resumed
-            with another layout.
-        - `fresh`: whether to start over if there is a file.
+        `layout`, a value of JSON, says how tasks are laid out, and may change between
+        calls. With `fresh` the run starts over if there is a file. For others see
+        `SameRun`.
         """
         self._checkpoint = checkpoint
         self._kind = kind

@@ -83,11 +83,8 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str], fresh: bool = False) -> None:
-        """**Arguments:**
-
-        - `path`: the file. A link is followed, so that the file it leads to is replaced
-            and not the link.
-        - `fresh`: whether the first `write` may replace a file from elsewhere.
+        """Store at a path, or where a link there leads; `fresh` may replace a foreign
+        file.
         """
         self.path = os.path.realpath(path)
         self.previous = f"{self.path}.previous"

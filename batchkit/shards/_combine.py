@@ -368,21 +368,14 @@ _WAYS: Final[dict[str, Callable[..., Any]]] = {
 
 @final
 class Refined(NamedTuple):
-    """Draws, and the gradients of all data at some of them.
+    """Draws, and the gradients of all data at some of them."""
 
-    - `samples`, `draws`: the draws, as arrays of shape `(chains, draws, ...)`, and as
-        one array, chain by chain.
-    - `shift`: by how many standard deviations each number was moved, or None.
-    - `some`, `places`: the positions where gradients were computed, draws shifted to
-        have the mean of all, and the indices of these draws.
-    - `gradients`: the gradients there.
-    """
-
-    samples: PyTree
+    samples: PyTree  # arrays of shape `(chains, draws, ...)`
+    # By how many standard deviations each number was moved.
     shift: Float[np.ndarray, " dim"] | None
-    draws: Float[np.ndarray, "draws dim"]
-    places: Int[np.ndarray, " few"]
-    some: Float[np.ndarray, "few dim"]
+    draws: Float[np.ndarray, "draws dim"]  # the samples as one array, chain by chain
+    places: Int[np.ndarray, " few"]  # the indices of draws with a gradient
+    some: Float[np.ndarray, "few dim"]  # these draws, with the mean of all
     gradients: Float[np.ndarray, "few dim"]
 
 

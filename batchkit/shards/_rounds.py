@@ -66,29 +66,22 @@ class Task(NamedTuple):
 @final
 @dataclass(frozen=True)
 class ShardedModel:
-    """Model, data, starts and settings of all shards.
-
-    - `order`: the order of rows in which shards are contiguous.
-    - `starts`: of all chains, arrays of shape `(shards, chains, ...)`.
-    - `target`: the acceptance rate to tune for in the first try.
-    - `block`: the most draws of a chain in one call, or None.
-    - `kept`: the executables of earlier runs of the same functions.
-    """
+    """Model, data, starts and settings of all shards."""
 
     api: Any
     logprior_fn: Callable[[PyTree], Any]
     loglikelihood_fn: Callable[[PyTree, PyTree], Any]
     settings: dict[str, Any]
     data: PyTree
-    order: Int[np.ndarray, " rows"]
+    order: Int[np.ndarray, " rows"]  # in which shards are contiguous
     num_shards: int
-    starts: PyTree
+    starts: PyTree  # of all chains, of shape `(shards, chains, ...)`
     plan: SamplingPlan
     rng_key: Any
-    target: float
+    target: float  # the acceptance rate to tune for in the first try
     batcher: AbstractBatcher
-    block: int | None
-    kept: ProgramCache
+    block: int | None  # the most draws of a chain in one call
+    kept: ProgramCache  # of earlier runs of the same functions
 
     def size(self, shard: int) -> int:
         """Return the number of rows of one shard; the first ones may have one more."""
