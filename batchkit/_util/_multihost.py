@@ -157,10 +157,7 @@ def _allgather_row(row: np.ndarray) -> list[np.ndarray]:
 
 
 def _with_timeout(collective: Callable[[], Any], where: str) -> Any:
-    """Run a collective, also in the middle of a trace.
-
-    Raise `RuntimeError` if the other processes do not reach it within `TIMEOUT`.
-    """
+    """Run a collective, also in the middle of a trace, for at most `TIMEOUT`."""
     result: Future[Any] = Future()
 
     def run() -> None:

@@ -86,10 +86,7 @@ class BudgetError(ValueError):
 
 
 def parse_budget(budget: Any, argument: str) -> int:
-    """Return in bytes what is a positive int, or a text such as `"512 MB"`.
-
-    `argument` is the call as the user wrote it, for messages.
-    """
+    """Return in bytes what is a positive int, or a text such as `"512 MB"`."""
     if isinstance(budget, bool) or not isinstance(budget, int | str):
         raise TypeError(
             f"{argument}: budget must be an int of bytes or a text such as '8 GiB'; "
@@ -181,10 +178,7 @@ def bytes_of_batcher(task: TracedTask, batcher: AbstractBatcher) -> int:
 
 
 def bound_of_lane(task: TracedTask) -> int:
-    """Bound the bytes of one lane from above, without compiling it.
-
-    Each array in its jaxpr counts, times `SAFETY_FACTOR`.
-    """
+    """Bound the bytes of one lane from above: all arrays, times `SAFETY_FACTOR`."""
     made = [x.aval for eqn in equations(task.jaxpr.jaxpr) for x in eqn.outvars]
     return SAFETY_FACTOR * sum(map(size_of, [*made, *task.row_types()]))
 
@@ -258,10 +252,7 @@ class SearchResult:
 def largest_that_fits(
     bytes_at: Callable[[int], int], budget: int, most: int
 ) -> SearchResult:
-    """Search for the largest size up to `most` whose bytes are at most the budget.
-
-    `bytes_at` measures a size. It is called at most once for each size.
-    """
+    """Search for the largest size up to `most` whose bytes are at most the budget."""
     measured = {most: bytes_at(most)}
     if measured[most] <= budget:
         return SearchResult(most, measured)

@@ -96,9 +96,8 @@ class TracedTask:
         return [out for out, aval in pairs if aval.dtype != jax.dtypes.float0]
 
     def finish(self, outs: Sequence[Any]) -> PyTree:
-        """Arrange the leaves of `run`, of all tasks, as `out_axes` demand.
-
-        Rows of padding at the end are cut off.
+        """Arrange leaves of all tasks as `out_axes` demand; rows of padding are cut
+        off.
         """
         remaining = iter(outs)
         leaves: list[Any] = []

@@ -354,10 +354,8 @@ def _traced_in_mesh(eqn: Any) -> bool:
 
 @functools.cache
 def _context_without_mesh() -> Any:
-    """Return the context of an equation that is traced without a mesh.
-
-    JAX has no public constructor for it.
-    """
+    """Return the context of an equation that is traced without a mesh."""
+    # JAX has no public constructor for it.
     with jax.sharding.use_abstract_mesh(NO_MESH):
         return jax.make_jaxpr(jnp.sin)(0.0).jaxpr.eqns[0].ctx
 

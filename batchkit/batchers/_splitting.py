@@ -125,10 +125,7 @@ def batched_outputs(
     outputs: Sequence[bool],
     **options: Any,
 ) -> list[bool]:
-    """Find which of the selected outputs `jax.vmap` batches.
-
-    `jaxpr` is the function of one row, and `rows` are the types of all rows.
-    """
+    """Find which of the selected outputs of one row `jax.vmap` batches over `rows`."""
     batched = [False] * len(outputs)
     # First by the dependencies, without `jax.vmap`: the function may call what has no
     # batching rule.

@@ -217,9 +217,8 @@ class Chains:
         return chains
 
     def advance(self, chains: ChainState, segment: Segment) -> tuple[Any, Draw | None]:
-        """Make the transitions of a segment; return the chains, and draws on the host.
-
-        There are no draws of the warm-up.
+        """Make transitions; return the chains, and draws on the host, or None of a
+        warm-up.
         """
         self.compile_advance()
         numbers = Segment(*map(np.uint32, segment))

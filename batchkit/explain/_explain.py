@@ -63,10 +63,7 @@ def trace_uncached(
 
 @contextlib.contextmanager
 def recording() -> Iterator[LogEntry]:
-    """Record the sites that are reached by traces in the body.
-
-    Yields the root of the log, which fills while the body runs.
-    """
+    """Record the sites that traces in the body reach; yield the root of the log."""
     root = LogEntry(None)
     previous = sys.getprofile()
     # Before Python 3.12 this may be a `cProfile` object, which `sys.setprofile` cannot
@@ -117,10 +114,7 @@ class _Observer:
 
 
 def _plain_vmap(frame: FrameType, outer: LogEntry) -> LogEntry | None:
-    """Describe a call of a vmap that no batcher runs: a user's, or one left as it is.
-
-    Returns None for a vmap that is a part of a batcher or of JAX.
-    """
+    """Describe a vmap that no batcher runs; None if it is a part of one, or of JAX."""
     caller = frame.f_back
     if caller is not None and caller.f_code is CODE_OF_BOUNDARY:
         caller = caller.f_back
@@ -376,10 +370,7 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
 
 
 def reached_sites(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
-    """Make immutable records of the sites inside an entry, without duplicates.
-
-    Duplicates arise where JAX traces a function twice, such as the body of a loop.
-    """
+    """Make records of the sites inside an entry, once where JAX traces twice."""
     records: list[ReachedSite] = []
     for inner in entry.inside:
         # The innermost split says how many lanes one device runs.

@@ -139,10 +139,7 @@ def built(
     batcher: Any,
     rejected: Rejected | None,
 ) -> Any:
-    """Call an API with guarded functions, and return the algorithm.
-
-    Invalid likelihoods are rejected and counted; revealed if `rejected` is None.
-    """
+    """Call an API with functions that reveal invalid values, or reject them."""
     if batcher is not None:
         api = rebuild_sampler(api, batcher=batcher)
     arguments = {

@@ -110,11 +110,7 @@ def _power(largest: float) -> int:
 
 @final
 class Parameter(NamedTuple):
-    """One scalar parameter of a position.
-
-    - `label`: the label of its axis.
-    - `values`: its value at each point, or at each draw of all chains in turn.
-    """
+    """One scalar of a position, with its value at each point or draw."""
 
     label: str
     values: Float[np.ndarray, " n"]

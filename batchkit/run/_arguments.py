@@ -125,10 +125,7 @@ def row_of(positions: PyTree) -> PyTree:
 
 @contextlib.contextmanager
 def noting_position(owner: str, name: str, row: PyTree) -> Iterator[None]:
-    """Add a note to what the body raises while it traces the user's function `name`.
-
-    `row` is one position, or its shapes and dtypes.
-    """
+    """Add a note to what the body raises while it traces the function `name`."""
     try:
         yield
     except Exception as error:

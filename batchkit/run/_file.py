@@ -226,11 +226,7 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
 
 
 def refuse_foreign(path: str, remedy: str) -> None:
-    """Raise `CheckpointError` if there is a file with other content; it may be empty.
-
-    An error that is not `damaged` says that the path cannot be read, or is no regular
-    file.
-    """
+    """Raise `CheckpointError` if there is a file of other content, not an empty one."""
     if not os.path.lexists(path):
         return
     with _opened(path) as file:
@@ -241,10 +237,7 @@ def refuse_foreign(path: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def understood(path: str, otherwise: str = _FRESH) -> Iterator[None]:
-    """Raise `CheckpointError` for errors in the body, which uses the values of a file.
-
-    The checksum of the file at `path` was right; `otherwise` is the remedy.
-    """
+    """Raise `CheckpointError` for errors in the body, which uses values of a file."""
     try:
         yield
     except _NONSENSE as error:

@@ -105,10 +105,7 @@ def delayed(module: str) -> Any:
 
 
 def extra(module: str, name: str, caller: str) -> Any:
-    """Import a module of an extra of batchkit; its error says how to install it.
-
-    `name` is the extra, such as `"plots"`, and `caller` the function that needs it.
-    """
+    """Import a module of an extra `name` of batchkit, or say how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

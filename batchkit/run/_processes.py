@@ -145,10 +145,7 @@ def gather_to_host(tree: PyTree) -> PyTree:
 
 
 def put(x: Any, sharding: Any) -> Any:
-    """Put an array, equal in every process, on the devices where a program reads it.
-
-    With `None`, for an argument that the program does not read, it stays.
-    """
+    """Put an array, equal in every process, where a program reads it, if it does."""
     if sharding is None:
         return x
     if _spans_processes(x):
@@ -168,10 +165,7 @@ def put(x: Any, sharding: Any) -> Any:
 
 @contextlib.contextmanager
 def explaining_loss(caller: str, path: str | None) -> Iterator[None]:
-    """Add a remedy to errors of JAX that the loss of a process may have caused.
-
-    `path` is that of the checkpoint, if there is one.
-    """
+    """Add a remedy to errors of JAX that the loss of a process may have caused."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:

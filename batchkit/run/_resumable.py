@@ -186,10 +186,7 @@ class AbstractResumable(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, limit: int, seconds: float, host: "Host") -> int:
-        """Compute one block of at most `limit` steps, and return their number.
-
-        `seconds` is the time of the run so far, the same in all processes.
-        """
+        """Compute one block of at most `limit` steps, and return their number."""
 
     @abc.abstractmethod
     def next_limit(self, made: int | None, per_block: int) -> int:

@@ -178,10 +178,7 @@ class Saver:
         return self._checkpoint is not None and not self._has_left
 
     def resume(self) -> Saved | None:
-        """Return the checkpoint of this run, or None if there is none to resume.
-
-        Raise `CheckpointError` if the file is of another run, or cannot be used.
-        """
+        """Return the checkpoint of this run, or None if there is none to resume."""
         if not self.is_on or self._fresh:
             return None
         found: tuple[str | None, bytes] = None, b""
@@ -214,10 +211,7 @@ class Saver:
         return saved
 
     def begin(self) -> None:
-        """Note that this process computes from here on, with its versions.
-
-        Raise `CheckpointError`, in all processes, if the work could not be saved.
-        """
+        """Note that this process computes from here on; raise if it cannot save."""
         self._same.begin()
         if self.is_on:
             self._in_first(Store.check_writable)

@@ -131,10 +131,7 @@ class Store:
             ) from self._read_only
 
     def read(self) -> tuple[str, bytes] | None:
-        """Return the path and bytes of the newest sound generation; None without files.
-
-        Raise `CheckpointError` if none is sound, or if the newest cannot be used here.
-        """
+        """Return path and bytes of the newest sound generation; None without files."""
         assert self._entered
         damages: list[CheckpointError] = []
         for path in (self.path, self.previous):

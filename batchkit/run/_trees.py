@@ -165,11 +165,7 @@ def tree_from_json(structure: Any, arrays: dict[str, Any], depth: int = 0) -> Py
 
 
 def shaped_like(where: str, like: PyTree, tree: PyTree) -> PyTree:
-    """Return the leaves of a pytree in the structure of `like`.
-
-    Dicts become classes with fields of those names. Raise `ValueError` for other names,
-    on behalf of the function `where`.
-    """
+    """Return leaves in the structure of `like`, where classes may stand for dicts."""
 
     def words(path: tuple[Any, ...]) -> tuple[str | int, ...]:
         return tuple(_word("like", key) for key in path)

@@ -165,10 +165,7 @@ def check_gradients(
     gradients: Float[np.ndarray, "few dim"],
     names: tuple[str, ...],
 ) -> tuple[GradientCheck | None, tuple[Diagnostic, ...]]:
-    """Estimate both identities, and return warnings where they fail; see `Refined`.
-
-    There is no check if a gradient is not finite, or if there are too few draws.
-    """
+    """Estimate both identities, if possible, and return warnings; see `Refined`."""
     is_finite = np.isfinite(gradients)
     if not np.all(is_finite):
         where = [names[i] for i in np.flatnonzero(~np.all(is_finite, axis=0))]
@@ -356,11 +353,7 @@ def _failing(
     tests: int,
     batches: int,
 ) -> tuple[float, float, list[str], str] | None:
-    """Return the first estimate with numbers neither small nor zero within errors.
-
-    That is the largest of these numbers, its error, the names of all, and the kind of
-    the estimate.
-    """
+    """Return the worst number of the first that fails, its error, names and kind."""
     # Half of the chance is for means, half for covariances, each to both sides.
     limit = float(delayed("scipy.stats").t.isf(_CHANCE / 4 / tests, batches - 1))
     for (values, errors), kind, name in estimates:

@@ -125,10 +125,7 @@ class ShardedModel:
         )
 
     def gradients(self, shards: tuple[int, ...]) -> Callable[[PyTree], PyTree]:
-        """Return a function to the gradients of the log-density of the rows of shards.
-
-        It maps arrays of shape `(positions, ...)` to arrays of the same shapes.
-        """
+        """Return a function from positions to gradients of the density of shards."""
         tasks, shared = self._tasks(list(shards), 1, [0.0] * len(shards))
 
         def of_one(positions: PyTree, task: Task, shared: PyTree) -> PyTree:
