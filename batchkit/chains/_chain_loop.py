@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from .._util._formats import format_value
 from ..run._arguments import StartError, check_scalar, common_length, not_finite, row_of
 from ..run._names import join_few
-from ..run._resumable import AbstractResumable, Host, format_duration
+from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
 from ._chain_programs import Chains, ChainState, Draw
@@ -254,9 +254,9 @@ class ResumableChains(AbstractResumable):
             self._first(self._num_samples), to_host(self._state.tuned), self._seconds
         )
 
-    def begin(self, host: Host) -> None:
-        host.compile(self._chains.compile_start, "starts")
-        with host.waiting("starts"):
+    def begin(self, reporter: Reporter) -> None:
+        reporter.compile(self.caller, self._chains.compile_start, "starts")
+        with reporter.waiting("starts"):
             self._state = self._chains.start()
         self._check_states(to_host(self._state.states))
 
@@ -288,9 +288,9 @@ class ResumableChains(AbstractResumable):
     def has_ended(self, seconds: float) -> bool:
         return self._done >= self._num_samples
 
-    def advance(self, limit: int, seconds: float, host: Host) -> int:
+    def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
         if not self._is_compiled:
-            host.compile(self._chains.compile_advance, "transitions")
+            reporter.compile(self.caller, self._chains.compile_advance, "transitions")
             self._is_compiled = True
         if self._warmed_up < self._num_warmup:
             window = next(x for x in self._windows if self._warmed_up < x.end)
@@ -358,10 +358,6 @@ class ResumableChains(AbstractResumable):
             seconds_left=left,
         )
         return self._record(record, diverged), made, total
-
-    @property
-    def seconds(self) -> float:
-        return sum(self._seconds[1:])
 
     @property
     def _seconds(self) -> tuple[float, float, float]:

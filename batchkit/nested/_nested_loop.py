@@ -20,7 +20,7 @@ from ..run._processes import (
     sum_over_processes,
 )
 from ..run._result import Diagnostic
-from ..run._resumable import AbstractResumable, Host, format_duration
+from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
 from ._chain_counts import describe_moves
@@ -206,10 +206,10 @@ class ResumableNested(AbstractResumable):
         self._steps_per_second = 0.0  # of the last block
         self._run: NestedRun | None = None
 
-    def begin(self, host: Host) -> None:
+    def begin(self, reporter: Reporter) -> None:
         init, args = self._programs.init, (self._key, self._positions)
-        host.compile(lambda: init.compile(*args), "first live points")
-        with host.waiting("likelihoods of the first live points"):
+        reporter.compile(self.caller, lambda: init.compile(*args), "first live points")
+        with reporter.waiting("likelihoods of the first live points"):
             self._state = init(*args)
         points = self._live()
         refuse_invalid(points, "of the live points given")
@@ -241,12 +241,12 @@ class ResumableNested(AbstractResumable):
         status = self._state.status._replace(seconds=np.float32(seconds))
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
-    def advance(self, limit: int, seconds: float, host: Host) -> int:
+    def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
         program = self._programs.block
         limits = np.int32(limit), np.float32(seconds)
         args = self._state, self._key, *limits, self._rule
         if not program.is_compiled:
-            host.compile(lambda: program.compile(*args), "steps")
+            reporter.compile(self.caller, lambda: program.compile(*args), "steps")
         before = program.seconds
         block = program(*args)
         made = int(block.made)
@@ -329,12 +329,7 @@ class ResumableNested(AbstractResumable):
         return self._run
 
     @property
-    def seconds(self) -> float:
-        return self._seconds[1]
-
-    @property
     def _seconds(self) -> tuple[float, float]:
-        """Seconds of compiling and of running."""
         init, block = self._programs.init, self._programs.block
         compile, run = self._seconds_before
         return (

@@ -110,6 +110,23 @@ class Reporter:
             stop.set()
             ticker.join()
 
+    def compile(self, caller: str, compile: Callable[[], Any], what: str) -> None:
+        """Compile a program, and log its compile time and its memory."""
+        start = time.perf_counter()
+        with self.waiting(f"compiling {what}"):
+            compiled = compile()
+        try:
+            needed = format_bytes(memory_of(compiled).total)
+        except NotImplementedError:
+            needed = "an unknown number of bytes"
+        log.info(
+            "%s: compiled %s in %.1f s; a device needs %s",
+            caller,
+            what,
+            time.perf_counter() - start,
+            needed,
+        )
+
     def _tick(self, what: str, stop: threading.Event) -> None:
         start = time.monotonic()
         while True:
@@ -173,7 +190,7 @@ class AbstractResumable(abc.ABC):
     caller: str  # the function that the user called
 
     @abc.abstractmethod
-    def begin(self, host: "Host") -> None:
+    def begin(self, reporter: Reporter) -> None:
         """Make the first state, and raise if a run cannot start there."""
 
     @abc.abstractmethod
@@ -185,7 +202,7 @@ class AbstractResumable(abc.ABC):
         """Return True if nothing is left to compute after so many seconds."""
 
     @abc.abstractmethod
-    def advance(self, limit: int, seconds: float, host: "Host") -> int:
+    def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
         """Compute one block of at most `limit` steps, and return their number."""
 
     @abc.abstractmethod
@@ -206,39 +223,18 @@ class AbstractResumable(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def _seconds(self) -> tuple[float, ...]:
+        """The times of the run so far: to compile, and for all else."""
+
+    @property
     def seconds(self) -> float:
         """The time of the run so far, without compiling."""
+        return sum(self._seconds[1:])
 
     @property
     def must_save(self) -> bool:
         """True if the run is saved after this block, due or not."""
         return False
-
-
-@final
-class Host:
-    """Compilation and waiting on behalf of a run, shown and logged."""
-
-    def __init__(self, caller: str, reporter: Reporter) -> None:
-        self._caller = caller
-        self.waiting = reporter.waiting
-
-    def compile(self, compile: Callable[[], Any], what: str) -> None:
-        """Compile a program, and log its compile time and its memory."""
-        start = time.perf_counter()
-        with self.waiting(f"compiling {what}"):
-            compiled = compile()
-        try:
-            needed = format_bytes(memory_of(compiled).total)
-        except NotImplementedError:
-            needed = "an unknown number of bytes"
-        log.info(
-            "%s: compiled %s in %.1f s; a device needs %s",
-            self._caller,
-            what,
-            time.perf_counter() - start,
-            needed,
-        )
 
 
 def complete(
@@ -262,10 +258,9 @@ def complete(
             saver.save(*run.checkpoint())
 
     with explaining_loss(run.caller, saver.path):
-        host = Host(run.caller, reporter)
         if saved is None:
             saver.begin()
-            run.begin(host)
+            run.begin(reporter)
             save()
         else:
             with understood(saved.path):
@@ -287,7 +282,7 @@ def complete(
             saver.leave()
         while not ended:
             before = run.seconds
-            made = run.advance(limit, seconds, host)
+            made = run.advance(limit, seconds, reporter)
             # Without compiling, which the first block may do.
             elapsed = run.seconds - before
             per_block = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
