@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,23 @@ def test_foreign_damaged_and_newer_files_are_refused(
             patch.setattr(module, "FORMAT", 2)
             nested().save(path)
         refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("load", "kind", "caller"),
+    [
+        (bk.NestedRun.load, "nested run", "run_nested"),
+        (bk.ChainRun.load, "run of chains", "run_chains"),
+    ],
+)
+def test_checkpoint_without_names_of_parameters_is_refused(
+    tmp_path: Path, load: Callable[[Path], Any], kind: str, caller: str
+) -> None:
+    path = tmp_path / "run.h5"
+    for names in (None, dict.fromkeys(("position", "live", "dead"))):
+        _file.write_file(path, {"kind": kind, "result": names}, {})
+        with pytest.raises(bk.CheckpointError, match=f"names of .*; call {caller}"):
+            load(path)
 
 
 NONSENSE: dict[str, dict[str, list[Any]]] = {
