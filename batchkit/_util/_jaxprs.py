@@ -1,7 +1,8 @@
 """Traversal of nested jaxprs, and the digest of a jaxpr.
 
-Variables are numbered in order of appearance, functions are hashed by their bytecode,
-and memory addresses are removed, so that tracing a program again gives the same digest.
+For the digest, variables are numbered in order of appearance, functions are hashed by
+their bytecode, and memory addresses are removed, so that tracing a program again gives
+the same one, also in another process.
 """
 
 import enum

@@ -1,8 +1,8 @@
 """Memory: budgets, the bytes of a number of lanes, and the most lanes that fit.
 
-The task is compiled. Arrays that it closes over are arguments of the program, so that
-they are allocated once for any number of lanes. XLA assigns buffers before it generates
-machine code, so the latter is not optimised.
+To measure lanes, the task is compiled; nothing runs. Arrays that it closes over are
+arguments of the program, so that they are allocated once for any number of lanes. XLA
+assigns buffers before it generates machine code, so the latter is not optimised.
 
 Memory grows linearly with the number of lanes, plus a constant. So the line through two
 measurements predicts the size at which the budget is used up. The prediction is then

@@ -1,19 +1,20 @@
 """One chain as functions: its start, its warm-up, its transition, and its statistics.
 
-The schedule, the dual averaging of the step size (Hoffman and Gelman 2014, Journal of
-Machine Learning Research 15, section 3.2) and the regularised covariance are
-blackjax's. `blackjax.window_adaptation` runs them as one loop over all transitions,
-with its own copy of the sampler's kernel. Here a transition of the warm-up and one of
-the draws are the same program: a gradient-based kernel takes seconds to compile, and is
-compiled once; and a run can be saved and resumed inside its warm-up.
+`Sampler` is made of an API of blackjax and a log-density, whose step size and mass
+matrix the warm-up finds, or of an algorithm that has everything it needs. All functions
+are of one chain, however chains are laid out.
+
+The warm-up is Stan's, a transition at a time. Its schedule, the dual averaging of the
+step size (Hoffman and Gelman 2014, Journal of Machine Learning Research 15, section
+3.2) and the regularised covariance are blackjax's. `blackjax.window_adaptation` runs
+them as one loop over all transitions, with its own copy of the sampler's kernel. Here a
+transition of the warm-up and one of the draws are the same program: a gradient-based
+kernel takes seconds to compile, and is compiled once; and a run can be saved and
+resumed inside its warm-up.
 
 The mass matrix changes at the end of a window and nowhere else. Blocks of transitions
 (`Segment`) end there too, so a dense matrix is factorised once a block, outside the
 loop over transitions.
-
-`Sampler` is made of an API of blackjax and a log-density, whose step size and mass
-matrix the warm-up finds, or of an algorithm that has everything it needs. All functions
-are of one chain, however chains are laid out.
 """
 
 import inspect

@@ -1,7 +1,8 @@
 """`explain`: the sites that a trace reaches; `memory`: the bytes that XLA allocates.
 
-The functions and vmaps of the user must not be changed or wrapped. A profiler set by
-`sys.setprofile` observes their calls; a profiler that was set before is restored.
+A function is traced as `jax.jit` would. The functions and vmaps of the user must not be
+changed or wrapped, so a profiler set by `sys.setprofile` observes their calls; one that
+was set before is restored.
 """
 
 import contextlib
