@@ -31,7 +31,7 @@ from ..batchers._trace_log import (
     start_log,
     under_axis,
 )
-from ..rebuild._vmaps import CODE_OF_BOUNDARY, CODE_OF_MAPPED
+from ..rebuild._values import CODE_OF_BOUNDARY, CODE_OF_MAPPED
 
 
 def trace(

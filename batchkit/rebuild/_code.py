@@ -16,12 +16,12 @@ from typing import Literal, final
 @final
 @dataclass(frozen=True)
 class Import:
-    """The object that an `import` statement binds a name to."""
+    """An `import` statement, and what it binds a name to: an attribute of a module."""
 
     module: str  # as it is written
     level: int  # the number of dots in front
-    attribute: str | None  # of the module; None for the module itself
-    loads: str | None = None  # the module that `import a.b` loads besides `a`
+    is_from: bool  # without `from`, the module is the outermost package
+    path: tuple[str, ...]
 
 
 @final
@@ -45,15 +45,6 @@ def references(code: CodeType) -> tuple[Reference, ...]:
 
 
 @functools.cache
-def own_references(code: CodeType) -> tuple[Reference, ...]:
-    """Return the references of `code` alone, without functions defined inside it.
-
-    A name that a surrounding function imports is free in it.
-    """
-    return tuple(_read(code, {}, frozenset(code.co_freevars)))
-
-
-@functools.cache
 def global_names(code: CodeType) -> tuple[str, ...]:
     """Return the global names that `code` reads, each once."""
     found = references(code)
@@ -74,55 +65,35 @@ def _references(
     code: CodeType, outer: Mapping[str, Import], free: frozenset[str]
 ) -> Iterator[Reference]:
     imports = dict(outer)
-    yield from _read(code, imports, free)
+    instructions = list(_instructions(code))
+    kinds = [_loaded_kind(instruction, code) for instruction in instructions]
+    line = code.co_firstlineno
+    for i, instruction in enumerate(instructions):
+        positions = instruction.positions
+        if positions is not None and positions.lineno is not None:
+            line = positions.lineno
+        place = code.co_qualname, line
+        if instruction.opname == "IMPORT_NAME":
+            for name, imported in _bindings(instructions, i):
+                imports[name] = imported
+                yield Reference((name,), *place, imported, is_binding=True)
+        if kinds[i] not in ("global", "variable"):
+            continue
+        end = i + 1
+        while end < len(kinds) and kinds[end] == "attribute":
+            end += 1
+        name, *_ = path = tuple(x.argval for x in instructions[i:end])
+        imported = imports.get(name)
+        is_free = kinds[i] == "variable" and imported is None and name in free
+        if kinds[i] == "global" or is_free or imported is not None:
+            decorates = _defines_function(instructions[end:])
+            yield Reference(path, *place, imported, is_free, is_decorator=decorates)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             names = frozenset(constant.co_freevars)
             shared = {name: imports[name] for name in names & imports.keys()}
-            yield from _references(
-                constant, shared, (free & names).difference(code.co_cellvars)
-            )
-
-
-def _read(
-    code: CodeType, imports: dict[str, Import], free: frozenset[str]
-) -> Iterator[Reference]:
-    """Yield the references in one code object, and add to `imports` what it imports."""
-    instructions = list(_instructions(code))
-    line = code.co_firstlineno
-    i = 0
-    while i < len(instructions):
-        instruction = instructions[i]
-        positions = instruction.positions
-        if positions is not None and positions.lineno is not None:
-            line = positions.lineno
-        if instruction.opname == "IMPORT_NAME":
-            for name, imported in _bindings(instructions, i):
-                imports[name] = imported
-                yield Reference(
-                    (name,), code.co_qualname, line, imported, is_binding=True
-                )
-        loaded = _loaded_kind(instruction, code)
-        if loaded in ("global", "variable"):
-            path = [instruction.argval]
-            while (
-                i + 1 < len(instructions)
-                and _loaded_kind(instructions[i + 1], code) == "attribute"
-            ):
-                i += 1
-                path.append(instructions[i].argval)
-            imported = imports.get(path[0])
-            is_free = loaded == "variable" and imported is None and path[0] in free
-            if loaded == "global" or is_free or imported is not None:
-                yield Reference(
-                    tuple(path),
-                    code.co_qualname,
-                    line,
-                    imported,
-                    is_free,
-                    is_decorator=_defines_function(instructions[i + 1 :]),
-                )
-        i += 1
+            still_free = (free & names).difference(code.co_cellvars)
+            yield from _references(constant, shared, still_free)
 
 
 # Opcodes come, go and merge with every version of Python: 3.12 dropped LOAD_METHOD, and
@@ -165,19 +136,16 @@ def _bindings(
     instructions: list[dis.Instruction], start: int
 ) -> Iterator[tuple[str, Import]]:
     """Yield the names that the `import` at `start` binds."""
-    module = instructions[start].argval
     level, names = (instructions[start - k].argval for k in (2, 1))
-    attribute: str | None = None
+    path: tuple[str, ...] = ()
     for instruction in instructions[start + 1 :]:
         if instruction.opname == "IMPORT_FROM":
-            attribute = instruction.argval
+            # `import a.b as c` imports `a`, and then reads `b` off it.
+            path = (*(() if names else path), instruction.argval)
         elif instruction.opname.startswith("STORE_"):
-            name = instruction.argval
-            if names:  # from a import b, c
-                yield name, Import(module, level, attribute)
-            else:  # `import a.b` binds `a`, and `import a.b as c` binds `a.b`
-                whole = module if attribute else module.split(".")[0]
-                yield name, Import(whole, level, None, module)
+            module = instructions[start].argval
+            yield instruction.argval, Import(module, level, bool(names), path)
+            if not names:
                 return
         elif instruction.opname not in ("SWAP", "POP_TOP"):
             return

@@ -1,53 +1,87 @@
-"""Copying functions into another namespace.
+"""Copying functions into another namespace, in which `vmap` is the batcher's.
 
 A Python function is a code object and a namespace in which its global names are looked
 up. The copy of a function is the same code object with another namespace, in which
-`jax.vmap` is the batcher's and every function of the packages is a copy made the same
-way: its defaults, its closure, and what its global names refer to. The original, its
-module and `jax` are only read.
-
-A copier makes all copies for one `Mapper`. It remembers them, so that a function has
-one copy however it is reached (blackjax compares functions with `is`) and cycles end.
+`jax.vmap` is a stand-in and every function of the packages is a copy made the same way:
+its defaults, its closure, and what its global names refer to. The original, its module
+and `jax` are only read. The stand-in finds the site at which it is called, takes that
+site's batcher from the policy, and runs the call with it.
 """
 
 import builtins
 import contextlib
 import functools
+import inspect
+import threading
 import weakref
-from collections import deque
-from collections.abc import Callable
-from types import CellType, FunctionType, ModuleType
+from collections import ChainMap, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Final, final
 
+import jax
+from jaxtyping import PyTree
+
+from ..batchers import AbstractBatcher, Site, Vmap
+from ..batchers._call import Call, logged_call, mapped_function
+from ..batchers._trace_log import current_entry
 from ._code import global_names, nonlocal_names
-from ._mapper import Mapper, Namespace
-from ._sites import Node, Origin, UnreachableSiteError, description_of, reachable
+from ._policies import AnyPolicy, chosen, may_want
+from ._sites import (
+    Node,
+    Origin,
+    UnreachableSiteError,
+    description_of,
+    opened,
+    phase_of,
+    reachable,
+    site_of_call,
+)
 from ._users import Marker
-from ._vmaps import (
+from ._values import (
     ORIGINAL,
+    Mapped,
+    Packages,
     attributes_of,
+    closure_contents,
+    flatten,
     is_vmap,
-    leads_to_vmap,
     original_module,
     record,
     record_of,
-    shared_functions,
-)
-from ._walk import (
-    Packages,
-    closure_contents,
-    flatten,
-    is_filled,
-    parts,
     recursion_error,
     walk,
 )
 
 
+# Names that the import system has put into a module and reads without a `__missing__`.
+_MODULE_NAMES: Final = ("__name__", "__package__", "__path__", "__file__", "__spec__")
 # Builtins that read names which do not occur in the code of their caller.
 _LOOKUPS: Final = ("globals", "eval", "exec")
 # Stands for a container whose parts are being copied.
 _UNFINISHED: Final = object()
+_SIGNATURE: Final = inspect.signature(jax.vmap)
+
+
+@final
+class Namespace(dict[str, Any]):
+    """The global names of rebuilt functions.
+
+    A name that the module did not have when a function was copied is looked up when
+    the function reads it.
+    """
+
+    def __init__(self, source: dict[str, Any], copier: "Copier") -> None:
+        super().__init__({x: source[x] for x in _MODULE_NAMES if x in source})
+        self["__builtins__"] = copier.builtins
+        self.source = source
+        self.copier = copier
+
+    def __missing__(self, name: str) -> Any:
+        # The name of a builtin raises `KeyError`, as Python expects.
+        found = self.copier.copy(self.source[name], Origin.MODULE)
+        return self.setdefault(name, found)
 
 
 @final
@@ -76,24 +110,37 @@ class ModuleStandIn(ModuleType):
 
 
 @final
+@dataclass(eq=False)
 class Copier:
-    """Copies of functions, made once each, in which `vmap` is that of a mapper."""
+    """Copies of functions for one phase of a policy.
 
-    def __init__(
-        self,
-        mapper: Mapper,
-        packages: Packages,
-        marker: Marker,
-        lock: contextlib.AbstractContextManager[Any],
-    ) -> None:
-        self._mapper = mapper
-        self._packages = packages
-        self._marker = marker
-        self._lock = lock
-        self._builtins = {**vars(builtins), "__import__": self._import}
+    They are remembered, so that a function has one copy however it is reached (blackjax
+    compares functions with `is`) and cycles end.
+    """
+
+    policy: AnyPolicy
+    packages: Packages
+    marker: Marker
+    phase: str | None = None
+    phases: dict[str | None, "Copier"] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.phases[self.phase] = self
+        self._uses_outer_lanes = may_want(self.policy, "uses_outer_lanes")
+        self._sites: dict[tuple[CodeType, int], Site] = {}
+        self.builtins = {**vars(builtins), "__import__": self._import}
         # Copies whose parts, which may lead back to them, have not been copied yet.
         self._incomplete: deque[tuple[FunctionType, FunctionType]] = deque()
         self._forget()
+
+        def vmap(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+            bound = _SIGNATURE.bind(*args, **kwargs)
+            bound.apply_defaults()
+            arguments = dict(bound.arguments)
+            return self._map(arguments.pop("fun"), arguments, self._calling_site())
+
+        self._vmap = record(vmap, is_stand_in=True)
 
     def _forget(self) -> None:
         # Functions are remembered for as long as they live, what stands in a module for
@@ -101,107 +148,106 @@ class Copier:
         # be kept alive nor be out of date. Ids come with their originals.
         self._functions: weakref.WeakKeyDictionary[FunctionType, Any]
         self._functions = weakref.WeakKeyDictionary()
-        self._lasting: dict[int, tuple[Any, Any]] = {}
-        self._passing: dict[int, tuple[Any, Any]] = {}
+        self._memory: ChainMap[int, tuple[Any, Any]] = ChainMap({}, {})
         self._checked: dict[Any, Any] = {}
         self._incomplete.clear()
+
+    def for_part(self, name: str | None) -> "Copier":
+        """Return the copier of a part's phase; one serves all for a single batcher."""
+        phase = phase_of(name, self.phase)
+        if isinstance(self.policy, AbstractBatcher) or phase == self.phase:
+            return self
+        with self.lock:
+            return self.phases.get(phase) or replace(self, phase=phase)
 
     def copy(self, value: Any, origin: Origin) -> Any:
         """Return a value with every function of the packages in it replaced by a copy.
 
         A value that holds no such function comes back as the same object.
         """
-        with self._lock:
-            self._refuse_unreachable(value, origin)
-            try:
-                new = self._copy(value, origin)
-                while self._incomplete:
-                    self._complete(*self._incomplete.popleft())
-            except BaseException:  # a copy without its parts must not be found again
-                self._forget()
-                raise
-            self._passing.clear()
-            return new
+        with self._copying(value, origin):
+            return self._copy(value, origin)
+
+    def arguments(
+        self, function: FunctionType, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return copied arguments of a call, with the user's functions marked."""
+        # Of a decorated function, the names are those of the function inside.
+        parameters = inspect.signature(function).parameters.values()
+        names = [x.name for x in parameters if x.kind <= x.POSITIONAL_OR_KEYWORD]
+        names += [f"argument {i}" for i in range(len(names), len(args))]
+
+        def copied(name: str, value: Any) -> Any:
+            return self._copy(value, Origin.ARGUMENT, name)
+
+        with self._copying((args, kwargs), Origin.ARGUMENT):
+            by_name = {name: copied(name, value) for name, value in kwargs.items()}
+            return [*map(copied, names, args)], by_name
 
     def made(self, value: Any) -> bool:
         """Return True for a function that this copier, or its code, made."""
         made = record_of(value)
         if made is not None and made.mapped is not None:
-            return made.mapped.mapper is self._mapper
+            return made.mapped.copier is self
         names = value.__globals__ if isinstance(value, FunctionType) else None
-        return isinstance(names, Namespace) and (
-            names["__builtins__"] is self._builtins
-        )
+        return isinstance(names, Namespace) and names.copier is self
 
-    def is_users_function(self, value: Any) -> bool:
-        """Return True if a value can be called and is neither a class nor copied."""
-        if not callable(value) or isinstance(value, type) or self.made(value):
-            return False
-        return not self._holds_copied(value, Origin.CLOSURE)
+    # Values
+
+    @contextlib.contextmanager
+    def _copying(self, value: Any, origin: Origin) -> Iterator[None]:
+        """Check a value that is copied inside, and then complete its functions."""
+        with self.lock:
+            self._refuse_unreachable(value, origin)
+            try:
+                yield
+                while self._incomplete:
+                    self._complete(*self._incomplete.popleft())
+            except BaseException:  # a copy without its parts must not be found again
+                self._forget()
+                raise
+            self._memory.maps[False].clear()
 
     def _refuse_unreachable(self, value: Any, origin: Origin) -> None:
         # Values of a module are read once, arguments of the user at every call.
         lasts = origin is Origin.MODULE
         seen = self._checked if lasts else dict(self._checked)
         nodes = [Node(value, origin)]
-        found = reachable(nodes, self._packages, seen, follow_imports=False)
+        found = reachable(nodes, self.packages, seen, follow_imports=False)
         for site, holder in found:
-            if holder is not None and not self._mapper.leaves(site):
+            if holder is not None and self._batcher(site) != Vmap():
                 self._checked.clear()
                 raise UnreachableSiteError(description_of(holder), site)
 
-    def _is_own(self, value: Any) -> bool:
-        """Return True if a value is of the packages, or was rebuilt before."""
-        made = record_of(value)
-        rebuilt = made is not None and (made.behind or made.mapped)
-        is_code = isinstance(value, FunctionType | ModuleType)
-        return bool(rebuilt) or (is_code and self._packages.own(value))
-
-    def _holds_copied(self, value: Any, origin: Origin) -> bool:
-        items = walk([value], lambda x: parts(x, self._packages.opens))
-        return any(self._is_copied(item, origin) for item in items)
-
-    def _is_copied(self, value: Any, origin: Origin) -> bool:
-        """Return True if `value` itself is copied, whatever may be inside it."""
-        if isinstance(value, ModuleType) and self._packages.own(value):
-            return True
-        if leads_to_vmap(value):
-            is_packages = origin in (Origin.MODULE, Origin.CLOSURE)
-            return is_packages and value is not self._mapper.vmap
+    def _is_copied(self, node: Node) -> bool:
+        """Return True if a value itself is copied, whatever may be inside it."""
+        value, origin, _ = node
+        is_packages = origin in (Origin.MODULE, Origin.CLOSURE)
+        if is_vmap(value):
+            return is_packages and value is not self._vmap
+        own = self.packages.own(value)
+        if isinstance(value, ModuleType):
+            names = vars(original_module(value))
+            return own or (is_packages and names.get("vmap") is jax.vmap)
         if not isinstance(value, FunctionType) or self.made(value):
             return False
-        opened = origin.opens_foreign or self._packages.wrapped(value)
-        return self._is_own(value) or (opened and self._wraps_package_code(value))
-
-    def _wraps_package_code(self, function: FunctionType) -> bool:
-        """Return True if a foreign function closes over code of the packages."""
-
-        def inside(item: Any) -> list[Any]:
-            if not isinstance(item, FunctionType):
-                return parts(item, self._packages.opens)
-            if self._is_own(item) or shared_functions(item):
-                return []
-            return [contents for _, contents in closure_contents(item)]
-
-        return any(map(self._is_own, walk([function], inside)))
-
-    # Copying
+        made = record_of(value)
+        return own or bool(made and (made.behind or made.mapped))
 
     def _remember(self, value: Any, new: Any, lasts: bool = False) -> Any:
         if isinstance(value, FunctionType):
             self._functions[value] = new
         else:
-            memory = self._lasting if lasts else self._passing
-            memory[id(value)] = value, new
+            self._memory.maps[lasts][id(value)] = value, new
         return new
 
     def _recall(self, value: Any) -> Any:
         if isinstance(value, FunctionType):
             return self._functions.get(value)
-        passing = self._passing.get(id(value), (None, None))
-        return self._lasting.get(id(value), passing)[1]
+        return self._memory.get(id(value), (None, None))[1]
 
-    def _copy(self, value: Any, origin: Origin) -> Any:
+    def _copy(self, value: Any, origin: Origin, name: str | None = None) -> Any:
+        """Return a copy, or what belongs to the user, marked as the argument `name`."""
         if isinstance(value, ModuleType):
             value = original_module(value)
         remembered = self._recall(value)
@@ -209,39 +255,44 @@ class Copier:
             raise recursion_error(value)
         if remembered is not None:
             return remembered
-        if not self._holds_copied(value, origin):
-            if origin in (Origin.CLOSURE, Origin.ARGUMENT):  # it may be the user's
-                self._marker.note(value)
-            return value
+        inside = functools.partial(opened, packages=self.packages)
+        if not any(map(self._is_copied, walk([Node(value, origin)], inside, Node.key))):
+            if origin.opens_foreign or self.made(value):
+                return value
+            return self.marker.users(value, name, origin is Origin.ARGUMENT)
         if is_vmap(value):
-            return self._mapper.vmap
+            return self._vmap
         if isinstance(value, FunctionType):
             return self._copy_function(value, origin)
         lasts = origin is Origin.MODULE
         if isinstance(value, ModuleType):
             return self._remember(value, self._stand_in(value), lasts=True)
         self._remember(value, _UNFINISHED, lasts)
-        inner, _, make = flatten(value, self._packages.opens)
+        inner, _, make = flatten(value, self.packages.opens)
         if isinstance(value, functools.partial) and origin is Origin.CLOSURE:
-            names = [*("function" for _ in value.args), *value.keywords]
-            bound = [self._copy(x, Origin.ARGUMENT) for x in inner[1:]]
-            bound = [self._marker.bound(*x) for x in zip(bound, names, strict=True)]
-            new = [self._copy(value.func, origin), *bound]
+            function, args, keywords = inner
+            pairs = zip(value.keywords, keywords, strict=True)
+            new = [
+                self._copy(function, origin),
+                [self._copy(x, Origin.BOUND, "function") for x in args],
+                [self._copy(x, Origin.BOUND, name) for name, x in pairs],
+            ]
         else:
             new = [self._copy(x, origin) for x in inner]
         return self._remember(value, make(new), lasts)
 
+    # Functions
+
     def _copy_function(self, function: FunctionType, origin: Origin) -> Any:
         made = record_of(function)
         if made is not None:  # rebuilt before, perhaps for another batcher
-            original = None if made.original is None else made.original()
-            target = made.behind if original is None else original
+            target = (made.original and made.original()) or made.behind
             if target is not None:
                 return self._copy(target, origin)
             if made.mapped is not None:
                 fun = self._copy(made.mapped.fun, Origin.CLOSURE)
                 arguments, site = made.mapped.arguments, made.mapped.site
-                return self._remember(function, self._mapper.map(fun, arguments, site))
+                return self._remember(function, self._map(fun, arguments, site))
         code, names = function.__code__, function.__globals__
         if nonlocal_names(code):
             raise ValueError(
@@ -250,7 +301,7 @@ class Copier:
                 "(`nonlocal`), which a copy cannot share with others. Keep what it "
                 "remembers in a list or a dict, or return it."
             )
-        if self._packages.own(function):
+        if self.packages.own(function):
             source = names.source if isinstance(names, Namespace) else names
             names = self._namespace(source)
         cells = [
@@ -267,18 +318,14 @@ class Copier:
 
     def _complete(self, new: FunctionType, function: FunctionType) -> None:
         """Copy the closure and attributes of a function, its defaults and its names."""
-        own = self._packages.own(function)
-        code, closures = function.__code__, (function.__closure__, new.__closure__)
-        cells = zip(code.co_freevars, *(x or () for x in closures), strict=True)
-        for name, cell, new_cell in cells:
-            if not is_filled(cell) or is_filled(new_cell):
-                continue
-            contents = cell.cell_contents
-            copied = self._copy(contents, Origin.CLOSURE if own else Origin.WRAPPER)
-            is_bound = own and copied is contents
-            new_cell.cell_contents = (
-                self._marker.bound(contents, name) if is_bound else copied
-            )
+        own, code = self.packages.own(function), function.__code__
+        cells = dict(zip(code.co_freevars, new.__closure__ or (), strict=True))
+        filled = dict(closure_contents(new))  # by another function of the same scope
+        for name, contents in closure_contents(function):
+            if name not in filled and own:
+                cells[name].cell_contents = self._copy(contents, Origin.CLOSURE, name)
+            elif name not in filled:
+                cells[name].cell_contents = self._copy(contents, Origin.WRAPPER)
         for name, value in attributes_of(function).items():
             new.__dict__[name] = self._copy(value, Origin.CLOSURE)
         if not own:
@@ -300,15 +347,11 @@ class Copier:
     # Namespaces and modules
 
     def _namespace(self, source: dict[str, Any]) -> Namespace:
-        def look_up(name: str) -> Any:
-            return self.copy(source[name], Origin.MODULE)
-
-        return self._recall(source) or self._remember(
-            source, Namespace(source, self._builtins, look_up), lasts=True
-        )
+        names = self._recall(source) or Namespace(source, self)
+        return self._remember(source, names, lasts=True)
 
     def _stand_in(self, module: ModuleType) -> ModuleType:
-        names = self._namespace(vars(module)) if self._packages.own(module) else {}
+        names = self._namespace(vars(module)) if self.packages.own(module) else {}
 
         def look_up(name: str) -> Any:
             found = self.copy(getattr(module, name), Origin.MODULE)
@@ -319,3 +362,52 @@ class Copier:
     def _import(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Import a module, or its stand-in, inside a rebuilt function."""
         return self.copy(builtins.__import__(name, *args, **kwargs), Origin.MODULE)
+
+    # Mapping
+
+    def _batcher(self, site: Site) -> AbstractBatcher:
+        return chosen(self.policy, replace(site, phase=self.phase))
+
+    def _map(
+        self, fun: Callable[..., Any], arguments: dict[str, Any], site: Site
+    ) -> Callable[..., Any]:
+        """Map `fun` as `jax.vmap` does, with calls run by the batcher of the site."""
+        site = replace(site, phase=self.phase)
+        batcher = self._batcher(site)
+
+        def run(call: Call) -> PyTree:
+            if current_entry() is None:
+                return batcher.batch(call)
+            names = self.marker.names
+            return logged_call(call, site, batcher, batcher.batch, user_functions=names)
+
+        new: Any = mapped_function(run, fun, **arguments, in_sampler=True)
+        if batcher == Vmap() and not self._uses_outer_lanes:
+            logged, plain = new, jax.vmap(fun, **arguments)
+
+            # JAX walks all frames for every equation that it traces. These are one in
+            # place of six, unless the trace is logged.
+            @functools.wraps(plain)
+            def plain_or_logged(*args: Any, **kwargs: Any) -> Any:
+                run = plain if current_entry() is None else logged
+                return run(*args, **kwargs)
+
+            new = plain_or_logged
+        return record(new, mapped=Mapped(fun, arguments, site, self))
+
+    def _calling_site(self) -> Site:
+        """Return the site of the innermost rebuilt function that is running."""
+        frame = inspect.currentframe()
+        while frame is not None and not isinstance(frame.f_globals, Namespace):
+            frame = frame.f_back
+        if frame is None:
+            return Site("", "", 0, "vmap")
+        code, line = place = frame.f_code, frame.f_lineno
+        if place not in self._sites:
+            variables = frame.f_locals
+            if frame.f_back is not None and not code.co_flags & inspect.CO_OPTIMIZED:
+                # Of the body of a class, which does not show its free variables.
+                variables = {**frame.f_back.f_locals, **variables}
+            site = site_of_call(code, frame.f_globals, variables, line)
+            self._sites[place] = site
+        return self._sites[place]

@@ -14,9 +14,8 @@ import equinox as eqx
 from .._util._formats import format_type, format_value, table
 from ..batchers import AbstractBatcher, Site, Vmap
 from ..batchers._abstract import check_batcher
-from ..batchers._marks import has_flag
 from ._sites import PHASES
-from ._walk import parts, walk
+from ._values import parts, walk
 
 
 _BATCHER: Final = "a batcher such as `Chunked(16)`"
@@ -167,19 +166,20 @@ class BySite(AbstractPolicy):
         _check("BySite", "default", self.default)
 
     def choose(self, site: Site) -> AbstractBatcher:
-        pairs = dict(zip(self.patterns, self.batchers, strict=True))
-        for exact in (str(site), site.name):
-            if exact in pairs:
-                return pairs[exact]
-        for pattern, batcher in pairs.items():
-            if fnmatch.fnmatchcase(site.name, pattern):
-                return batcher
+        pairs = zip(self.patterns, self.batchers, strict=True)
+        found = {x: batcher for x, batcher in pairs if _matches(x, site)}
+        for key in (str(site), site.name, *found):
+            if key in found:
+                return found[key]
         return chosen(self.default, site)
 
 
-def policy_from(batcher: Any) -> AbstractBatcher | AbstractPolicy:
+AnyPolicy = AbstractBatcher | AbstractPolicy
+
+
+def policy_from(batcher: Any) -> AnyPolicy:
     """Return the batcher or policy that `batcher=` means; a mapping stands for both."""
-    if isinstance(batcher, AbstractBatcher | AbstractPolicy):
+    if isinstance(batcher, AnyPolicy):
         return batcher
     if not isinstance(batcher, Mapping):
         raise TypeError(
@@ -206,7 +206,7 @@ def policy_from(batcher: Any) -> AbstractBatcher | AbstractPolicy:
     return BySite(sites, default=by_phase) if sites else by_phase
 
 
-def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatcher:
+def chosen(policy: AnyPolicy, site: Site) -> AbstractBatcher:
     """Return the batcher that a policy, or a batcher in its place, gives to a site."""
     if isinstance(policy, AbstractBatcher):
         return policy
@@ -220,15 +220,13 @@ def chosen(policy: AbstractBatcher | AbstractPolicy, site: Site) -> AbstractBatc
     return batcher
 
 
-def may_want(policy: object, what: str) -> bool:
-    """Return True if a class variable `what` is true in a batcher of a policy."""
-    for part in _parts_of(policy):
-        if isinstance(part, AbstractBatcher) and has_flag(part, what):
-            return True
-        # A policy of a user's own may choose anything.
-        if isinstance(part, AbstractPolicy) and not isinstance(part, ByPhase | BySite):
-            return True
-    return False
+def may_want(policy: object, flag: str) -> bool:
+    """Return True if a class variable `flag` is true in a batcher of a policy."""
+    found = [*_parts_of(policy)]
+    kinds = {type(x) for x in found if isinstance(x, AbstractPolicy)}
+    # A policy of a user's own may choose anything.
+    is_open = bool(kinds - {ByPhase, BySite})
+    return is_open or any(getattr(x, flag, False) for x in found)
 
 
 def refuse_idle_patterns(
@@ -238,11 +236,8 @@ def refuse_idle_patterns(
     policies = [x for x in _parts_of(policy) if isinstance(x, BySite)]
     patterns = [pattern for each in policies for pattern in each.patterns]
     sites = sorted(find_sites(), key=str) if patterns else []
-    names = {name for site in sites for name in (str(site), site.name)}
     for pattern in patterns:
-        if pattern in names or any(
-            fnmatch.fnmatchcase(site.name, pattern) for site in sites
-        ):
+        if any(_matches(pattern, site) for site in sites):
             continue
         listed = table(("site", "vmap"), [(str(x), x.spelling) for x in sites])
         raise ValueError(
@@ -255,15 +250,20 @@ def refuse_idle_patterns(
         )
 
 
+def _matches(pattern: str, site: Site) -> bool:
+    exact = pattern in (str(site), site.name)
+    return exact or fnmatch.fnmatchcase(site.name, pattern)
+
+
 def _parts_of(policy: object) -> Iterator[Any]:
     """Yield a policy, and all policies and batchers inside it."""
 
     def inside(part: Any) -> list[Any]:
-        return parts(part, lambda x: isinstance(x, AbstractPolicy))
+        return parts(part, lambda x: isinstance(x, AnyPolicy))
 
     return walk([policy], inside)
 
 
 def _check(policy: str, name: str, value: object) -> None:
-    kinds = AbstractBatcher | AbstractPolicy
-    check_batcher(policy, value, name, rule=f"{_BATCHER} or a policy", kinds=kinds)
+    rule = f"{_BATCHER} or a policy"
+    check_batcher(policy, value, name, rule=rule, kinds=AnyPolicy)

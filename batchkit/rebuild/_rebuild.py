@@ -8,20 +8,24 @@ functions of the packages that users pass to them later.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar
 
-from .._util._formats import format_value
 from ..batchers import AbstractBatcher
 from ._copier import Copier, ModuleStandIn
-from ._mapper import Mapper
 from ._policies import AbstractPolicy, policy_from, refuse_idle_patterns
-from ._sites import Origin, holds_code_of, phase_of, sites_by_phase
+from ._sites import Origin, packages_in, sites_by_phase
 from ._users import Marker
-from ._vmaps import original_module, record, record_of
-from ._walk import Packages, flatten, packages_from, parts, recursion_error, walk
+from ._values import (
+    flatten,
+    original_module,
+    parts,
+    record,
+    record_of,
+    recursion_error,
+    walk,
+)
 
 
 _Api = TypeVar("_Api")
@@ -90,100 +94,62 @@ def rebuild_sampler(
     already jitted function, a class, a cache), unless it is to stay `Vmap()`.
     """
     policy = policy_from(batcher)
-    owners = packages_from("rebuild_sampler", packages)
-    if not holds_code_of(api, owners) or isinstance(api, type):
-        raise ValueError(
-            f"rebuild_sampler(api={format_value(api)}): there is no function of the "
-            f"packages {owners.names} in it, so there is nothing to rebuild. Pass an "
-            "API such as `blackjax.nss`, or name your own package in `packages`."
-        )
+    owners = packages_in(api, packages, "rebuild_sampler")
     refuse_idle_patterns(policy, lambda: sites_by_phase(api, owners))
-    return _Family(policy, owners).exposed(api, None, Origin.CLOSURE)
+    copier = Copier(policy, owners, Marker(policy, owners))
+    return _exposed(copier, api, Origin.CLOSURE)
 
 
-@final
-class _Family:
-    """The copiers of one call of `rebuild_sampler`, and the entry points of users."""
+def _exposed(
+    copier: Copier, value: Any, origin: Origin, outer: tuple[Any, ...] = ()
+) -> Any:
+    """Return `value`, a part of `outer`, with an entry point for each function."""
+    opens = copier.packages.opens
+    with copier.lock:
+        if not any(map(_may_call, walk([value], lambda x: parts(x, opens)))):
+            # Results of calls are data, as a rule, and need not be looked into.
+            is_result = origin is Origin.ARGUMENT
+            return value if is_result else copier.copy(value, origin)
+        inner, names, make = flatten(value, opens)
+        if not inner:
+            new = copier.copy(value, origin)
+            if isinstance(new, ModuleStandIn):
+                return _module(copier, new)
+            return _entry_point(copier, new) if copier.made(new) else new
+        if any(value is x for x in outer):
+            raise recursion_error(value)
+        origins = [origin for _ in inner]
+        if isinstance(value, functools.partial):  # its arguments are the user's
+            origins[1:] = [Origin.ARGUMENT, Origin.ARGUMENT]
+        new = [
+            _exposed(copier.for_part(name), x, y, (*outer, value))
+            for x, name, y in zip(inner, names, origins, strict=True)
+        ]
+        changed = any(x is not y for x, y in zip(new, inner, strict=True))
+        return make(new) if changed else value
 
-    def __init__(
-        self, policy: AbstractBatcher | AbstractPolicy, packages: Packages
-    ) -> None:
-        self._policy = policy
-        self._packages = packages
-        self._lock = threading.RLock()
-        self._copiers: dict[str | None, Copier] = {}
-        self._marker = Marker(policy, packages)
 
-    def _copier(self, phase: str | None) -> Copier:
-        """Return the copier of a phase. One serves all if the policy is a batcher."""
-        if isinstance(self._policy, AbstractBatcher):
-            phase = None
-        with self._lock:
-            if phase not in self._copiers:
-                mapper = Mapper(self._policy, phase, self._marker.names)
-                self._copiers[phase] = Copier(
-                    mapper, self._packages, self._marker, self._lock
-                )
-        return self._copiers[phase]
+def _entry_point(copier: Copier, function: FunctionType) -> Callable[..., Any]:
+    """Return the one function through which users call a rebuilt one."""
+    made = record_of(function)
+    if made is not None and made.entry is not None:
+        return made.entry
 
-    def exposed(
-        self, value: Any, phase: str | None, origin: Origin, outer: tuple[Any, ...] = ()
-    ) -> Any:
-        """Return `value`, a part of `outer`, with an entry point for each function."""
+    @functools.wraps(function)
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = copier.arguments(function, args, kwargs)
+        return _exposed(copier, function(*args, **kwargs), Origin.ARGUMENT)
 
-        def inside(item: Any) -> list[Any]:
-            return parts(item, self._packages.opens)
+    record(function, entry=record(entry, behind=function))
+    return entry
 
-        with self._lock:
-            copier = self._copier(phase)
-            if not any(map(_may_call, walk([value], inside))):
-                # Results of calls are data, as a rule, and need not be looked into.
-                is_result = origin is Origin.ARGUMENT
-                return value if is_result else copier.copy(value, origin)
-            inner, names, make = flatten(value, self._packages.opens)
-            if not inner:
-                new = copier.copy(value, origin)
-                if isinstance(new, ModuleStandIn):
-                    return self._module(new, phase)
-                return self._entry_point(new, phase) if copier.made(new) else new
-            if any(value is x for x in outer):
-                raise recursion_error(value)
-            origins = [origin for _ in inner]
-            if isinstance(value, functools.partial):  # its arguments are the user's
-                origins[1:] = [Origin.ARGUMENT for _ in inner[1:]]
-            new = [
-                self.exposed(x, phase_of(name, phase), y, (*outer, value))
-                for x, name, y in zip(inner, names, origins, strict=True)
-            ]
-            changed = any(x is not y for x, y in zip(new, inner, strict=True))
-            return make(new) if changed else value
 
-    def _entry_point(
-        self, function: FunctionType, phase: str | None
-    ) -> Callable[..., Any]:
-        """Return the one function through which users call a rebuilt one."""
-        made = record_of(record(function))
-        if made is not None and made.entry is not None:
-            return made.entry
-        copier = self._copier(phase)
+def _module(copier: Copier, module: ModuleStandIn) -> ModuleType:
+    def look_up(name: str) -> Any:
+        part = getattr(module, name)
+        return _exposed(copier.for_part(name), part, Origin.CLOSURE)
 
-        @functools.wraps(function)
-        def entry(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = copier.copy((args, kwargs), Origin.ARGUMENT)
-            args, kwargs = self._marker.arguments(
-                function, args, kwargs, copier.is_users_function
-            )
-            return self.exposed(function(*args, **kwargs), phase, Origin.ARGUMENT)
-
-        record(function, entry=record(entry, behind=function))
-        return entry
-
-    def _module(self, module: ModuleStandIn, phase: str | None) -> ModuleType:
-        def look_up(name: str) -> Any:
-            part = getattr(module, name)
-            return self.exposed(part, phase_of(name, phase), Origin.CLOSURE)
-
-        return ModuleStandIn(original_module(module), look_up, {})
+    return ModuleStandIn(original_module(module), look_up, {})
 
 
 def _may_call(value: Any) -> bool:

@@ -6,11 +6,13 @@ class, a compiled function, or an object of a kind that is not opened is shared 
 original instead: then the site is unreachable, and that object is its holder.
 """
 
+import contextlib
 import dataclasses
 import enum
+import functools
 import gc
-import importlib
 import importlib.util
+import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
@@ -18,22 +20,20 @@ from typing import Any, Final, NamedTuple, SupportsIndex, final, overload
 
 from .._util._formats import format_value, html_table, table
 from ..batchers import Site
-from ._code import Import, Reference, own_references, references
-from ._vmaps import (
+from ._code import Import, Reference, references
+from ._values import (
+    Packages,
+    attribute,
     attributes_of,
+    closure_contents,
+    flatten,
+    holds_vmap,
     is_vmap,
     mapped_by_jax,
     original_module,
+    parts,
     record_of,
     shared_functions,
-)
-from ._walk import (
-    Packages,
-    attribute,
-    closure_contents,
-    flatten,
-    packages_from,
-    parts,
     walk,
 )
 
@@ -114,6 +114,7 @@ class Origin(enum.Enum):
     CLOSURE = enum.auto()  # the packages' as well, but for functions of the user
     WRAPPER = enum.auto()  # the closure of a foreign wrapper: its vmap is its own
     ARGUMENT = enum.auto()  # the user's
+    BOUND = enum.auto()  # an argument that somebody has bound in a partial
 
     @property
     def opens_foreign(self) -> bool:
@@ -133,13 +134,25 @@ class Node(NamedTuple):
         """Return the node of something that this one leads to."""
         return Node(value, origin, holder if self.holder is None else self.holder)
 
-    @property
     def key(self) -> tuple[int, Origin, bool]:
         """Identity of the node: a value is read again where more is read of it."""
         return id(self.value), self.origin, self.holder is None
 
 
 _Found = tuple[Site, Any]  # a site, and the shared object that holds it or None
+
+
+def opened(node: Node, packages: Packages) -> list[Node]:
+    """Return what is copied with a value: its parts, or what a function wraps."""
+    value, origin, _ = node
+    if not isinstance(value, FunctionType):
+        return [node.to(x, origin) for x in parts(value, packages.opens)]
+    opens = origin.opens_foreign or packages.wrapped(value)
+    made = record_of(value)
+    is_shared = shared_functions(value) or (made and made.original is None)
+    if packages.own(value) or not opens or is_shared:
+        return []
+    return [node.to(x, Origin.WRAPPER) for _, x in closure_contents(value)]
 
 
 def reachable(
@@ -158,18 +171,12 @@ def reachable(
 
     def inside(node: Node) -> Iterator[Node]:
         if not isinstance(node.value, FunctionType):
-            read = _read_object(node, packages)
-        elif packages.own(node.value):
-            read = _read_function(node, follow_imports)
-        else:
-            read = _read_foreign_function(node, packages)
-        for item in read:
-            if isinstance(item, Node):
-                yield item
-            else:
-                found.append(item)
+            return _read_object(node, packages)
+        if packages.own(node.value):
+            return _read_function(node, found, follow_imports)
+        return _read_foreign_function(node, found, packages)
 
-    for _ in walk(nodes, inside, key=lambda node: node.key, seen=seen):
+    for _ in walk(nodes, inside, Node.key, seen):
         pass
     return found
 
@@ -184,8 +191,8 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
         members = (*vars(value).values(), *value.__mro__[1:]) if own else ()
         yield from (node.to(x, Origin.MODULE, value) for x in members)
         return
-    inner = parts(value, packages.opens)
-    yield from (node.to(x, origin) for x in inner)
+    inner = opened(node, packages)
+    yield from inner
     if not inner:  # an object that is not opened, and therefore shared
         if callable(value):
             yield node.to(attribute(value, "__wrapped__"), Origin.CLOSURE, value)
@@ -197,8 +204,10 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
         yield node.to(type(value), origin)
 
 
-def _read_function(node: Node, follow_imports: bool) -> Iterator[Node | _Found]:
-    """Yield the sites in a function of the packages, and what it leads to."""
+def _read_function(
+    node: Node, sites: list[_Found], follow_imports: bool
+) -> Iterator[Node]:
+    """Note the sites in a function of the packages, and yield what it leads to."""
     function: FunctionType = node.value
     code, closure = function.__code__, dict(closure_contents(function))
     for value in (*closure.values(), *attributes_of(function).values()):
@@ -208,23 +217,24 @@ def _read_function(node: Node, follow_imports: bool) -> Iterator[Node | _Found]:
             continue
         for site, value in _along(reference, function.__globals__, closure):
             if site is not None:
-                yield site, node.holder
+                sites.append((site, node.holder))
             is_contents = value is closure.get(reference.path[0])  # which is above
             if not (is_contents or isinstance(value, ModuleType) or is_vmap(value)):
                 yield node.to(value, Origin.MODULE)
     defaults = function.__defaults__ or ()
     positional = code.co_varnames[: code.co_argcount][-len(defaults) :]
     by_name = dict(zip(positional, defaults, strict=False))
-    by_name.update(function.__kwdefaults__ or {})
-    for name, value in by_name.items():
-        if _holds_vmap(value):
+    for name, value in {**by_name, **(function.__kwdefaults__ or {})}.items():
+        if holds_vmap(value):
             module = str(function.__globals__["__name__"])
             site = Site(module, code.co_qualname, code.co_firstlineno, name)
-            yield site, node.holder
+            sites.append((site, node.holder))
         yield node.to(value, Origin.MODULE)
 
 
-def _read_foreign_function(node: Node, packages: Packages) -> Iterator[Node | _Found]:
+def _read_foreign_function(
+    node: Node, sites: list[_Found], packages: Packages
+) -> Iterator[Node]:
     """Read a function of another package, as far as it wraps code of the packages."""
     function, origin, _ = node
     made = record_of(function)
@@ -232,29 +242,21 @@ def _read_foreign_function(node: Node, packages: Packages) -> Iterator[Node | _F
     if made is not None and made.behind is not None:
         yield node.to(made.behind, origin)
     elif made is not None and made.mapped is not None:
-        yield made.mapped.site, node.holder
+        sites.append((made.mapped.site, node.holder))
         yield node.to(made.mapped.fun, origin)
-    elif not (wrapped or origin.opens_foreign):
-        return
-    elif (fun := mapped_by_jax(function)) is not None:
-        if origin is Origin.ARGUMENT or (origin is Origin.WRAPPER and not wrapped):
-            return  # it is the user's own vmap
-        code = getattr(fun, "__code__", function.__code__)
-        place = function.__module__, function.__qualname__, code.co_firstlineno
-        yield Site(*place, "@jax.vmap"), function
-        yield node.to(fun, Origin.WRAPPER, function)
-    elif shared := shared_functions(function):
+    elif wrapped or origin.opens_foreign:
+        if (fun := mapped_by_jax(function)) is not None:
+            if origin is Origin.ARGUMENT or (origin is Origin.WRAPPER and not wrapped):
+                return  # it is the user's own vmap
+            code = getattr(fun, "__code__", function.__code__)
+            place = function.__module__, function.__qualname__, code.co_firstlineno
+            sites.append((Site(*place, "@jax.vmap"), function))
+        shared = shared_functions(function)
         yield from (node.to(x, Origin.WRAPPER, function) for x in shared)
-    else:
-        for _, value in closure_contents(function):
-            yield node.to(value, Origin.WRAPPER)
-        for value in attributes_of(function).values():
-            yield node.to(value, Origin.WRAPPER)
-
-
-def _holds_vmap(value: Any) -> bool:
-    """Return True for a vmap, or a partial or a container of one."""
-    return any(map(is_vmap, walk([value], parts)))
+        if not shared:
+            yield from opened(node, packages)
+            attributes = attributes_of(function).values()
+            yield from (node.to(x, Origin.WRAPPER) for x in attributes)
 
 
 # Resolving names
@@ -276,7 +278,7 @@ def _along(
                 return  # its other names lead to no code of the packages
             found = attribute(found, name)
         site = None
-        if _holds_vmap(found) and not reference.is_binding:
+        if holds_vmap(found) and not reference.is_binding:
             prefix = "@" if reference.is_decorator else ""
             spelling = prefix + ".".join(reference.path[:depth])
             module = str(names["__name__"])
@@ -293,22 +295,12 @@ def _imported(imported: Import, names: Mapping[str, Any]) -> Any:
     name = imported.module
     if imported.level > 0:
         name = importlib.util.resolve_name("." * imported.level + name, package)
-    if imported.loads is not None:
-        _loaded(imported.loads, package)
-    module = _loaded(name, package)
-    if module is None or imported.attribute is None:
-        return module
-    found = attribute(module, imported.attribute)
-    return _loaded(f"{name}.{imported.attribute}", package) if found is None else found
-
-
-def _loaded(name: str, package: str) -> ModuleType | None:
-    if name not in sys.modules and name.split(".")[0] == package.split(".")[0]:
-        try:
-            return importlib.import_module(name)
-        except Exception:  # an optional module raises anything where it cannot run
-            return None
-    return sys.modules.get(name)
+    root = name.partition(".")[0]
+    found = None if imported.is_from else sys.modules.get(root)
+    if name in sys.modules or root == package.partition(".")[0]:
+        with contextlib.suppress(Exception):  # an optional module may raise anything
+            found = __import__(name, fromlist=imported.path if imported.is_from else ())
+    return functools.reduce(attribute, imported.path, found)
 
 
 def site_of_call(
@@ -320,20 +312,44 @@ def site_of_call(
     """
     found = [
         site
-        for reference in own_references(code)
+        for reference in references(code)
+        if reference.qualname == code.co_qualname  # not of a function inside
         for site, _ in _along(reference, names, variables)
         if site is not None
     ]
     if found:  # a call over several lines ends after the line of the vmap
         return min(found, key=lambda site: (site.line > line, abs(site.line - line)))
-    spelling = next((name for name, x in variables.items() if _holds_vmap(x)), "vmap")
+    spelling = next((name for name, x in variables.items() if holds_vmap(x)), "vmap")
     return Site(str(names["__name__"]), code.co_qualname, code.co_firstlineno, spelling)
 
 
 # All sites of an API
 
 
-def holds_code_of(value: Any, packages: Packages) -> bool:
+def packages_in(
+    api: Any, packages: object, caller: str, *, accepts_classes: bool = False
+) -> Packages:
+    """Check the arguments `api` and `packages` of the function `caller`."""
+    if not isinstance(packages, list | tuple) or not all(
+        isinstance(name, str) for name in packages
+    ):
+        raise TypeError(
+            f"{caller}(packages={packages!r}): packages must be a tuple of "
+            'names such as ("blackjax",).'
+        )
+    owners = Packages(tuple(packages))
+    refused = isinstance(api, type) and not accepts_classes
+    if refused or not _holds_code_of(api, owners):
+        raise ValueError(
+            f"{caller}(api={format_value(api)}): there is no function of the packages "
+            f"{owners.names} in it, so there is nothing to rebuild. Pass an API such "
+            "as `blackjax.nss`, or name your own package in `packages`; `explain` "
+            "shows what a function of yours reaches."
+        )
+    return owners
+
+
+def _holds_code_of(value: Any, packages: Packages) -> bool:
     """Return True if something of the packages is in a value, be it jitted."""
 
     def inside(item: Any) -> list[Any]:
@@ -361,7 +377,7 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
             defined = {
                 name: part
                 for name, part in vars(original_module(item)).items()
-                if not isinstance(part, ModuleType) and holds_code_of(part, packages)
+                if not isinstance(part, ModuleType) and _holds_code_of(part, packages)
             }
             inner, names = [*defined.values()], [*defined]
         if not inner:
@@ -376,12 +392,12 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
     for phase, nodes in leaves.items():
         others = PHASES if phase is None else ()
         read = [x._replace(origin=y) for o in others for x in leaves[o] for y in Origin]
-        beside = {node.key: node for node in read}
+        beside = {node.key(): node for node in read}
         for site, _ in reachable(nodes, packages, beside):
             yield dataclasses.replace(site, phase=phase)
 
 
-_HEAD: Final = ("module", "qualname", "line", "spelling", "phase")
+_HEAD: Final = tuple(field.name for field in dataclasses.fields(Site))
 
 
 @final
@@ -416,9 +432,7 @@ class Sites(tuple[Site, ...]):
         return html_table(_HEAD, self._rows())
 
     def _rows(self) -> list[tuple[str, ...]]:
-        return [
-            (x.module, x.qualname, str(x.line), x.spelling, x.phase or "") for x in self
-        ]
+        return [tuple(str(x or "") for x in dataclasses.astuple(site)) for site in self]
 
 
 def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) -> Sites:
@@ -452,16 +466,7 @@ def sites(api: Any, *, packages: tuple[str, ...] | list[str] = ("blackjax",)) ->
     `TypeError` for `packages` of the wrong type, `ValueError` if nothing in `api`
     belongs to them.
     """
-    owners = packages_from("sites", packages)
-    if not holds_code_of(api, owners):
-        raise ValueError(
-            f"sites(api={format_value(api)}): there is no function of the packages "
-            f"{owners.names} in it. Pass an API such as `blackjax.nss`, or name your "
-            "own package in `packages`; `explain` shows what a function of yours "
-            "reaches."
-        )
-
-    def place(site: Site) -> tuple[str, int, str, str]:
-        return site.module, site.line, site.qualname, site.phase or ""
-
-    return Sites(sorted(set(sites_by_phase(api, owners)), key=place))
+    owners = packages_in(api, packages, "sites", accepts_classes=True)
+    found = set(sites_by_phase(api, owners))
+    key = operator.attrgetter("module", "line", "qualname")
+    return Sites(sorted(found, key=lambda site: (key(site), site.phase or "")))

@@ -5,17 +5,16 @@ trace it which of them is expensive. A mark changes nothing elsewhere, and is on
 if the policy may choose such a batcher.
 """
 
-import functools
 import inspect
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
+from functools import partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any, Final, final
 
-from ..batchers import AbstractBatcher
 from ..batchers._marks import CANDIDATE, mark
-from ._policies import AbstractPolicy, may_want
-from ._walk import Packages, attribute, parts, walk
+from ._policies import AnyPolicy, may_want
+from ._values import Packages, attribute, holds_vmap, parts, walk
 
 
 # Functions that a package imports for itself, not the user's.
@@ -26,9 +25,7 @@ _NOBODYS: Final = Packages(("batchkit", "builtins", "functools", "jax", "numpy")
 class Marker:
     """Names the user's functions, and marks each once for every argument that it is."""
 
-    def __init__(
-        self, policy: AbstractBatcher | AbstractPolicy, packages: Packages
-    ) -> None:
+    def __init__(self, policy: AnyPolicy, packages: Packages) -> None:
         self.names: MutableMapping[CodeType, str] = weakref.WeakKeyDictionary()
         self._marks = may_want(policy, "uses_expensive_marks")
         self._packages = packages
@@ -37,43 +34,34 @@ class Marker:
             weakref.WeakValueDictionary()
         )
 
-    def note(self, value: Any) -> None:
-        """Record the names of the user's functions in a value, for `explain`."""
-        for function in self._functions_in(value):
+    def users(self, value: Any, name: str | None, is_argument: bool) -> Any:
+        """Name the functions in a value of the user's, and mark it as one.
+
+        `name` is that of an argument or of the variable of a closure, where a package
+        may also have bound functions that it imports for itself.
+        """
+        functions = [*self._functions_in(value)]
+        for function in functions:
             code = function.__code__
             where = code.co_filename.replace("\\", "/").rsplit("/", 1)[-1]
-            name = f"{function.__qualname__} ({where}:{code.co_firstlineno})"
-            self.names[code] = name
-
-    def arguments(
-        self,
-        function: FunctionType,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        is_users: Callable[[Any], bool],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call with the user's functions marked."""
-        if not self._marks:
-            return args, dict(kwargs)
-        # Of a decorated function, those of the function inside.
-        parameters = inspect.signature(function).parameters.values()
-        names = [x.name for x in parameters if x.kind <= x.POSITIONAL_OR_KEYWORD]
-        names += [f"argument {i}" for i in range(len(names), len(args))]
-
-        def marked(value: Any, name: str) -> Any:
-            return self._mark(value, name) if is_users(value) else value
-
-        positional = tuple(map(marked, args, names))
-        return positional, {name: marked(x, name) for name, x in kwargs.items()}
-
-    def bound(self, value: Any, name: str) -> Any:
-        """Return what an algorithm was built with, marked if it is a user's function.
-
-        Functions that a package imports for itself are bound there too, and not marked.
-        """
-        if not self._marks or not callable(value):
+            described = f"{function.__qualname__} ({where}:{code.co_firstlineno})"
+            self.names[code] = described
+        may_be_called = callable(value) and not isinstance(value, type)
+        if name is None or not may_be_called or not (functions or is_argument):
             return value
-        return self._mark(value, name) if any(self._functions_in(value)) else value
+        # A callable object may be something else: a mesh, or a network of which the
+        # parameters are sampled. Then blackjax's name for the argument decides.
+        kinds = FunctionType | BuiltinFunctionType | MethodType | partial
+        wraps = attribute(value, "__wrapped__") is not None
+        may_be_one = isinstance(value, kinds) or wraps or name.endswith("_fn")
+        is_mark = any(x is value for x in self._marked.values())
+        if not self._marks or not may_be_one or is_mark or holds_vmap(value):
+            return value
+        marked = self._marked.get((id(value), name))
+        if marked is None:
+            marked = mark(value, CANDIDATE, name)
+            self._marked[id(value), name] = marked
+        return marked
 
     def _functions_in(self, value: Any) -> Iterator[FunctionType]:
         """Yield each function in `value` that belongs to no package."""
@@ -85,27 +73,12 @@ class Marker:
                 if not _NOBODYS.hold(function.__module__):
                     yield function
 
-    def _mark(self, function: Any, name: str) -> Any:
-        # A callable object may be something else: a mesh, or a network of which the
-        # parameters are sampled. Then blackjax's name for the argument decides.
-        kinds = FunctionType | BuiltinFunctionType | MethodType | functools.partial
-        wraps = attribute(function, "__wrapped__") is not None
-        if not (isinstance(function, kinds) or wraps or name.endswith("_fn")):
-            return function
-        if any(x is function for x in self._marked.values()):
-            return function
-        marked = self._marked.get((id(function), name))
-        if marked is None:
-            marked = mark(function, CANDIDATE, name)
-            self._marked[id(function), name] = marked
-        return marked
-
 
 def _innermost(value: Any) -> FunctionType | None:
     """Return the Python function behind decorators and objects that are called."""
     for _ in range(100):  # a chain of wrappers could lead back to itself
         wrapped = attribute(value, "__wrapped__")
-        if isinstance(value, functools.partial):
+        if isinstance(value, partial):
             value = value.func
         elif isinstance(value, MethodType):
             value = value.__func__

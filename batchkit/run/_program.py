@@ -33,7 +33,7 @@ from jaxtyping import PyTree
 from .._util._multihost import is_multiprocess
 from ..batchers import AbstractBatcher
 from ..rebuild._policies import AbstractPolicy
-from ..rebuild._walk import Packages, closure_contents
+from ..rebuild._values import Packages, closure_contents
 from ._processes import put
 
 
