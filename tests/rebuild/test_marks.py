@@ -25,6 +25,7 @@ from .problems import SMC
 
 LANES = 3
 STEP_OF_NSS = "blackjax.ns.from_mcmc:*"
+HMC = {"step_size": 0.1, "inverse_mass_matrix": jnp.ones(2), "num_integration_steps": 2}
 
 Fun = Callable[..., Any]
 
@@ -113,16 +114,6 @@ def test_wrong_name_of_an_expensive_function_lists_the_right_ones():
         pauses(nss(bk.Continuous(LANES, expensive="likelihood")))
 
 
-def test_two_lambdas_are_two_functions():
-    one, other = (lambda x: -jnp.sum(x**2)), (lambda x: -2.0 * jnp.sum(x**4))
-    algorithm = nss(logprior_fn=one, loglikelihood_fn=other)
-    assert {"logprior_fn", "loglikelihood_fn"} == {
-        *pauses(algorithm).split(", not at ")
-    }
-    upstream = built(logprior_fn=one, loglikelihood_fn=other)
-    assert_same(step(algorithm), step(upstream), ulps=4)
-
-
 def test_mark_of_the_user_comes_before_the_names():
     @bk.expensive
     def inside(x: jax.Array) -> jax.Array:
@@ -176,20 +167,12 @@ def handed_over(batcher: Any, rebuilt_before: bool) -> list[Any]:
         got.append(logdensity_fn)
         return velocity_verlet(logdensity_fn, kinetic_energy_fn)
 
-    settings = {
-        "step_size": 0.1,
-        "inverse_mass_matrix": jnp.ones(2),
-        "num_integration_steps": 2,
-        "integrator": integrator,
-    }
-    if rebuilt_before:
-        api = bk.rebuild_sampler(blackjax.hmc, batcher=batcher)
-        algorithm = api(logprior, **settings)
-    else:
-        upstream = blackjax.hmc(logprior, **settings)
-        algorithm = bk.rebuild_sampler(upstream, batcher=batcher)
-    state = algorithm.init(jnp.ones(2))  # pyright: ignore
-    algorithm.step(jax.random.key(0), state)  # pyright: ignore
+    settings = {**HMC, "integrator": integrator}
+    api: Any = lanes(blackjax.hmc, batcher) if rebuilt_before else blackjax.hmc
+    algorithm = api(logprior, **settings)
+    if not rebuilt_before:
+        algorithm = lanes(algorithm, batcher)
+    algorithm.step(jax.random.key(0), algorithm.init(jnp.ones(2)))
     assert got
     return got
 
@@ -216,22 +199,6 @@ def test_with_lanes_a_function_is_wrapped_once(rebuilt_before: bool):
     assert all(got is first for got in rest)
 
 
-def test_eager_results_outside_of_lanes_are_upstreams_bits():
-    settings = {
-        "step_size": 0.1,
-        "inverse_mass_matrix": jnp.ones(2),
-        "num_integration_steps": 3,
-    }
-
-    def walked(api: Any) -> Any:
-        algorithm = api(loglikelihood, **settings)
-        state = algorithm.init(jnp.ones(2))
-        return algorithm.step(jax.random.key(3), state)
-
-    rebuilt = bk.rebuild_sampler(blackjax.hmc, batcher=bk.Continuous(LANES))
-    assert_same(walked(rebuilt), walked(blackjax.hmc), ulps=0)
-
-
 # Lifetimes
 
 
@@ -240,13 +207,9 @@ def test_functions_are_freed_with_their_algorithm(rebuilt_before: bool):
     def users(x: jax.Array) -> jax.Array:
         return -jnp.sum(x**2)
 
-    api = bk.rebuild_sampler(blackjax.nss, batcher=bk.Continuous(LANES))
-    if rebuilt_before:
-        algorithm = built(api, loglikelihood_fn=users)
-    else:
-        upstream = built(loglikelihood_fn=users)
-        algorithm = bk.rebuild_sampler(upstream, batcher=bk.Continuous(LANES))
-        del upstream
+    api = lanes(blackjax.nss) if rebuilt_before else blackjax.nss
+    algorithm = built(api, loglikelihood_fn=users)
+    algorithm = algorithm if rebuilt_before else lanes(algorithm)
     pauses(algorithm)
     alive = weakref.ref(users)
     del users, algorithm
@@ -306,15 +269,13 @@ LIKELIHOODS["custom_jvp"].defjvps(lambda dx, _, x: jnp.sum(dx * x))  # pyright: 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_likelihood_of_any_kind_is_marked(name: str):
-    for algorithm in both(loglikelihood_fn=LIKELIHOODS[name]):
-        assert pauses(algorithm).startswith("loglikelihood_fn")
-
-
-@pytest.mark.parametrize("name", ["jax.jit", "custom_jvp"])
-def test_likelihood_of_any_kind_gives_upstreams_numbers(name: str):
-    function = LIKELIHOODS[name]
-    expected = step(built(loglikelihood_fn=function))
-    assert_same(step(nss(loglikelihood_fn=function)), expected, ulps=4)
+    likelihood = LIKELIHOODS[name]
+    algorithm, after = both(loglikelihood_fn=likelihood)
+    for each in (algorithm, after):
+        assert pauses(each).startswith("loglikelihood_fn")
+    if name in ("jax.jit", "custom_jvp"):
+        upstream = built(loglikelihood_fn=likelihood)
+        assert_same(step(algorithm), step(upstream), ulps=4)
 
 
 @pytest.mark.parametrize("rebuilt_before", [True, False])
@@ -400,7 +361,6 @@ def users_kernel(key: jax.Array, state: Any, logdensity_fn: Fun) -> Any:
     return state._replace(position=new, logdensity=logdensity_fn(new)), ()
 
 
-HMC = {"step_size": 0.1, "inverse_mass_matrix": jnp.ones(2), "num_integration_steps": 2}
 KERNELS: dict[str, dict[str, Any]] = {
     "arguments and results that are functions": {
         "mcmc_step_fn": blackjax.hmc.build_kernel(integrator=integrator),
@@ -421,8 +381,7 @@ KERNELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_pause_at_the_density_and_give_upstreams_numbers(name: str):
     common = {**SMC, "loglikelihood_fn": loglikelihood, "num_mcmc_steps": 1}
-    api: Any = bk.rebuild_sampler(blackjax.tempered_smc, batcher=bk.Continuous(LANES))
-    algorithm: Any = api(**{**common, **KERNELS[name]})
+    algorithm: Any = lanes(blackjax.tempered_smc)(**{**common, **KERNELS[name]})
     upstream: Any = blackjax.tempered_smc(**{**common, **KERNELS[name]})
     state = upstream.init(positions())
     found = notes(lambda: algorithm.step(jax.random.key(0), state, 0.5))

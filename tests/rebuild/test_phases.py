@@ -1,7 +1,9 @@
-"""Sites of `init` and of `step` get different batchers, however they are reached."""
+"""Sites of `init` and of `step` get different batchers, in whatever form they come."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, final
+from types import FunctionType, MethodType, ModuleType
+from typing import Any, assert_type, final
 
 import blackjax
 import blackjax.ns.nss
@@ -63,8 +65,6 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
     "init alone": ({"init": bk.Chunked(8)}, (3, None)),
     "step alone": ({"step": bk.Chunked(2)}, (None, 3)),
     "default": ({"init": bk.Chunked(8), "default": bk.Chunked(2)}, (3, 3)),
-    "default alone": ({"default": bk.Chunked(5)}, (5, 2)),
-    "nothing": (bk.ByPhase(), (None, None)),
     "site": (bk.BySite({UPDATE: bk.Chunked(2)}), (None, 3)),
     "pattern": (bk.BySite({"*.init_fn": bk.Chunked(8)}, bk.Chunked(2)), (3, 3)),
     "site before phase": (
@@ -74,10 +74,6 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
     "pattern before phase": (
         {"blackjax.ns.from_*": bk.Chunked(2), "step": bk.Chunked(3)},
         (None, 3),
-    ),
-    "site before pattern": (
-        {"blackjax.ns.*": bk.Chunked(12), UPDATE: bk.Chunked(2)},
-        (2, 3),
     ),
     "site in a phase": (
         bk.ByPhase(init=bk.BySite({INIT: bk.Chunked(8)}), step=bk.Chunked(2)),
@@ -91,7 +87,6 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
         Lambda(lambda site: bk.Chunked(8 if site.phase == "init" else 2)),
         (3, 3),
     ),
-    "Sequential": ({"init": bk.Sequential(), "step": bk.Sequential()}, (24, 6)),
 }
 
 
@@ -104,39 +99,47 @@ def test_each_phase_of_nested_sampling_has_its_layout(name):
 POLICY, EXPECTED = LAYOUTS["phases"]
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: rebuild(POLICY).differentiable(**SETTINGS),
-        lambda: rebuild(POLICY, blackjax.ns.nss).as_top_level_api(**SETTINGS),
-        lambda: rebuild(POLICY, blackjax.ns.nss.as_top_level_api)(**SETTINGS),
-        lambda: rebuild(POLICY, blackjax.nss(**SETTINGS)),
-        lambda: rebuild(POLICY, {"x": [blackjax.nss]})["x"][0](**SETTINGS),
-        lambda: rebuild(POLICY, rebuild(bk.Chunked(4)))(**SETTINGS),
-        lambda: rebuild(POLICY, rebuild(bk.Chunked(4))(**SETTINGS)),
-        lambda: rebuild(POLICY, rebuild(LAYOUTS["site"][0]))(**SETTINGS),
-        lambda: rebuild(POLICY, rebuild(bk.ByPhase(bk.Vmap(), bk.Vmap()))(**SETTINGS)),
-    ],
-    ids=[
-        "method",
-        "module",
-        "function",
-        "built",
-        "container",
-        "rebuilt",
-        "rebuilt and built",
-        "rebuilt by site",
-        "rebuilt by phase and built",
-    ],
-)
-def test_every_form_of_an_api(build):
-    assert layout(build()) == EXPECTED
+# What is handed over, its type, and how the rebuilt form builds an algorithm.
+FORMS: dict[str, tuple[Any, Any, Any]] = {
+    "API": (blackjax.nss, type(blackjax.nss), lambda x: x(**SETTINGS)),
+    "method": (
+        blackjax.nss,
+        type(blackjax.nss),
+        lambda x: x.differentiable(**SETTINGS),
+    ),
+    "bound method": (blackjax.nss.__call__, MethodType, lambda x: x(**SETTINGS)),
+    "function": (
+        blackjax.ns.nss.as_top_level_api,
+        FunctionType,
+        lambda x: x(**SETTINGS),
+    ),
+    "partial": (
+        functools.partial(blackjax.nss.differentiable, **SETTINGS),
+        functools.partial,
+        lambda x: x(),
+    ),
+    "module": (
+        blackjax.ns.nss,
+        ModuleType,
+        lambda x: x.as_top_level_api(**SETTINGS),
+    ),
+    "algorithm": (blackjax.nss(**SETTINGS), blackjax.SamplingAlgorithm, lambda x: x),
+    "container": ({"all": [blackjax.nss]}, dict, lambda x: x["all"][0](**SETTINGS)),
+}
 
 
-def test_rebuilding_again_does_not_change_the_first():
-    first = rebuild(POLICY)(**SETTINGS)
-    assert layout(rebuild(bk.Chunked(12), first)) == (2, None)
-    assert layout(first) == EXPECTED
+@pytest.mark.parametrize("form", FORMS)
+def test_form_comes_back_rebuilt_and_takes_another_policy(form: str):
+    api, kind, build = FORMS[form]
+    assert layout(build(api)) == (None, None)
+    first = rebuild(POLICY, api)
+    assert isinstance(first, kind)
+    assert layout(build(first)) == EXPECTED
+    for policy in (bk.Chunked(12), LAYOUTS["site"][0], bk.ByPhase(bk.Vmap())):
+        before = rebuild(policy, api)
+        for again in (build(rebuild(POLICY, before)), rebuild(POLICY, build(before))):
+            assert layout(again) == EXPECTED
+    assert layout(build(first)) == EXPECTED
 
 
 def test_part_of_a_module_has_the_phase_of_its_name(make_package):
@@ -291,6 +294,58 @@ def test_policy_that_returns_no_batcher_is_named(answer, make_package):
     assert "`Vmap()` to leave the site as it is" in str(e.value)
 
 
-def test_layout_of_upstream_has_no_chunks():
-    # What reads the layouts here must not take a scan of blackjax's own for chunks.
-    assert layout(blackjax.nss(**SETTINGS)) == (None, None)
+# Functions inside of an API, and functions of the user
+
+
+def chunked(api: Any) -> Any:
+    return rebuild(bk.Chunked(5), api)
+
+
+def test_parts_of_an_api_are_rebuilt():
+    nss = chunked(blackjax.nss)
+    init_state = functools.partial(
+        blackjax.ns.nss.init_state_strategy,
+        logprior_fn=SETTINGS["logprior_fn"],
+        loglikelihood_fn=SETTINGS["loglikelihood_fn"],
+    )
+    kernel = nss.build_kernel(init_state, num_inner_steps=INNER_STEPS, num_delete=6)
+    state = jax.eval_shape(nss(**SETTINGS).init, POSITIONS)
+    assert chunks(kernel, KEY, state) == 2  # of at most 5 replacements
+
+    # A user's own vmap stays, also around a function of blackjax.
+    def init(positions: Any) -> Any:
+        return nss.init(positions, init_state_fn=jax.vmap(init_state))
+
+    assert chunks(init, POSITIONS) is None
+
+
+def test_names_of_a_rebuilt_module_are_those_of_the_original():
+    module = chunked(blackjax.ns.nss)
+    assert module.__name__ == "blackjax.ns.nss"
+    assert "build_swig_kernel" in dir(module)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+def test_blackjax_function_handed_in_is_rebuilt():
+    # The default strategy maps the replacements. Handed in as an argument, the
+    # original must not bring upstream's vmap back.
+    strategy = blackjax.ns.from_mcmc.update_with_mcmc_take_last  # pyright: ignore
+    algorithm = chunked(blackjax.nss)(**SETTINGS, update_strategy=strategy)
+    assert layout(algorithm) == (5, 2)
+
+
+def test_functions_keep_their_identity():
+    # blackjax asks `proposal is covariance_proposal` to choose its parameters.
+    nss = chunked(blackjax.nss)
+    original = blackjax.ns.nss.covariance_proposal
+    for proposal in (original, chunked(blackjax.ns.nss).covariance_proposal):
+        algorithm = nss(**SETTINGS, proposal=proposal)
+        state = jax.eval_shape(algorithm.init, POSITIONS)
+        assert set(state.inner_kernel_params) == {"covariance_factor"}
+
+
+def test_type_is_that_of_the_argument():
+    nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Vmap())
+    assert_type(nss, blackjax.GenerateSamplingAPI)  # this one is for pyright
+    assert type(nss) is blackjax.GenerateSamplingAPI

@@ -15,146 +15,131 @@ import pytest
 
 import batchkit as bk
 
+from .spellings import entries
+
 
 ROWS = jnp.arange(8.0).reshape(4, 2)
 TOTAL = "def inner(x): return jax.vmap(lambda r: r.sum())(x)\n"
 
-# A source with a function `run`, the holder that the message names, and the site if it
+# Sources with a function `run`, the holder that the message names, and the site if it
 # is not in `inner`.
-SHARED: dict[str, tuple[str, ...]] = {
-    "jitted function": (
-        "inner = jax.jit(inner)\ndef run(x): return inner(x)",
-        "PjitFunction of inner",
-    ),
-    "function called by a jitted function": (
-        "deep = jax.jit(lambda x: inner(x))\ndef run(x): return deep(x)",
-        "PjitFunction of <lambda>",
-    ),
-    "jitted and mapped function": (
-        "deep = jax.jit(jax.vmap(lambda r: r.sum()))\ndef run(x): return deep(x)",
-        "of <lambda>",
-        "toy:<lambda>, line 3",
-    ),
-    "equinox's jit": (
-        "import equinox as eqx\n"
-        "deep = eqx.filter_jit(inner)\ndef run(x): return deep(x)",
-        "of inner",
-    ),
-    "custom derivative": (
-        "deep = jax.custom_jvp(inner)\ndeep.defjvps(lambda t, y, x: t.sum(1))\n"
-        "def run(x): return deep(x)",
-        "custom_jvp of inner",
-    ),
-    "attribute of a module": (
-        "import toy.sub\ndef run(x): return toy.sub.go(x)",
-        "PjitFunction of go",
-        "toy.sub:go, line 3",
-    ),
-    "decorator of a module's function": (
-        "@jax.vmap\ndef total(r): return r.sum()\ndef run(x): return total(x)",
-        "result of jax.vmap of total",
-        "@jax.vmap in toy:total, line 3",
-    ),
-    "mapped and handed to something built": (
-        "def make(f): return lambda x: f(x)\nrun = make(jax.vmap(lambda r: r.sum()))",
-        "result of jax.vmap of <lambda>",
-        "@jax.vmap in toy:<lambda>, line 4",
-    ),
-    "method": (
-        "class Thing:\n    def go(self, x): return inner(x)\n"
-        "def run(x): return Thing().go(x)",
-        "class toy.Thing",
-    ),
-    "bound method": (
-        "class Thing:\n    def go(self, x): return jax.vmap(lambda r: r.sum())(x)\n"
-        "run = Thing().go",
-        "class toy.Thing",
-        "toy:Thing.go, line 4",
-    ),
-    "inherited property": (
-        "class Base:\n    @property\n    def go(self): return inner\n"
-        "class Thing(Base): pass\nthing = Thing()\ndef run(x): return thing.go(x)",
-        "class toy.Thing",
-    ),
-    "default of a field": (
-        "import typing\nclass Pair(typing.NamedTuple):\n    f: typing.Any = inner\n"
-        "def run(x): return Pair().f(x)",
-        "class toy.Pair",
-    ),
-    "member of an enumeration": (
-        "import enum\nclass Kind(enum.Enum): A = (inner,)\n"
-        "def run(x): return Kind.A.value[0](x)",
-        "class toy.Kind",
-    ),
-    "a foreign object": (
-        "import argparse\noptions = argparse.Namespace(f=inner)\n"
-        "def run(x): return options.f(x)",
-        "Namespace",
-    ),
-    "instance with slots": (
-        "class Api:\n    __slots__ = ('f',)\n    def __init__(self, f): self.f = f\n"
-        "api = Api(inner)\ndef run(x): return api.f(x)",
-        "The Api",
-    ),
-    "instance that makes itself": (
-        "class Api:\n    def __new__(cls, f): return super().__new__(cls)\n"
-        "    def __init__(self, f): self.f = f\n"
-        "api = Api(inner)\ndef run(x): return api.f(x)",
-        "The Api",
-    ),
-    "read-only dictionary": (
-        "import types\ntable = types.MappingProxyType({'f': inner})\n"
-        "def run(x): return table['f'](x)",
-        "mappingproxy",
-    ),
-    "deque": (
-        "import collections\ntable = collections.deque([inner])\n"
-        "def run(x): return table[0](x)",
-        "deque",
-    ),
-    "set": (
-        "table = {inner}\ndef run(x): return next(iter(table))(x)",
-        "The set",
-    ),
-    "cache": (
-        "@functools.cache\ndef make(): return lambda x: inner(x)\n"
-        "def run(x): return make()(x)",
-        "_lru_cache_wrapper of make",
-    ),
-    "dispatch on types": (
-        "inner = functools.singledispatch(inner)\ndef run(x): return inner(x)",
-        "function of inner",
-    ),
-}
-every_form = pytest.mark.parametrize("form", SHARED)
-
+SHARED = entries("""
+== jitted function == PjitFunction of inner
+inner = jax.jit(inner)
+def run(x): return inner(x)
+== jitted and mapped function == of <lambda> == toy:<lambda>, line 3
+deep = jax.jit(jax.vmap(lambda r: r.sum()))
+def run(x): return deep(x)
+== equinox's jit == of inner
+import equinox as eqx
+deep = eqx.filter_jit(inner)
+def run(x): return deep(x)
+== custom derivative == custom_jvp of inner
+deep = jax.custom_jvp(inner)
+deep.defjvps(lambda t, y, x: t.sum(1))
+def run(x): return deep(x)
+== attribute of a module == PjitFunction of go == toy.sub:go, line 3
+import toy.sub
+def run(x): return toy.sub.go(x)
+== decorator in a module == result of jax.vmap of total == @jax.vmap in toy:total
+@jax.vmap
+def total(r): return r.sum()
+def run(x): return total(x)
+== mapped and built in == result of jax.vmap of <lambda> == toy:<lambda>, line 4
+def make(f): return lambda x: f(x)
+run = make(jax.vmap(lambda r: r.sum()))
+== method == class toy.Thing
+class Thing:
+    def go(self, x): return inner(x)
+def run(x): return Thing().go(x)
+== bound method == class toy.Thing == toy:Thing.go, line 4
+class Thing:
+    def go(self, x): return jax.vmap(lambda r: r.sum())(x)
+run = Thing().go
+== inherited property == class toy.Thing
+class Base:
+    @property
+    def go(self): return inner
+class Thing(Base): pass
+thing = Thing()
+def run(x): return thing.go(x)
+== default of a field == class toy.Pair
+import typing
+class Pair(typing.NamedTuple):
+    f: typing.Any = inner
+def run(x): return Pair().f(x)
+== a foreign object == Namespace
+import argparse
+options = argparse.Namespace(f=inner)
+def run(x): return options.f(x)
+== instance with slots == The Api
+class Api:
+    __slots__ = ('f',)
+    def __init__(self, f): self.f = f
+api = Api(inner)
+def run(x): return api.f(x)
+== instance that makes itself == The Api
+class Api:
+    def __new__(cls, f): return super().__new__(cls)
+    def __init__(self, f): self.f = f
+api = Api(inner)
+def run(x): return api.f(x)
+== read-only dictionary == mappingproxy
+import types
+table = types.MappingProxyType({'f': inner})
+def run(x): return table['f'](x)
+== deque == deque
+import collections
+table = collections.deque([inner])
+def run(x): return table[0](x)
+== set == The set
+table = {inner}
+def run(x): return next(iter(table))(x)
+== cache == _lru_cache_wrapper of make
+@functools.cache
+def make(): return lambda x: inner(x)
+def run(x): return make()(x)
+== dispatch on types == function of inner
+inner = functools.singledispatch(inner)
+def run(x): return inner(x)
+""")
 # What raises whatever the policy says: the code itself cannot be followed.
-NOT_COPIED: dict[str, tuple[str, str]] = {
-    "dictionary that contains itself": (
-        "table = {'f': inner}\ntable['self'] = table\n"
-        "def run(x): return table['self']['f'](x)",
-        "A dict .* contains itself",
-    ),
-    "instance with its own method": (
-        "class Api:\n    def __init__(self, f): self.f, self.go = f, self._go\n"
-        "    def _go(self, x): return self.f(x)\n"
-        "api = Api(inner)\ndef run(x): return api.go(x)",
-        "contains itself",
-    ),
-    "globals": ("def run(x): return globals()['in' + 'ner'](x)", "calls `globals`"),
-    "evaluated text": ("def run(x): return eval('inner')(x)", "calls `eval`"),
-    "nonlocal": (
-        "def make():\n    count = 0\n    def run(x):\n        nonlocal count\n"
-        "        count += 1\n        return inner(x)\n    return run\nrun = make()",
-        r"toy\.make\.<locals>\.run assigns count .*`nonlocal`",
-    ),
-    "nonlocal in a function inside": (
-        "def make():\n    count = 0\n    def run(x):\n        def add():\n"
-        "            nonlocal count\n            count += 1\n        add()\n"
-        "        return inner(x)\n    return run\nrun = make()",
-        "assigns count",
-    ),
-}
+NOT_COPIED = entries(r"""
+== dictionary that contains itself == A dict .* contains itself
+table = {'f': inner}
+table['self'] = table
+def run(x): return table['self']['f'](x)
+== instance with its own method == contains itself
+class Api:
+    def __init__(self, f): self.f, self.go = f, self._go
+    def _go(self, x): return self.f(x)
+api = Api(inner)
+def run(x): return api.go(x)
+== globals == calls `globals`
+def run(x): return globals()['in' + 'ner'](x)
+== evaluated text == calls `eval`
+def run(x): return eval('inner')(x)
+== nonlocal == toy\.make\.<locals>\.run assigns count .*`nonlocal`
+def make():
+    count = 0
+    def run(x):
+        nonlocal count
+        count += 1
+        return inner(x)
+    return run
+run = make()
+== nonlocal in a function inside == assigns count
+def make():
+    count = 0
+    def run(x):
+        def add():
+            nonlocal count
+            count += 1
+        add()
+        return inner(x)
+    return run
+run = make()
+""")
 
 
 def source(text: str) -> dict[str, str]:
@@ -170,10 +155,10 @@ def scans(fun: Any) -> int:
     return str(jax.make_jaxpr(fun)(ROWS)).count("scan[")
 
 
-@every_form
-def test_shared_vmap_is_refused_by_name(form, make_package):
-    text, holder, *places = SHARED[form]
-    place = places[0] if places else "jax.vmap in toy:inner, line 2"
+@pytest.mark.parametrize("entry", SHARED, ids=lambda entry: entry[0])
+def test_shared_vmap_is_refused_by_name(entry, make_package):
+    _, holder, *places, text = entry
+    (place,) = places or ["jax.vmap in toy:inner, line 2"]
     module = make_package(**source(text))
     expected = module.run(ROWS)
     for api in (module.run, {"f": [module.run]}, functools.partial(module.run)):
@@ -185,7 +170,8 @@ def test_shared_vmap_is_refused_by_name(form, make_package):
     assert str(caught.value.site) in map(str, bk.sites(module.run, packages=("toy",)))
     # It is what a user hands in as well, unless it is the user who has mapped it.
     if "jax.vmap" not in holder:
-        give = make_package_of_one(module)
+        exec("def give(x, f): return f(x)", vars(module))
+        give = rebuild(module.give, bk.Chunked(2))
         with pytest.raises(bk.UnreachableSiteError):
             give(ROWS, getattr(module, "deep", module.run))
     # What the message advises leaves it alone.
@@ -198,15 +184,8 @@ def test_shared_vmap_is_refused_by_name(form, make_package):
         np.testing.assert_array_equal(copy(ROWS), expected)
 
 
-def make_package_of_one(module: Any) -> Any:
-    """A rebuilt function of `module` that calls its argument."""
-    exec("def give(x, f): return f(x)", vars(module))
-    return rebuild(module.give, bk.Chunked(2))
-
-
-@pytest.mark.parametrize("form", NOT_COPIED)
-def test_code_that_cannot_be_followed_is_refused(form, make_package):
-    text, match = NOT_COPIED[form]
+@pytest.mark.parametrize(("_", "match", "text"), NOT_COPIED)
+def test_code_that_cannot_be_followed_is_refused(_, match, text, make_package):
     module = make_package(**source(text))
     expected = module.run(ROWS)
     for batcher in (bk.Chunked(2), bk.Vmap()):
@@ -261,7 +240,6 @@ WANTED: list[Any] = [
     bk.Chunked(100),
     bk.ByPhase(default=bk.Chunked(2)),
     {"default": bk.Chunked(2), "toy:total": bk.Vmap()},
-    bk.BySite({"toy:jitted": bk.Sequential()}),
     bk.BySite({"toy:jitted:4": bk.Sequential()}),
 ]
 LEFT: list[Any] = [
@@ -274,13 +252,21 @@ LEFT: list[Any] = [
 
 
 def test_policy_decides_whether_a_shared_vmap_is_an_error(make_package):
-    module = make_package(init=HIDDEN)
+    module = make_package(init=f"{HIDDEN}def apply(x, f): return f(x)\n")
     for policy in WANTED:
         with pytest.raises(bk.UnreachableSiteError, match="toy:jitted, line 4"):
             rebuild(module.by_function, policy)
     for policy in LEFT:
         assert scans(rebuild(module.by_function, policy)) == 1
     assert rebuild(module.jitted, bk.Vmap()) is module.jitted
+    # Also where it is handed in later: a refused argument leaves nothing behind.
+    apply = rebuild(module.apply, bk.Chunked(2))
+    for _ in range(2):
+        with pytest.raises(bk.UnreachableSiteError, match="toy:jitted, line 4"):
+            apply(ROWS, module.by_function)
+    assert scans(lambda x: apply(x, module.total)) == 1
+    left = rebuild(module.apply, LeaveHidden())
+    assert scans(lambda x: left(x, module.by_function)) == 1
 
 
 def test_advice_names_each_shared_vmap_in_turn(make_package):
@@ -310,24 +296,12 @@ def test_phase_may_leave_what_the_other_never_reaches(make_package):
             rebuild(pair, wanted)
 
 
-def test_refused_argument_leaves_nothing_behind(make_package):
-    module = make_package(init=f"{HIDDEN}def run(x, f): return f(x)\n")
-    run = rebuild(module.run, bk.Chunked(2))
-    for _ in range(2):
-        with pytest.raises(bk.UnreachableSiteError, match="toy:jitted, line 4"):
-            run(ROWS, module.by_function)
-    assert scans(lambda x: run(x, module.total)) == 1
-    left = rebuild(module.run, LeaveHidden())
-    assert scans(lambda x: left(x, module.by_function)) == 1
-
-
 def test_rebuilt_module_refuses_the_names_that_are_read(make_package):
     module = make_package(init=HIDDEN)
     whole = rebuild(module, bk.Chunked(2))
-    with pytest.raises(bk.UnreachableSiteError, match="toy:jitted"):
-        _ = whole.jitted
-    with pytest.raises(bk.UnreachableSiteError, match="toy:jitted"):
-        _ = whole.by_function
+    for name in ("jitted", "by_function"):
+        with pytest.raises(bk.UnreachableSiteError, match="toy:jitted"):
+            getattr(whole, name)
     assert scans(whole.total) == 1
 
 

@@ -6,8 +6,9 @@ have.
 """
 
 import ast
+import functools
 import textwrap
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,12 +20,11 @@ import batchkit as bk
 from batchkit.rebuild import Sites
 
 from ..helpers import equations, explained
-from .spellings import HANDED_AROUND, NAMES, NESTED_IMPORTS, SPELLINGS
-from .vmaps import line_of, vmaps_in
+from .spellings import HANDED_AROUND, NAMES, SPELLINGS
+from .vmaps import Found, snapshot, vmaps_in
 
 
 ROWS = jnp.arange(8.0).reshape(4, 2)
-LOCATED = {**SPELLINGS, **{f"{k}, nested": x for k, x in NESTED_IMPORTS.items()}}
 
 
 def sites(api: Any) -> Sites:
@@ -35,37 +35,46 @@ def rebuild(api: Any, batcher: Any) -> Any:
     return bk.rebuild_sampler(api, batcher, packages=("toy",))
 
 
+def places(found: Any) -> set[Found]:
+    return {(x.qualname, x.line, x.spelling) for x in found}
+
+
 def scans(fun: Any) -> set[int]:
     """The lengths of all scans."""
     eqns = equations(jax.make_jaxpr(fun)(ROWS))
     return {x.params["length"] for x in eqns if x.primitive.name == "scan"}
 
 
-def snapshot(module: ModuleType) -> list[tuple[str, Any]]:
-    """What the functions of a module consist of, to be compared by identity."""
-    parts = list(vars(module).items())
-    for name, value in list(parts):
-        if isinstance(value, FunctionType):
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            details = (value.__code__, value.__defaults__, value.__kwdefaults__)
-            attributes = value.__dict__.values()
-            parts += [(name, x) for x in (*details, *cells, *attributes)]
-    return parts
+def functions_of(source: str) -> list[str]:
+    return [x.name for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)]
 
 
-@pytest.mark.parametrize("name", [*LOCATED, *HANDED_AROUND])
+@functools.cache
+def places_in(function: str) -> set[Found]:
+    """The vmaps that the text of `SPELLINGS` has in one of its functions."""
+    found = vmaps_in(SPELLINGS, NAMES)
+    return {x for x in found if x[0].split(".")[0] == function}
+
+
+HANDED = [
+    name.split(" = ")[0].removeprefix("def ").split("(")[0]
+    for name in HANDED_AROUND.splitlines()[4:]
+    if not name.startswith(("def _", "_"))
+]
+
+
+@pytest.mark.parametrize("name", [*functions_of(SPELLINGS), *HANDED])
 @pytest.mark.usefixtures("no_type_checks")
 def test_spelling_is_found_and_rebuilt(name, make_package):
-    source = {**LOCATED, **HANDED_AROUND}[name]
-    module = make_package(init=source)
-    run = module.run
-    expected = run(ROWS)
-    before = snapshot(module)
+    is_located = name not in HANDED
+    module = make_package(init=SPELLINGS if is_located else HANDED_AROUND)
+    run = getattr(module, name)
+    run(ROWS)  # what a function imports into its module is there
+    before = [*snapshot(module)]
     found = sites(run)
-    listed = {(x.qualname, x.line, x.spelling) for x in found}
-    if name in LOCATED:
-        assert listed == vmaps_in(source, [NAMES.get(name, "vmap")])
-        assert len(found) == len(listed)
+    if is_located:
+        assert places(found) == places_in(name)
+        assert len(found) == len(places_in(name)) > 0
         assert {x.phase for x in found} == {None}
     first, second = rebuild(run, bk.Chunked(2)), rebuild(run, bk.Sequential())
     # Also what has been rebuilt takes another batcher, and none sees the other.
@@ -74,15 +83,12 @@ def test_spelling_is_found_and_rebuilt(name, make_package):
         assert scans(copy) - {2, 4} == set()
         assert (length is None) == (scans(copy) == set())
         assert length is None or length in scans(copy)
-        np.testing.assert_allclose(copy(ROWS), expected, rtol=1e-6)
-    if name in LOCATED:
-        reached = {
-            x.site for each in explained(first, ROWS) for x in (each, *each.inside)
-        }
-        assert {(x.qualname, x.line, x.spelling) for x in reached} == listed
-    after = snapshot(module)
-    assert [name for name, _ in after] == [name for name, _ in before]
-    assert all(x is y for (_, x), (_, y) in zip(after, before, strict=True))
+        np.testing.assert_allclose(copy(ROWS), run(ROWS), rtol=1e-6)
+    if is_located:
+        reached = explained(first, ROWS)
+        inside = [x for each in reached for x in each.inside]
+        assert places(x.site for x in (*reached, *inside)) == places_in(name)
+    assert [*snapshot(module)] == before
 
 
 def compiled(source: str, *, one_line: bool) -> ModuleType:
@@ -101,11 +107,11 @@ def compiled(source: str, *, one_line: bool) -> ModuleType:
 def test_line_breaks_do_not_hide_a_vmap(one_line):
     # What the compiler joins into one instruction depends on its version and on what
     # stands on one line.
-    for name, source in LOCATED.items():
-        listed = vmaps_in(source, [NAMES.get(name, "vmap")])
-        expected = {(qualname, x) for qualname, _, x in listed}
-        found = sites(compiled(source, one_line=one_line).run)
-        assert {(x.qualname, x.spelling) for x in found} == expected, source
+    module = compiled(SPELLINGS, one_line=one_line)
+    for name in functions_of(SPELLINGS):
+        expected = {(qualname, x) for qualname, _, x in places_in(name)}
+        found = sites(getattr(module, name))
+        assert {(x.qualname, x.spelling) for x in found} == expected, name
 
 
 def test_import_is_hidden_by_a_parameter_of_its_name():
@@ -135,44 +141,16 @@ def test_sites_do_not_depend_on_the_order_of_reading(first, make_package):
     inner = module.make()
     order = [module.make, inner] if first == "outer" else [inner, module.make]
     for api in order:
-        found = {(x.qualname, x.line, x.spelling) for x in sites(api)}
-        assert found == vmaps_in(source)
-    copy = rebuild(inner, bk.Chunked(2))
-    (reached,) = explained(copy, ROWS)
+        assert places(sites(api)) == vmaps_in(source)
+    (reached,) = explained(rebuild(inner, bk.Chunked(2)), ROWS)
     assert (reached.site.line, reached.site.spelling) == (6, "vmap")
 
 
-PARAMETERS = ["layout=jax.vmap", "*, layout=jax.vmap"]
-
-
-@pytest.mark.parametrize("parameter", PARAMETERS)
+@pytest.mark.parametrize("parameter", ["layout=jax.vmap", "*, layout=jax.vmap"])
 @pytest.mark.usefixtures("no_type_checks")
 def test_vmap_in_a_default_goes_by_its_parameter(parameter, make_package):
     source = f"import jax\n\ndef run(x, {parameter}): return layout(lambda r: -r)(x)\n"
     module = make_package(init=source)
-    place = ("run", line_of(source, "run"), "layout")
-    assert [(x.qualname, x.line, x.spelling) for x in sites(module.run)] == [place]
+    assert places(sites(module.run)) == {("run", 3, "layout")}
     (reached,) = explained(rebuild(module.run, bk.Chunked(2)), ROWS)
     assert [reached.site] == list(sites(module.run))
-
-
-@pytest.mark.usefixtures("no_type_checks")
-def test_sites_of_other_modules_are_reached_under_their_names(make_package):
-    module = make_package(
-        init="def run(x): import toy.a; return toy.a.g(x)\n",
-        a="""
-        import jax
-        from .b import f
-        def g(x): return jax.vmap(lambda r: -r)(f(x))
-        """,
-        b="""
-        import jax
-        def f(x):
-            y = 2 * x
-            return jax.vmap(jax.nn.relu)(y)
-        """,
-    )
-    listed = sites(module.run)
-    assert {site.module for site in listed} == {"toy.a", "toy.b"}
-    reached = explained(rebuild(module.run, bk.Chunked(2)), ROWS)
-    assert {each.site for each in reached} == set(listed)

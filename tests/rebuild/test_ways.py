@@ -8,7 +8,6 @@ wrapper. The batcher of these tests records the number of rows of each call.
 import functools
 import sys
 import types
-from collections.abc import Iterator
 from string import Template
 from typing import Any, NamedTuple, final
 
@@ -17,6 +16,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+
+from .vmaps import snapshot
 
 
 ROWS = np.arange(3)
@@ -205,42 +206,6 @@ def chained(name: str, *ways: Way) -> types.ModuleType:
     vars(module).update(__package__="toy")
     exec("\n".join([*texts, below]), vars(module))
     return module
-
-
-def snapshot(root: types.ModuleType) -> Iterator[tuple[Any, Any]]:
-    """Yield the place and the identity of all that a module of the package holds."""
-    seen: dict[int, Any] = {}
-    pending: list[Any] = [((), root)]
-    while pending:
-        place, value = pending.pop()
-        yield place, id(value)
-        if id(value) in seen:
-            continue
-        seen[id(value)] = value
-        parts: Any = getattr(value, "__dict__", {}) if is_ours(value) else {}
-        if isinstance(value, types.FunctionType) and value.__module__ != "theirs":
-            cells = {i: x.cell_contents for i, x in enumerate(value.__closure__ or ())}
-            parts = {
-                **parts,
-                **cells,
-                "": value.__defaults__,
-                "*": value.__kwdefaults__,
-            }
-        elif isinstance(value, list | tuple):
-            parts = dict(enumerate(value))
-        elif isinstance(value, dict):
-            parts = value
-        elif isinstance(value, functools.partial):
-            parts = {"func": value.func, "args": value.args, **value.keywords}
-        pending += [((*place, name), part) for name, part in list(parts.items())]
-
-
-def is_ours(value: Any) -> bool:
-    if isinstance(value, types.ModuleType):
-        return value.__name__.split(".")[0] == "toy"
-    return getattr(type(value), "__module__", None) == "toy" or (
-        isinstance(value, types.FunctionType)
-    )
 
 
 # In which form a function is rebuilt.

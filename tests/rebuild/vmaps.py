@@ -1,8 +1,10 @@
-"""An oracle for `sites`: the vmaps in a source text, found by `ast`."""
+"""Oracles: the vmaps in a source text, found by `ast`, and what a package holds."""
 
 import ast
+import functools
 import textwrap
-from collections.abc import Iterable
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -21,14 +23,6 @@ def vmaps_in(source: str, names: Iterable[str] = ("vmap",)) -> set[Found]:
     visitor = _Vmaps(set(names))
     visitor.visit(ast.parse(textwrap.dedent(source)))
     return visitor.found
-
-
-def line_of(source: str, name: str) -> int:
-    """The line on which a function is defined, its decorators included."""
-    for node in ast.walk(ast.parse(textwrap.dedent(source))):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return min([node.lineno, *(x.lineno for x in node.decorator_list)])
-    raise AssertionError(f"no function {name}")
 
 
 class _Vmaps(ast.NodeVisitor):
@@ -86,3 +80,39 @@ class _Vmaps(ast.NodeVisitor):
             and node.id in self._names
             and isinstance(node.ctx, ast.Load)
         )
+
+
+def snapshot(root: types.ModuleType) -> Iterator[tuple[Any, Any]]:
+    """Yield the place and the identity of all that a module of the package holds."""
+    seen: dict[int, Any] = {}
+    pending: list[Any] = [((), root)]
+    while pending:
+        place, value = pending.pop()
+        yield place, id(value)
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        parts: Any = getattr(value, "__dict__", {}) if _is_ours(value) else {}
+        if isinstance(value, types.FunctionType) and value.__module__ != "theirs":
+            cells = {i: x.cell_contents for i, x in enumerate(value.__closure__ or ())}
+            parts = {
+                **parts,
+                **cells,
+                "": value.__defaults__,
+                "*": value.__kwdefaults__,
+            }
+        elif isinstance(value, list | tuple):
+            parts = dict(enumerate(value))
+        elif isinstance(value, dict):
+            parts = value
+        elif isinstance(value, functools.partial):
+            parts = {"func": value.func, "args": value.args, **value.keywords}
+        pending += [((*place, name), part) for name, part in list(parts.items())]
+
+
+def _is_ours(value: Any) -> bool:
+    if isinstance(value, types.ModuleType):
+        return value.__name__.split(".")[0] == "toy"
+    return getattr(type(value), "__module__", None) == "toy" or (
+        isinstance(value, types.FunctionType)
+    )
