@@ -8,7 +8,7 @@ import dis
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType
 from typing import Literal, final
 
@@ -68,15 +68,25 @@ def _references(
     instructions = list(_instructions(code))
     kinds = [_loaded_kind(instruction, code) for instruction in instructions]
     line = code.co_firstlineno
+    importing: Import | None = None
     for i, instruction in enumerate(instructions):
         positions = instruction.positions
         if positions is not None and positions.lineno is not None:
             line = positions.lineno
         place = code.co_qualname, line
-        if instruction.opname == "IMPORT_NAME":
-            for name, imported in _bindings(instructions, i):
-                imports[name] = imported
-                yield Reference((name,), *place, imported, is_binding=True)
+        opname, argument = instruction.opname, instruction.argval
+        if opname == "IMPORT_NAME":
+            level, names = (instructions[i - k].argval for k in (2, 1))
+            importing = Import(argument, level, bool(names), ())
+        elif importing is not None and opname == "IMPORT_FROM":
+            # `import a.b as c` imports `a`, and then reads `b` off it.
+            outer_path = () if importing.is_from else importing.path
+            importing = replace(importing, path=(*outer_path, argument))
+        elif importing is not None and opname.startswith("STORE_"):
+            imports[argument] = importing
+            yield Reference((argument,), *place, importing, is_binding=True)
+        elif opname not in ("SWAP", "POP_TOP"):
+            importing = None
         if kinds[i] not in ("global", "variable"):
             continue
         end = i + 1
@@ -130,25 +140,6 @@ def _loaded_kind(
     cells = (*code.co_cellvars, *code.co_freevars)
     is_local = opcode in dis.haslocal and instruction.argval not in cells
     return "variable" if is_local or opcode in dis.hasfree else None
-
-
-def _bindings(
-    instructions: list[dis.Instruction], start: int
-) -> Iterator[tuple[str, Import]]:
-    """Yield the names that the `import` at `start` binds."""
-    level, names = (instructions[start - k].argval for k in (2, 1))
-    path: tuple[str, ...] = ()
-    for instruction in instructions[start + 1 :]:
-        if instruction.opname == "IMPORT_FROM":
-            # `import a.b as c` imports `a`, and then reads `b` off it.
-            path = (*(() if names else path), instruction.argval)
-        elif instruction.opname.startswith("STORE_"):
-            module = instructions[start].argval
-            yield instruction.argval, Import(module, level, bool(names), path)
-            if not names:
-                return
-        elif instruction.opname not in ("SWAP", "POP_TOP"):
-            return
 
 
 def _defines_function(following: list[dis.Instruction]) -> bool:

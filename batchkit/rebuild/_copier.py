@@ -206,7 +206,7 @@ class Copier:
             except BaseException:  # a copy without its parts must not be found again
                 self._forget()
                 raise
-            self._memory.maps[False].clear()
+            self._memory.maps[0].clear()  # of this call
 
     def _refuse_unreachable(self, value: Any, origin: Origin) -> None:
         # Values of a module are read once, arguments of the user at every call.

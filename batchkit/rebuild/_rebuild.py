@@ -106,7 +106,9 @@ def _exposed(
     """Return `value`, a part of `outer`, with an entry point for each function."""
     opens = copier.packages.opens
     with copier.lock:
-        if not any(map(_may_call, walk([value], lambda x: parts(x, opens)))):
+        items = walk([value], lambda x: parts(x, opens))
+        objects = (x for x in items if not isinstance(x, type))
+        if not any(callable(x) or isinstance(x, ModuleType) for x in objects):
             # Results of calls are data, as a rule, and need not be looked into.
             is_result = origin is Origin.ARGUMENT
             return value if is_result else copier.copy(value, origin)
@@ -150,10 +152,3 @@ def _module(copier: Copier, module: ModuleStandIn) -> ModuleType:
         return _exposed(copier.for_part(name), part, Origin.CLOSURE)
 
     return ModuleStandIn(original_module(module), look_up, {})
-
-
-def _may_call(value: Any) -> bool:
-    """Return True for a function, an object or a module that users may call."""
-    if isinstance(value, type):
-        return False
-    return callable(value) or isinstance(value, ModuleType)

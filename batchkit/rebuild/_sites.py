@@ -176,8 +176,7 @@ def reachable(
             return _read_function(node, found, follow_imports)
         return _read_foreign_function(node, found, packages)
 
-    for _ in walk(nodes, inside, Node.key, seen):
-        pass
+    _ = [*walk(nodes, inside, Node.key, seen)]
     return found
 
 
@@ -372,23 +371,21 @@ def sites_by_phase(api: Any, packages: Packages) -> Iterator[Site]:
     def inside(named: tuple[Any, str | None]) -> list[tuple[Any, str | None]]:
         item, phase = named
         inner, names, _ = flatten(item, packages.opens)
-        if item is api and isinstance(item, ModuleType):
-            # What the packages' code has put into it, but for other modules.
-            defined = {
-                name: part
-                for name, part in vars(original_module(item)).items()
-                if not isinstance(part, ModuleType) and _holds_code_of(part, packages)
-            }
-            inner, names = [*defined.values()], [*defined]
         if not inner:
             leaves[phase].append(Node(item, Origin.CLOSURE))
-        elif packages.own(item) and not isinstance(item, ModuleType):
+        elif packages.own(item):
             leaves[phase].append(Node(type(item), Origin.CLOSURE))
         pairs = zip(inner, names, strict=True)
         return [(part, phase_of(name, phase)) for part, name in pairs]
 
-    for _ in walk([(api, None)], inside, key=lambda named: (id(named[0]), named[1])):
-        pass
+    roots = [(api, None)]
+    if isinstance(api, ModuleType):
+        # What the packages' code has put into it, but for other modules.
+        defined = vars(original_module(api)).items()
+        defined = [(x, y) for x, y in defined if not isinstance(y, ModuleType)]
+        held = [(x, y) for x, y in defined if _holds_code_of(y, packages)]
+        roots = [(part, phase_of(name, None)) for name, part in held]
+    _ = [*walk(roots, inside, key=lambda named: (id(named[0]), named[1]))]
     for phase, nodes in leaves.items():
         others = PHASES if phase is None else ()
         read = [x._replace(origin=y) for o in others for x in leaves[o] for y in Origin]

@@ -135,16 +135,9 @@ def test_task_is_traced_once_and_data_movement_twice(name, rebuild):
     assert len(traces) == 2
 
 
-@pytest.mark.parametrize("name", BATCHERS)
-def test_nested_movement_stays_vmap(name, rebuild):
-    nested = rebuild(BATCHERS[name], "nested")
-    fun = lambda x: nested(lambda s: s[::-1], x)
-    assert loops(fun, ROWS) == 0
-    np.testing.assert_array_equal(fun(ROWS), ROWS[:, :, ::-1])
-
-
-def test_nested_tasks_that_compute_are_split_twice(rebuild):
+def test_nested_tasks_are_split_twice_if_they_compute(rebuild):
     nested = rebuild(bk.Sequential(), "nested")
+    assert loops(lambda x: nested(lambda s: s[::-1], x), ROWS) == 0
     fun, traces = counted(jnp.sin)
     assert loops(lambda x: nested(fun, x), ROWS) == 2
     assert len(traces) == 1
@@ -185,16 +178,3 @@ def test_explain_names_sites_that_only_move_data(name, rebuild):
     assert computed[2] < 6
     (whole,) = notes(lambda x: rebuild(bk.Vmap())(MOVES["ravel"], x), ROWS)
     assert whole[0] == ""
-
-
-@pytest.mark.usefixtures("no_type_checks")
-def test_explain_names_the_inner_site_that_only_moves_data(rebuild):
-    run = rebuild(bk.Sequential())
-
-    def outer(r: jax.Array) -> jax.Array:
-        return run(lambda s: s[::-1], r) * 2
-
-    (reached,) = explained(lambda x: run(outer, x), ROWS)
-    assert (reached.note, reached.at_once) == ("", 1)
-    (inside,) = reached.inside
-    assert (inside.note, inside.at_once) == (NOTE, 2)

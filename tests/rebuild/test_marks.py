@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import pytest
 from blackjax.mcmc.integrators import velocity_verlet
 from blackjax.mcmc.random_walk import normal_random_walk
-from blackjax.mcmc.slice import SliceState, build_kernel, init
 from blackjax.smc import extend_params
 
 import batchkit as bk
@@ -231,9 +230,6 @@ class Gaussian(eqx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         return -2.0 * jnp.sum((jnp.sin(x @ jnp.ones((2, 2))) - self.mean) ** 2)
 
-    def method(self, x: jax.Array) -> jax.Array:
-        return self(x)
-
 
 @final
 class Plain:
@@ -254,15 +250,12 @@ def shifted(x: jax.Array, mean: Any) -> jax.Array:
 
 LIKELIHOODS: dict[str, Fun] = {
     "module": Gaussian(jnp.ones(2)),
-    "bound method of a module": Gaussian(jnp.ones(2)).method,
     "object": Plain(),
     "bound method": Plain().__call__,
     "partial": functools.partial(shifted, mean=jnp.ones(2)),
     "jax.jit": jax.jit(loglikelihood),
     "eqx.filter_jit": eqx.filter_jit(loglikelihood),
-    "vmap inside": lambda x: jnp.sum(jax.vmap(jnp.sin)(x) + x @ jnp.ones((2, 2))),
     "custom_jvp": jax.custom_jvp(loglikelihood),
-    "checkpoint": jax.checkpoint(loglikelihood),
 }
 LIKELIHOODS["custom_jvp"].defjvps(lambda dx, _, x: jnp.sum(dx * x))  # pyright: ignore
 
@@ -335,17 +328,6 @@ def integrator(logdensity_fn: Fun, kinetic_energy_fn: Fun) -> Fun:
     return one_step
 
 
-def line(key: jax.Array, position: jax.Array, logdensity_fn: Fun) -> Fun:
-    """The line of a slice sampler, a function over a direction that is drawn."""
-    direction = jax.random.normal(key, position.shape)
-
-    def at(t: jax.Array) -> Any:
-        new = position + t * direction
-        return SliceState(new, logdensity_fn(new)), jnp.array(True)
-
-    return at
-
-
 def users_kernel(key: jax.Array, state: Any, logdensity_fn: Fun) -> Any:
     """Proposes until one is accepted: as many calls as it takes."""
 
@@ -366,12 +348,6 @@ KERNELS: dict[str, dict[str, Any]] = {
         "mcmc_step_fn": blackjax.hmc.build_kernel(integrator=integrator),
         "mcmc_init_fn": blackjax.hmc.init,
         "mcmc_parameters": extend_params(HMC),  # pyright: ignore
-    },
-    "results that close over arrays of the task": {
-        "mcmc_step_fn": functools.partial(
-            build_kernel(max_expansions=2), proposal_generator=line
-        ),
-        "mcmc_init_fn": init,
     },
     # It costs more than the densities that it calls, which are what lanes share.
     "kernel of the user's": {"mcmc_step_fn": users_kernel},

@@ -244,43 +244,6 @@ def test_function_mapped_while_building_is_laid_out_by_its_phase(where, make_pac
     assert (chunks(again.init, ROWS), chunks(again.step, ROWS)) == (2, 2)
 
 
-def test_sites_of_a_factory_have_no_phase_beside_those_of_its_parts(make_package):
-    module = make_package(
-        init=PAIR
-        + """
-    class Api:
-        def __init__(self, build, init): self.build, self.init = build, init
-    def first(x): return total(x)
-    def build():
-        def start(x): return first(x)
-        def step(x): return jax.vmap(lambda r: r)(total(x))
-        return Pair(start, step)
-    api = Api(build, first)
-    """
-    )
-    found = {(x.qualname, x.phase) for x in bk.sites(module.api, packages=("toy",))}
-    step = "build.<locals>.step"
-    assert found == {("total", "init"), ("total", None), (step, None)}
-
-
-def test_policy_gets_each_site_with_its_phase(make_package):
-    module = make_package(init=PAIR + MAPPED_BEFORE["in a closure"])
-    seen: set[bk.Site] = set()
-
-    def rule(site: bk.Site) -> bk.AbstractBatcher:
-        seen.add(site)
-        return bk.Chunked(3)
-
-    pair = rebuilt(module, Lambda(rule))(jnp.sum)
-    (listed,) = {x for x in bk.sites(module.build, packages=("toy",))}
-    for phase, fun in (("init", pair.init), ("step", pair.step)):
-        seen.clear()
-        jax.eval_shape(fun, ROWS)
-        assert seen <= {
-            bk.Site("toy", "build", listed.line, "jax.vmap", phase),
-        }
-
-
 @pytest.mark.parametrize("answer", [None, 16, jax.vmap, bk.Chunked, bk.ByPhase()])
 def test_policy_that_returns_no_batcher_is_named(answer, make_package):
     module = make_package(init=PAIR)

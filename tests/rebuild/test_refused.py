@@ -84,10 +84,6 @@ class Api:
     def __init__(self, f): self.f = f
 api = Api(inner)
 def run(x): return api.f(x)
-== read-only dictionary == mappingproxy
-import types
-table = types.MappingProxyType({'f': inner})
-def run(x): return table['f'](x)
 == deque == deque
 import collections
 table = collections.deque([inner])
@@ -215,12 +211,8 @@ HIDDEN = """
     import jax, typing
     @jax.jit
     def jitted(x): return jax.vmap(lambda r: r.sum())(x)
-    class Thing:
-        def method(self, x): return jax.vmap(lambda r: r.sum())(x)
     def total(x): return jax.vmap(lambda r: r.prod())(x)
     def by_function(x): return jitted(x) + total(x)
-    def by_class(x): return Thing().method(x) + total(x)
-    def both(x): return by_function(x) + by_class(x)
     class Pair(typing.NamedTuple):
         init: typing.Any
         step: typing.Any
@@ -267,17 +259,6 @@ def test_policy_decides_whether_a_shared_vmap_is_an_error(make_package):
     assert scans(lambda x: apply(x, module.total)) == 1
     left = rebuild(module.apply, LeaveHidden())
     assert scans(lambda x: left(x, module.by_function)) == 1
-
-
-def test_advice_names_each_shared_vmap_in_turn(make_package):
-    module = make_package(init=HIDDEN)
-    left: dict[str, bk.AbstractBatcher] = {}
-    for _ in range(2):
-        with pytest.raises(bk.UnreachableSiteError) as caught:
-            rebuild(module.both, bk.BySite(left, default=bk.Chunked(2)))
-        left[caught.value.site.name] = bk.Vmap()
-    assert left.keys() == {"toy:jitted", "toy:Thing.method"}
-    assert scans(rebuild(module.both, bk.BySite(left, default=bk.Chunked(2)))) == 2
 
 
 def test_phase_may_leave_what_the_other_never_reaches(make_package):

@@ -191,8 +191,11 @@ PHASES = """
     registry = {"init": init, "step": step, "other": other}
     thing = Thing(init=init, build_kernel=build_kernel, other=other)
     nested = {"deep": pair, "other": other}
+    def build(): return Pair(init, lambda x: jax.vmap(lambda r: r)(shared(x)))
+    factory = Thing(build=build, init=init)
     """
 KERNEL = "build_kernel.<locals>.kernel"
+LAMBDA = "build.<locals>.<lambda>"
 BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
 
 
@@ -205,8 +208,10 @@ BOTH = {"init": {"init", "shared"}, "step": {KERNEL, "shared"}}
         ("thing", {**BOTH, None: {"other"}}),
         ("nested", {**BOTH, None: {"other"}}),
         ("other", {None: {"other"}}),
+        # What a factory hands to either has no phase, beside those of other parts.
+        ("factory", {"init": BOTH["init"], None: {LAMBDA, "shared"}}),
         ("init", {None: {"init", "shared"}}),
-        (None, {**BOTH, None: {"other", "shared"}}),
+        (None, {**BOTH, None: {"other", "shared", LAMBDA}}),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -14,7 +14,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import equations, explained
+from ..helpers import equations
 from .problems import SMC
 
 
@@ -67,10 +67,3 @@ def test_batch_size_wins_where_it_is_used():
     assert chunked.count(5) == len(KERNELS)
     assert upstream != plain
     assert both == upstream
-
-
-@pytest.mark.usefixtures("no_type_checks")
-def test_explain_reaches_no_site_where_batch_size_wins():
-    # Without `batch_size` it reaches both, as the tests of what is reached show.
-    reached = explained(*step(bk.Chunked(2), 4))
-    assert KERNELS.isdisjoint(x.site.name for x in reached)

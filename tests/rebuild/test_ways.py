@@ -66,11 +66,7 @@ class Way(NamedTuple):
 SAME = {
     "dictionary": Way('table$e["f"]', 'table$e = {"f": $t}'),
     "key of a dictionary": Way("next(iter(table$e))", "table$e = {$t: 0}"),
-    "list": Way("table$e[0]", "table$e = [$t]"),
     "nested containers": Way('table$e["f"][0][0]', 'table$e = {"f": [($t,)]}'),
-    "filled table": Way(
-        'table$e["f"]', 'table$e = {}\n(lambda f: table$e.setdefault("f", f))($t)'
-    ),
     "named tuple": Way(
         "pair$e.f",
         "class Pair$e(typing.NamedTuple):\n    f: typing.Any\npair$e = Pair$e($t)",
@@ -86,8 +82,6 @@ SAME = {
     "default": Way("get$e()", "def get$e(f=$t): return f"),
     "keyword default": Way("get$e()", "def get$e(*, f=[$t]): return f[0]"),
     "argument": Way("give($t)"),
-    "argument of theirs": Way("theirs.give($t)"),
-    "comprehension": Way("[g for g in [$t]][0]"),
     "nested class": Way(
         "get$e().g",
         "def get$e():\n    class Local: g = staticmethod($t)\n    return Local",
@@ -98,21 +92,9 @@ SAME = {
 WAYS = {
     **SAME,
     "closure": Way("via$e", "via$e = (lambda g: lambda x: g(x))($t)"),
-    "container in a closure": Way(
-        "via$e", 'via$e = (lambda g: lambda x: g["f"][0](x))({"f": [$t]})'
-    ),
     "partial": Way("via$e", "via$e = functools.partial($t)"),
-    "partial with an argument": Way(
-        "via$e", "via$e = functools.partial(lambda g, x: g(x), $t)"
-    ),
     "partial with a keyword": Way(
         "via$e", "via$e = functools.partial(lambda x, g: g[0](x), g=($t,))"
-    ),
-    "wrapper": Way(
-        "via$e",
-        "def around$e(f):\n    @functools.wraps(f)\n"
-        "    def inner(*args): return f(*args)\n    return inner\n"
-        "via$e = around$e($t)",
     ),
     "their wrapper": Way("via$e", "via$e = theirs.wrapped($t)"),
     "nested function": Way(
