@@ -119,25 +119,15 @@ def test_arguments_are_neither_kept_nor_stale(toy):
     functions["f"] = toy.second
     assert each(ROWS, functions)[1] == -5.0
 
-    class Data:
-        pass
-
-    data = Data()
+    data = lambda r: r.sum()
     alive = weakref.ref(data)
     functions = {"f": functools.partial(lambda d, r: toy.first(r), data)}
     each(ROWS, {**functions, "other": toy.first})
-    del data, functions
-    gc.collect()
-    assert alive() is None
-
-
-def test_functions_made_at_run_time_are_forgotten_with_their_user(toy):
+    # Functions made at run time are forgotten with their user's as well.
     apply = rebuild(toy.apply)
-    users = lambda r: r.sum()
-    alive = weakref.ref(users)
-    apply(ROWS, toy.make_mapped(users))
+    apply(ROWS, toy.make_mapped(data))
     jax.clear_caches()
-    del users
+    del data, functions
     gc.collect()
     assert alive() is None
 

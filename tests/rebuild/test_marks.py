@@ -140,9 +140,6 @@ class Moves(bk.AbstractPolicy):
 WITH_CONTINUOUS = {
     "ByPhase": bk.ByPhase(step=bk.Continuous(LANES)),
     "BySite": bk.BySite({STEP_OF_NSS: bk.Continuous(LANES)}),
-    "BySite, default": bk.BySite(
-        {"blackjax.ns.nss:*": bk.Chunked(2)}, default=bk.Continuous(LANES)
-    ),
     "nested": bk.ByPhase(
         default=bk.BySite({STEP_OF_NSS: bk.Continuous(LANES)}, default=bk.Vmap())
     ),

@@ -1,5 +1,6 @@
 """`blackjax.nss` and `nsswig` through a batcher, against the originals."""
 
+import functools
 from typing import Any
 
 import blackjax
@@ -9,16 +10,15 @@ import pytest
 
 import batchkit as bk
 
+from ..helpers import assert_same
 from .problems import GAUSSIAN, PLATEAU, log_evidence, run
+
+
+assert_same_bits = functools.partial(assert_same, ulps=0)
 
 
 def rebuilt(name: str, batcher: bk.AbstractBatcher) -> Any:
     return bk.rebuild_sampler(getattr(blackjax, name), batcher=batcher)
-
-
-def assert_same_bits(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 SETTINGS = GAUSSIAN.settings(num_inner_steps=3, num_delete=6)

@@ -79,10 +79,6 @@ LAYOUTS: dict[str, tuple[Any, tuple[int | None, int | None]]] = {
         bk.ByPhase(init=bk.BySite({INIT: bk.Chunked(8)}), step=bk.Chunked(2)),
         (3, 3),
     ),
-    "site in the other phase": (
-        bk.ByPhase(init=bk.BySite({UPDATE: bk.Chunked(2)}), step=bk.Vmap()),
-        (None, None),
-    ),
     "one's own": (
         Lambda(lambda site: bk.Chunked(8 if site.phase == "init" else 2)),
         (3, 3),
@@ -211,12 +207,6 @@ MAPPED_BEFORE = {
         def init(x): return mapped(x)
         def step(x): return mapped(x)
         return Pair(init, step)
-    """,
-    "inside a function in a closure": """
-    def build(f):
-        mapped = jax.vmap(f)
-        def inner(x): return mapped(x)
-        return Pair(lambda x: inner(x), lambda x: inner(x))
     """,
     "in a partial": """
     import functools

@@ -145,7 +145,6 @@ def test_jit_traces_again_only_for_another_policy(policy, another):
         run(argument, x)
     assert seen == [policy, another]
     assert static(x, policy=policy).tolist() == [2.0] * 6
-    assert seen == [policy, another]
 
 
 # The types, too, refuse what is refused here.
@@ -235,11 +234,8 @@ def test_patterns_that_match_nothing_are_refused(policy, named, built):
     assert listed <= set(message.split())
 
 
-def test_an_empty_mapping_is_refused():
+def test_mappings_without_a_use_are_refused():
     with pytest.raises(ValueError, match=r"batcher=\{\}\): the mapping is empty"):
         rebuild({})
-
-
-def test_pattern_for_an_api_without_sites_is_refused():
     with pytest.raises(ValueError, match=r"of this API:\n\(none\)"):
         bk.rebuild_sampler(blackjax.hmc, batcher={"blackjax.*": A})

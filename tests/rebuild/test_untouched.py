@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import FunctionType
 from typing import Any
 
@@ -79,30 +80,17 @@ def test_two_threads_trace_with_two_batchers_at_once():
     settings = GAUSSIAN.settings(num_inner_steps=2, num_delete=6)
     positions = GAUSSIAN.positions(0, n_live=24)
     in_trace = threading.Barrier(2, timeout=60)
-    lengths: dict[int, list[int]] = {}
-    failures: list[BaseException] = []
 
-    def trace(size: int) -> None:
-        def loglikelihood_fn(x: Any) -> Any:
-            in_trace.wait()  # both threads are inside their traces now
-            return settings["loglikelihood_fn"](x)
+    def loglikelihood_fn(x: Any) -> Any:
+        in_trace.wait()  # both threads are inside their traces now
+        return GAUSSIAN.loglikelihood_fn(x)
 
-        try:
-            nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(size))
-            algorithm = nss(**{**settings, "loglikelihood_fn": loglikelihood_fn})
-            jaxpr = jax.make_jaxpr(algorithm.init)(positions)
-            eqns = jaxpr.jaxpr.eqns
-            lengths[size] = [
-                eqn.params["length"] for eqn in eqns if eqn.primitive.name == "scan"
-            ]
-        except BaseException as failure:
-            failures.append(failure)
+    def scan_lengths(size: int) -> list[int]:
+        nss = bk.rebuild_sampler(blackjax.nss, batcher=bk.Chunked(size))
+        algorithm = nss(**{**settings, "loglikelihood_fn": loglikelihood_fn})
+        eqns = jax.make_jaxpr(algorithm.init)(positions).jaxpr.eqns
+        return [x.params["length"] for x in eqns if x.primitive.name == "scan"]
 
-    threads = [threading.Thread(target=trace, args=(size,)) for size in (3, 8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
     # The other site in `init`, the ravelling of the positions, only moves data.
-    assert lengths == {3: [8], 8: [3]}
+    with ThreadPoolExecutor(2) as pool:
+        assert [*pool.map(scan_lengths, (3, 8))] == [[8], [3]]

@@ -42,8 +42,6 @@ def add_by_keyword_default(x, *, batch=jax.vmap): return add_by(batch, x)
 class Adder:
     def __call__(self, x): return add(x)
     def go(self, x): return add(x)
-    @staticmethod
-    def to(x): return add(x)
 """
 
 HEADER = """
@@ -125,11 +123,6 @@ WAYS = {
         "via$e",
         'def via$e(x, table={"f": $t, "count": 0}):\n    table["count"] += 1\n'
         '    return table["f"](x) + table["count"] - 1',
-    ),
-    "counter in an attribute": Way(
-        "via$e",
-        "def via$e(x, g=$t):\n    via$e.count += 1\n"
-        "    return g(x) + via$e.count - 1\nvia$e.count = 0",
     ),
 }
 # In a closure, a foreign function without `functools.wraps` is the user's.
@@ -248,14 +241,11 @@ USERS = {
     "wrapper": "wrapped(add)",
     "plain wrapper": "bare(add)",
     "partial": "functools.partial(add)",
-    "partial with vmap": "functools.partial(add_by, jax.vmap)",
     "partial with a keyword": "functools.partial(add_by_default, batch=jax.vmap)",
     "mapped": "jax.vmap(lambda r: r + 1)",
-    "partial of a mapped function": "functools.partial(jax.vmap(lambda r: r + 1))",
     "jitted": "jax.jit(add)",
     "instance": "Adder()",
     "bound method": "Adder().go",
-    "static method": "Adder.to",
 }
 # How it is handed over.
 HANDED = {
