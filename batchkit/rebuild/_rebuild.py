@@ -139,8 +139,8 @@ def _entry_point(copier: Copier, function: FunctionType) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = copier.arguments(function, args, kwargs)
-        return _exposed(copier, function(*args, **kwargs), Origin.ARGUMENT)
+        copies, by_name = copier.arguments(function, args, kwargs)
+        return _exposed(copier, function(*copies, **by_name), Origin.ARGUMENT)
 
     record(function, entry=record(entry, behind=function))
     return entry

@@ -258,7 +258,7 @@ def test_sites_are_frozen_values(make_package):
     found = sites(module.pair)
     first = found[0]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        first.line = None  # pyright: ignore
+        found[0].line = None  # pyright: ignore
     assert str(first) == f"{first.name}:{first.line}" == "toy:shared:8"
     assert first == bk.Site("toy", first.qualname, first.line, "jax.vmap", first.phase)
     again = sites(module.pair)
