@@ -185,7 +185,11 @@ def _operations(eqn: Any) -> float:
     if any(map(is_collective, equations(call.jaxpr))):
         return 0.0  # outside of its named axis it cannot be compiled
     args = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
-    analysis = jax.jit(jaxpr_as_fun(call)).lower(*args).cost_analysis()
+    try:
+        analysis = jax.jit(jaxpr_as_fun(call)).lower(*args).cost_analysis()
+    except ValueError:
+        # Inside `jax.shard_map` arrays have the mesh in their type.
+        return 0.0
     # Some backends return one analysis for each computation, or none at all.
     if isinstance(analysis, list | tuple):
         analysis = analysis[0]
