@@ -71,7 +71,7 @@ def _install(session: nox.Session, *pins: str) -> None:
 def _test(session: nox.Session, *options: str, optimized: bool) -> None:
     parallel = ("--numprocesses", "auto", "--dist", "loadfile")
     # `make test` leaves out most of XLA's optimizations, which is faster. Users have
-    # them, and so have the sessions with the oldest and the newest Python and JAX.
+    # them, and so have the sessions with the oldest and the newest JAX.
     env = {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(not optimized))}
     session.run("pytest", *parallel, *options, "tests", *session.posargs, env=env)
 
@@ -80,7 +80,7 @@ def _test(session: nox.Session, *options: str, optimized: bool) -> None:
 def newest(session: nox.Session) -> None:
     """The newest dependencies that this Python has."""
     _install(session)
-    _test(session, optimized=session.python in (PYTHONS[0], PYTHONS[-1]))
+    _test(session, optimized=session.python == PYTHONS[-1])
 
 
 @nox.session(python=PYTHONS[0])
