@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,6 +56,36 @@ every_batcher = pytest.mark.parametrize("batcher", BATCHERS.values(), ids=BATCHE
 every_splitting_batcher = pytest.mark.parametrize(
     "batcher", SPLITTING.values(), ids=SPLITTING
 )
+
+
+def start_module(module: str, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """Start a module of the tests in a process of its own, with a folder and options.
+
+    Its errors go to a file: XLA may write more of them than a pipe holds, and the
+    process would wait for a reader.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / "errors.txt").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", module, folder, json.dumps(options)],
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+
+def errors_of(folder: Path) -> str:
+    """The errors that the last process of a folder has written."""
+    return (folder / "errors.txt").read_text()
+
+
+def run_module(module: str, folder: Path, **options: Any) -> str:
+    """Run a module to its end, and return its errors."""
+    process = start_module(module, folder, **options)
+    process.communicate(timeout=300)
+    assert process.returncode == 0, errors_of(folder)
+    return errors_of(folder)
 
 
 def same_layout(batcher: bk.AbstractBatcher) -> bool:

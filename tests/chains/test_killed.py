@@ -1,10 +1,9 @@
 """Processes that are killed or interrupted, and started again."""
 
-import json
+import functools
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ import pytest
 import batchkit as bk
 from batchkit.run._file import read_file
 
+from ..helpers import errors_of, run_module, start_module
 
-ROOT = Path(__file__).parents[2]
+
 WARMUP = 60
 
 
@@ -34,23 +34,8 @@ class Still:
         return state, None
 
 
-def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    module = "tests.chains.interrupted"
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", module, folder, json.dumps(options)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def to_end(folder: Path, **options: Any) -> str:
-    process = start(folder, **options)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
+start = functools.partial(start_module, "tests.chains.interrupted")
+to_end = functools.partial(run_module, "tests.chains.interrupted")
 
 
 def until(process: subprocess.Popen[str], transitions: int) -> int:
@@ -60,7 +45,7 @@ def until(process: subprocess.Popen[str], transitions: int) -> int:
         phase, *rest = line.split()
         if phase == "made" and int(rest[-1]) >= transitions:
             return int(rest[-1])
-    raise AssertionError(process.communicate()[1])
+    raise AssertionError("the process has ended too soon")
 
 
 def kill(process: subprocess.Popen[str]) -> str:
@@ -143,7 +128,8 @@ def test_signal_saves_the_run(
     process = start(folder, slow=0.1, every=1e6)
     made = until(process, transitions)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    process.communicate(timeout=60)
+    errors = errors_of(folder)
     assert process.returncode in status, errors
     assert "saved to" in errors
     header = read_file(folder / "run.h5")[0]

@@ -1,10 +1,9 @@
 """Runs that are killed, interrupted or damaged, and resumed."""
 
-import json
+import functools
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,31 +18,16 @@ from batchkit.run import Provenance
 from batchkit.run._file import read_file, write_file
 from batchkit.run._packages import versions
 
+from ..helpers import errors_of, run_module, start_module
 from ..run.other_versions import OTHER, as_other_versions_wrote
 from .problems import gaussian
 
 
 PROBLEM = gaussian(2)
-ROOT = Path(__file__).parents[2]
 
 
-def start(folder: Path, **options: Any) -> subprocess.Popen[str]:
-    folder.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "-m",
-            "tests.nested.interrupted",
-            folder,
-            json.dumps(options),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+start = functools.partial(start_module, "tests.nested.interrupted")
+to_end = functools.partial(run_module, "tests.nested.interrupted")
 
 
 def found(folder: Path) -> dict[str, np.ndarray]:
@@ -57,13 +41,6 @@ def assert_same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(value, b[name], err_msg=name)
 
 
-def to_end(folder: Path, **options: Any) -> str:
-    process = start(folder, **options)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors
-
-
 def until_step(process: subprocess.Popen[str], step: int) -> int:
     """Read its output until a step has been made, or all; return the step."""
     assert process.stdout is not None
@@ -73,7 +50,7 @@ def until_step(process: subprocess.Popen[str], step: int) -> int:
         made = int(rest[0]) if word == "step" else made
         if word == "end" or (word == "step" and made >= step):
             return made
-    raise AssertionError(process.communicate()[1])
+    raise AssertionError("the process has ended too soon")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +109,8 @@ def test_a_signal_saves_the_run(whole: Path) -> None:
     process = start(folder, slow=0.05, every=1e6)
     step = until_step(process, 3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    process.communicate(timeout=60)
+    errors = errors_of(folder)
     assert process.returncode in (-signal.SIGINT, 1, 130), errors
     assert "saved to" in errors
     assert read_file(folder / "run.h5")[0]["step"] >= step
