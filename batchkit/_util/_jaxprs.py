@@ -99,6 +99,9 @@ class _JaxprHasher:
                 self._jaxpr(x)
             case jax.Array() | np.ndarray() | np.generic():
                 self._array(x)
+            # JAX 0.9 has a type of its own for NumPy arrays in a jaxpr.
+            case _ if hasattr(x, "__array__") and hasattr(x, "dtype"):
+                self._array(np.asarray(x))
             case list() | tuple():
                 self._add(type(x).__name__, len(x))
                 for item in x:

@@ -158,7 +158,7 @@ class Sharded(AbstractBatcher):
             mesh = with_auto_axes(self.mesh, [*task.rows, *task.closure])
         if spans_all_processes(mesh):
             _check_agreement(task, mesh)
-        log_split(task.size, 1, shards, share, "chunk")
+        log_split(task.size, 1, shards, share, "chunk", mesh)
         sharded, replicated = PartitionSpec(axes), PartitionSpec()
 
         def on_device(closure: list[Any], rows: list[Any]) -> list[Any]:

@@ -126,6 +126,7 @@ class Split:
     devices: int
     lanes: int
     kind: Literal["chunk", "task", "lane"] = "chunk"  # of the loop over rounds
+    mesh: Any = None  # of the devices, if there are several
 
     @property
     def repeated(self) -> int:
@@ -149,6 +150,12 @@ class LogEntry:
     called: list[str] = field(default_factory=list)  # those of `user_functions`
     # Items are `LogEntry`; beartype cannot resolve a class that names itself.
     inside: list[Any] = field(default_factory=list)
+
+    @property
+    def meshes(self) -> list[Any]:
+        """The meshes over which tasks are spread in it."""
+        found = [x.mesh for x in self.splits if x.mesh is not None]
+        return found + [mesh for entry in self.inside for mesh in entry.meshes]
 
 
 _CURRENT: ContextVar[LogEntry | None] = ContextVar("current", default=None)
@@ -211,11 +218,12 @@ def log_split(
     devices: int,
     lanes: int,
     kind: Literal["chunk", "task", "lane"],
+    mesh: Any = None,
 ) -> None:
     """Record how a batcher has split the tasks of a call."""
     entry = _CURRENT.get()
     if entry is not None:
-        split = Split(tasks, rounds, devices, lanes, kind)
+        split = Split(tasks, rounds, devices, lanes, kind, mesh)
         if split not in entry.splits:  # the body of a loop may be traced twice
             entry.splits.append(split)
 

@@ -15,8 +15,10 @@ from typing import Any, Final, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
+from ..batchers._sharded import put_on_mesh
 from ..explain._explain import ReachedSite, reached_sites, recording
 from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ._chain_counts import ChainCounts, chain_counts, evaluations_of, update_info_of
@@ -81,7 +83,7 @@ class NestedPrograms:
             return algorithm.step(key, state)
 
         def init(rng_key: Any, positions: PyTree) -> RunState:
-            return self._start(first(rng_key, positions))
+            return self._start(self._replicated(first(rng_key, positions)))
 
         self._step = step
         kept = ProgramCache() if kept is None else kept
@@ -90,15 +92,15 @@ class NestedPrograms:
         shapes = shapes_of((rng_key, positions))
 
         # Cached beside the executables: a second run of the functions traces nothing.
-        def traced() -> tuple[Any, Any, tuple[ReachedSite, ...]]:
+        def traced() -> tuple[Any, Any, tuple[ReachedSite, ...], list[Any]]:
             with recording() as root:
                 state = jax.eval_shape(first, *shapes)
                 points_of(state)  # refuses other samplers before their step is traced
                 state, info = jax.eval_shape(step, shapes[0], state)
-            return state, info, reached_sites(root)
+            return state, info, reached_sites(root), root.meshes
 
         key = "shapes", type_of(shapes)
-        self._state, self._info, self.sites = kept.get(key, traced)
+        self._state, self._info, self.sites, self._meshes = kept.get(key, traced)
         self._dying = points_of(self._info)
         self.num_live: int = points_of(self._state).loglikelihood.shape[0]
         self.num_delete: int = self._dying.loglikelihood.shape[0]
@@ -125,6 +127,17 @@ class NestedPrograms:
         accepted = getattr(update_info_of(self._info), "is_accepted", None)
         shape = getattr(accepted, "shape", ())
         return shape[1] if len(shape) == 2 else None
+
+    def _replicated(self, tree: PyTree) -> PyTree:
+        """Constrain the state to be on every device, if tasks are spread over several.
+
+        The host reads it between blocks, and no process could read the parts that
+        others have.
+        """
+        leaves, treedef = jax.tree.flatten(tree)
+        for mesh in self._meshes[:1]:
+            leaves = put_on_mesh(leaves, mesh, PartitionSpec())
+        return jax.tree.unflatten(treedef, leaves)
 
     def _start(self, sampler: Any) -> RunState:
         # `step` may return other dtypes than `init`, or other weak types.
@@ -158,7 +171,7 @@ class NestedPrograms:
         def after_step(block: Block) -> Block:
             state, dead, made = block
             key = jax.random.fold_in(rng_key, state.status.step)
-            sampler, info = self._step(key, state.sampler)
+            sampler, info = self._replicated(self._step(key, state.sampler))
             dying, live = points_of(info), points_of(sampler)
             evaluations, chains = _counts_of(info, sampler)
             return Block(
