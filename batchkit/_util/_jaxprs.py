@@ -1,4 +1,4 @@
-"""Traversal of nested jaxprs, and the digest of a jaxpr.
+"""Traversal of nested jaxprs, evaluating one equation, and the digest of a jaxpr.
 
 For the digest, variables are numbered in order of appearance, functions are hashed by
 their bytecode, and memory addresses are removed, so that tracing a program again gives
@@ -14,15 +14,19 @@ from types import CodeType, FunctionType
 from typing import Any, Final, final
 
 import jax
+import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
+from jax.api_util import debug_info
 from jax.core import Tracer
 
 from ._multihost import global_array_bytes
 
 
 _ADDRESS: Final = re.compile(r"(?<=\b)0x[0-9a-fA-F]{4,}\b")
+# In `jax.extend` since 0.10; `jax.core`, which had it before, warns from then on.
+_DROPPED: Any = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar", None)
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -45,6 +49,43 @@ def equations(jaxpr: Any) -> Iterator[Any]:
     for eqn in jaxpr.eqns:
         yield eqn
         yield from inner_equations(eqn)
+
+
+def literal_value(literal: Any) -> np.ndarray:
+    """Return the value of a literal, in its type in the program."""
+    return np.asarray(literal.val, literal.aval.dtype)
+
+
+def is_literal(atom: Any) -> bool:
+    """Return whether an atom of a jaxpr is a number instead of a variable."""
+    return isinstance(atom, jex.core.Literal)
+
+
+def is_dropped(var: Any) -> bool:
+    """Return whether a result is unused."""
+    return isinstance(var, _DROPPED)
+
+
+def evaluate(eqn: Any, *values: Any) -> list[Any]:
+    """Evaluate an equation; unused results are None."""
+    pairs = zip(eqn.invars, values, strict=True)
+    inputs = {atom: value for atom, value in pairs if not is_literal(atom)}
+    outvars = [x for x in eqn.outvars if not is_dropped(x)]
+    # JAX deprecates a jaxpr that does not say where it comes from.
+    origin = debug_info(
+        "batchkit",
+        lambda *_: None,
+        tuple(inputs),
+        {},
+        result_paths_thunk=lambda: ("",) * len(outvars),
+    )
+    # A jaxpr of one equation, because the parameters of an equation that holds other
+    # jaxprs are not those that its `primitive.bind` takes.
+    jaxpr = jex.core.Jaxpr((), list(inputs), outvars, [eqn], eqn.effects, origin)
+    outs = iter(
+        jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, []))(*inputs.values())
+    )
+    return [None if is_dropped(x) else next(outs) for x in eqn.outvars]
 
 
 def axis_names(jaxpr: Any) -> set[Any]:

@@ -25,6 +25,7 @@ from .._util._jaxprs import axis_names, zeros
 from ._marks import has_flag, in_task, with_marks
 from ._splitting import (
     batch_dependent_draws,
+    batch_reduction,
     batched_outputs,
     cut_rows,
     only_moves_data,
@@ -294,6 +295,14 @@ class Call:
             )
         if task.size <= 1:
             return None
+        reduction = batch_reduction(task.jaxpr.jaxpr)
+        if reduction is not None:
+            return ValueError(
+                f"The function calls the primitive {reduction!r}, which under "
+                f"`jax.vmap` reduces over all tasks. Under {batcher} the {task.size} "
+                "tasks do not run together, so the result would be another. Use "
+                "`Vmap()`, or call it outside of the mapped function."
+            )
         eqns = task.jaxpr.jaxpr.eqns
         generator = batch_dependent_draws(eqns, task.run, task.row_types())
         if generator is None:

@@ -22,7 +22,13 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Shaped
 
-from .._util._jaxprs import equations, inner_equations, inner_jaxprs
+from .._util._jaxprs import (
+    equations,
+    evaluate,
+    inner_equations,
+    inner_jaxprs,
+    is_literal,
+)
 
 
 # Under `jax.vmap` the rbg generators draw one block for the whole batch, from its first
@@ -61,6 +67,16 @@ _MOVES_DATA: Final = frozenset(
         "transpose",
     }
 )
+# Equinox's reductions over all tasks of a batch: `all`, `any` and `max`.
+UNVMAP: Final = ("unvmap_all", "unvmap_any", "unvmap_max")
+
+# Their callers allow for any batch, so chunks may reduce over each. `nonbatchable`
+# returns the one value of a batch that has one.
+_REDUCES_ANY_BATCH: Final = frozenset({*UNVMAP, "nonbatchable"})
+_OF_JAX: Final = frozenset(
+    x for x in vars(jex.core.primitives).values() if isinstance(x, jex.core.Primitive)
+)
+
 _CALLS: Final = frozenset({"closed_call", "core_call", "jit", "pjit"})
 
 
@@ -116,6 +132,36 @@ def _generator(eqn: Any) -> str | None:
         key_type = str(getattr(x.aval, "dtype", ""))
         if eqn.primitive.name in _BATCH_DEPENDENT.get(key_type, ()):
             return f"PRNG keys of type {key_type}"
+    return None
+
+
+def batch_reduction(jaxpr: Any) -> str | None:
+    """Name a primitive that reduces over the batch under `jax.vmap`, if there is one.
+
+    JAX has none, except for collectives. Others are mapped, by abstract evaluation, to
+    see if their results have lost the axis.
+    """
+    for eqn in equations(jaxpr):
+        primitive = eqn.primitive
+        if primitive in _OF_JAX or primitive.name in _REDUCES_ANY_BATCH:
+            continue
+        # A primitive that holds a jaxpr is judged by its equations, but for one whose
+        # batch is a function of the user.
+        inner = list(inner_jaxprs(eqn))
+        is_opaque = not inner or primitive.name == "custom_vmap_call"
+        if not is_opaque or all(map(is_literal, eqn.invars)):
+            continue
+        types = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+        rows = [jax.ShapeDtypeStruct((2, *x.shape), x.dtype) for x in types]
+        try:
+            one = jax.make_jaxpr(functools.partial(evaluate, eqn))(*types)
+            every = [True] * len(one.out_avals)
+            # The function of a `custom_vmap` may return a constant.
+            varies = all(_depend_on_inputs(x, every) for x in inner)
+            if varies and not all(batched_outputs(one, rows, every)):
+                return primitive.name
+        except Exception:  # of a batching rule, which may refuse in any way
+            continue
     return None
 
 

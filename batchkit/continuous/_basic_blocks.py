@@ -6,6 +6,7 @@ that the rows of a scan's results are stored in place. A value is `uniform` if i
 same in all lanes, since it follows from what all tasks have in common, else varying.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, final
@@ -22,10 +23,16 @@ class Value:
     shape: tuple[int, ...]
     dtype: Any
     uniform: bool = False
+    # Rows of it are written to the results of all tasks, and no lane has a copy.
+    in_results: bool = False
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        return jax.ShapeDtypeStruct(self.shape, self.dtype).size * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
 
     def zeros(self, *lanes: int) -> jax.Array:
         """Return zeros, or keys made of zeros, for `lanes` lanes."""
@@ -175,6 +182,12 @@ class TaskProgram:
         return found
 
     @property
+    def results(self) -> list[Value]:
+        """Return the values of the exit that differ between tasks, each once."""
+        values = (x for x in self.exit.outputs if isinstance(x, Value))
+        return list(dict.fromkeys(x for x in values if not x.uniform))
+
+    @property
     def divergent_branches(self) -> list[Branch]:
         """Return the branches at which tasks may take different paths."""
         branches = [end for end in self.terminators() if isinstance(end, Branch)]
@@ -206,8 +219,12 @@ def operands(end: Terminator) -> list[Operand]:
 
 
 def varying(operands: Iterable[Operand]) -> Iterator[Value]:
-    """Yield the operands that differ between lanes."""
-    return (x for x in operands if isinstance(x, Value) and not x.uniform)
+    """Yield the operands that differ between lanes, and that lanes keep."""
+    return (
+        x
+        for x in operands
+        if isinstance(x, Value) and not x.uniform and not x.in_results
+    )
 
 
 def execute(

@@ -13,8 +13,9 @@ from typing import Any, Final, final
 
 import numpy as np
 
+from .._util._jaxprs import is_literal, literal_value
 from ._basic_blocks import Immediate, Instruction, Operand, Pause, Value, execute
-from ._equations import closed_jaxpr, is_literal, literal_value
+from ._equations import closed_jaxpr, has_while_loop, reaches_host
 
 
 # Derivative rules, which are functions and cannot be compared. They are not called any
@@ -50,6 +51,15 @@ class CallKind:
             arg.uniform and all(passed[i] is arg for _, passed, _ in self.pauses)
             for i, arg in enumerate(self.args)
         ]
+
+    @property
+    def depends_on_lanes(self) -> bool:
+        """Return whether inactive lanes need valid arguments.
+
+        Stale ones might make a loop run for ever, or a call to the host.
+        """
+        eqns = [x.eqn for x in self.region]
+        return any(map(has_while_loop, eqns)) or any(map(reaches_host, eqns))
 
     def evaluate(
         self, active: Any, uniform: Mapping[Value, Any], args: Sequence[Any]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from .._util._formats import format_type, format_value
-from .._util._jaxprs import inner_jaxprs, zeros
+from .._util._jaxprs import evaluate, inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, TracedTask, mapped_function
 from ..batchers._chunked import balanced_chunks, run_in_chunks
@@ -17,12 +17,8 @@ from ..batchers._sharded import inside_shard_map
 from ..batchers._splitting import batch_dependent_draws
 from ..batchers._trace_log import log_note, log_split, profiler_paused
 from ._basic_blocks import Instruction, TaskProgram, Value
-from ._equations import (
-    closed_jaxpr,
-    evaluate,
-    is_collective,
-    with_weak_type,
-)
+from ._equations import closed_jaxpr, is_collective, with_weak_type
+from ._equinox import as_one_task
 from ._forward_derivative import ComputeTasks, with_derivative
 from ._lane_loop import LaneLoop
 from ._layout import LaneLayout
@@ -235,7 +231,7 @@ class Continuous(AbstractBatcher):
             if each is not task:
                 compiled = compile_task(each, self.expensive)
             layout = LaneLayout(compiled[0], patient=compiled[1].operations < _CHEAP)
-            loop = LaneLoop(layout, lanes, task.size)
+            loop = LaneLoop(layout, lanes, task.size, compiled[1].operations)
             if each is task:
                 log_note(f"{pauses.note}; {layout.bytes_per_lane} B stored per lane")
             constants = [id(x) for x in each.closure]
@@ -261,7 +257,8 @@ def compile_task(
     `ValueError` if the task calls no marked function of the name `expensive`.
     """
     pauses = choose_pause_points(task.jaxpr.jaxpr, expensive)
-    program = lower(closed_jaxpr(task.jaxpr), pauses.points)
+    jaxpr = as_one_task(closed_jaxpr(task.jaxpr), pauses.points.is_call)
+    program = lower(jaxpr, pauses.points)
     program.exit.outputs = task.with_values(program.exit.outputs)
     simplify(program)
     return program, pauses

@@ -16,10 +16,16 @@ import jax.core
 import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
-from jax.api_util import debug_info
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from .._util._jaxprs import inner_equations
+from .._util._jaxprs import (
+    equations,
+    evaluate,
+    inner_equations,
+    is_literal,
+    literal_value,
+)
+from ..batchers._splitting import UNVMAP
 
 
 # Primitives that only call a jaxpr, and the parameter that holds it.
@@ -33,9 +39,6 @@ _CALLS: Final = {
     "pjit": "jaxpr",
     "remat2": "jaxpr",
 }
-
-# In `jax.extend` since 0.10; `jax.core`, which had it before, warns from then on.
-_DROPPED: Any = getattr(jex.core, "DropVar", None) or getattr(jax.core, "DropVar", None)
 
 # These change the type of a value inside `jax.shard_map`, and communicate nothing.
 _SILENT: Final = {"pcast", "pvary"}
@@ -138,24 +141,33 @@ def is_collective(eqn: Any) -> bool:
 
 def has_while_loop(eqn: Any) -> bool:
     """Return whether an equation is or holds a `while`, which might never end."""
-    if eqn.primitive.name == "while":
-        return True
-    return any(each.primitive.name == "while" for each in inner_equations(eqn))
+    return _holds(eqn, ("while",))
 
 
-def literal_value(literal: Any) -> np.ndarray:
-    """Return the value of a literal, in its type in the program."""
-    return np.asarray(literal.val, literal.aval.dtype)
+def has_loop(jaxpr: Any) -> bool:
+    """Return whether a jaxpr holds a loop."""
+    return any(eqn.primitive.name in ("scan", "while") for eqn in equations(jaxpr))
 
 
-def is_literal(atom: Any) -> bool:
-    """Return whether an atom of a jaxpr is a number instead of a variable."""
-    return isinstance(atom, jex.core.Literal)
+def has_callback(jaxpr: Any) -> bool:
+    """Return whether a jaxpr calls a Python function on the host."""
+    return any(map(is_callback, equations(jaxpr)))
 
 
-def is_dropped(var: Any) -> bool:
-    """Return whether a result is unused."""
-    return isinstance(var, _DROPPED)
+def is_callback(eqn: Any) -> bool:
+    """Return whether an equation calls a Python function on the host."""
+    return eqn.primitive.name in ("io_callback", "pure_callback")
+
+
+def reaches_host(eqn: Any) -> bool:
+    """Return whether an equation has effects or calls a Python function."""
+    every = (eqn, *inner_equations(eqn))
+    return bool(eqn.effects) or any(map(is_callback, every))
+
+
+def _holds(eqn: Any, names: Sequence[str]) -> bool:
+    every = (eqn, *inner_equations(eqn))
+    return any(each.primitive.name in names for each in every)
 
 
 def with_weak_type(x: Any) -> Any:
@@ -194,35 +206,18 @@ def interpret(
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def evaluate(eqn: Any, *values: Any) -> list[Any]:
-    """Evaluate an equation; unused results are None."""
-    pairs = zip(eqn.invars, values, strict=True)
-    inputs = {atom: value for atom, value in pairs if not is_literal(atom)}
-    outvars = [x for x in eqn.outvars if not is_dropped(x)]
-    # JAX deprecates a jaxpr that does not say where it comes from.
-    origin = debug_info(
-        "Continuous",
-        lambda *_: None,
-        tuple(inputs),
-        {},
-        result_paths_thunk=lambda: ("",) * len(outvars),
-    )
-    # A jaxpr of one equation, because the parameters of an equation that holds other
-    # jaxprs are not those that its `primitive.bind` takes.
-    jaxpr = jex.core.Jaxpr((), list(inputs), outvars, [eqn], eqn.effects, origin)
-    outs = iter(jaxpr_as_fun(ClosedJaxpr(jaxpr, []))(*inputs.values()))
-    return [None if is_dropped(x) else next(outs) for x in eqn.outvars]
-
-
 def evaluate_masked(eqn: Any, active: Any, *values: Any) -> list[Any]:
     """Evaluate an equation under a lane mask: no loop in it runs for inactive lanes.
 
     Under `jax.vmap` a loop runs until its last lane is done. Inactive lanes hold stale
-    values, with which a loop might never end. Other results of theirs do no harm, since
-    they are dropped.
+    values, with which a loop might never end, and an error might be raised. Other
+    results of theirs do no harm, since they are dropped.
     """
-    if not has_while_loop(eqn):
+    if not _holds(eqn, ("while", *UNVMAP)):
         return evaluate(eqn, *values)
+    if eqn.primitive.name in UNVMAP:
+        (x,) = values
+        return evaluate(eqn, jnp.where(active, x, _neutral(eqn.primitive.name, x)))
     inside = functools.partial(_interpret_masked, active)
     call = called_jaxpr(eqn)
     if call is not None:
@@ -264,6 +259,13 @@ def evaluate_masked(eqn: Any, active: Any, *values: Any) -> list[Any]:
             return list(jax.lax.switch(cond.index, branches, *cond.args))
         case None:  # a loop inside a primitive that cannot be opened
             return evaluate(eqn, *values)
+
+
+def _neutral(unvmap: str, x: Any) -> Any:
+    """Return the value that does not change a reduction over lanes."""
+    if unvmap == "unvmap_max":
+        return jnp.iinfo(x.dtype).min
+    return unvmap == "unvmap_all"
 
 
 def _interpret_masked(

@@ -7,7 +7,7 @@ takes the next task, so that it misses no evaluation.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -18,12 +18,23 @@ from jaxtyping import Array
 
 from ._basic_blocks import Branch, Value, execute, read
 from ._common_subexpressions import CallKind
-from ._layout import LaneLayout, PlacedBlock
+from ._layout import LaneLayout, PlacedBlock, RowStores
+from ._packing import Packing
 
 
 # With patience, lanes are held before a block until one in so many of the active lanes
 # is held. Measured on NUTS: 5 and 8 are equally fast, and 3 is slower.
 _SHARE = 8
+
+# From this many operations on, a call in all lanes takes longer on a GPU of 10 TFLOP/s
+# than a conditional, for which the host waits tens of microseconds.
+_COSTLY = 1_000_000_000
+
+# Up to this many operations in all lanes two calls are cheap, also to compile.
+_SMALL = 10_000_000
+
+# Up to so many lanes the square of their number is small for an accelerator.
+_MAX_SQUARE = 1024
 
 
 @final
@@ -34,7 +45,6 @@ class CallChoice:
     ready: Array  # whether a call is made
     kind: Array
     credit: Array  # for each kind, after this turn
-    count: Array  # how many lanes wait for this call
 
 
 @final
@@ -83,7 +93,7 @@ class Schedule:
         kind = jnp.argmax(counts + credit)
         new_credit = (credit + counts).at[kind].set(0)
         new_credit = jnp.where(ready, new_credit, credit)
-        return CallChoice(ready, kind, new_credit, counts[kind])
+        return CallChoice(ready, kind, new_credit)
 
 
 @final
@@ -93,17 +103,29 @@ class LaneState:
 
     pc: Array  # of each lane
     task: Array  # the index of each lane's task
-    next_task: Array  # the first task that no lane has taken yet
+    next_task: Array  # the first task that no lane has taken yet, for each lane
     credit: Array  # of each kind of call
     slots: dict[Value, Array]
+    outs: list[Array]  # the results of all tasks, packed
+    rows: dict[RowStores, list[Array]]  # those that are stored row by row
 
 
 @final
 class LaneLoop:
     """The loop that computes all tasks of a program on a number of lanes."""
 
-    def __init__(self, layout: LaneLayout, lanes: int, tasks: int) -> None:
+    def __init__(
+        self, layout: LaneLayout, lanes: int, tasks: int, operations: float
+    ) -> None:
+        """**Arguments:**
+
+        - `layout`: the program, laid out on lanes.
+        - `lanes`, `tasks`: how many there are.
+        - `operations`: floating-point operations of one call in one lane. On an
+            accelerator a costly call is made only if a lane waits, as on a CPU.
+        """
         self._layout = layout
+        self._operations = operations
         self._lanes = lanes
         self._tasks = tasks
         self._program = layout.program
@@ -142,29 +164,33 @@ class LaneLoop:
         constants = self._program.constants
         uniform: dict[Value, Any] = {x: closure.get(id(a), a) for x, a in constants}
         execute(self._program.prologue, True, uniform)
-        outs = [x.zeros(self._tasks) for x in layout.output_slots]
+        row_stores = [x for placed in layout.sweep for x in placed.row_stores]
         zero = jnp.zeros((), int)
-        state = (
-            # All lanes start as done, so that the first sweep gives them tasks; the
-            # results of a task with this index, past the last one, are dropped.
-            jnp.full(self._lanes, layout.returned_pc, jnp.int32),
-            jnp.full(self._lanes, self._tasks, jnp.int32),
-            jnp.zeros((), jnp.int32),
+        # All lanes start as done, so that the first sweep gives them tasks; the results
+        # of a task with this index, past the last one, are dropped.
+        counters = [layout.returned_pc, self._tasks, 0]
+        start = (
+            [
+                *(jnp.full(self._lanes, x, jnp.int32) for x in counters),
+                *(x.zeros(self._lanes) for x in layout.carried),
+            ],
             jnp.zeros(len(self._kinds), jnp.int32),
-            [x.zeros(self._lanes) for x in layout.carried],
-            outs,
+            layout.output_packing.zeros(self._tasks),
+            [x.packing.zeros(self._tasks, x.length) for x in row_stores],
             (zero, zero) if count else None,
         )
 
+        @jax.jit  # traced once for both kinds of device
         def turn(state: Any) -> Any:
-            pc, task, next_task, credit, carried, outs, counts = state
+            (pc, task, next_task, *carried), credit, outs, stored, counts = state
             slots = dict(zip(layout.carried, carried, strict=True))
-            lanes = LaneState(pc, task, next_task, credit, slots)
+            rows_of = dict(zip(row_stores, stored, strict=True))
+            lanes = LaneState(pc, task, next_task, credit, slots, outs, rows_of)
             min_lanes = self._schedule.min_lanes(lanes.pc)
-            made, needed = self._evaluate_call(lanes, uniform, min_lanes)
+            made, needed = self._evaluate_calls(lanes, uniform, min_lanes)
             for placed in layout.sweep:
                 if placed.block is self._program.entry:
-                    outs = self._refill(lanes, rows, outs)
+                    self._refill(lanes, rows)
                 self._execute(placed, lanes, uniform, min_lanes)
             if not self._kinds:
                 needed = jnp.sum(lanes.pc != layout.idle_pc)
@@ -173,86 +199,126 @@ class LaneLoop:
                 counts = counts[0] + made, counts[1] + needed
             # Slots that are not carried are written again before they are read.
             carried = [lanes.slots[x] for x in layout.carried]
-            counters = lanes.pc, lanes.task, lanes.next_task, lanes.credit
-            return *counters, carried, outs, counts
+            carried = [lanes.pc, lanes.task, lanes.next_task, *carried]
+            stored = [lanes.rows[x] for x in row_stores]
+            return carried, lanes.credit, lanes.outs, stored, counts
 
-        def is_active(state: Any) -> Array:
-            return jnp.any(state[0] != layout.idle_pc)
-
-        *_, outs, counts = jax.lax.while_loop(is_active, turn, state)
-        results = dict(uniform) | dict(zip(layout.output_slots, outs, strict=True))
-        outputs = [read(x, results) for x in self._program.exit.outputs]
+        _, _, outs, stored, counts = by_platform(
+            functools.partial(self._loop, turn),
+            functools.partial(self._packed_loop, turn),
+            start,
+        )
+        outs = layout.output_packing.unpack(outs)
+        out_of = dict(uniform) | dict(zip(layout.output_slots, outs, strict=True))
+        for stores, buffers in zip(row_stores, stored, strict=True):
+            arrays = stores.packing.unpack(buffers, lead=2)
+            out_of |= zip(stores.results, arrays, strict=True)
+        outputs = [read(x, out_of) for x in self._program.exit.outputs]
         return outputs, counts if counts is not None else (zero, zero)
 
-    def _evaluate_call(
+    def _loop(self, turn: Callable[[Any], Any], start: Any) -> Any:
+        """Repeat turns until no lane has a task."""
+        return jax.lax.while_loop(lambda state: self._is_active(state[0]), turn, start)
+
+    def _packed_loop(self, turn: Callable[[Any], Any], start: Any) -> Any:
+        """Repeat turns until no lane has a task, with the lanes' arrays packed."""
+        layout = self._layout
+        # The program counter, the index of the task, and the first task that no lane
+        # has taken: this is the same for all lanes, but as a scalar of its own it would
+        # be one kernel more in each turn.
+        counters = [Value((), np.dtype(np.int32)) for _ in range(3)]
+        # The expensive function may be a kernel of a library, which reads no columns.
+        args = {x for slots in layout.arg_slots for x in slots}
+        packing = Packing([*counters, *layout.carried], alone=args)
+        # The host waits for the device to see if all tasks are done, and a buffer is
+        # copied once. A turn in vain changes nothing.
+        is_small = self._operations * self._lanes <= _SMALL
+        turns = 2 if is_small else 1
+
+        def body(state: Any) -> Any:
+            for _ in range(turns):
+                carried, *rest = turn((packing.unpack(state[0]), *state[1:]))
+                state = packing.pack(carried), *rest
+            return state
+
+        def is_active(state: Any) -> Array:
+            return self._is_active(packing.unpack(state[0]))
+
+        packed, *rest = jax.lax.while_loop(
+            is_active, body, (packing.pack(start[0]), *start[1:])
+        )
+        return packing.unpack(packed), *rest
+
+    def _is_active(self, carried: Sequence[Array]) -> Array:
+        """Return whether a lane has a task; its program counter comes first."""
+        return jnp.any(carried[0] != self._layout.idle_pc)
+
+    def _evaluate_calls(
         self, lanes: LaneState, uniform: Mapping[Value, Any], min_lanes: Any
     ) -> tuple[Any, Any]:
-        """Make one kind of call, or none; return the evaluations made and needed."""
+        """Make the calls of this turn; return the evaluations made and needed."""
+        made = needed = jnp.zeros((), jnp.int32)
         if not self._kinds:
-            return 0, 0
-        layout = self._layout
-        choice = self._schedule.choose_call(lanes.pc, lanes.credit, min_lanes)
-        # Branch 0 is no call.
-        branch = jnp.where(choice.ready, 1 + choice.kind, 0)
+            return made, needed
+        layout, pc = self._layout, lanes.pc
+        choice = self._schedule.choose_call(pc, lanes.credit, min_lanes)
         lanes.credit = choice.credit
-
-        def no_results(kind: CallKind) -> list[Array]:
-            return [x.zeros(self._lanes) for x in kind.results]
-
-        def no_call(*_: Any) -> list[list[Array]]:
-            return list(map(no_results, self._kinds))
-
-        def call(i: int) -> Any:
-            kind = self._kinds[i]
-
-            def evaluate(waiting: Any, args: Any) -> list[list[Array]]:
-                # Other lanes replay an active lane's arguments: with stale ones a loop
-                # in the function might never end. Under an outer `jax.vmap` it may be
-                # that no lane waits, hence the mask.
-                active = jnp.any(waiting[i])
-                lane = jnp.arange(self._lanes)
-                lane = jnp.where(waiting[i], lane, jnp.argmax(waiting[i]))
-                lane_args = [x[lane] for x in args[i]]
-                results = jax.vmap(
-                    lambda args: kind.evaluate(active, uniform, args),
-                    axis_size=self._lanes,
-                )(lane_args)
-                return [
-                    list(map(_as_type_of, kind.results, results))
-                    if each is kind
-                    else no_results(each)
-                    for each in self._kinds
-                ]
-
-            return evaluate
-
-        waiting = self._schedule.waiting(lanes.pc)
-        args = [[lanes.slots[x] for x in slots] for slots in layout.arg_slots]
-        calls = [no_call, *(call(i) for i in range(len(self._kinds)))]
-        outs = jax.lax.switch(branch, calls, waiting, args)
-        pc = lanes.pc
-        for i, (kind, results) in enumerate(zip(self._kinds, outs, strict=True)):
+        is_costly = self._operations * self._lanes >= _COSTLY
+        branch = jax.lax.cond if is_costly else _branch_on_cpu
+        for i, kind in enumerate(self._kinds):
+            waiting = jnp.isin(pc, self._schedule.waiting_pcs[i])
+            is_called: Any = choice.ready & (choice.kind == i)
+            if not is_costly:
+                is_called = _on_cpu(is_called, jnp.ones_like(is_called))
+            args = [lanes.slots[x] for x in layout.arg_slots[i]]
+            results = branch(
+                is_called,
+                functools.partial(self._evaluate, kind, uniform),
+                lambda *_, kind=kind: [x.zeros(self._lanes) for x in kind.results],
+                waiting,
+                args,
+            )
             result_of = dict(zip(kind.results, results, strict=True))
             for pause, _, of_kind in kind.pauses:
-                resumes = (pc == layout.pause_pc[pause]) & (branch == 1 + i)
+                resumes = (pc == layout.pause_pc[pause]) & is_called
                 for result, same in of_kind.items():
                     slot = layout.slots[result]
                     _store(lanes.slots, slot, result_of[same], resumes)
                 resume_pc = layout.block_pc[pause.resume]
                 lanes.pc = jnp.where(resumes, resume_pc, lanes.pc)
-        needed = jnp.where(choice.ready, choice.count, 0)
-        return jnp.where(choice.ready, self._lanes, 0), needed
+            made += jnp.where(is_called & jnp.any(waiting), self._lanes, 0)
+            needed += jnp.where(is_called, jnp.sum(waiting), 0)
+        return made, needed
 
-    def _refill(
-        self, lanes: LaneState, rows: Sequence[Array], outs: list[Array]
+    def _evaluate(
+        self, kind: CallKind, uniform: Mapping[Value, Any], waiting: Any, args: Any
     ) -> list[Array]:
-        """Write the results of done tasks to `outs`, and give their lanes new tasks."""
+        """Evaluate a call in all lanes."""
+        # Under an outer `jax.vmap` it may be that no lane waits, hence the mask.
+        active = jnp.any(waiting)
+        if kind.depends_on_lanes:
+            # Other lanes replay an active lane's arguments: with stale ones a loop in
+            # the function might never end, and it might raise an error.
+            lane = jnp.where(waiting, jnp.arange(self._lanes), jnp.argmax(waiting))
+            args = [x[lane] for x in args]
+        results = jax.vmap(
+            lambda args: kind.evaluate(active, uniform, args), axis_size=self._lanes
+        )(args)
+        return list(map(_as_type_of, kind.results, results))
+
+    def _refill(self, lanes: LaneState, rows: Sequence[Array]) -> None:
+        """Write the results of done tasks, and give their lanes new tasks."""
         layout, entry = self._layout, self._program.entry
         pairs = zip(entry.params, rows, strict=True)
         row_of = {layout.slots[x]: row for x, row in pairs if x in layout.slots}
         is_done = lanes.pc == layout.returned_pc
         old = [lanes.slots.get(x) for x in row_of]
-        results = [lanes.slots[x] for x in layout.output_slots.values()]
+        results = layout.output_packing.pack(
+            [
+                _as_type_of(x, lanes.slots[slot])
+                for x, slot in layout.output_slots.items()
+            ]
+        )
 
         def refill(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
             place = jnp.where(is_done, task, self._tasks)
@@ -260,7 +326,8 @@ class LaneLoop:
                 out.at[place].set(result, mode="drop")
                 for out, result in zip(outs, results, strict=True)
             ]
-            new_task = next_task + jnp.cumsum(is_done, dtype=jnp.int32) - 1
+            taken = _cumulative_count(is_done)
+            new_task = next_task + taken - 1
             is_refilled = is_done & (new_task < self._tasks)
             task = jnp.where(is_refilled, new_task, task)
             args: list[Any] = []
@@ -272,8 +339,8 @@ class LaneLoop:
                 )
             next_pc = jnp.where(is_refilled, layout.block_pc[entry], layout.idle_pc)
             pc = jnp.where(is_done, next_pc, pc)
-            next_task = jnp.minimum(next_task + jnp.sum(is_done), self._tasks)
-            return pc, task, next_task.astype(jnp.int32), outs, args
+            # Past the last task it grows by at most the number of lanes.
+            return pc, task, next_task + taken[-1], outs, args
 
         def keep(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
             args = [
@@ -283,11 +350,10 @@ class LaneLoop:
             return pc, task, next_task, outs, args
 
         # Behind a branch, as most sweeps end no task and this gathers and scatters.
-        state = (lanes.pc, lanes.task, lanes.next_task, outs, old)
-        new = jax.lax.cond(jnp.any(is_done), refill, keep, *state)
-        lanes.pc, lanes.task, lanes.next_task, outs, args = new
+        state = (lanes.pc, lanes.task, lanes.next_task, lanes.outs, old)
+        new = _branch_on_cpu(jnp.any(is_done), refill, keep, *state)
+        lanes.pc, lanes.task, lanes.next_task, lanes.outs, args = new
         lanes.slots.update(zip(row_of, args, strict=True))
-        return outs
 
     def _execute(
         self,
@@ -299,32 +365,86 @@ class LaneLoop:
         """Execute a block for the lanes at it, if they are at least `min_lanes`."""
         active = lanes.pc == placed.pc
         written = placed.written_slots
+        place = jnp.where(active, lanes.task, self._tasks)
 
-        def run(pc: Any, slots: dict[Value, Any]) -> Any:
-            pc, slots = _execute_in_all(placed, pc, slots, active, uniform)
-            return pc, [slots[x] for x in written]
-
-        def skip(pc: Any, slots: dict[Value, Any]) -> Any:
-            return pc, [
-                slots[x] if x in slots else x.zeros(self._lanes) for x in written
+        def run(pc: Any, slots: dict[Value, Any], stored: list[list[Any]]) -> Any:
+            pc, slots, rows = _execute_in_all(placed, pc, slots, active, uniform)
+            stored = [
+                [
+                    buffer.at[place, index].set(row, mode="drop")
+                    for buffer, row in zip(
+                        buffers, stores.packing.pack(each), strict=True
+                    )
+                ]
+                for stores, buffers, (index, each) in zip(
+                    placed.row_stores, stored, rows, strict=True
+                )
             ]
+            return pc, [slots[x] for x in written], stored
+
+        def skip(pc: Any, slots: dict[Value, Any], stored: list[list[Any]]) -> Any:
+            new = [slots[x] if x in slots else x.zeros(self._lanes) for x in written]
+            return pc, new, stored
+
+        # Lists, because JAX sorts the keys of a dict, and slots have no order.
+        touched = dict.fromkeys([*placed.reads.values(), *written])
+        keys = [x for x in touched if x in lanes.slots]
+        slots = [lanes.slots[x] for x in keys]
+        stored = [lanes.rows[x] for x in placed.row_stores]
+        state = lanes.pc, slots, stored
+
+        def with_names(run: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda pc, xs, rows: run(pc, dict(zip(keys, xs, strict=True)), rows)
 
         # A hot block has lanes in nearly every sweep, so a branch would cost more than
         # it saves.
         if placed.is_hot:
-            lanes.pc, new = run(lanes.pc, lanes.slots)
+            lanes.pc, new, stored = with_names(run)(*state)
         else:
-            # Lists, because JAX sorts the keys of a dict, and slots have no order.
-            touched = dict.fromkeys([*placed.reads.values(), *written])
-            keys = [x for x in touched if x in lanes.slots]
-            lanes.pc, new = jax.lax.cond(
-                jnp.sum(active) >= min_lanes,
-                lambda pc, xs: run(pc, dict(zip(keys, xs, strict=True))),
-                lambda pc, xs: skip(pc, dict(zip(keys, xs, strict=True))),
-                lanes.pc,
-                [lanes.slots[x] for x in keys],
+            is_run = jnp.sum(active) >= min_lanes
+            lanes.pc, new, stored = _branch_on_cpu(
+                is_run, with_names(run), with_names(skip), *state
             )
         lanes.slots.update(zip(written, new, strict=True))
+        lanes.rows.update(zip(placed.row_stores, stored, strict=True))
+
+
+def _cumulative_count(mask: Any) -> Array:
+    """Return for each lane how many lanes up to it are in a mask."""
+    count = mask.shape[0]
+    if count > _MAX_SQUARE:
+        return jnp.cumsum(mask, dtype=jnp.int32)
+    # One kernel on a GPU, where a cumulative sum is several.
+    lower = np.tri(count, dtype=bool)
+    return _on_cpu(
+        jnp.cumsum(mask, dtype=jnp.int32),
+        jnp.sum(mask & lower, axis=1, dtype=jnp.int32),
+    )
+
+
+def _branch_on_cpu(
+    predicate: Any, run: Callable[..., Any], skip: Callable[..., Any], *operands: Any
+) -> Any:
+    """Branch on a CPU; `run` on an accelerator, where it must change nothing in vain.
+
+    On a CPU a branch that is not taken saves its work. On an accelerator a conditional
+    makes the host wait for the device, which takes longer than the small kernels in it.
+    XLA removes a conditional whose predicate is a constant.
+    """
+    predicate = _on_cpu(predicate, jnp.ones_like(predicate))
+    return jax.lax.cond(predicate, run, skip, *operands)
+
+
+def _on_cpu(this: Any, other: Any) -> Any:
+    """Return one value on a CPU and the other one on an accelerator."""
+    return by_platform(lambda this, _: this, lambda _, other: other, this, other)
+
+
+def by_platform(
+    cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any
+) -> Any:
+    """Call one of two functions, by the platform for which the program is lowered."""
+    return jax.lax.platform_dependent(*operands, cpu=cpu, default=accelerator)
 
 
 def _execute_in_all(
@@ -333,19 +453,32 @@ def _execute_in_all(
     slots: Mapping[Value, Any],
     active: Any,
     uniform: Mapping[Value, Any],
-) -> tuple[Any, dict[Value, Any]]:
-    """Execute a block in all lanes, and keep what it computes for active ones."""
+) -> tuple[Any, dict[Value, Any], list[tuple[Any, list[Any]]]]:
+    """Execute a block in all lanes, and keep what it computes for active ones.
+
+    Also returns the rows that it writes to the results, each with its index.
+    """
     end = placed.block.terminator
     slots = dict(slots)
 
-    def on_a_lane(active: Any, values: list[Any]) -> tuple[list[Any], Any]:
+    def on_a_lane(active: Any, values: list[Any]) -> Any:
         env = dict(uniform) | dict(zip(placed.reads, values, strict=True))
-        execute(placed.block.body, active, env)
+        execute(placed.body, active, env)
         exit_taken = read(end.index, env) if isinstance(end, Branch) else 0
-        return [read(x.operand, env) for x in placed.writes], exit_taken
+        rows = [
+            (
+                read(x.index, env),
+                [
+                    _as_type_of(out, read(row, env))
+                    for out, row in zip(x.results, x.rows, strict=True)
+                ],
+            )
+            for x in placed.row_stores
+        ]
+        return [read(x.operand, env) for x in placed.writes], exit_taken, rows
 
     values = [slots[x] for x in placed.reads.values()]
-    outs, taken = jax.vmap(on_a_lane, axis_size=active.shape[0])(active, values)
+    outs, taken, rows = jax.vmap(on_a_lane, axis_size=active.shape[0])(active, values)
     # `jax.lax.switch` clamps its index, too.
     taken = jnp.clip(taken.astype(jnp.int32), 0, len(placed.next_pc) - 1)
     for write, out in zip(placed.writes, outs, strict=True):
@@ -360,7 +493,7 @@ def _execute_in_all(
     next_pc: Any = placed.next_pc[0]
     if len(placed.next_pc) > 1:
         next_pc = jnp.array(placed.next_pc, jnp.int32)[taken]
-    return jnp.where(active, next_pc, pc), slots
+    return jnp.where(active, next_pc, pc), slots, rows
 
 
 def _store(slots: dict[Value, Any], slot: Value, rows: Any, where: Any) -> None:

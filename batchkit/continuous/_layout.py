@@ -9,11 +9,12 @@ one in it and one after it, and would be copied from each to the next at every t
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from ._basic_blocks import (
     BasicBlock,
     Branch,
+    Instruction,
     Operand,
     Pause,
     Return,
@@ -22,6 +23,7 @@ from ._basic_blocks import (
     varying,
 )
 from ._common_subexpressions import call_kinds
+from ._packing import Packing
 from ._simplification import live_values
 
 
@@ -41,12 +43,33 @@ class SlotWrite:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class RowStores:
+    """Rows that a block writes to the results of all tasks, at one index."""
+
+    index: Operand
+    results: list[Value]
+    rows: list[Operand]
+
+    @property
+    def length(self) -> int:
+        return self.results[0].shape[0]
+
+    @property
+    def packing(self) -> Packing:
+        """Return the buffers of the rows."""
+        return Packing([Value(x.shape[1:], x.dtype) for x in self.results])
+
+
+@final
 @dataclass(frozen=True)
 class PlacedBlock:
     """A block with its program counter and its slots."""
 
     block: BasicBlock
     pc: int
+    body: list[Instruction]  # but for stores in the results of all tasks
+    row_stores: list[RowStores]
     reads: dict[Value, Value]  # values that it reads, with their slots
     writes: list[SlotWrite]
     next_pc: list[int]  # for each exit
@@ -97,8 +120,8 @@ class LaneLayout:
                 self.pause_pc[pause] = self.idle_pc + 1 + len(self.pause_pc)
                 stores = zip(slots, compress(passed, varies), strict=True)
                 self._pause_stores[pause] = list(stores)
-        outputs = varying(program.exit.outputs)
-        self.output_slots = {x: x.varying_copy() for x in outputs}
+        self.output_slots = {x: x.varying_copy() for x in varying(program.results)}
+        self.output_packing = Packing(list(self.output_slots))
         depth = max(block.loop_depth for block in order)
         self.sweep = [self._placed(block, hot_depth=depth) for block in order]
         cold = {x.block for x in self.sweep if not x.is_hot}
@@ -114,7 +137,8 @@ class LaneLayout:
     @property
     def is_output_varying(self) -> list[bool]:
         """Return which outputs differ between tasks."""
-        return [any(varying([x])) for x in self.program.exit.outputs]
+        results = set(self.program.results)
+        return [x in results for x in self.program.exit.outputs]
 
     def _carried_slots(self, order: Sequence[BasicBlock]) -> list[Value]:
         """Return the slots whose contents live from one turn of the loop to the next.
@@ -178,6 +202,8 @@ class LaneLayout:
         return PlacedBlock(
             block,
             self.block_pc[block],
+            [i for i in block.body if not _stores_in_results(i)],
+            _row_stores(block),
             {x: self.slots[x] for x in _reads(block, writes)},
             writes,
             [pc for _, pc in exits],
@@ -195,6 +221,23 @@ def _reads(block: BasicBlock, writes: Sequence[SlotWrite]) -> Iterator[Value]:
     if isinstance(block.terminator, Branch):
         operands.append(block.terminator.index)
     yield from (x for x in varying(operands) if x not in made)
+
+
+def _stores_in_results(instruction: Instruction) -> bool:
+    return any(x is not None and x.in_results for x in instruction.outputs)
+
+
+def _row_stores(block: BasicBlock) -> list[RowStores]:
+    """Group the stores of a block by their index."""
+    groups: dict[Any, RowStores] = {}
+    for instruction in filter(_stores_in_results, block.body):
+        buffer, index, row = instruction.inputs
+        assert isinstance(buffer, Value)
+        key = id(index), buffer.shape[0]
+        group = groups.setdefault(key, RowStores(index, [], []))
+        group.results.append(buffer)
+        group.rows.append(row)
+    return list(groups.values())
 
 
 def _coalesced_slots(

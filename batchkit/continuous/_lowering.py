@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from .._util._jaxprs import is_dropped
 from ._basic_blocks import (
     BasicBlock,
     Branch,
@@ -37,7 +38,6 @@ from ._equations import (
     evaluate_masked,
     has_while_loop,
     interpret,
-    is_dropped,
     jit_name,
 )
 from ._pause_points import AbstractPausePoints

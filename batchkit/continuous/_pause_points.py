@@ -22,6 +22,7 @@ from ._equations import (
     WhileLoop,
     called_jaxpr,
     control_flow,
+    has_loop,
     interpret,
     is_collective,
     jit_name,
@@ -77,7 +78,8 @@ class CallPausePoints(AbstractPausePoints):
 class LoopPausePoints(AbstractPausePoints):
     """Pauses at each turn of a loop whose trip count varies between lanes.
 
-    There is no call to make together: a pause is the end of a turn.
+    So does that of a loop in a branch that only some lanes take. There is no call to
+    make together: a pause is the end of a turn.
     """
 
     def is_call(self, eqn: Any) -> bool:
@@ -216,7 +218,10 @@ def _varying_outputs(eqn: Any, inputs: list[bool]) -> tuple[list[bool], bool]:
             results = [_varying_results(branch, cond.args) for branch in cond.branches]
             columns = zip(*(outs for outs, _ in results), strict=True)
             outs = [any(column) or cond.index for column in columns]
-            return outs, any(diverges for _, diverges in results)
+            # A loop in a branch that only some lanes take, such as the rest of a loop
+            # of bounded length.
+            parts = cond.index and any(has_loop(x.jaxpr) for x in cond.branches)
+            return outs, parts or any(diverges for _, diverges in results)
         case None:
             return [any(inputs)] * len(eqn.outvars), False
 

@@ -5,6 +5,7 @@ that is always the same value is replaced by it, a block with one predecessor is
 into that, and instructions whose results are not live are removed.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
@@ -41,6 +42,7 @@ def simplify(program: TaskProgram) -> None:
         size = _size(program)
         _merge_blocks(program)
         _eliminate_dead_code(program)
+    _store_in_results(program)
 
 
 def live_values(program: TaskProgram) -> dict[BasicBlock, set[Value]]:
@@ -91,7 +93,8 @@ def _live_instructions(
     for instruction in reversed(instructions):
         outputs = [x for x in instruction.outputs if x is not None]
         has_effects = getattr(instruction.eqn, "effects", None)
-        if not needed.intersection(outputs) and not has_effects:
+        in_results = any(x.in_results for x in outputs)
+        if not needed.intersection(outputs) and not has_effects and not in_results:
             continue
         kept.insert(0, instruction)
         # An instruction that updates a buffer in place reads it, too.
@@ -172,6 +175,32 @@ def _eliminate_dead_code(program: TaskProgram) -> None:
     needed = {x for block in blocks for x in _reads(block) if isinstance(x, Value)}
     program.prologue = _live_instructions(program.prologue, needed)
     program.constants = [pair for pair in program.constants if pair[0] in needed]
+
+
+def _store_in_results(program: TaskProgram) -> None:
+    """Write the rows of a scan's results to the results of all tasks at once.
+
+    This is possible for a result that nothing else reads. It saves a copy of all rows
+    in each lane, and copying them to the results when the task ends.
+    """
+    outputs = [id(x) for x in program.exit.outputs]
+    read = Counter(outputs)
+    for block in program.blocks():
+        read.update(id(x) for x in _reads(block))
+    stored = Counter(id(x.outputs[0]) for x in program.instructions() if x.in_place)
+    # A store reads the rows before it, and the exit reads them all, twice in `read`.
+    moved = {
+        x: dataclasses.replace(x, in_results=True)
+        for x in program.results
+        if stored[id(x)] > 0
+        and outputs.count(id(x)) == 1
+        and read[id(x)] == stored[id(x)] + 2
+    }
+    _replace(program, {id(x): new for x, new in moved.items()})
+    for instruction in program.instructions():
+        instruction.outputs = [
+            x if x is None else moved.get(x, x) for x in instruction.outputs
+        ]
 
 
 def _size(program: TaskProgram) -> int:

@@ -11,6 +11,7 @@ import pytest
 from jax.extend.core import jaxpr_as_fun
 
 import batchkit as bk
+from batchkit._util._jaxprs import is_dropped
 from batchkit.continuous import _equations
 from batchkit.continuous._equations import (
     Cond,
@@ -18,7 +19,6 @@ from batchkit.continuous._equations import (
     WhileLoop,
     called_jaxpr,
     control_flow,
-    is_dropped,
     jit_name,
 )
 

@@ -47,8 +47,10 @@ REVERSE: dict[str, Callable[[Any], Any]] = {
     "jacrev": lambda f: jax.jacrev(f)(X),
     "grad of jit": lambda f: jax.grad(lambda x: jax.jit(f)(x).sum())(X),
     "grad of vmap": lambda f: jax.grad(lambda x: jax.vmap(f)(x).sum())(X[None]),
-    "hessian": lambda f: jax.hessian(lambda x: f(x).sum())(X),
 }
+# JAX 0.9 fails in its own forward derivative of a mapped loop, with a TypeError.
+if jax.__version_info__ >= (0, 10):
+    REVERSE["hessian"] = lambda f: jax.hessian(lambda x: f(x).sum())(X)
 
 
 @pytest.mark.parametrize("task", [_unmarked, lambda x: _halvings(x)[0]])
