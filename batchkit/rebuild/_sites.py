@@ -114,7 +114,7 @@ class Origin(enum.Enum):
     CLOSURE = enum.auto()  # the packages' as well, but for functions of the user
     WRAPPER = enum.auto()  # the closure of a foreign wrapper: its vmap is its own
     ARGUMENT = enum.auto()  # the user's
-    BOUND = enum.auto()  # an argument that somebody has bound in a partial
+    BOUND = enum.auto()  # an argument that is bound in a partial
 
     @property
     def opens_foreign(self) -> bool:

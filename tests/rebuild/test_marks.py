@@ -156,7 +156,7 @@ def test_policy_that_may_choose_lanes_marks_the_functions(policy: Any):
 
 
 def handed_over(batcher: Any, rebuilt_before: bool) -> list[Any]:
-    """What blackjax gets of a log-density that a user hands in."""
+    """The parts of a user's log-density that reach blackjax."""
     got: list[Any] = []
 
     def integrator(logdensity_fn: Fun, kinetic_energy_fn: Fun) -> Fun:
@@ -230,7 +230,7 @@ class Gaussian(eqx.Module):
 
 @final
 class Plain:
-    """The same, but no pytree, and it can be neither hashed nor compared."""
+    """A log-density that is no pytree, and can be neither hashed nor compared."""
 
     __hash__ = None  # pyright: ignore
 

@@ -1,4 +1,4 @@
-"""Pytrees in files: round trips, and refusals of structures nobody has saved."""
+"""Pytrees in files: round trips, and refusals of unknown structures."""
 
 import json
 import math
