@@ -73,7 +73,7 @@ UNVMAP: Final = ("unvmap_all", "unvmap_any", "unvmap_max")
 # Their callers allow for any batch, so chunks may reduce over each. `nonbatchable`
 # returns the one value of a batch that has one.
 _REDUCES_ANY_BATCH: Final = frozenset({*UNVMAP, "nonbatchable"})
-_OF_JAX: Final = frozenset(
+JAX_PRIMITIVES: Final = frozenset(
     x for x in vars(jex.core.primitives).values() if isinstance(x, jex.core.Primitive)
 )
 
@@ -143,7 +143,7 @@ def batch_reduction(jaxpr: Any) -> str | None:
     """
     for eqn in equations(jaxpr):
         primitive = eqn.primitive
-        if primitive in _OF_JAX or primitive.name in _REDUCES_ANY_BATCH:
+        if primitive in JAX_PRIMITIVES or primitive.name in _REDUCES_ANY_BATCH:
             continue
         # A primitive that holds a jaxpr is judged by its equations, but for one whose
         # batch is a function of the user.

@@ -15,7 +15,7 @@ import numpy as np
 
 from .._util._jaxprs import is_literal, literal_value
 from ._basic_blocks import Immediate, Instruction, Operand, Pause, Value, execute
-from ._equations import closed_jaxpr, has_while_loop, reaches_host
+from ._equations import closed_jaxpr, needs_valid_inputs
 
 
 # Derivative rules, which are functions and cannot be compared. They are not called any
@@ -53,13 +53,9 @@ class CallKind:
         ]
 
     @property
-    def depends_on_lanes(self) -> bool:
-        """Return whether inactive lanes need valid arguments.
-
-        Stale ones might make a loop run for ever, or a call to the host.
-        """
-        eqns = [x.eqn for x in self.region]
-        return any(map(has_while_loop, eqns)) or any(map(reaches_host, eqns))
+    def needs_valid_arguments(self) -> bool:
+        """Return whether inactive lanes may do harm with stale arguments."""
+        return any(needs_valid_inputs(x.eqn) for x in self.region)
 
     def evaluate(
         self, active: Any, uniform: Mapping[Value, Any], args: Sequence[Any]

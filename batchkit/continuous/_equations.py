@@ -25,7 +25,7 @@ from .._util._jaxprs import (
     is_literal,
     literal_value,
 )
-from ..batchers._splitting import UNVMAP
+from ..batchers._splitting import JAX_PRIMITIVES, UNVMAP
 
 
 # Primitives that only call a jaxpr, and the parameter that holds it.
@@ -159,10 +159,14 @@ def is_callback(eqn: Any) -> bool:
     return eqn.primitive.name in ("io_callback", "pure_callback")
 
 
-def reaches_host(eqn: Any) -> bool:
-    """Return whether an equation has effects or calls a Python function."""
-    every = (eqn, *inner_equations(eqn))
-    return bool(eqn.effects) or any(map(is_callback, every))
+def needs_valid_inputs(eqn: Any) -> bool:
+    """Return whether an equation may do harm if some lanes have stale inputs.
+
+    A loop might never end. A primitive that is not JAX's own may hide a loop, call the
+    host, or reduce over the lanes.
+    """
+    primitives = {each.primitive for each in (eqn, *inner_equations(eqn))}
+    return has_while_loop(eqn) or bool(eqn.effects or primitives - JAX_PRIMITIVES)
 
 
 def _holds(eqn: Any, names: Sequence[str]) -> bool:

@@ -70,11 +70,10 @@ def _is_rewritten(eqn: Any) -> bool:
 
 
 def _has_implementation(eqn: Any) -> bool:
+    name = eqn.primitive.name
     # `noinline` is compiled on its own, and called through the host.
-    is_hidden = eqn.primitive.name in ("maybe_set", "linear_solve")
-    return is_hidden or (
-        eqn.params.keys() >= _FILTERED and eqn.primitive.name != "noinline"
-    )
+    is_filtered = eqn.params.keys() >= _FILTERED and name != "noinline"
+    return is_filtered or name == "maybe_set"
 
 
 @final

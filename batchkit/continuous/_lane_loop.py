@@ -296,9 +296,8 @@ class LaneLoop:
         """Evaluate a call in all lanes."""
         # Under an outer `jax.vmap` it may be that no lane waits, hence the mask.
         active = jnp.any(waiting)
-        if kind.depends_on_lanes:
-            # Other lanes replay an active lane's arguments: with stale ones a loop in
-            # the function might never end, and it might raise an error.
+        if kind.needs_valid_arguments:
+            # Other lanes replay an active lane's arguments.
             lane = jnp.where(waiting, jnp.arange(self._lanes), jnp.argmax(waiting))
             args = [x[lane] for x in args]
         results = jax.vmap(

@@ -6,6 +6,7 @@ kernel, however small it is. So they are columns of one array of 32-bit words, o
 64-bit words, whatever their dtypes. Their bits do not change.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any, Final, final
 
@@ -99,7 +100,7 @@ def _word(dtype: Any) -> Any:
 
 def _num_words(x: Value) -> int:
     if _is_key(x.dtype):
-        return Value(_key_shape(x), jnp.dtype("uint32")).size
+        return math.prod(_key_shape(x))
     return x.size
 
 

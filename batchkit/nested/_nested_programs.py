@@ -134,9 +134,10 @@ class NestedPrograms:
         The host reads it between blocks, and no process could read the parts that
         others have.
         """
+        if not self._meshes:
+            return tree
         leaves, treedef = jax.tree.flatten(tree)
-        for mesh in self._meshes[:1]:
-            leaves = put_on_mesh(leaves, mesh, PartitionSpec())
+        leaves = put_on_mesh(leaves, self._meshes[0], PartitionSpec())
         return jax.tree.unflatten(treedef, leaves)
 
     def _start(self, sampler: Any) -> RunState:

@@ -160,6 +160,18 @@ def test_expensive_function_reduces_over_the_lanes_that_call_it() -> None:
     assert int(stats.needed) == TURNS.sum()
 
 
+def test_lane_that_never_called_is_no_part_of_a_reduction() -> None:
+    are_positive = bk.expensive(lambda n: eqxi.unvmap_all(n > 0))
+
+    def task(n: Any) -> Any:
+        turn = lambda c: (c[0] + 1, c[1] + jnp.where(are_positive(n), 1, 100))
+        start = (jnp.int32(0), jnp.int32(0))
+        return jax.lax.while_loop(lambda c: c[0] < n, turn, start)[1]
+
+    # The second lane has one task, which makes no call.
+    assert bk.Continuous(2)(task)(np.array([5, 0], np.int32)).tolist() == [5, 0]
+
+
 RATES = np.array([1.0, 28.0, 3.0, 0.5, 90.0, 2.0, 4.0, 11.0], np.float32)
 
 
