@@ -43,6 +43,12 @@ PHASES: Final = ("init", "step")
 _PHASE_OF_NAME: Final = {"init": "init", "step": "step", "build_kernel": "step"}
 # Modules of types that may hold functions, and are opened wherever they are found.
 _STANDARD: Final = ("builtins", "collections", "functools", "types")
+# Names in a class whose values are no code.
+_DATA_NAMES: Final = frozenset(
+    {"__annotations__", "__dict__", "__doc__", "__match_args__", "__slots__", "_fields"}
+)
+# Types of values that hold nothing; most of what code refers to is one of them.
+_LEAVES: Final = frozenset({bool, bytes, complex, float, int, str, type(None)})
 
 
 def phase_of(name: str | None, outer: str | None) -> str | None:
@@ -134,9 +140,10 @@ class Node(NamedTuple):
         """Return the node of something that this one leads to."""
         return Node(value, origin, holder if self.holder is None else self.holder)
 
-    def key(self) -> tuple[int, Origin, bool]:
+    def key(self) -> tuple[int, str, bool]:
         """Identity of the node: a value is read again where more is read of it."""
-        return id(self.value), self.origin, self.holder is None
+        # The name, since a member of an enumeration is hashed by a Python function.
+        return id(self.value), self.origin._name_, self.holder is None
 
 
 _Found = tuple[Site, Any]  # a site, and the shared object that holds it or None
@@ -183,24 +190,33 @@ def reachable(
 def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
     """Yield what an object leads to that is no function."""
     value, origin, _ = node
-    if isinstance(value, ModuleType):
+    if type(value) in _LEAVES or isinstance(value, ModuleType):
         return
     own = packages.own(value)
     if isinstance(value, type):
-        members = (*vars(value).values(), *value.__mro__[1:]) if own else ()
-        yield from (node.to(x, Origin.MODULE, value) for x in members)
+        members = [x for name, x in vars(value).items() if name not in _DATA_NAMES]
+        inner = [*members, *value.__mro__[1:]] if own else []
+        yield from (node.to(x, Origin.MODULE, value) for x in inner)
         return
     inner = opened(node, packages)
     yield from inner
     if not inner:  # an object that is not opened, and therefore shared
-        if callable(value):
-            yield node.to(attribute(value, "__wrapped__"), Origin.CLOSURE, value)
+        wrapped = attribute(value, "__wrapped__") if callable(value) else None
+        if isinstance(wrapped, FunctionType) and _is_jax(wrapped):
+            return
+        yield node.to(wrapped, Origin.CLOSURE, value)
         standard = type(value).__module__ in _STANDARD
         if own or standard or origin.opens_foreign:
             referents = gc.get_referents(value)
             yield from (node.to(x, Origin.CLOSURE, value) for x in referents)
     if own:
         yield node.to(type(value), origin)
+
+
+def _is_jax(function: FunctionType) -> bool:
+    """Return True for a function of JAX that wraps no other one."""
+    name = str(function.__globals__.get("__name__"))
+    return name.startswith("jax.") and not function.__closure__
 
 
 def _read_function(

@@ -36,8 +36,9 @@ def walk(
     pending = list(roots)
     while pending:
         node = pending.pop()
-        if key(node) not in seen:
-            seen[key(node)] = node
+        identity = key(node)
+        if identity not in seen:
+            seen[identity] = node
             yield node
             pending.extend(inside(node))
 
@@ -123,6 +124,11 @@ def attribute(value: Any, name: str) -> Any:
         return None
 
 
+@functools.lru_cache(maxsize=4096)  # reading a sampler asks a hundred thousand times
+def _lies_in(module_name: str, packages: tuple[str, ...]) -> bool:
+    return any(f"{module_name}.".startswith(f"{name}.") for name in packages)
+
+
 @final
 @dataclass(frozen=True)
 class Packages:
@@ -132,9 +138,7 @@ class Packages:
 
     def hold(self, module_name: Any) -> bool:
         """Return True if a module of this name lies in one of the packages."""
-        if not isinstance(module_name, str):
-            return False
-        return any(f"{module_name}.".startswith(f"{name}.") for name in self.names)
+        return isinstance(module_name, str) and _lies_in(module_name, self.names)
 
     def own(self, value: object) -> bool:
         """Return True if a function, a module or the class of a value is theirs.
