@@ -8,6 +8,10 @@ Choices: each problem is timed under every batcher of a sweep, side by side, and
 `Auto`. Told is how much slower the chosen layout is than the best, and how often that
 is within 10 %.
 
+Lanes: problems for which `Auto` takes `Continuous`, timed with each number of lanes.
+Told is how much slower the chosen number is than the best, where operations are counted
+and where calls are measured.
+
 Probing: seconds that `Auto` spends on choosing, against an ordinary compilation of the
 site in the layout that it chooses.
 """
@@ -22,6 +26,7 @@ from typing import Any
 import blackjax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from _measure import interleaved, print_machine, readable
 from continuous import (
     chain_of,
@@ -37,6 +42,7 @@ from speed import lens, matrix_chain
 
 import batchkit as bk
 from batchkit.auto._auto import _CHOICES
+from batchkit.auto._lane_count import lane_counts
 
 
 def budgets(small: bool) -> None:
@@ -86,26 +92,47 @@ def budgets(small: bool) -> None:
     print()
 
 
+def nested_state(num_delete: int) -> Any:
+    """A state of `nss` past the first steps, where nearly every point is accepted."""
+    positions = jax.random.uniform(
+        jax.random.key(0), (2 * num_delete, 5), minval=-1.0, maxval=1.0
+    )
+    step = jax.jit(nested_step(bk.Vmap(), num_delete, likelihood(1)))
+    init: Any = blackjax.nss(
+        logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf),
+        loglikelihood_fn=likelihood(1),
+        num_inner_steps=3,
+        num_delete=num_delete,
+    ).init
+    state = jax.jit(init)(positions)
+    for i in range(4):
+        state, _ = step(jax.random.key(i), state)
+    return state
+
+
+def products(dtype: Any) -> Callable[[Any], Any]:
+    """The Gaussian of `likelihood`, with six products that do not matter."""
+    rng = np.random.default_rng(0)
+    first = jnp.asarray(rng.normal(size=(400, 5)), dtype)
+    matrices = [jnp.asarray(rng.normal(size=(400, 400)) / 20, dtype) for _ in range(6)]
+
+    def loglikelihood(x: Any) -> Any:
+        y = first @ x.astype(dtype)
+        for matrix in matrices:
+            y = jnp.tanh(matrix @ y)
+        return -0.5 * jnp.sum(x**2) / 0.01 + 1e-30 * jnp.sum(y).astype(x.dtype)
+
+    return loglikelihood
+
+
 def problems() -> dict[
     str, tuple[Callable[[bk.AbstractBatcher], Any], tuple[Any, ...]]
 ]:
     """For each problem what makes a function from a batcher, and its arguments."""
     found: dict[str, Any] = {}
+    state = nested_state(50)
     for size in (1, 300, 1_000, 3_000, 10_000, 100_000):
-        positions = jax.random.uniform(
-            jax.random.key(0), (100, 5), minval=-1.0, maxval=1.0
-        )
-        algorithm = nested_step(bk.Vmap(), 50, likelihood(1))
-        init: Any = blackjax.nss(
-            logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf),
-            loglikelihood_fn=likelihood(1),
-            num_inner_steps=3,
-            num_delete=50,
-        ).init
-        state = jax.jit(init)(positions)
-        for i in range(4):
-            state, _ = jax.jit(algorithm)(jax.random.key(i), state)
-        make = functools.partial(_nested, likelihood(size))
+        make = functools.partial(_nested, likelihood(size), 50)
         found[f"nss, {size} sines"] = make, (jax.random.key(1), state)
     normal = jax.random.normal(jax.random.key(1), (256, 10))
     keys = jax.random.split(jax.random.key(0), 256)
@@ -124,8 +151,8 @@ def problems() -> dict[
     return found
 
 
-def _nested(loglikelihood: Any, batcher: bk.AbstractBatcher) -> Any:
-    return nested_step(batcher, 50, loglikelihood)
+def _nested(loglikelihood: Any, num_delete: int, batcher: bk.AbstractBatcher) -> Any:
+    return nested_step(batcher, num_delete, loglikelihood)
 
 
 def _chains(
@@ -163,6 +190,57 @@ def choices(repeats: int, only: str) -> None:
     print(f"\nwithin 10 % of the best: {close} of {len(found)}\n")
 
 
+def lanes(repeats: int, only: str) -> None:
+    """Each number of lanes, and those that `Auto` chooses."""
+    found: dict[tuple[str, int], Any] = {}
+    states = {tasks: nested_state(tasks) for tasks in (50, 128, 256)}
+    likelihoods = {
+        "3,000 sines": (likelihood(3_000), (50, 256)),
+        "10,000 sines": (likelihood(10_000), (50, 256)),
+        "100,000 sines": (likelihood(100_000), (50,)),
+        "six products in float64": (products(jnp.float64), (128,)),
+        "six products in float32": (products(jnp.float32), (128,)),
+        "a large program": (large_program, (50,)),
+    }
+    for name, (work, sizes) in likelihoods.items():
+        for tasks in sizes:
+            make = functools.partial(_nested, work, tasks)
+            found[f"nss, {name}", tasks] = make, (jax.random.key(1), states[tasks])
+    rows = jax.random.split(jax.random.key(0), 64), jnp.ones((64, 10))
+    make = functools.partial(_chains, regression(), 0.02)
+    found["NUTS, logistic regression", 64] = make, rows
+    close = {False: 0, True: 0}
+    print("| program | tasks | by lanes, times faster than vmap | counted | measured |")
+    print("|---|---|---|---|---|")
+    found = {k: v for k, v in found.items() if only in k[0]}
+    for (title, tasks), (make, args) in found.items():
+        batchers: dict[int, bk.AbstractBatcher] = {0: bk.Vmap()}
+        batchers |= {k: bk.Continuous(k) for k in lane_counts(tasks)}
+        runs = {}
+        for count, batcher in batchers.items():
+            program = jax.jit(make(batcher)).lower(*args).compile()
+            jax.block_until_ready(program(*args))
+            runs[count] = functools.partial(program, *args)
+        seconds = interleaved({str(k): run for k, run in runs.items()}, repeats)
+        medians = {k: statistics.median(seconds[str(k)]) for k in runs}
+        vmap = medians.pop(0)
+        best = min(medians.values())
+        told: list[str] = []
+        for measure in (False, True):
+            _CHOICES.clear()
+            jax.jit(make(bk.Auto("4 GB", measure))).lower(*args)
+            (chosen,) = (x.batcher for x in _CHOICES.values())
+            slower = medians[chosen.lanes] / best
+            close[measure] += slower <= 1.1
+            told.append(f"{chosen.lanes} ({slower:.2f})")
+        curve = ", ".join(f"{k}: {vmap / x:.2f}" for k, x in medians.items())
+        print(f"| {title} | {tasks} | {curve} | {' | '.join(told)} |", flush=True)
+    print(
+        f"\nwithin 10 % of the best: {close[False]} of {len(found)} counted, "
+        f"{close[True]} measured\n"
+    )
+
+
 def probing(repeats: int) -> None:
     """What choosing costs, where something has to be compiled for it."""
     print("choosing, against an ordinary compilation of the site as chosen")
@@ -197,7 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a hundredth of the size")
-    parser.add_argument("--part", choices=("budgets", "choices", "probing"))
+    parser.add_argument("--part", choices=("budgets", "choices", "lanes", "probing"))
     parser.add_argument(
         "--problem", default="", help="only those with this in the name"
     )
@@ -210,6 +288,8 @@ def main() -> None:
         probing(options.repeats)
     if options.part in (None, "choices"):
         choices(options.repeats, options.problem)
+    if options.part in (None, "lanes"):
+        lanes(options.repeats, options.problem)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ This is the whole rule by which `select` chooses:
 1. `Continuous`, if tasks loop a different number of times around an expensive function,
    so that lanes of a `vmap` would wait for each other. A function is expensive from
    `MIN_OPERATIONS` floating-point operations on: below that, the work around it is more
-   than the evaluations that are saved. There is one lane for every `TASKS_PER_LANE`
-   tasks, so that few lanes are idle at the end; but at least `MIN_LANES`, with which a
-   batched call is efficient, if each of them gets `MIN_TASKS_PER_LANE`.
+   than the evaluations that are saved. It has the number of lanes that takes the least
+   time by the model of `_lane_count`.
 2. Otherwise as many tasks at a time as fit the budget: `Vmap` if that is all of them,
    else `Chunked`. On a CPU they must also fit `CACHE_BYTES`, if one lane does: more
    lanes at once gain nothing there, and memory outside of the cache is slow.
@@ -34,7 +33,8 @@ from ..batchers._call import Call, TracedTask
 from ..batchers._marks import in_task
 from ..batchers._trace_log import log_note, logging_disabled, num_outer_lanes
 from ..continuous import Continuous
-from ..continuous._continuous import compile_task
+from ..continuous._continuous import MIN_OPERATIONS, compile_task
+from ._lane_count import JointCalls, best_lane_count, counted_shares, lane_counts
 from ._lane_memory import (
     SAFETY_FACTOR,
     BudgetError,
@@ -48,10 +48,6 @@ from ._lane_memory import (
 )
 
 
-MIN_OPERATIONS: Final = 2_000
-TASKS_PER_LANE: Final = 8
-MIN_LANES: Final = 16
-MIN_TASKS_PER_LANE: Final = 3
 CACHE_BYTES: Final = 16_000_000
 # Beyond this number the oldest choices are dropped.
 _MAX_CHOICES: Final = 1024
@@ -81,7 +77,7 @@ class Selection:
 
 
 def select(
-    task: TracedTask, call: Call, batcher: object, budget: int, outer: int
+    task: TracedTask, call: Call, batcher: "Auto", budget: int, outer: int
 ) -> Selection:
     """Choose the batcher that runs a task, on behalf of `batcher`.
 
@@ -95,7 +91,7 @@ def select(
     selection = None
     if refusal is None:
         if call.spmd_axis_name is None and not in_task():
-            selection = _continuous(task, bound, share)
+            selection = _continuous(task, bound, share, batcher.measure)
         selection = selection or _in_cache(task, bound, share, measure)
     if selection is not None:
         return selection
@@ -119,24 +115,28 @@ def select(
     return Selection(Chunked(found.size), reason, found.bytes, share)
 
 
-def continuous_lanes(tasks: int, lengths_differ: bool, operations: float) -> int:
-    """Return the number of lanes of a `Continuous`, or 0 if it would not be faster."""
-    if not lengths_differ or operations < MIN_OPERATIONS:
-        return 0
-    return max(-(-tasks // TASKS_PER_LANE), min(MIN_LANES, tasks // MIN_TASKS_PER_LANE))
-
-
-def _continuous(task: TracedTask, bound: int, budget: int) -> Selection | None:
+def _continuous(
+    task: TracedTask, bound: int, budget: int, measure: bool
+) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
     program, pauses = compile_task(task)
-    lengths_differ = bool(program.divergent_branches)
-    lanes = continuous_lanes(task.size, lengths_differ, pauses.operations)
-    if lanes == 0:
+    if not program.divergent_branches or pauses.operations < MIN_OPERATIONS:
         return None
     reason = (
         f"{pauses.name} ({pauses.operations:,.0f} operations) is called in loops whose "
         "lengths differ"
     )
+    calls = JointCalls(program)
+    counts = lane_counts(task.size)
+    shares: dict[int, float] = {}
+    if measure and calls.can_run:
+        shares = calls.measured_shares(counts, budget)
+    if shares:
+        times = (f"{1e6 * share:.3g} with {lanes}" for lanes, share in shares.items())
+        reason += f", and takes microseconds a lane: {', '.join(times)}"
+    else:  # not measured, or not even the fewest lanes fit
+        shares = counted_shares(calls, pauses.operations, counts)
+    lanes = best_lane_count(shares, task.size)
     if bound <= budget:
         reason += f"; {lanes} lanes need less than {_of(bound, budget)}"
         return Selection(Continuous(lanes), reason, None, budget)
@@ -176,12 +176,12 @@ class Auto(AbstractBatcher):
     """As many tasks at once as fit a memory budget, or `Continuous` if it is faster.
 
     While it is traced, the task is compiled for a few numbers of lanes to find the
-    memory that XLA would allocate; nothing runs. `Auto` then chooses `Continuous`, if
-    tasks loop a different number of times around an expensive function; `Vmap`, if all
-    tasks fit the budget; else the largest `Chunked` that fits. `select` and
-    `batchkit.explain` show the choice and the reason. If the sizes of all arrays
-    together are far below the budget, nothing is compiled. Choices are cached by the
-    computation and the shapes of a task.
+    memory that XLA would allocate; nothing runs, but for `measure=True`. `Auto` then
+    chooses `Continuous`, if tasks loop a different number of times around an expensive
+    function; `Vmap`, if all tasks fit the budget; else the largest `Chunked` that fits.
+    `select` and `batchkit.explain` show the choice and the reason. If the sizes of all
+    arrays together are far below the budget, nothing is compiled. Choices are cached by
+    the computation and the shapes of a task.
 
     The budget is for the lanes on one device: temporaries, and the rows and results of
     as many tasks. Arrays that the function closes over are shared by all lanes and not
@@ -205,27 +205,39 @@ class Auto(AbstractBatcher):
     """
 
     budget: int | str | None = eqx.field(static=True)
+    measure: bool = eqx.field(static=True)
 
     uses_expensive_marks: ClassVar[bool] = True
     uses_outer_lanes: ClassVar[bool] = True
 
-    def __init__(self, budget: int | str | None = None) -> None:
+    def __init__(self, budget: int | str | None = None, measure: bool = False) -> None:
         """**Arguments:**
 
         - `budget`: bytes on each device, as an int or as a text such as `"512 MB"`
             (powers of 1000) or `"8 GiB"` (powers of 1024). By default half of the
             free memory of the device, or on CPU of the machine, at the time of tracing.
+        - `measure`: whether to choose the number of lanes of a `Continuous` by running
+            the expensive function with 4, 8, 16, ... lanes on made-up arguments, each
+            compiled for it, instead of by counting its operations. Another run may
+            then choose another number. A function with a loop of unknown length, a
+            callback or a collective is never run for this.
 
         **Raises:**
 
-        `TypeError` if `budget` is neither an int nor a string, `ValueError` if it
-        cannot be parsed or is below one byte.
+        `TypeError` if `budget` is neither an int nor a string or `measure` no bool,
+        `ValueError` if `budget` cannot be parsed or is below one byte.
         """
         self.budget = budget
+        self.measure = measure
 
     def __check_init__(self) -> None:
         if self.budget is not None:
             parse_budget(self.budget, str(self))
+        if not isinstance(self.measure, bool):
+            raise TypeError(
+                f"Auto(measure={self.measure!r}): measure must be True or False; got "
+                f"{type(self.measure).__name__}."
+            )
 
     def batch(self, call: Call) -> PyTree:
         if call.size == 0:
@@ -294,6 +306,12 @@ class Auto(AbstractBatcher):
     def _choose(self, call: Call) -> tuple[TracedTask | None, Selection]:
         """Trace the task of a call, unless it maps a `Ref`, and choose a batcher."""
         budget = budget_or_free(self.budget, str(self))
+        if self.measure and jax.process_count() > 1:
+            raise RuntimeError(
+                f"{self}: {jax.process_count()} processes would measure different "
+                "times and run different programs. Use `measure=False`, or measure in "
+                "one process and write down the `Continuous` that it chose."
+            )
         if call.maps_refs:
             reason = "a mutable array is mapped, which cannot be cut into chunks"
             return None, Selection(Vmap(), reason, None, budget // num_outer_lanes())

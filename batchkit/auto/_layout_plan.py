@@ -79,12 +79,18 @@ class LayoutPlan:
 
 
 def plan(
-    api: Any, budget: int | str | None, positions: Any, **settings: Any
+    api: Any,
+    budget: int | str | None,
+    positions: Any,
+    *,
+    measure: bool = False,
+    **settings: Any,
 ) -> LayoutPlan:
     """Find batchers for `init` and `step` with which each, as a whole, fits a budget.
 
     Each program is traced and compiled at a few sizes, to find the memory that XLA
-    would allocate: arguments, results and temporaries together. Nothing runs. A program
+    would allocate: arguments, results and temporaries together. Nothing runs without
+    `measure=True`. A program
     gets `Continuous` by the rule of `Auto`, else `Vmap` if that fits, else the largest
     `Chunked` that fits.
 
@@ -115,6 +121,8 @@ def plan(
         half of the free memory.
     - `positions`: the argument of `init`; `jax.ShapeDtypeStruct` may stand for an
         array.
+    - `measure`: whether to choose the lanes of a `Continuous` by running the expensive
+        function, as for [`Auto`][batchkit.Auto].
     - `**settings`: the arguments of the API.
 
     **Returns:**
@@ -148,8 +156,8 @@ def plan(
         rebuilt = rebuild_sampler(api, batcher=ByPhase(step=batcher))
         return trace_uncached(rebuilt(**settings).step, (key, state), {})
 
-    init_batcher, init_memory = _choose("init", init, allowed)
-    step_batcher, step_memory = _choose("step", step, allowed)
+    init_batcher, init_memory = _choose("init", init, allowed, measure)
+    step_batcher, step_memory = _choose("step", step, allowed, measure)
     return LayoutPlan(init_batcher, step_batcher, init_memory, step_memory, allowed)
 
 
@@ -157,10 +165,11 @@ def _choose(
     phase: str,
     program: Callable[[AbstractBatcher], jax.stages.Traced],
     budget: int,
+    measure_calls: bool,
 ) -> tuple[AbstractBatcher, MemoryUse]:
     """Find the batcher with which a program fits, and the memory of the program."""
     with recording() as root:
-        program(Auto(_UNLIMITED))
+        program(Auto(_UNLIMITED, measure_calls))
     mapped = [x for x in _descendants(root) if isinstance(x.batcher, Auto)]
     lanes = [split.lanes for x in mapped for split in x.splits if split.kind == "lane"]
     tasks = max((x.tasks for x in mapped), default=1)

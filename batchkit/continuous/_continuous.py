@@ -1,7 +1,7 @@
 """Continuous batching: a lane whose task is done takes the next task at once."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast, final
+from typing import Any, ClassVar, Final, NamedTuple, ParamSpec, TypeVar, cast, final
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from ..batchers._chunked import balanced_chunks, run_in_chunks
 from ..batchers._marks import in_task
 from ..batchers._sharded import inside_shard_map
 from ..batchers._splitting import batch_dependent_draws
-from ..batchers._trace_log import log_note, log_split, profiler_paused
+from ..batchers._trace_log import current_entry, log_note, log_split, profiler_paused
 from ._basic_blocks import Instruction, TaskProgram, Value
 from ._equations import closed_jaxpr, is_collective, with_weak_type
 from ._equinox import as_one_task
@@ -23,12 +23,21 @@ from ._forward_derivative import ComputeTasks, with_derivative
 from ._lane_loop import LaneLoop
 from ._layout import LaneLayout
 from ._lowering import lower
-from ._pause_points import AbstractPausePoints, PauseChoice, choose_pause_points
+from ._pause_points import (
+    AbstractPausePoints,
+    PauseChoice,
+    choose_pause_points,
+    loop_operations,
+)
 from ._simplification import simplify
 
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+# Below this many operations of an evaluation, lanes save less than they cost, unless
+# tasks differ by more than ten times. `Auto` leaves such tasks together.
+MIN_OPERATIONS: Final = 2_000
 
 # Below this many operations a function costs less than the code around its calls. Then
 # it pays to hold up to one lane in eight until several need the same code.
@@ -234,6 +243,7 @@ class Continuous(AbstractBatcher):
             loop = LaneLoop(layout, lanes, task.size, compiled[1].operations)
             if each is task:
                 log_note(f"{pauses.note}; {layout.bytes_per_lane} B stored per lane")
+                _note_if_cheap(task, pauses)
             constants = [id(x) for x in each.closure]
 
             def compute(rows: list[Any], closure: list[Any]) -> tuple[list[Any], Any]:
@@ -262,6 +272,20 @@ def compile_task(
     program.exit.outputs = task.with_values(program.exit.outputs)
     simplify(program)
     return program, pauses
+
+
+def _note_if_cheap(task: TracedTask, pauses: PauseChoice) -> None:
+    """Record that lanes cost more than they save, for `explain`."""
+    if current_entry() is None:
+        return
+    what, operations = "a call", pauses.operations
+    if not pauses.name:
+        what, operations = "a turn", loop_operations(task.jaxpr.jaxpr)
+    if operations < MIN_OPERATIONS:
+        log_note(
+            f"{what} has {operations:,.0f} operations, fewer than {MIN_OPERATIONS:,}: "
+            "`Vmap()` is likely faster"
+        )
 
 
 def _with_out_axes(

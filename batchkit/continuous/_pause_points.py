@@ -180,15 +180,33 @@ def _without_callers(calls: dict[str, list[Any]]) -> dict[str, list[Any]]:
     }
 
 
+def loop_operations(jaxpr: Any) -> float:
+    """Return the operations of a turn of each `while` loop, those inside it once."""
+    total = 0.0
+    for eqn in jaxpr.eqns:
+        loop = control_flow(eqn, eqn.invars)
+        if isinstance(loop, WhileLoop):
+            total += _operations_of(loop.cond) + _operations_of(loop.body)
+        else:
+            total += sum(map(loop_operations, inner_jaxprs(eqn)))
+    return total
+
+
 def _operations(eqn: Any) -> float:
-    """Return the floating-point operations of a call as XLA counts them: loops once."""
+    """Return the floating-point operations of a call."""
     call = called_jaxpr(eqn)
     assert call is not None
-    if any(map(is_collective, equations(call.jaxpr))):
+    return _operations_of(call)
+
+
+def _operations_of(jaxpr: ClosedJaxpr) -> float:
+    """Return the floating-point operations as XLA counts them: loops once."""
+    if any(map(is_collective, equations(jaxpr.jaxpr))):
         return 0.0  # outside of its named axis it cannot be compiled
-    args = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+    types = [x.aval for x in jaxpr.jaxpr.invars]
+    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in types]
     try:
-        analysis = jax.jit(jaxpr_as_fun(call)).lower(*args).cost_analysis()
+        analysis = jax.jit(jaxpr_as_fun(jaxpr)).lower(*args).cost_analysis()
     except ValueError:
         # Inside `jax.shard_map` arrays have the mesh in their type.
         return 0.0

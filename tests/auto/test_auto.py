@@ -246,7 +246,7 @@ def test_budget_below_one_lane_is_an_error() -> None:
     assert info.value.budget == 1000
     assert LANE <= info.value.needed <= 4 * LANE
     assert "float32[100,100] of dot_general" in str(info.value)
-    assert "Auto(budget='1 kB')" in str(info.value)
+    assert "Auto(budget='1 kB'" in str(info.value)
 
 
 def test_zero_tasks_need_no_budget() -> None:
@@ -304,7 +304,8 @@ def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
 def test_continuous_is_chosen_for_expensive_loops() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     chosen = bk.Auto("1 GB").select(halvings(20_000), x)
-    assert chosen.batcher == bk.Continuous(16)
+    assert isinstance(chosen.batcher, bk.Continuous)
+    assert 1 < chosen.batcher.lanes < 80
     assert chosen.reason.startswith("half (")
     found = jax.jit(bk.Auto("1 GB")(halvings(20_000)))(x)
     expected = jax.vmap(halvings(20_000))(x)
@@ -348,7 +349,8 @@ def test_auto_chooses_for_every_site_of_nss() -> None:
     (init, *_), (step, *_) = reached_sites(init_log), reached_sites(step_log)
     assert init.batcher == step.batcher == "Auto(budget='1 MB')"
     assert "of 40 tasks at once need" in init.note
-    assert step.layout == "6 lanes kept busy"
+    lanes = int(step.layout.removesuffix(" lanes kept busy"))
+    assert 1 < lanes < 20
     assert "loglikelihood_fn" in step.note
 
 
@@ -367,7 +369,7 @@ def test_nss_under_auto_has_the_numbers_of_upstream() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: bk.Auto(0), ValueError, ("Auto(budget=0)", "at least one byte")),
+        (lambda: bk.Auto(0), ValueError, ("Auto(budget=0", "at least one byte")),
         (lambda: bk.Auto("lots"), ValueError, ("budget='lots'", "'8 GiB'")),
         (lambda: bk.Auto(1.5), TypeError, ("budget=1.5", "float")),  # pyright: ignore
         (lambda: bk.Auto(True), TypeError, ("budget=True", "bool")),

@@ -17,6 +17,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.auto import _auto, _layout_plan
+from batchkit.auto._lane_count import JointCalls
 
 
 # The profiler of `plan` is called for every function; checking types in each of these
@@ -167,9 +168,25 @@ def test_step_gets_continuous_for_expensive_loops(sampler: Any) -> None:
 
     settings = {"loglikelihood_fn": expensive, "num_delete": 20, "climb": True}
     plan = bk.plan(sampler, "3 MB", POSITIONS, **settings)
-    assert plan.step == bk.Continuous(6)
+    assert isinstance(plan.step, bk.Continuous)
+    assert 1 < plan.step.lanes < 20
     assert plan.step_memory.total <= 3_000_000
     assert not isinstance(plan.init, bk.Continuous)
+
+
+def test_lanes_may_be_measured(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(self: JointCalls, lanes: list[int], budget: int) -> dict[int, float]:
+        return {each: 1.0 + (each != 4) for each in lanes}
+
+    monkeypatch.setattr(JointCalls, "measured_shares", measured)
+    grid = np.linspace(0.0, 1.0, 2_000, dtype=np.float32)
+
+    def expensive(x: jax.Array) -> jax.Array:
+        return -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(grid * x[0]))
+
+    settings = {"loglikelihood_fn": expensive, "num_delete": 20, "climb": True}
+    plan = bk.plan(sampler, "1 GB", POSITIONS, measure=True, **settings)
+    assert plan.step == bk.Continuous(4)
 
 
 @pytest.mark.slow
@@ -181,7 +198,8 @@ def test_step_of_nss_gets_continuous() -> None:
 
     settings = {**NSS, "loglikelihood_fn": expensive, "num_inner_steps": 2}
     plan = bk.plan(blackjax.nss, "3 MB", POSITIONS, **settings)
-    assert plan.step == bk.Continuous(6)
+    assert isinstance(plan.step, bk.Continuous)
+    assert 1 < plan.step.lanes < 20
     assert plan.step_memory.total <= 3_000_000
 
 

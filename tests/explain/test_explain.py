@@ -4,6 +4,7 @@ import ast
 import cProfile
 import functools
 import inspect
+import re
 import subprocess
 import sys
 import textwrap
@@ -73,6 +74,25 @@ LAYOUTS: list[tuple[bk.AbstractBatcher, str, int]] = [
         3,
     ),
 ]
+
+
+def halvings(work: int, mark: Any) -> Any:
+    """Halve a number until it is small; a turn has `work` sines."""
+
+    def half(x):
+        return x / 2 + 1e-30 * jnp.sum(jnp.sin(jnp.linspace(0.0, 1.0, work) * x))
+
+    return lambda x: jax.lax.while_loop(lambda x: x > 0.1, mark(half), x)
+
+
+@pytest.mark.parametrize(
+    ("mark", "what"), [(bk.expensive, "a call"), (lambda x: x, "a turn")]
+)
+def test_lanes_that_cost_more_than_they_save_are_named(mark: Any, what: str) -> None:
+    cheap = only(bk.Continuous(3)(halvings(10, mark)), jnp.arange(10.0))
+    assert re.search(rf"{what} has \d+ operations, fewer than 2,000: `Vmap", cheap.note)
+    costly = only(bk.Continuous(3)(halvings(3000, mark)), jnp.arange(10.0))
+    assert "fewer than" not in costly.note
 
 
 @pytest.mark.parametrize(("batcher", "layout", "at_once"), LAYOUTS, ids=range(19))
