@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -44,6 +43,7 @@ from ._stop import (
     MaxSteps,
     MaxTime,
     RemainingEvidence,
+    is_met,
     rules_met,
 )
 
@@ -226,7 +226,7 @@ class ResumableNested(AbstractResumable):
                 "Finish the run with that version, or start over with `fresh=True`.",
             ) from error
         self._state = jax.tree.map(
-            lambda x: x if hasattr(x, "devices") else jnp.asarray(x), state
+            lambda x: x if hasattr(x, "devices") else jax.device_put(x), state
         )
         shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
@@ -239,7 +239,7 @@ class ResumableNested(AbstractResumable):
 
     def has_ended(self, seconds: float) -> bool:
         status = self._state.status._replace(seconds=np.float32(seconds))
-        return bool(status.exhausted) or bool(rules_met(self._rule, status))
+        return bool(status.exhausted) or bool(is_met(self._rule, status))
 
     def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
         program = self._programs.block
