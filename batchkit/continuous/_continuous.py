@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Final, NamedTuple, ParamSpec, TypeVar, cast, f
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Int, PyTree
 
 from .._util._formats import format_type, format_value
@@ -267,11 +268,14 @@ def compile_task(
     `ValueError` if the task calls no marked function of the name `expensive`.
     """
     pauses = choose_pause_points(task.jaxpr.jaxpr, expensive)
-    jaxpr = as_one_task(closed_jaxpr(task.jaxpr), pauses.points.is_call)
-    program = lower(jaxpr, pauses.points)
+    program = lower(_as_one_task(task, pauses), pauses.points)
     program.exit.outputs = task.with_values(program.exit.outputs)
     simplify(program)
     return program, pauses
+
+
+def _as_one_task(task: TracedTask, pauses: PauseChoice) -> ClosedJaxpr:
+    return as_one_task(closed_jaxpr(task.jaxpr), pauses.points.is_call)
 
 
 def _note_if_cheap(task: TracedTask, pauses: PauseChoice) -> None:
@@ -280,7 +284,8 @@ def _note_if_cheap(task: TracedTask, pauses: PauseChoice) -> None:
         return
     what, operations = "a call", pauses.operations
     if not pauses.name:
-        what, operations = "a turn", loop_operations(task.jaxpr.jaxpr)
+        jaxpr = _as_one_task(task, pauses).jaxpr
+        what, operations = "a turn", loop_operations(jaxpr)
     if operations < MIN_OPERATIONS:
         log_note(
             f"{what} has {operations:,.0f} operations, fewer than {MIN_OPERATIONS:,}: "

@@ -16,7 +16,7 @@ from jax.custom_batching import custom_vmap
 
 import batchkit as bk
 
-from ..helpers import every_splitting_batcher
+from ..helpers import every_splitting_batcher, explained
 
 
 LANES = 3
@@ -65,6 +65,19 @@ def test_loop_of_one_lane_does_not_wait_for_the_others(options: dict[str, Any]) 
     assert int(stats.needed) <= needed
     # At the end some lanes have no task left, while the longest task runs.
     assert int(stats.made) <= needed + (LANES - 1) * MOST
+
+
+@every_loop
+def test_turn_of_a_loop_is_known_to_be_costly(options: dict[str, Any]) -> None:
+    def turn(x: Any) -> Any:
+        return x / 2 + 1e-30 * jnp.sum(jnp.sin(jnp.linspace(0.0, 1.0, 3_000) * x))
+
+    def task(x: Any) -> Any:
+        return eqxi.while_loop(lambda x: x > 0.1, turn, x, **options)
+
+    (reached,) = explained(bk.Continuous(LANES)(task), jnp.arange(8.0))
+    assert "B stored per lane" in reached.note
+    assert "fewer than" not in reached.note
 
 
 @pytest.mark.parametrize(
