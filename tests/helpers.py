@@ -107,9 +107,14 @@ def assert_bits(actual: Any, expected: Any) -> None:
     if is_optimized():
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
     else:
-        assert jax.tree.structure(actual) == jax.tree.structure(expected)
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-        jax.tree.map(close, actual, expected)
+        assert_close(actual, expected)
+
+
+def assert_close(actual: Any, expected: Any) -> None:
+    """Assert that two programs in float32 give the same numbers to rounding."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, actual, expected)
 
 
 def assert_same(actual: Any, expected: Any, ulps: int = 4) -> None:

@@ -27,11 +27,10 @@ from typing import Any, Final, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from .._util._jaxprs import inner_equations
 from ..batchers._call import size_of
-from ..continuous._basic_blocks import Immediate, TaskProgram, Value, execute
+from ..continuous._basic_blocks import Immediate, TaskProgram, Value
 from ..continuous._common_subexpressions import CallKind, call_kinds
 from ..continuous._equations import called_jaxpr, is_collective
 
@@ -94,7 +93,6 @@ class JointCalls:
     """The calls that lanes make together, one of each kind, apart from their loop."""
 
     def __init__(self, program: TaskProgram) -> None:
-        self._program = program
         self._kinds = call_kinds(program.pauses())
         read = [x for kind in self._kinds for x in _operands(kind)]
         self._shared = [x for x in read if isinstance(x, Value) and x.uniform]
@@ -131,16 +129,13 @@ class JointCalls:
 
     @property
     def can_run(self) -> bool:
-        """Return whether they may be called with arguments that no task would pass.
+        """Return whether they may be called with made-up values.
 
-        A loop might never end. Values that are being traced are not known.
+        A loop might never end with them, and without one the values matter little for
+        the time. What a task closes over is made up as well: it may be being traced.
         """
-        arrays = [*self._constants, *(array for _, array in self._program.constants)]
-        return not (
-            any(kind.needs_valid_arguments for kind in self._kinds)
-            or any(isinstance(x, Tracer) for x in arrays)
-            or any(map(is_collective, self._equations))
-        )
+        valid = any(kind.needs_valid_arguments for kind in self._kinds)
+        return not valid and not any(map(is_collective, self._equations))
 
     def measured_shares(
         self, lane_counts: Sequence[int], budget: int
@@ -149,7 +144,7 @@ class JointCalls:
 
         Numbers of lanes whose temporaries exceed the budget of bytes are left out.
         """
-        shared = _computed(self._shared_values)
+        shared = _computed(lambda: [_example(x) for x in self._shared])
         runs: dict[int, Callable[[], Any]] = {}
         for lanes in lane_counts:
             args = _computed(functools.partial(self._example_args, lanes))
@@ -174,11 +169,6 @@ class JointCalls:
             list(itertools.compress(kind.args, map(operator.not_, kind.is_common)))
             for kind in self._kinds
         ]
-
-    def _shared_values(self) -> list[Any]:
-        env: dict[Value, Any] = dict(self._program.constants)
-        execute(self._program.prologue, True, env)
-        return [env[x] for x in self._shared]
 
     def _example_args(self, lanes: int) -> list[list[Any]]:
         return [[_example(x, lanes) for x in args] for args in self._args]
@@ -231,9 +221,9 @@ def _computed(make: Callable[[], Any]) -> Any:
     return jax.jit(make).lower().compile()()
 
 
-def _example(value: Value, lanes: int) -> jax.Array:
-    """Return an argument for each lane: 0.5, or zeros where it is no real number."""
-    zeros = value.zeros(lanes)
+def _example(value: Value, *lanes: int) -> jax.Array:
+    """Return an array of 0.5, or of zeros where it holds no real numbers."""
+    zeros = value.zeros(*lanes)
     return zeros + 0.5 if jnp.issubdtype(value.dtype, jnp.floating) else zeros
 
 
