@@ -5,9 +5,11 @@ lock-step ratio is what `jax.vmap` makes over what tasks one by one would, count
 the steps that each task reports: what lanes that never wait could gain at most. `made`
 and `needed` are evaluations of `Continuous`, as its statistics count them. Times are
 medians over rounds in which every layout runs once, as times faster than `jax.vmap`;
-vmap against itself is the noise.
+vmap against itself is the noise. The difference is the largest that any layout has to
+`jax.vmap`.
 
-It needs diffrax, optimistix, lineax, optax, gymnax and mctx; `--only` chooses rows.
+It needs diffrax, optimistix, lineax and optax, and for their rows gymnax and mctx;
+`--only` chooses rows.
 """
 
 import argparse
@@ -17,9 +19,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
@@ -34,18 +37,59 @@ import batchkit as bk
 jax.config.update("jax_enable_x64", True)
 
 
+# A function of the arguments of all tasks, made with a batcher in place of `jax.vmap`.
+Program = Callable[[Callable[..., Any]], Callable[[Any], Any]]
+
+
 @final
 @dataclass(frozen=True)
 class Row:
-    """A task that returns its result and the steps that it took."""
+    """A program that returns the results of all tasks and the steps that each took.
 
-    task: Callable[..., Any]
+    The steps have an axis of tasks, and may have one of loops that run one after
+    another: under `jax.vmap` all tasks wait for each other at the end of each loop.
+    """
+
+    program: Program
     args: Any
     lanes: int = 8
 
     @property
     def size(self) -> int:
         return jax.tree.leaves(self.args)[0].shape[0]
+
+
+def mapped(task: Callable[..., Any]) -> Program:
+    """Return the program that maps a task over its arguments."""
+    return lambda batcher: batcher(task)
+
+
+@final
+class Counting(bk.AbstractBatcher):
+    """`Continuous`, passing the statistics of each call to a function while tracing."""
+
+    lanes: int = eqx.field(static=True)
+    record: Callable[[Any], None] = eqx.field(static=True)
+
+    uses_expensive_marks: ClassVar[bool] = True
+
+    def batch(self, call: Any) -> Any:
+        continuous = bk.Continuous(self.lanes)
+        counted = continuous.with_stats(call.fun, call.in_axes, call.out_axes)
+        out, stats = counted(*call.args, **call.kwargs)
+        self.record(stats)
+        return out
+
+
+def with_stats(row: Row) -> Callable[[Any], Any]:
+    """Return the program under `Continuous`, with the evaluations made and needed."""
+
+    def run(args: Any) -> Any:
+        calls: list[Any] = []
+        out = row.program(Counting(row.lanes, calls.append))(args)
+        return out, sum(x.made for x in calls), sum(x.needed for x in calls)
+
+    return run
 
 
 def spread(low: float, high: float, size: int) -> np.ndarray:
@@ -82,30 +126,30 @@ def solve(rate: Any, solver: Any = None, sines: int = 2_000, **options: Any) -> 
 
 
 def tsit5() -> Row:
-    return Row(solve, RATES)
+    return Row(mapped(solve), RATES)
 
 
 def costly_field() -> Row:
-    return Row(functools.partial(solve, sines=20_000), RATES, lanes=4)
+    return Row(mapped(functools.partial(solve, sines=20_000)), RATES, lanes=4)
 
 
 def kvaerno5() -> Row:
     stiff = functools.partial(solve, solver=diffrax.Kvaerno5())
-    return Row(stiff, RATES)
+    return Row(mapped(stiff), RATES)
 
 
 def save_at() -> Row:
     saved = diffrax.SaveAt(ts=jnp.linspace(0.0, 2.0, 50))
-    return Row(functools.partial(solve, saveat=saved), RATES)
+    return Row(mapped(functools.partial(solve, saveat=saved)), RATES)
 
 
 def event() -> Row:
     half = diffrax.Event(lambda t, y, args, **_: y[0] < 0.5)
-    return Row(functools.partial(solve, event=half), spread(0.01, 450.0, 64))
+    return Row(mapped(functools.partial(solve, event=half)), spread(0.01, 450.0, 64))
 
 
 def no_throw() -> Row:
-    return Row(functools.partial(solve, throw=False, max_steps=64), RATES)
+    return Row(mapped(functools.partial(solve, throw=False, max_steps=64)), RATES)
 
 
 def adjoint() -> Row:
@@ -113,7 +157,7 @@ def adjoint() -> Row:
         value = lambda rate: (solve(rate)[0].sum(), solve(rate)[1])
         return jax.grad(value, has_aux=True)(rate)
 
-    return Row(slope, RATES)
+    return Row(mapped(slope), RATES)
 
 
 def stochastic() -> Row:
@@ -129,7 +173,7 @@ def stochastic() -> Row:
         return solution.ys, solution.stats["num_steps"]
 
     keys = jax.random.split(jax.random.key(0), 64)
-    return Row(lambda x: task(*x), (spread(0.4, 8.0, 64), keys))
+    return Row(mapped(lambda x: task(*x)), (spread(0.4, 8.0, 64), keys))
 
 
 # optimistix, lineax, optax
@@ -149,7 +193,7 @@ def bfgs() -> Row:
         found = optimistix.minimise(rosenbrock, solver, x, max_steps=4000, throw=False)
         return found.value, found.stats["num_steps"]
 
-    return Row(task, starts())
+    return Row(mapped(task), starts())
 
 
 def levenberg_marquardt() -> Row:
@@ -167,7 +211,7 @@ def levenberg_marquardt() -> Row:
         return found.value, found.stats["num_steps"]
 
     p = jnp.abs(1 + 0.6 * jax.random.normal(jax.random.key(0), (64, 3)))
-    return Row(task, (p, spread(0.1, 10.0, 64)))
+    return Row(mapped(task), (p, spread(0.1, 10.0, 64)))
 
 
 def root_find() -> Row:
@@ -178,7 +222,7 @@ def root_find() -> Row:
         )
         return found.value, found.stats["num_steps"]
 
-    return Row(task, spread(1e-2, 1e9, 64))
+    return Row(mapped(task), spread(1e-2, 1e9, 64))
 
 
 def conjugate_gradients() -> Row:
@@ -194,7 +238,7 @@ def conjugate_gradients() -> Row:
         found = lineax.linear_solve(operator, ones, solver, throw=False)
         return found.value, found.stats["num_steps"]
 
-    return Row(task, spread(1.1, 1e4, 64))
+    return Row(mapped(task), spread(1.1, 1e4, 64))
 
 
 def lbfgs() -> Row:
@@ -217,7 +261,7 @@ def lbfgs() -> Row:
         )
         return x, turns
 
-    return Row(task, starts())
+    return Row(mapped(task), starts())
 
 
 # Simulators and games
@@ -243,7 +287,7 @@ def gillespie() -> Row:
         return count, turns
 
     keys = jax.random.split(jax.random.key(0), 256)
-    return Row(task, (spread(0.5, 200.0, 256), keys), lanes=64)
+    return Row(mapped(task), (spread(0.5, 200.0, 256), keys), lanes=64)
 
 
 def episodes() -> Row:
@@ -271,7 +315,7 @@ def episodes() -> Row:
         return end[3], end[5]
 
     keys = jax.random.split(jax.random.key(0), 256)
-    return Row(task, (keys, np.linspace(0, 0.9, 256)), lanes=64)
+    return Row(mapped(task), (keys, np.linspace(0, 0.9, 256)), lanes=64)
 
 
 def tree_search() -> Row:
@@ -313,7 +357,7 @@ def tree_search() -> Row:
         return total, turns
 
     keys = jax.random.split(jax.random.key(0), 32)
-    return Row(task, (keys, spread(1, 40, 32).astype(int)))
+    return Row(mapped(task), (keys, spread(1, 40, 32).astype(int)))
 
 
 ROWS: dict[str, Callable[[], Row]] = {
@@ -339,10 +383,10 @@ ROWS: dict[str, Callable[[], Row]] = {
 def measure(name: str, row: Row, repeats: int) -> None:
     """Print one row of the table."""
     candidates: dict[str, Any] = {
-        "vmap": jax.vmap(row.task),
-        "Chunked": bk.Chunked(row.lanes)(row.task),
-        "Sequential": bk.Sequential()(row.task),
-        "Continuous": bk.Continuous(row.lanes).with_stats(row.task),
+        "vmap": row.program(jax.vmap),
+        "Chunked": row.program(bk.Chunked(row.lanes)),
+        "Sequential": row.program(bk.Sequential()),
+        "Continuous": with_stats(row),
     }
     programs: dict[str, Any] = {}
     compile_s: dict[str, float] = {}
@@ -350,11 +394,12 @@ def measure(name: str, row: Row, repeats: int) -> None:
         start = time.perf_counter()
         programs[layout] = jax.jit(fun).lower(row.args).compile()
         compile_s[layout] = time.perf_counter() - start
-    (expected, steps), ((found, _), stats) = (
-        jax.block_until_ready(programs[x](row.args)) for x in ("vmap", "Continuous")
-    )
+    outs = {x: jax.block_until_ready(run(row.args)) for x, run in programs.items()}
+    outs["Continuous"], made, needed = outs["Continuous"]
+    expected, steps = outs["vmap"]
     error = max(
         float(jnp.max(jnp.abs(a - e) / (1e-6 + jnp.abs(e))))
+        for found, _ in outs.values()
         for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     )
     runs = {x: functools.partial(program, row.args) for x, program in programs.items()}
@@ -365,12 +410,12 @@ def measure(name: str, row: Row, repeats: int) -> None:
         )
         for x in seconds
     }
-    lock_step = row.size * int(steps.max()) / int(steps.sum())
+    lock_step = row.size * int(steps.max(0).sum()) / int(steps.sum())
     print(
         f"| {name} | {row.size} | {row.lanes} | {lock_step:.2f} "
         f"| {statistics.median(seconds['vmap']):.3f} | {ratio['again']:.2f} "
         f"| {ratio['Chunked']:.2f} | {ratio['Sequential']:.2f} "
-        f"| {ratio['Continuous']:.2f} | {int(stats.made)} | {int(stats.needed)} "
+        f"| {ratio['Continuous']:.2f} | {int(made)} | {int(needed)} "
         f"| {int(steps.sum())} | {compile_s['vmap']:.1f} "
         f"| {compile_s['Continuous']:.1f} | {error:.0e} |",
         flush=True,
