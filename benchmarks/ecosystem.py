@@ -8,8 +8,8 @@ medians over rounds in which every layout runs once, as times faster than `jax.v
 vmap against itself is the noise. The difference is the largest that any layout has to
 `jax.vmap`.
 
-It needs diffrax, optimistix, lineax and optax, and for their rows gymnax and mctx;
-`--only` chooses rows.
+It needs diffrax, optimistix, lineax and optax, and for their rows gymnax, mctx, numpyro
+and jaxns; `--only` chooses rows.
 """
 
 import argparse
@@ -48,11 +48,14 @@ class Row:
 
     The steps have an axis of tasks, and may have one of loops that run one after
     another: under `jax.vmap` all tasks wait for each other at the end of each loop.
+    Where tasks report only the sum over their loops, `count_turns` counts the steps
+    that all tasks make together.
     """
 
     program: Program
     args: Any
     lanes: int = 8
+    count_turns: Callable[[], int] | None = None
 
     @property
     def size(self) -> int:
@@ -360,6 +363,131 @@ def tree_search() -> Row:
     return Row(mapped(task), (keys, spread(1, 40, 32).astype(int)))
 
 
+# Samplers
+
+
+def funnel(x: Any) -> Any:
+    """The potential of Neal's funnel, whose evaluation takes about 0.02 ms."""
+    scale = jnp.exp(x[0] / 2)
+    rest = jnp.sum((x[1:] / scale) ** 2) / 2 + (len(x) - 1) * x[0] / 2
+    return (x[0] / 3) ** 2 / 2 + rest + field(0.0, x[:1], 0.0)[0]
+
+
+def numpyro_nuts() -> Row:
+    """Chains of numpyro, mapped by its `chain_method`: the warm-up, then the draws."""
+    infer = importlib.import_module("numpyro.infer")
+
+    def program(batcher: Any) -> Any:
+        def run(positions: Any) -> Any:
+            mcmc = infer.MCMC(
+                infer.NUTS(potential_fn=bk.expensive(funnel), max_tree_depth=7),
+                num_warmup=10,
+                num_samples=10,
+                num_chains=len(positions),
+                chain_method=batcher,
+                progress_bar=False,
+            )
+            counted = {"extra_fields": ("num_steps",)}
+            key = jax.random.key(0)
+            mcmc.warmup(key, init_params=positions, collect_warmup=True, **counted)
+            fields = [mcmc.get_extra_fields(group_by_chain=True)]
+            mcmc.run(mcmc.post_warmup_state.rng_key, **counted)
+            fields += [mcmc.get_extra_fields(group_by_chain=True)]
+            # Each doubling of a trajectory is a loop of its own. But all except the
+            # last of a chain have full length, so the longest trajectory shows how many
+            # steps `jax.vmap` makes (1 % more, since chains that are done go on too).
+            steps = jnp.concatenate([x["num_steps"] for x in fields], axis=1)
+            return mcmc.get_samples(group_by_chain=True), steps
+
+        return run
+
+    return Row(program, jax.random.normal(jax.random.key(1), (64, 10)) / 2)
+
+
+def jaxns_slices() -> Row:
+    """Live points of jaxns replaced by slice sampling, with its own settings for 4-D.
+
+    From 32 slices on, jaxns continues chains between likelihood calls by itself.
+    """
+    batching, constrained, models, priors, protocol, samples = (
+        importlib.import_module(f"jaxns.{name}")
+        for name in (
+            "sampling.batching",
+            "constrained_sampler",
+            "model",
+            "priors",
+            "sampling.protocol",
+            "samples",
+        )
+    )
+    tfp = importlib.import_module("tensorflow_probability.substrates.jax")
+    size, ndim, num_prior = 40, 4, 6_000
+
+    @bk.expensive
+    def loglikelihood(x: Any) -> Any:
+        return -0.5 * jnp.sum((x / 0.1) ** 2) + field(0.0, x[:1], 0.0, 20_000)[0]
+
+    def model_of(loglikelihood: Any) -> Any:
+        def uniform() -> Any:
+            ones = jnp.ones(ndim)
+            x = priors.Prior(tfp.distributions.Uniform(-ones, ones), name="x").realise()
+            return loglikelihood(x)
+
+        return models.Model(uniform)
+
+    model = model_of(loglikelihood)
+    sampler = constrained.UniDimSliceSampler(num_slices=5 * ndim)
+    # The best draws from the prior are live points above the likelihood of the next.
+    key_prior, key_slices = jax.random.split(jax.random.PRNGKey(0))
+    points = jax.vmap(model.sample_U)(jax.random.split(key_prior, num_prior))
+    values = jax.lax.map(model.log_likelihood, points)
+    best = jnp.argsort(-values)
+    live = best[:size]
+    request = protocol.ConstrainedSampleRequest(
+        keys=jax.random.split(key_slices, size),
+        valid=jnp.ones(size, bool),
+        from_root=jnp.zeros(size, bool),
+        log_L_constraints=jnp.full(size, values[best[size]]),
+        seed_points=samples.SeedPoint(
+            U0=jax.tree.map(lambda x: x[live], points), log_L0=values[live]
+        ),
+        sampler_data=None,
+    )
+
+    def program(batcher: Any, model: Any = model) -> Any:
+        sample = batching.sample_complete_chains
+        if isinstance(batcher, bk.AbstractBatcher):
+            # The classes of the sampler and of the model hold vmaps of their own.
+            packages = ("jaxns.sampling",)
+            sample = bk.rebuild_sampler(sample, batcher, packages=packages)
+
+        def run(request: Any) -> Any:
+            found = sample(sampler, request, model=model)
+            points = found.U_samples, found.log_likelihoods
+            return points, found.num_likelihood_evaluations
+
+        return run
+
+    def count_turns() -> int:
+        calls: list[Any] = []
+
+        def zeros(x: Any) -> Any:
+            calls.append(x)
+            return np.zeros(x.shape[:-1])
+
+        def counted(x: Any) -> Any:
+            like = jax.ShapeDtypeStruct((), float)
+            # The host is called once for all tasks of a `jax.vmap`.
+            zero = jax.pure_callback(zeros, like, x, vmap_method="expand_dims")
+            return loglikelihood(x) + zero
+
+        counting = program(jax.vmap, model_of(counted))
+        jax.block_until_ready(jax.jit(counting)(request))
+        return len(calls)
+
+    return Row(program, request, count_turns=count_turns)
+
+
 ROWS: dict[str, Callable[[], Row]] = {
     "diffrax, Tsit5": tsit5,
     "diffrax, Tsit5, 0.2 ms": costly_field,
@@ -377,6 +505,8 @@ ROWS: dict[str, Callable[[], Row]] = {
     "Gillespie": gillespie,
     "gymnax, CartPole": episodes,
     "mctx, Gumbel MuZero": tree_search,
+    "numpyro, NUTS": numpyro_nuts,
+    "jaxns, slice sampling": jaxns_slices,
 }
 
 
@@ -410,7 +540,8 @@ def measure(name: str, row: Row, repeats: int) -> None:
         )
         for x in seconds
     }
-    lock_step = row.size * int(steps.max(0).sum()) / int(steps.sum())
+    turns = row.count_turns() if row.count_turns else int(steps.max(0).sum())
+    lock_step = row.size * turns / int(steps.sum())
     print(
         f"| {name} | {row.size} | {row.lanes} | {lock_step:.2f} "
         f"| {statistics.median(seconds['vmap']):.3f} | {ratio['again']:.2f} "
