@@ -120,6 +120,9 @@ def _exposed(
             return _entry_point(copier, new) if copier.made(new) else new
         if any(value is x for x in outer):
             raise recursion_error(value)
+        if opens(value):
+            # Its class is shared, so a vmap in a method could not be rebuilt.
+            copier.copy(type(value), origin)
         origins = [origin for _ in inner]
         if isinstance(value, functools.partial):  # its arguments are the user's
             origins[1:] = [Origin.ARGUMENT, Origin.ARGUMENT]

@@ -56,6 +56,16 @@ def run(x): return Thing().go(x)
 class Thing:
     def go(self, x): return jax.vmap(lambda r: r.sum())(x)
 run = Thing().go
+== instance with a function == class toy.Thing
+class Thing:
+    def __init__(self, f): self.f = f
+    def __call__(self, x): return inner(x)
+run = Thing(max)
+== bound method of an instance with a function == class toy.Thing
+class Thing:
+    def __init__(self, f): self.f = f
+    def go(self, x): return inner(x)
+run = Thing(max).go
 == inherited property == class toy.Thing
 class Base:
     @property
