@@ -76,7 +76,7 @@ def test_killed_run_resumes_to_the_same_bits(whole: Path) -> None:
     folder = whole.parent / "killed"
     resumed: list[int] = []
     for transitions in (1, 20, WARMUP + 1, WARMUP + 25):
-        process = start(folder, slow=0.05)
+        process = start(folder, slow=0.02)
         resumed.append(until(process, 0))
         until(process, transitions)
         kill(process)
@@ -125,7 +125,7 @@ def test_signal_saves_the_run(
 ) -> None:
     folder = whole.parent / f"interrupted {number}"
     # Nothing but the end of the warm-up and the signal makes it save.
-    process = start(folder, slow=0.1, every=1e6)
+    process = start(folder, slow=0.05, every=1e6)
     made = until(process, transitions)
     process.send_signal(number)
     process.communicate(timeout=60)
@@ -142,7 +142,7 @@ def test_signal_saves_the_run(
 def test_two_runs_cannot_share_a_file(whole: Path) -> None:
     folder = whole.parent / "shared"
     process = start(folder, slow=0.1)
-    until(process, WARMUP + 1)
+    until(process, 1)
     with pytest.raises(bk.CheckpointError, match=f"in use by process {process.pid}"):
         bk.run_chains(
             Still(),
