@@ -145,7 +145,8 @@ def _continuous(
     )
     if found.size == 0:
         return None
-    reason += f"; {found.size} lanes need {_of(found.bytes, budget)}"
+    need = "1 lane needs" if found.size == 1 else f"{found.size} lanes need"
+    reason += f"; {need} {_of(found.bytes, budget)}"
     return Selection(Continuous(found.size), reason, found.bytes, budget)
 
 

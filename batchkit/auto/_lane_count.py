@@ -60,7 +60,9 @@ def rates() -> Rates:
     """Return the speeds of the device in use."""
     if jax.default_backend() != "cpu":
         return ACCELERATOR
-    return Rates(7.5e8, 1e11, 2e10, cores=os.cpu_count() or 1)
+    # macOS and Windows do not tell which cores the process may use.
+    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return Rates(7.5e8, 1e11, 2e10, cores=len(may_use(0)))
 
 
 # A measurement repeats calls until they have taken so many seconds, in so many rounds.
