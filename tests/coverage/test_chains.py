@@ -29,14 +29,14 @@ TOLERANCE = 1e-13
 # Steps whose number of evaluations differs from chain to chain.
 PAUSING = {
     "nuts": 0.0,
-    "dhmc": 0.0,
+    "dhmc": TOLERANCE,
     "dmhmc": TOLERANCE,
     "rmhmc": 0.0,
     "elliptical_slice": TOLERANCE,  # the same bits up to JAX 0.10
     "slice_sampling": 0.0,
     "coordinate_slice": 0.0,
     "gist_step_size": 0.0,
-    "gist_trajectory_length": 0.0,
+    "gist_trajectory_length": TOLERANCE,
     "adjusted_mclmc_dynamic": 0.0,
     "orbital_hmc": TOLERANCE,
 }
