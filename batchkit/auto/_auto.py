@@ -177,7 +177,7 @@ class Auto(AbstractBatcher):
     """As many tasks at once as fit a memory budget, or `Continuous` if it is faster.
 
     While it is traced, the task is compiled for a few numbers of lanes to find the
-    memory that XLA would allocate; nothing runs, but for `measure=True`. `Auto` then
+    memory that XLA would allocate; nothing runs unless `measure=True`. `Auto` then
     chooses `Continuous`, if tasks loop a different number of times around an expensive
     function; `Vmap`, if all tasks fit the budget; else the largest `Chunked` that fits.
     `select` and `batchkit.explain` show the choice and the reason. If the sizes of all
@@ -225,7 +225,7 @@ class Auto(AbstractBatcher):
 
         **Raises:**
 
-        `TypeError` if `budget` is neither an int nor a string or `measure` no bool,
+        `TypeError` if `budget` is neither an int nor a string or `measure` not a bool,
         `ValueError` if `budget` cannot be parsed or is below one byte.
         """
         self.budget = budget

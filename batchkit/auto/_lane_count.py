@@ -11,8 +11,8 @@ the arrays that lanes have in common once (the roofline model: Williams, Waterma
 Patterson 2009, doi:10.1145/1498765.1498785); on a CPU XLA computes large results on
 several cores. Both make a lane's share fall with the number of lanes.
 
-How fast a product of `w` rows is depends on the library and the processor in ways that
-no count of operations tells. A measurement runs the function with `w` lanes instead.
+How fast a product of `w` rows is depends on the library and the processor, and does not
+follow from its operations. A measurement runs the function with `w` lanes instead.
 """
 
 import functools
@@ -50,7 +50,7 @@ class Rates(NamedTuple):
     cores: int = 1
 
 
-# A core of XLA is given so many bytes of the results of an operation or more.
+# XLA uses one core more for each so many bytes that an operation computes.
 BYTES_PER_CORE: Final = 128_000
 # Of an accelerator only the order of magnitude is known: one of 10 TFLOP/s.
 ACCELERATOR: Final = Rates(1e13, 1e13, 1e12)
@@ -60,9 +60,11 @@ def rates() -> Rates:
     """Return the speeds of the device in use."""
     if jax.default_backend() != "cpu":
         return ACCELERATOR
-    # macOS and Windows do not tell which cores the process may use.
+    # On macOS and Windows there is no list of the cores that the process may use.
     may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return Rates(7.5e8, 1e11, 2e10, cores=len(may_use(0)))
+    # Processes must choose alike, whatever cores each has.
+    cores = len(may_use(0)) if jax.process_count() == 1 else 1
+    return Rates(7.5e8, 1e11, 2e10, cores)
 
 
 # A measurement repeats calls until they have taken so many seconds, in so many rounds.

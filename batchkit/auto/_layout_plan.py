@@ -89,10 +89,9 @@ def plan(
     """Find batchers for `init` and `step` with which each, as a whole, fits a budget.
 
     Each program is traced and compiled at a few sizes, to find the memory that XLA
-    would allocate: arguments, results and temporaries together. Nothing runs without
-    `measure=True`. A program
-    gets `Continuous` by the rule of `Auto`, else `Vmap` if that fits, else the largest
-    `Chunked` that fits.
+    would allocate: arguments, results and temporaries together. Nothing runs unless
+    `measure=True`. A program gets `Continuous` by the rule of `Auto`, else `Vmap` if
+    that fits, else the largest `Chunked` that fits.
 
     ```python
     import blackjax

@@ -43,7 +43,6 @@ from ._stop import (
     MaxSteps,
     MaxTime,
     RemainingEvidence,
-    is_met,
     rules_met,
 )
 
@@ -239,7 +238,7 @@ class ResumableNested(AbstractResumable):
 
     def has_ended(self, seconds: float) -> bool:
         status = self._state.status._replace(seconds=np.float32(seconds))
-        return bool(status.exhausted) or bool(is_met(self._rule, status))
+        return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
         program = self._programs.block

@@ -9,7 +9,6 @@ import math
 from typing import Any, ClassVar, final
 
 import equinox as eqx
-import jax
 
 from ..run._arguments import check_count
 from ._status import Count, NestedStatus
@@ -72,15 +71,9 @@ class AbstractStop(eqx.Module):
         return Combined(self, _checked(other), needs_both=True)
 
 
-@jax.jit  # one small program in place of one for each operation
-def is_met(rule: AbstractStop, status: NestedStatus) -> Any:
-    """Return whether a rule ends a run."""
-    return rule.met(status)
-
-
 def rules_met(rule: AbstractStop, status: NestedStatus) -> tuple[AbstractStop, ...]:
     """Return the single rules that end a run, or none if it does not end."""
-    if not is_met(rule, status):
+    if not rule.met(status):
         return ()
     if isinstance(rule, Combined):
         return rules_met(rule.first, status) + rules_met(rule.second, status)

@@ -120,7 +120,7 @@ def _exposed(
             return _entry_point(copier, new) if copier.made(new) else new
         if any(value is x for x in outer):
             raise recursion_error(value)
-        if opens(value):
+        if copier.packages.own(value):
             # Its class is shared, so a vmap in a method could not be rebuilt.
             copier.copy(type(value), origin)
         origins = [origin for _ in inner]

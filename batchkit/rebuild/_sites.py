@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, SupportsIndex, final, overload
 
+import jax
+
 from .._util._formats import format_value, html_table, table
 from ..batchers import Site
 from ._code import Import, Reference, references
@@ -43,10 +45,9 @@ PHASES: Final = ("init", "step")
 _PHASE_OF_NAME: Final = {"init": "init", "step": "step", "build_kernel": "step"}
 # Modules of types that may hold functions, and are opened wherever they are found.
 _STANDARD: Final = ("builtins", "collections", "functools", "types")
-# Names in a class whose values are no code.
-_DATA_NAMES: Final = frozenset(
-    {"__annotations__", "__dict__", "__doc__", "__match_args__", "__slots__", "_fields"}
-)
+# The type of what `jax.jit` returns, and the attributes that it has from the start.
+_JITTED: Final = type(jax.jit(lambda x: x))
+_WRAPPER_NAMES: Final = frozenset(vars(jax.jit(lambda x: x)))
 # Types of values that hold nothing; most of what code refers to is one of them.
 _LEAVES: Final = frozenset({bool, bytes, complex, float, int, str, type(None)})
 
@@ -194,7 +195,8 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
         return
     own = packages.own(value)
     if isinstance(value, type):
-        members = [x for name, x in vars(value).items() if name not in _DATA_NAMES]
+        # Annotations are read by type checkers, and never called.
+        members = [x for name, x in vars(value).items() if name != "__annotations__"]
         inner = [*members, *value.__mro__[1:]] if own else []
         yield from (node.to(x, Origin.MODULE, value) for x in inner)
         return
@@ -202,7 +204,7 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
     yield from inner
     if not inner:  # an object that is not opened, and therefore shared
         wrapped = attribute(value, "__wrapped__") if callable(value) else None
-        if isinstance(wrapped, FunctionType) and _is_jax(wrapped):
+        if _is_plain_jax(value, wrapped) and not packages.own(wrapped):
             return
         yield node.to(wrapped, Origin.CLOSURE, value)
         standard = type(value).__module__ in _STANDARD
@@ -213,10 +215,13 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
         yield node.to(type(value), origin)
 
 
-def _is_jax(function: FunctionType) -> bool:
-    """Return True for a function of JAX that wraps no other one."""
-    name = str(function.__globals__.get("__name__"))
-    return name.startswith("jax.") and not function.__closure__
+def _is_plain_jax(value: Any, wrapped: Any) -> bool:
+    """Return True for a function of JAX that JAX has jitted and that wraps no other."""
+    if type(value) is not _JITTED or not isinstance(wrapped, FunctionType):
+        return False
+    name = str(wrapped.__globals__.get("__name__"))
+    has_others = wrapped.__closure__ or vars(value).keys() - _WRAPPER_NAMES
+    return name.startswith("jax.") and not has_others
 
 
 def _read_function(

@@ -304,8 +304,7 @@ def halvings(work: int) -> Callable[[jax.Array], jax.Array]:
 def test_continuous_is_chosen_for_expensive_loops() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     chosen = bk.Auto("1 GB").select(halvings(20_000), x)
-    assert isinstance(chosen.batcher, bk.Continuous)
-    assert 1 < chosen.batcher.lanes < 80
+    assert chosen.batcher == bk.Continuous(8)
     assert chosen.reason.startswith("half (")
     found = jax.jit(bk.Auto("1 GB")(halvings(20_000)))(x)
     expected = jax.vmap(halvings(20_000))(x)
@@ -349,8 +348,7 @@ def test_auto_chooses_for_every_site_of_nss() -> None:
     (init, *_), (step, *_) = reached_sites(init_log), reached_sites(step_log)
     assert init.batcher == step.batcher == "Auto(budget='1 MB')"
     assert "of 40 tasks at once need" in init.note
-    lanes = int(step.layout.removesuffix(" lanes kept busy"))
-    assert 1 < lanes < 20
+    assert step.layout == "4 lanes kept busy"
     assert "loglikelihood_fn" in step.note
 
 

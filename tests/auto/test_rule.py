@@ -137,7 +137,7 @@ def task(x: jax.Array) -> jax.Array:
 def test_auto_takes_the_lanes_that_were_measured_to_be_fastest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The share of 64 lanes is the least. 80 tasks have eight numbers to compare.
+    # The share of 64 lanes is the least. 80 tasks have six numbers to compare.
     taken = {4: 9e-4, 8: 5e-4, 16: 6e-4, 32: 4e-4, 64: 1e-4, 80: 9e-4}
     ran: list[list[int]] = []
 

@@ -38,6 +38,10 @@ def run(x): return deep(x)
 deep = jax.custom_jvp(inner)
 deep.defjvps(lambda t, y, x: t.sum(1))
 def run(x): return deep(x)
+== container in a class == class toy.Thing
+class Thing:
+    _fields = {"total": inner}
+def run(x): return Thing._fields["total"](x)
 == attribute of a module == PjitFunction of go == toy.sub:go, line 3
 import toy.sub
 def run(x): return toy.sub.go(x)
@@ -59,6 +63,12 @@ run = Thing().go
 == instance with a function == class toy.Thing
 class Thing:
     def __init__(self, f): self.f = f
+    def __call__(self, x): return inner(x)
+run = Thing(max)
+== named tuple with a function == class toy.Thing
+from typing import Any, NamedTuple
+class Thing(NamedTuple):
+    f: Any
     def __call__(self, x): return inner(x)
 run = Thing(max)
 == bound method of an instance with a function == class toy.Thing
@@ -159,6 +169,16 @@ def rebuild(api: Any, batcher: Any) -> Any:
 
 def scans(fun: Any) -> int:
     return str(jax.make_jaxpr(fun)(ROWS)).count("scan[")
+
+
+def test_derivative_of_a_function_of_jax_is_read(make_package):
+    text = """
+deep = jax.custom_vjp(jax.lax.lgamma)
+deep.defvjp(lambda x: (deep(x), x), lambda x, t: (inner(x)[:, None] * t,))
+def run(x): return deep(x).sum(1)
+"""
+    with pytest.raises(bk.UnreachableSiteError, match="custom_vjp of lgamma"):
+        rebuild(make_package(**source(text)).run, bk.Chunked(2))
 
 
 @pytest.mark.parametrize("entry", SHARED, ids=lambda entry: entry[0])
