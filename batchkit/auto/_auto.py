@@ -86,25 +86,25 @@ def select(
     """
     share, size = budget // outer, task.size
     refusal = call.refusal(task, batcher)
-    measure = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
+    bytes_at = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
     bound = size * bound_of_lane(task)
     selection = None
     if refusal is None:
         if call.spmd_axis_name is None and not in_task():
             selection = _continuous(task, bound, share, batcher.measure)
-        selection = selection or _in_cache(task, bound, share, measure)
+        selection = selection or _in_cache(task, bound, share, bytes_at)
     if selection is not None:
         return selection
     if bound <= share:
         reason = f"all {size} tasks at once need less than {_of(bound, share)}"
         return Selection(Vmap(), reason, None, share)
-    reason = f"all {size} tasks at once need {_of(measure(size), share)}"
-    if measure(size) <= share:
-        return Selection(Vmap(), reason, measure(size), share)
+    reason = f"all {size} tasks at once need {_of(bytes_at(size), share)}"
+    if bytes_at(size) <= share:
+        return Selection(Vmap(), reason, bytes_at(size), share)
     if refusal is not None:
         refusal.add_note(f"{batcher} has to split the tasks: {reason}.")
         raise refusal
-    found = largest_that_fits(measure, share, size)
+    found = largest_that_fits(bytes_at, share, size)
     if found.size == 0:
         largest = largest_arrays(task.jaxpr.jaxpr)
         raise BudgetError(str(batcher), found.bytes, share, outer, largest)
@@ -151,14 +151,14 @@ def _continuous(
 
 
 def _in_cache(
-    task: TracedTask, bound: int, budget: int, measure: Callable[[int], int]
+    task: TracedTask, bound: int, budget: int, bytes_at: Callable[[int], int]
 ) -> Selection | None:
     """Choose the `Chunked` that fits the cache, if the cache is the tighter limit."""
     if jax.default_backend() != "cpu" or min(bound, budget) <= CACHE_BYTES:
         return None
     if bound // task.size // SAFETY_FACTOR > CACHE_BYTES:
         return None
-    found = largest_that_fits(measure, CACHE_BYTES, task.size)
+    found = largest_that_fits(bytes_at, CACHE_BYTES, task.size)
     if found.size in (0, task.size):
         return None
     reason = (

@@ -35,7 +35,7 @@ from ..continuous._common_subexpressions import CallKind, call_kinds
 from ..continuous._equations import called_jaxpr, is_collective
 
 
-# By `benchmarks/auto.py`, on 2 CPU cores.
+# Fitted to the steps that `benchmarks/auto.py` times on 2 CPU cores.
 TURN: Final = 1e-4
 IDLE: Final = 0.5
 

@@ -443,6 +443,11 @@ def by_platform(
     cpu: Callable[..., Any], accelerator: Callable[..., Any], *operands: Any
 ) -> Any:
     """Call one of two functions, by the platform for which the program is lowered."""
+    if jax.__version_info__ < (0, 10):
+        # There `jax.linearize` of `platform_dependent` fails an assertion of JAX, so
+        # the platform is that of the trace.
+        on_cpu = jax.default_backend() == "cpu"
+        return (cpu if on_cpu else accelerator)(*operands)
     return jax.lax.platform_dependent(*operands, cpu=cpu, default=accelerator)
 
 
