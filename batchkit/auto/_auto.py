@@ -220,8 +220,9 @@ class Auto(AbstractBatcher):
         - `measure`: whether to choose the number of lanes of a `Continuous` by running
             the expensive function with 4, 8, 16, ... lanes on made-up arguments, each
             compiled for it, instead of by counting its operations. Another run may
-            then choose another number. A function with a loop of unknown length, a
-            callback or a collective is never run for this.
+            then choose another number, so several processes (`jax.distributed`) get
+            a `RuntimeError`. A function with a loop of unknown length, a callback or a
+            collective is never run for this.
 
         **Raises:**
 
