@@ -3,7 +3,7 @@
 import abc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -397,7 +397,7 @@ class ChainRun(AbstractDraws):
         }
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> Self:
+    def _from_values(cls, values: dict[str, Any]) -> "ChainRun":
         shape = jax.tree.leaves(values["samples"])[0].shape[:2]
         # An inverse mass matrix has one or two more axes.
         kinds = {**_OF_DRAWS, **dict.fromkeys(_OF_CHAINS, _REAL)}

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Self, final
+from typing import Any, Final, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -516,7 +516,7 @@ class NestedRun(AbstractResult[Summary]):
         }
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> Self:
+    def _from_values(cls, values: dict[str, Any]) -> "NestedRun":
         dead = DeadPoints(values["positions"], *(values[name] for name in _LOGS))
         if not all(
             jnp.issubdtype(getattr(dead, name).dtype, jnp.floating) for name in _LOGS

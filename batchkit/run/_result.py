@@ -16,7 +16,7 @@ import abc
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, Self, TypeVar, final
+from typing import Any, ClassVar, Final, Generic, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,8 @@ _KINDS: Final = {
 Header = dict[str, Any]
 Arrays = dict[str, Any]
 AnySummary = TypeVar("AnySummary", bound=AbstractSummary)
+# `typing.Self` has no meaning to a checker of types that sees one function at a time.
+_AnyResult = TypeVar("_AnyResult", bound="AbstractResult[Any]")
 
 
 @final
@@ -224,7 +226,7 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
 
     @classmethod
     @abc.abstractmethod
-    def _from_values(cls, values: dict[str, Any]) -> Self:
+    def _from_values(cls: type[_AnyResult], values: dict[str, Any]) -> _AnyResult:
         """Make the result from values of a file, or raise an error."""
 
     @staticmethod
@@ -332,7 +334,12 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
         write_file(path, header, arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, like: PyTree | None = None) -> Self:
+    def load(
+        cls: type[_AnyResult],
+        path: str | os.PathLike[str],
+        *,
+        like: PyTree | None = None,
+    ) -> _AnyResult:
         """Read a run that `save` wrote, or the checkpoint of a nested run or of chains.
 
         A checkpoint of a run that has not ended gives the result so far. Of a nested

@@ -8,7 +8,7 @@ result; calling `run_shards` with it returns the result without sampling.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any, Final, Self, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -245,7 +245,7 @@ class ShardRun(AbstractDraws):
         raise NotImplementedError("to combine draws takes functions of the user")
 
     @classmethod
-    def _from_values(cls, values: dict[str, Any]) -> Self:
+    def _from_values(cls, values: dict[str, Any]) -> "ShardRun":
         stats = tuple(record_from(values, "stats", list[SamplingStats]))
         _check_draws(values["samples"], values["shard_samples"], len(stats))
         used = tuple(typed(values, "used", list))

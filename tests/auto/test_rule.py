@@ -170,6 +170,7 @@ def test_measuring_is_refused_in_several_processes(
         bk.Auto("1 GB", measure=True).select(task, jnp.ones(20))
 
 
+@pytest.mark.usefixtures("no_type_checks")
 def test_measure_must_be_a_bool() -> None:
     with pytest.raises(TypeError, match=r"measure='yes'.*must be True or False"):
         bk.Auto(measure="yes")  # pyright: ignore[reportArgumentType]
