@@ -259,6 +259,8 @@ def _read_foreign_function(
     function, origin, _ = node
     made = record_of(function)
     wrapped = packages.wrapped(function)
+    if is_vmap(function):
+        return
     if made is not None and made.behind is not None:
         yield node.to(made.behind, origin)
     elif made is not None and made.mapped is not None:
