@@ -8,6 +8,6 @@ from batchkit.auto._lane_count import Rates
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same choice of lanes on every machine."""
+    """Fix the speeds of the device, so that every machine chooses the same lanes."""
     device = Rates(operations=1e9, products=1e11, bytes=2e10, cores=2)
     monkeypatch.setattr(_lane_count, "rates", lambda: device)
