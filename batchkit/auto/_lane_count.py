@@ -98,15 +98,15 @@ class JointCalls:
 
     def __init__(self, program: TaskProgram) -> None:
         self._kinds = call_kinds(program.pauses())
-        read = [x for kind in self._kinds for x in _operands(kind)]
+        # A value that calls of several kinds read counts once.
+        read = dict.fromkeys(x for kind in self._kinds for x in _operands(kind))
         self._shared = [x for x in read if isinstance(x, Value) and x.uniform]
+        self._immediates = [x.value for x in read if isinstance(x, Immediate)]
 
     @property
     def shared_bytes(self) -> int:
         """The bytes of the arrays that all lanes read."""
-        read = [x for kind in self._kinds for x in _operands(kind)]
-        constants = [x.value for x in read if isinstance(x, Immediate)]
-        constants += self._constants
+        constants = [*self._immediates, *self._constants]
         return sum(x.nbytes for x in constants) + sum(x.bytes for x in self._shared)
 
     @property
@@ -138,8 +138,8 @@ class JointCalls:
         A loop might never end with them, and without one the values matter little for
         the time. What a task closes over is made up as well: it may be being traced.
         """
-        valid = any(kind.needs_valid_arguments for kind in self._kinds)
-        return not valid and not any(map(is_collective, self._equations))
+        needs_valid = any(kind.needs_valid_arguments for kind in self._kinds)
+        return not needs_valid and not any(map(is_collective, self._equations))
 
     def measured_shares(
         self, lane_counts: Sequence[int], budget: int

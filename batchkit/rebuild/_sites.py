@@ -260,7 +260,7 @@ def _read_foreign_function(
     made = record_of(function)
     wrapped = packages.wrapped(function)
     if is_vmap(function):
-        return
+        return  # it leads to the batcher, not to code of the packages
     if made is not None and made.behind is not None:
         yield node.to(made.behind, origin)
     elif made is not None and made.mapped is not None:
