@@ -56,6 +56,8 @@ def global_names(code: CodeType) -> tuple[str, ...]:
 @functools.cache
 def nonlocal_names(code: CodeType) -> frozenset[str]:
     """Return the variables of surrounding functions that `code` assigns."""
+    if not code.co_freevars:
+        return frozenset()
     stored = {x.argval for x in _instructions(code) if x.opname == "STORE_DEREF"}
     inner = (nonlocal_names(x) for x in code.co_consts if isinstance(x, CodeType))
     return frozenset(code.co_freevars) & stored.union(*inner)
@@ -121,8 +123,10 @@ def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
         if instruction.opname in ("CACHE", "EXTENDED_ARG", "NOP"):
             continue
         parts = _JOINT.split(instruction.opname)
-        operands = instruction.argval if len(parts) > 1 else (instruction.argval,)
-        for opname, operand in zip(parts, operands, strict=True):
+        if len(parts) == 1:
+            yield instruction
+            continue
+        for opname, operand in zip(parts, instruction.argval, strict=True):
             opcode = dis.opmap[opname]
             yield instruction._replace(opname=opname, opcode=opcode, argval=operand)
 

@@ -209,8 +209,8 @@ class Copier:
             self._memory.maps[0].clear()  # of this call
 
     def _refuse_unreachable(self, value: Any, origin: Origin) -> None:
-        # Values of a module are read once, arguments of the user at every call.
-        lasts = origin is Origin.MODULE
+        # Modules and an API are read once, arguments of the user at every call.
+        lasts = origin is not Origin.ARGUMENT
         seen = self._checked if lasts else dict(self._checked)
         nodes = [Node(value, origin)]
         found = reachable(nodes, self.packages, seen, follow_imports=False)

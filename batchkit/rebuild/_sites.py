@@ -48,7 +48,7 @@ _STANDARD: Final = ("builtins", "collections", "functools", "types")
 # The type of what `jax.jit` returns, and the attributes that it has from the start.
 _JITTED: Final = type(jax.jit(lambda x: x))
 _WRAPPER_NAMES: Final = frozenset(vars(jax.jit(lambda x: x)))
-# Types of values that hold nothing; most of what code refers to is one of them.
+# Types of values that hold nothing; half of what code refers to is one of them.
 _LEAVES: Final = frozenset({bool, bytes, complex, float, int, str, type(None)})
 
 
@@ -137,9 +137,12 @@ class Node(NamedTuple):
     origin: Origin
     holder: Any = None  # the shared object on the way to it
 
-    def to(self, value: Any, origin: Origin, holder: Any = None) -> "Node":
-        """Return the node of something that this one leads to."""
-        return Node(value, origin, holder if self.holder is None else self.holder)
+    def to(
+        self, values: Iterable[Any], origin: Origin, holder: Any = None
+    ) -> "list[Node]":
+        """Return nodes of what this one leads to, leaving out plain data."""
+        holder = holder if self.holder is None else self.holder
+        return [Node(x, origin, holder) for x in values if type(x) not in _LEAVES]
 
     def key(self) -> tuple[int, str, bool]:
         """Identity of the node: a value is read again where more is read of it."""
@@ -154,13 +157,13 @@ def opened(node: Node, packages: Packages) -> list[Node]:
     """Return what is copied with a value: its parts, or what a function wraps."""
     value, origin, _ = node
     if not isinstance(value, FunctionType):
-        return [node.to(x, origin) for x in parts(value, packages.opens)]
+        return node.to(parts(value, packages.opens), origin)
     opens = origin.opens_foreign or packages.wrapped(value)
     made = record_of(value)
     is_shared = shared_functions(value) or (made and made.original is None)
     if packages.own(value) or not opens or is_shared:
         return []
-    return [node.to(x, Origin.WRAPPER) for _, x in closure_contents(value)]
+    return node.to((x for _, x in closure_contents(value)), Origin.WRAPPER)
 
 
 def reachable(
@@ -191,14 +194,15 @@ def reachable(
 def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
     """Yield what an object leads to that is no function."""
     value, origin, _ = node
-    if type(value) in _LEAVES or isinstance(value, ModuleType):
+    if isinstance(value, ModuleType):
         return
     own = packages.own(value)
     if isinstance(value, type):
-        # Annotations are read by type checkers, and never called.
-        members = [x for name, x in vars(value).items() if name != "__annotations__"]
-        inner = [*members, *value.__mro__[1:]] if own else []
-        yield from (node.to(x, Origin.MODULE, value) for x in inner)
+        if own:
+            # Annotations are read by type checkers, and never called.
+            members = (x for k, x in vars(value).items() if k != "__annotations__")
+            inner = (*members, *value.__mro__[1:])
+            yield from node.to(inner, Origin.MODULE, value)
         return
     inner = opened(node, packages)
     yield from inner
@@ -206,13 +210,12 @@ def _read_object(node: Node, packages: Packages) -> Iterator[Node]:
         wrapped = attribute(value, "__wrapped__") if callable(value) else None
         if _is_plain_jax(value, wrapped) and not packages.own(wrapped):
             return
-        yield node.to(wrapped, Origin.CLOSURE, value)
+        yield from node.to([wrapped], Origin.CLOSURE, value)
         standard = type(value).__module__ in _STANDARD
         if own or standard or origin.opens_foreign:
-            referents = gc.get_referents(value)
-            yield from (node.to(x, Origin.CLOSURE, value) for x in referents)
+            yield from node.to(gc.get_referents(value), Origin.CLOSURE, value)
     if own:
-        yield node.to(type(value), origin)
+        yield from node.to([type(value)], origin)
 
 
 def _is_plain_jax(value: Any, wrapped: Any) -> bool:
@@ -230,8 +233,8 @@ def _read_function(
     """Note the sites in a function of the packages, and yield what it leads to."""
     function: FunctionType = node.value
     code, closure = function.__code__, dict(closure_contents(function))
-    for value in (*closure.values(), *attributes_of(function).values()):
-        yield node.to(value, Origin.CLOSURE)
+    yield from node.to(closure.values(), Origin.CLOSURE)
+    yield from node.to(attributes_of(function).values(), Origin.CLOSURE)
     for reference in references(code):
         if reference.imported is not None and not follow_imports:
             continue
@@ -240,7 +243,7 @@ def _read_function(
                 sites.append((site, node.holder))
             is_contents = value is closure.get(reference.path[0])  # which is above
             if not (is_contents or isinstance(value, ModuleType) or is_vmap(value)):
-                yield node.to(value, Origin.MODULE)
+                yield from node.to([value], Origin.MODULE)
     defaults = function.__defaults__ or ()
     positional = code.co_varnames[: code.co_argcount][-len(defaults) :]
     by_name = dict(zip(positional, defaults, strict=False))
@@ -249,7 +252,7 @@ def _read_function(
             module = str(function.__globals__["__name__"])
             site = Site(module, code.co_qualname, code.co_firstlineno, name)
             sites.append((site, node.holder))
-        yield node.to(value, Origin.MODULE)
+        yield from node.to([value], Origin.MODULE)
 
 
 def _read_foreign_function(
@@ -262,10 +265,10 @@ def _read_foreign_function(
     if is_vmap(function):
         return  # it leads to the batcher, not to code of the packages
     if made is not None and made.behind is not None:
-        yield node.to(made.behind, origin)
+        yield from node.to([made.behind], origin)
     elif made is not None and made.mapped is not None:
         sites.append((made.mapped.site, node.holder))
-        yield node.to(made.mapped.fun, origin)
+        yield from node.to([made.mapped.fun], origin)
     elif wrapped or origin.opens_foreign:
         if (fun := mapped_by_jax(function)) is not None:
             if origin is Origin.ARGUMENT or (origin is Origin.WRAPPER and not wrapped):
@@ -274,11 +277,10 @@ def _read_foreign_function(
             place = function.__module__, function.__qualname__, code.co_firstlineno
             sites.append((Site(*place, "@jax.vmap"), function))
         shared = shared_functions(function)
-        yield from (node.to(x, Origin.WRAPPER, function) for x in shared)
+        yield from node.to(shared, Origin.WRAPPER, function)
         if not shared:
             yield from opened(node, packages)
-            attributes = attributes_of(function).values()
-            yield from (node.to(x, Origin.WRAPPER) for x in attributes)
+            yield from node.to(attributes_of(function).values(), Origin.WRAPPER)
 
 
 # Resolving names

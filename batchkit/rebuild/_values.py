@@ -233,7 +233,8 @@ def is_vmap(value: object) -> bool:
 
 def holds_vmap(value: object) -> bool:
     """Return True for a vmap, or a partial or a container of one."""
-    return any(map(is_vmap, walk([value], parts)))
+    inner = parts(value)  # of most values none, and a walk costs more
+    return is_vmap(value) or (bool(inner) and any(map(is_vmap, walk(inner, parts))))
 
 
 def original_module(module: ModuleType) -> ModuleType:
