@@ -14,7 +14,7 @@ import pytest
 import batchkit as bk
 
 from ..helpers import mesh
-from ..rebuild.vmaps import vmaps_in
+from ..vmaps import vmaps_in
 from . import page
 from .cases import Case
 from .harness import (

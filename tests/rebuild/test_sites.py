@@ -22,7 +22,7 @@ import pytest
 import batchkit as bk
 from batchkit.rebuild import Sites
 
-from .vmaps import Found, vmaps_in
+from ..vmaps import Found, vmaps_in
 
 
 VMAP = functools.partial(bk.rebuild_sampler, batcher=bk.Vmap())

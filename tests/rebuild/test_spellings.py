@@ -20,8 +20,8 @@ import batchkit as bk
 from batchkit.rebuild import Sites
 
 from ..helpers import equations, explained
+from ..vmaps import Found, snapshot, vmaps_in
 from .spellings import HANDED_AROUND, NAMES, SPELLINGS
-from .vmaps import Found, snapshot, vmaps_in
 
 
 ROWS = jnp.arange(8.0).reshape(4, 2)

@@ -17,7 +17,7 @@ import pytest
 
 import batchkit as bk
 
-from .vmaps import snapshot
+from ..vmaps import snapshot
 
 
 ROWS = np.arange(3)
