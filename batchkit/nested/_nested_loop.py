@@ -1,7 +1,7 @@
 """A nested run in blocks of steps, from its first live points to its result."""
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -23,18 +23,11 @@ from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
 from ._chain_counts import describe_moves
-from ._dead import (
-    DeadPoints,
-    Points,
-    concatenated,
-    dead_points,
-    flat_points,
-    points_of,
-)
+from ._dead import DeadPoints, Points, concatenated, dead_points, flat_points, points_of
 from ._nested_arguments import Rejected, refuse_invalid, refuse_zero_likelihood
 from ._nested_diagnostics import diagnose
 from ._nested_programs import NestedPrograms
-from ._nested_run import NestedRun, names_for_load
+from ._nested_run import NestedRun, Seconds, names_for_load
 from ._status import NestedStatus
 from ._stop import (
     AbstractStop,
@@ -49,6 +42,10 @@ from ._stop import (
 
 # The volumes are simulated with this key, which no step has.
 _VOLUMES: Final = 2**32 - 2
+_ADVICE: Final = (
+    " The run is saved as it was before; with another likelihood it has to start over "
+    "(`fresh=True`), with on_invalid='reject' it can go on."
+)
 
 
 @final
@@ -58,19 +55,8 @@ class NestedProgress(NamedTuple):
     ```python
     from batchkit.nested import NestedProgress
 
-    progress = NestedProgress(
-        step=12,
-        log_evidence=-11.51,
-        log_evidence_err=0.08,
-        remaining=0.02,
-        goal=1e-3,
-        efficiency=0.13,
-        evaluations=40_000,
-        evaluations_per_second=5e4,
-        seconds=61.0,
-        seconds_left=12.0,
-    )
-    print(progress)
+    def show(progress: NestedProgress) -> None:  # for run_nested(..., progress=show)
+        print(f"step {progress.step}: {progress}")
     ```
 
     - `step`: the number of steps so far.
@@ -116,18 +102,18 @@ class NestedProgress(NamedTuple):
 
 def progress_of(
     status: NestedStatus,
+    since: NestedStatus,
     num_live: int,
     num_delete: int,
     rule: AbstractStop,
-    since: tuple[int, float],
-    steps_per_second: float,
 ) -> NestedProgress:
-    """Return the progress since evaluations and seconds of when a run was resumed."""
-    evaluations, seconds = int(status.evaluations), float(status.seconds)
-    replaced = int(status.step) * num_delete
-    is_counted = evaluations > num_live or replaced == 0
-    elapsed = seconds - since[1]
-    speed = (evaluations - since[0]) / elapsed if elapsed > 0 else math.nan
+    """Return the progress; `since` is the status when the run started or resumed."""
+    step, evaluations = int(status.step), int(status.evaluations)
+    remaining, seconds = float(status.remaining), float(status.seconds)
+    elapsed = seconds - float(since.seconds)
+    steps_per_second = _ratio(step - int(since.step), elapsed)
+    speed = _ratio(evaluations - int(since.evaluations), elapsed)
+    is_counted = evaluations > num_live or step == 0
 
     def seconds_left(rule: AbstractStop) -> float:
         """Estimate when a rule is met; NaN if that is unknown."""
@@ -136,26 +122,28 @@ def progress_of(
                 both = seconds_left(rule.first), seconds_left(rule.second)
                 select = max if rule.needs_both else min
                 return select((x for x in both if not math.isnan(x)), default=math.nan)
-            case RemainingEvidence() if steps_per_second > 0 and status.remaining > 0:
+            case RemainingEvidence():
                 # The live evidence shrinks with the volume, by `num_delete / num_live`
                 # a step.
-                nats = max(math.log(float(status.remaining) / rule.fraction), 0.0)
-                return nats * num_live / num_delete / steps_per_second
-            case MaxSteps() if steps_per_second > 0:
-                return max(rule.steps - int(status.step), 0) / steps_per_second
-            case MaxEvaluations() if is_counted and speed > 0:
-                return max(rule.evaluations - evaluations, 0) / speed
+                nats = math.log(max(remaining, rule.fraction) / rule.fraction)
+                return _ratio(nats * num_live / num_delete, steps_per_second)
+            case MaxSteps():
+                return _ratio(max(rule.steps - step, 0), steps_per_second)
+            case MaxEvaluations():
+                return _ratio(max(rule.evaluations - evaluations, 0), speed)
             case MaxTime():
                 return max(rule.seconds - seconds, 0.0)
         return math.nan
 
+    parts = jax.tree.leaves(rule, is_leaf=lambda x: isinstance(x, RemainingEvidence))
+    goals = (float(x.fraction) for x in parts if isinstance(x, RemainingEvidence))
     return NestedProgress(
-        step=int(status.step),
+        step=step,
         log_evidence=float(status.log_evidence),
         log_evidence_err=math.sqrt(float(status.information) / num_live),
-        remaining=float(status.remaining),
-        goal=_goal_of(rule),
-        efficiency=replaced / evaluations if is_counted else math.nan,
+        remaining=remaining,
+        goal=next(goals, None),
+        efficiency=step * num_delete / evaluations if is_counted else math.nan,
         evaluations=evaluations,
         evaluations_per_second=speed,
         seconds=seconds,
@@ -163,47 +151,31 @@ def progress_of(
     )
 
 
-def _goal_of(rule: AbstractStop) -> float | None:
-    """Return the share of the evidence at which a rule, or a part of it, is met."""
-    if isinstance(rule, RemainingEvidence):
-        return float(rule.fraction)
-    if isinstance(rule, Combined):
-        first = _goal_of(rule.first)
-        return _goal_of(rule.second) if first is None else first
-    return None
+def _ratio(number: int | float, by: float) -> float:
+    return number / by if by > 0 else math.nan
 
 
 @final
+@dataclass(eq=False)
 class ResumableNested(AbstractResumable):
     """One nested run, from its first live points or its checkpoint to its result."""
 
     caller = "run_nested"
 
-    def __init__(
-        self,
-        programs: NestedPrograms,
-        rng_key: Any,
-        positions: PyTree,
-        rule: AbstractStop,
-        rejected: Rejected,
-        settings: Mapping[str, Any],
-        is_saved: bool,
-    ) -> None:
-        self._programs = programs
-        self._key = rng_key
-        self._volumes_key = jax.random.fold_in(rng_key, _VOLUMES)
-        self._positions = positions
-        self._rule = rule
-        self._rejected = rejected
-        self._settings = dict(settings)
-        self._is_saved = is_saved  # for the advice of an error
-        self._state: Any = None
-        self._dead: list[Points] = []
-        self._seconds_before = 0.0, 0.0
-        # Evaluations and seconds when it was started or resumed.
-        self._since = 0, 0.0
-        self._steps_per_second = 0.0  # of the last block
-        self._run: NestedRun | None = None
+    _programs: NestedPrograms
+    _key: Any
+    _positions: PyTree
+    _rule: AbstractStop
+    _rejected: Rejected
+    _settings: dict[str, Any]
+    _is_saved: bool  # for the advice of an error
+    # Set by `begin` or `resume`.
+    _state: Any = None
+    _dead: list[Points] = field(default_factory=list)
+    _since: Any = None  # the status then
+    _seconds_before: tuple[float, ...] = (0.0, 0.0)
+    # Set by `result`.
+    _run: NestedRun | None = None
 
     def begin(self, reporter: Reporter) -> None:
         init, args = self._programs.init, (self._key, self._positions)
@@ -213,31 +185,30 @@ class ResumableNested(AbstractResumable):
         points = self._live()
         refuse_invalid(points, "of the live points given")
         refuse_zero_likelihood(points.loglikelihood)
-        self._since = int(self._state.status.evaluations), self.seconds
+        shapes = self._programs.dead_shapes(0)
+        self._dead = [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)]
+        self._since = self._status(self.seconds)
 
     def resume(self, saved: Saved) -> str:
         try:
-            state = tree_from_arrays("state", saved.arrays, self._programs.state_shapes)
+            shapes = self._programs.state_shapes
+            self._state = tree_from_arrays("state", saved.arrays, shapes)
         except ValueError as error:
             raise CheckpointError(
                 f"{saved.path!r} holds a run whose state has other arrays than here: a "
                 "version of batchkit wrote it that counts other things.",
                 "Finish the run with that version, or start over with `fresh=True`.",
             ) from error
-        self._state = jax.tree.map(
-            lambda x: x if hasattr(x, "devices") else jax.device_put(x), state
-        )
         shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
-        compile, run = numbers(saved.header, "seconds", 2)
-        self._seconds_before = compile, run
+        self._seconds_before = numbers(saved.header, "seconds", 2)
         if is_first_process():  # the counts of processes are summed
             self._rejected.add(typed(saved.header, "rejected", int))
-        self._since = int(self._state.status.evaluations), self.seconds
+        self._since = self._status(self.seconds)
         return f"step {saved.header['step']}"
 
     def has_ended(self, seconds: float) -> bool:
-        status = self._state.status._replace(seconds=np.float32(seconds))
+        status = self._status(np.float32(seconds))
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
@@ -246,16 +217,15 @@ class ResumableNested(AbstractResumable):
         args = self._state, self._key, *limits, self._rule
         if not program.is_compiled:
             reporter.compile(self.caller, lambda: program.compile(*args), "steps")
-        before = program.seconds
         block = program(*args)
         made = int(block.made)
-        self._steps_per_second = made / max(program.seconds - before, 1e-6)
         self._state = block.state
         self._dead.append(
             flat_points(jax.tree.map(lambda x: x[:made], to_host(block.dead)))
         )
         if bool(block.state.invalid):
-            self._refuse_invalid()
+            which = f"live points after step {int(block.state.status.step)}"
+            refuse_invalid(self._live(), which, _ADVICE if self._is_saved else "")
         return made
 
     def next_limit(self, made: int | None, per_block: int) -> int:
@@ -267,18 +237,17 @@ class ResumableNested(AbstractResumable):
 
     def progress(self) -> tuple[NestedProgress, int, int | None]:
         record = progress_of(
-            to_host(self._state.status)._replace(seconds=self.seconds),
+            self._status(self.seconds),
+            self._since,
             self._programs.num_live,
             self._programs.num_delete,
             self._rule,
-            self._since,
-            self._steps_per_second,
         )
         total = self._rule.steps if isinstance(self._rule, MaxSteps) else None
         return record, record.step, total
 
     def checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        self._dead = [dead := self._all_dead()]
+        dead = self._all_dead()
         positions = points_of(self._state.sampler).positions
         header = {
             "step": int(self._state.status.step),
@@ -301,7 +270,7 @@ class ResumableNested(AbstractResumable):
     def result(self, seconds: float, provenance: tuple[Provenance, ...]) -> NestedRun:
         """Return the result of the run so far; checkpoints have it from now on."""
         dead = dead_points([self._all_dead(), self._live()])
-        status = to_host(self._state.status)._replace(seconds=np.float32(seconds))
+        status = self._status(np.float32(seconds))
         met = rules_met(self._rule, status)
         reasons = [rule.reason(status) for rule in met]
         converged = bool(status.exhausted) or any(rule.is_convergence for rule in met)
@@ -328,31 +297,28 @@ class ResumableNested(AbstractResumable):
         return self._run
 
     @property
-    def _seconds(self) -> tuple[float, float]:
+    def _seconds(self) -> Seconds:
         init, block = self._programs.init, self._programs.block
         compile, run = self._seconds_before
-        return (
+        return Seconds(
             compile + init.compile_seconds + block.compile_seconds,
             run + init.seconds + block.seconds,
         )
+
+    def _status(self, seconds: Any) -> NestedStatus:
+        """Return the status on the host after so many seconds."""
+        return to_host(self._state.status)._replace(seconds=seconds)
+
+    @property
+    def _volumes_key(self) -> Any:
+        return jax.random.fold_in(self._key, _VOLUMES)
 
     def _live(self) -> Points:
         return to_host(points_of(self._state.sampler))
 
     def _all_dead(self) -> Points:
-        shapes = self._programs.dead_shapes(0)
-        none = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        return concatenated([none, *self._dead])
-
-    def _refuse_invalid(self) -> None:
-        advice = ""
-        if self._is_saved:
-            advice = (
-                " The run is saved as it was before; with another likelihood it has to "
-                "start over (`fresh=True`), with on_invalid='reject' it can go on."
-            )
-        step = int(self._state.status.step)
-        refuse_invalid(self._live(), f"live points after step {step}", advice)
+        self._dead = [concatenated(self._dead)]
+        return self._dead[0]
 
     def _count_rejected(self) -> int:
         """Count the likelihoods that were rejected, on all devices."""

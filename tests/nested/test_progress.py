@@ -30,10 +30,12 @@ EVIDENCE = bk.RemainingEvidence(1e-3)
     ids=str,
 )
 def test_seconds_left(rule: bk.AbstractStop, seconds: float) -> None:
-    status = NestedStatus.first(jnp.zeros(100))._replace(
-        step=jnp.asarray(30), evaluations=Count.of(4000), seconds=jnp.asarray(20.0)
+    # Since it was resumed: 3,000 likelihoods and 20 steps in 10 seconds.
+    first = NestedStatus.first(jnp.zeros(100))
+    since, status = (
+        first._replace(step=step, evaluations=Count.of(count), seconds=seconds)
+        for step, count, seconds in ((10, 1000, 10.0), (30, 4000, 20.0))
     )
-    # Since it was resumed: 3,000 likelihoods in 10 seconds; of late 2 steps a second.
-    progress = progress_of(status, 100, 10, rule, (1000, 10.0), 2.0)
+    progress = progress_of(status, since, 100, 10, rule)
     assert progress.seconds_left == pytest.approx(seconds, nan_ok=True)
     assert (" left" in str(progress)) == np.isfinite(seconds)
