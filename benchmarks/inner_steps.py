@@ -233,14 +233,7 @@ def record(
     kept = logl > birth
     logl, birth = logl[kept], birth[kept]
     dead = DeadPoints(logl, logl, birth, np.zeros(len(logl)))
-    run = bk.NestedRun(
-        dead,
-        num_steps=0,
-        num_evaluations=None,
-        converged=True,
-        stop_reason="",
-        key=jax.random.key(seed),
-    )
+    run = bk.NestedRun(dead, key=jax.random.key(seed))
     return {
         "deviation": run.log_evidence - exact,
         "error": run.log_evidence_err,

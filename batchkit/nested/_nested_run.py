@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, NamedTuple, final
 
 import jax
@@ -49,7 +50,7 @@ from ._dead import (
 
 _VMAP: Final = Vmap()
 _OF_RUN: Final = ("log_evidence", "log_evidence_err", "information", "ess")
-_LOGS: Final = ("loglikelihood", "loglikelihood_birth", "logprior")
+_OF_POINTS: Final = Points._fields
 # anesthetic leaves out points that are born and die at minus infinity, which are those
 # of the prior with a likelihood of zero. So a zero is a low number for it.
 _ZERO: Final = -1e30
@@ -58,7 +59,7 @@ _TAKEN_BY_ANESTHETIC: Final = ("logL", "logL_birth", "nlive", "insertion")
 
 @final
 class Seconds(NamedTuple):
-    """How long a nested run took: to compile, and to run what was compiled.
+    """How long a nested run took: to compile, and to run; 0 and 0 by default.
 
     ```python
     from batchkit.nested import Seconds
@@ -67,11 +68,12 @@ class Seconds(NamedTuple):
     ```
     """
 
-    compile: float
-    run: float
+    compile: float = 0.0
+    run: float = 0.0
 
 
 @final
+@dataclass(frozen=True, eq=False, repr=False)
 class NestedRun(AbstractResult[Summary]):
     """The result of nested sampling: evidence, posterior, and whether to trust them.
 
@@ -91,14 +93,7 @@ class NestedRun(AbstractResult[Summary]):
     # 1,000 points of the prior, uniform between 0 and 1, none of them replaced.
     x = np.random.default_rng(0).uniform(size=1000)
     dead = DeadPoints({"x": x}, -x, np.full(1000, -np.inf), np.zeros(1000))
-    run = bk.NestedRun(
-        dead,
-        num_steps=0,
-        num_evaluations=1000,
-        converged=True,
-        stop_reason="nothing to do",
-        key=jax.random.key(0),
-    )
+    run = bk.NestedRun(dead, key=jax.random.key(0))
     exact = np.log(1 - np.exp(-1))
     assert abs(run.log_evidence - exact) < 4 * run.log_evidence_err
     draws = run.posterior(jax.random.key(1), 100, lambda p: {"square": p["x"] ** 2})
@@ -106,61 +101,59 @@ class NestedRun(AbstractResult[Summary]):
     print(run)
     print(run.summary())
     ```
+
+    **Arguments:**
+
+    - `dead`: all points of the run. The other arguments are given by name.
+    - `key`: a key of JAX, from which the volumes are simulated.
+    - `num_steps`: the number of steps; 0 by default.
+    - `num_evaluations`: the number of evaluated likelihoods; None, the default, if
+        unknown.
+    - `converged`: whether the run ended because its rule to stop was met; True by
+        default.
+    - `stop_reason`: why it ended, in words; empty by default.
+    - `warnings`: reasons to doubt the result, see `batchkit.nested.diagnose`; by
+        default none.
+    - `seconds`: how long it took to compile and to run; 0 and 0 by default.
+    - `settings`: the arguments of the run by name; empty by default.
+    - `provenance`: which versions computed it from which step on, a
+        `batchkit.run.Provenance` for each; empty by default.
+
+    **Raises:**
+
+    `ValueError` if the likelihood of every point is zero.
     """
+
+    dead: DeadPoints
+    _: KW_ONLY
+    key: Key[Array, ""] | UInt32[Array, " words"]
+    num_steps: int = 0
+    num_evaluations: int | None = None
+    converged: bool = True
+    stop_reason: str = ""
+    warnings: tuple[Diagnostic, ...] = ()
+    seconds: Seconds = field(default_factory=Seconds)
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: tuple[Provenance, ...] = ()
 
     _title = "nested run"
     _positions = ("positions",)
 
-    def __init__(
-        self,
-        dead: DeadPoints,
-        *,
-        num_steps: int,
-        num_evaluations: int | None,
-        converged: bool,
-        stop_reason: str,
-        key: Key[Array, ""] | UInt32[Array, " words"],
-        warnings: Sequence[Diagnostic] = (),
-        seconds: tuple[float, float] = (0.0, 0.0),
-        settings: Mapping[str, Any] | None = None,
-        provenance: Sequence[Provenance] = (),
-    ) -> None:
-        """**Arguments:**
-
-        - `dead`: all points of the run.
-        - `num_steps`: the number of steps.
-        - `num_evaluations`: the number of evaluated likelihoods; None if unknown.
-        - `converged`: whether the run ended because its rule to stop was met.
-        - `stop_reason`: why it ended, in words.
-        - `key`: a key of JAX, from which the volumes are simulated.
-        - `warnings`: reasons to doubt the result, see `batchkit.nested.diagnose`; by
-            default none.
-        - `seconds`: how long it took to compile and to run; 0 and 0 by default.
-        - `settings`: the arguments of the run by name; empty by default.
-        - `provenance`: which versions computed it from which step on, a
-            `batchkit.run.Provenance` for each; empty by default.
-
-        **Raises:**
-
-        `ValueError` if the likelihood of every point is zero.
-        """
-        if not np.isfinite(dead.loglikelihood[-1]):
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.dead.loglikelihood[-1]):
             raise ValueError(
-                f"NestedRun(dead={dead}): the log-likelihood of every point is minus "
-                "infinity, so that the evidence is zero and there is no posterior. "
-                "Begin with more points, or narrow the prior to where the likelihood "
-                "is above zero."
+                f"NestedRun(dead={self.dead}): the log-likelihood of every point is "
+                "minus infinity, so that the evidence is zero and there is no "
+                "posterior. Begin with more points, or narrow the prior to where the "
+                "likelihood is above zero."
             )
-        self.dead = dead
-        self.num_steps = num_steps
-        self.num_evaluations = num_evaluations
-        self.converged = converged
-        self.stop_reason = stop_reason
-        self.key = key
-        self.warnings = tuple(warnings)
-        self.seconds = Seconds(*seconds)
-        self.settings = dict(settings or {})
-        self.provenance = tuple(provenance)
+        # Callers may pass any sequences, and keep the settings to change them.
+        vars(self).update(
+            warnings=tuple(self.warnings),
+            seconds=Seconds(*self.seconds),
+            settings=dict(self.settings),
+            provenance=tuple(self.provenance),
+        )
 
     @functools.cached_property
     def _volumes(self) -> Volumes:
@@ -275,17 +268,11 @@ class NestedRun(AbstractResult[Summary]):
 
         def run_of(seed):
             x = np.random.default_rng(seed).uniform(size=500)
-            return bk.NestedRun(
-                DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
-                num_steps=0,
-                num_evaluations=500,
-                converged=True,
-                stop_reason="nothing to do",
-                key=jax.random.key(seed),
-            )
+            dead = DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500))
+            return bk.NestedRun(dead, key=jax.random.key(seed))
 
         merged = bk.NestedRun.merge([run_of(0), run_of(1)])
-        assert len(merged.dead) == merged.num_evaluations == 1000
+        assert len(merged.dead) == 1000
         assert merged.log_evidence_err < run_of(0).log_evidence_err
         ```
 
@@ -311,10 +298,7 @@ class NestedRun(AbstractResult[Summary]):
             return first
         counts = [run.num_evaluations for run in runs]
         reasons = dict.fromkeys(run.stop_reason for run in runs)
-        provenance: list[Provenance] = []
-        for each in itertools.chain.from_iterable(run.provenance for run in runs):
-            if each not in provenance:
-                provenance.append(each)
+        provenance = [x for run in runs for x in run.provenance]
         return NestedRun(
             concatenate([run.dead for run in runs]),
             num_steps=sum(run.num_steps for run in runs),
@@ -323,16 +307,17 @@ class NestedRun(AbstractResult[Summary]):
             stop_reason=f"{len(runs)} runs: {'; '.join(reasons)}",
             key=jax.random.fold_in(first.key, len(runs)),
             warnings=tuple(dict.fromkeys(x for run in runs for x in run.warnings)),
-            seconds=(
-                sum(run.seconds.compile for run in runs),
-                sum(run.seconds.run for run in runs),
+            seconds=Seconds(
+                *map(sum, zip(*(run.seconds for run in runs), strict=True))
             ),
             settings={
                 name: value
                 for name, value in first.settings.items()
                 if all(_equal(value, run.settings.get(name)) for run in runs)
             },
-            provenance=provenance,
+            provenance=tuple(
+                x for i, x in enumerate(provenance) if x not in provenance[:i]
+            ),
         )
 
     def to_arviz(
@@ -361,14 +346,8 @@ class NestedRun(AbstractResult[Summary]):
         from batchkit.nested import DeadPoints
 
         x = np.random.default_rng(0).uniform(size=(500, 2))
-        run = bk.NestedRun(
-            DeadPoints({"x": x}, -x[:, 0], np.full(500, -np.inf), np.zeros(500)),
-            num_steps=0,
-            num_evaluations=500,
-            converged=True,
-            stop_reason="nothing to do",
-            key=jax.random.key(0),
-        )
+        dead = DeadPoints({"x": x}, -x[:, 0], np.full(500, -np.inf), np.zeros(500))
+        run = bk.NestedRun(dead, key=jax.random.key(0))
         data = run.to_arviz()
         assert data.posterior["x"].dims == ("chain", "draw", "x_dim_0")
         assert data.dead_stats["weight"].sum() > 0.999
@@ -433,14 +412,8 @@ class NestedRun(AbstractResult[Summary]):
         from batchkit.nested import DeadPoints
 
         x = np.random.default_rng(0).uniform(size=500)
-        run = bk.NestedRun(
-            DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
-            num_steps=0,
-            num_evaluations=500,
-            converged=True,
-            stop_reason="nothing to do",
-            key=jax.random.key(0),
-        )
+        dead = DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500))
+        run = bk.NestedRun(dead, key=jax.random.key(0))
         samples = run.to_anesthetic()
         assert abs(samples.logZ() - run.log_evidence) < run.log_evidence_err
         ```
@@ -482,7 +455,7 @@ class NestedRun(AbstractResult[Summary]):
         )
 
     def _rows(self) -> list[tuple[str, str]]:
-        count = self.num_evaluations
+        count, ended = self.num_evaluations, "yes" if self.converged else "no"
         return [
             (
                 "log-evidence",
@@ -492,15 +465,14 @@ class NestedRun(AbstractResult[Summary]):
             ("effective size", f"{self.ess:,.0f} of {len(self.dead):,} points"),
             ("steps", f"{self.num_steps:,}"),
             ("likelihoods", "unknown" if count is None else f"{count:,}"),
-            ("converged", f"{'yes' if self.converged else 'no'}: {self.stop_reason}"),
+            ("converged", ": ".join(filter(None, (ended, self.stop_reason)))),
             ("seconds", "{:.1f} to compile, {:.1f} to run".format(*self.seconds)),
         ]
 
     def _values(self) -> dict[str, Any]:
         count = self.num_evaluations
         return {
-            "positions": self.dead.positions,
-            **{name: getattr(self.dead, name) for name in _LOGS},
+            **{name: getattr(self.dead, name) for name in _OF_POINTS},
             "key": self.key,
             "num_steps": int(self.num_steps),
             "num_evaluations": None if count is None else int(count),
@@ -517,10 +489,9 @@ class NestedRun(AbstractResult[Summary]):
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> "NestedRun":
-        dead = DeadPoints(values["positions"], *(values[name] for name in _LOGS))
-        if not all(
-            jnp.issubdtype(getattr(dead, name).dtype, jnp.floating) for name in _LOGS
-        ):
+        dead = DeadPoints(*(values[name] for name in _OF_POINTS))
+        logs = dead.loglikelihood, dead.loglikelihood_birth, dead.logprior
+        if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in logs):
             raise ValueError("its log-likelihoods or log-priors are no real numbers")
         check_key(key := jnp.asarray(values["key"]), "NestedRun.load")
         return cls(
@@ -530,7 +501,7 @@ class NestedRun(AbstractResult[Summary]):
             converged=typed(values, "converged", bool),
             stop_reason=typed(values, "stop_reason", str),
             key=key,
-            warnings=record_from(values, "warnings", list[Diagnostic]),
+            warnings=tuple(record_from(values, "warnings", list[Diagnostic])),
             seconds=Seconds(*numbers(values, "seconds", 2)),
             settings=typed(values, "settings", dict),
             provenance=values["provenance"],
@@ -542,8 +513,7 @@ class NestedRun(AbstractResult[Summary]):
         parts = []
         for part in ("dead", "live"):
             places = tree_from_json(names[part], {})
-            points = jax.tree.map(lambda x: arrays[x], places)
-            parts.append(Points(*(points[field] for field in Points._fields)))
+            parts.append(Points(**jax.tree.map(lambda x: arrays[x], places)))
         dead = dead_points(parts)
         step = typed(header, "step", int)
         ended = names["ended"] or {
@@ -552,8 +522,7 @@ class NestedRun(AbstractResult[Summary]):
             "warnings": [],
         }
         return {
-            "positions": dead.positions,
-            **{name: getattr(dead, name) for name in _LOGS},
+            **{name: getattr(dead, name) for name in _OF_POINTS},
             "key": arrays["key"],
             "num_steps": step,
             "num_evaluations": header["evaluations"],

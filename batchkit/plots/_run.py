@@ -46,14 +46,8 @@ def plot_run(run: NestedRun) -> "matplotlib.figure.Figure":
     from batchkit.nested import DeadPoints
 
     x = np.random.default_rng(0).uniform(size=500)
-    run = bk.NestedRun(
-        DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500)),
-        num_steps=0,
-        num_evaluations=500,
-        converged=True,
-        stop_reason="nothing to do",
-        key=jax.random.key(0),
-    )
+    dead = DeadPoints({"x": x}, -x, np.full(500, -np.inf), np.zeros(500))
+    run = bk.NestedRun(dead, key=jax.random.key(0))
     figure = bk.plot_run(run)  # figure.savefig("run.png")
     ```
 

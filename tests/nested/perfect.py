@@ -127,11 +127,11 @@ def sample(
 
 def result(dead: DeadPoints, seed: int = 0, **changes: Any) -> bk.NestedRun:
     """The points as a result, with as much said about the run as is needed."""
-    told = {
+    arguments: dict[str, Any] = {
         "num_steps": len(dead) - dead.num_prior,
         "num_evaluations": len(dead),
-        "converged": True,
         "stop_reason": "the live points hold little of the evidence",
         "key": jax.random.key(seed),
+        **changes,
     }
-    return bk.NestedRun(dead, **{**told, **changes})
+    return bk.NestedRun(dead, **arguments)

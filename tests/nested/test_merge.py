@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import DeadPoints, insertion_p_value
+from batchkit.nested import DeadPoints, Seconds, insertion_p_value
 from batchkit.run import Diagnostic
 
 from .perfect import Problem, peak, plateau, result, sample
@@ -83,13 +83,13 @@ def test_counts_warnings_and_settings_are_merged() -> None:
     first = result(
         dead[0],
         warnings=(warning,),
-        seconds=(1.0, 2.0),
+        seconds=Seconds(1.0, 2.0),
         settings={"num_live": 50, "stop": "a", "array": np.ones(2)},
     )
     second = result(
         dead[1],
         warnings=(warning, other),
-        seconds=(3.0, 4.0),
+        seconds=Seconds(3.0, 4.0),
         settings={"num_live": 50, "stop": "b", "array": np.ones(2)},
         converged=False,
         stop_reason="time was up",

@@ -1,5 +1,6 @@
 """`NestedRun`: what it holds, draws, prints, reads from checkpoints and exports."""
 
+import dataclasses
 import errno
 import os
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import DeadPoints
+from batchkit.nested import DeadPoints, Seconds
 from batchkit.run import Diagnostic, _file
 
 from ..helpers import assert_refuses, assert_same, unchecked
@@ -39,7 +40,10 @@ LENS = with_positions(
 def test_table_has_evidence_reasons_and_warnings() -> None:
     warning = Diagnostic("inner steps", 4.0, 10.0, "use more <steps>")
     run = result(
-        sample(peak(), 0), warnings=(warning,), seconds=(1.25, 20.0), converged=False
+        sample(peak(), 0),
+        warnings=(warning,),
+        seconds=Seconds(1.25, 20.0),
+        converged=False,
     )
     lines = repr(run).splitlines()
     assert len(lines) == 9
@@ -62,12 +66,25 @@ def test_the_same_key_gives_the_same_evidence() -> None:
     assert old_style.log_evidence == first.log_evidence
 
 
-def test_settings_are_copied() -> None:
-    settings = {"num_delete": 5}
-    run = result(sample(peak(), 0), settings=settings, seconds=(1.0, 2.0))
+def test_a_result_has_its_own_settings_and_records() -> None:
+    settings, warnings = {"num_delete": 5}, [Diagnostic("a", 1.0, 0.0, "b")]
+    with unchecked():
+        run = result(
+            sample(peak(), 0), settings=settings, warnings=warnings, seconds=(1.0, 2.0)
+        )
     settings["num_delete"] = 6
     assert run.settings == {"num_delete": 5}
+    assert run.warnings == tuple(warnings)
     assert (run.seconds.compile, run.seconds.run) == (1.0, 2.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cast(Any, run).converged = False
+
+
+def test_points_and_a_key_make_a_result() -> None:
+    run = bk.NestedRun(sample(peak(), 0), key=jax.random.key(0))
+    assert run.log_evidence == result(run.dead).log_evidence
+    lines = repr(run).splitlines()
+    assert [line.split()[-1] for line in lines[4:7]] == ["0", "unknown", "yes"]
 
 
 def test_points_without_likelihood_are_refused() -> None:

@@ -82,17 +82,7 @@ def test_a_second_call_counts_invalid_likelihoods_from_zero() -> None:
 def test_derived_quantities_are_compiled_once() -> None:
     x = np.linspace(0.0, 1.0, 50)
     dead = DeadPoints(x, -x, np.full(50, -np.inf), np.zeros(50))
-    run = bk.NestedRun(
-        dead,
-        num_steps=50,
-        num_evaluations=100,
-        converged=True,
-        stop_reason="a test",
-        key=jax.random.key(0),
-        warnings=(),
-        seconds=(0.0, 0.0),
-        settings={},
-    )
+    run = bk.NestedRun(dead, key=jax.random.key(0))
     square, traces = counted(jnp.square)
     for seed in range(2):
         run.posterior(jax.random.key(seed), 10, square)
