@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..batchers._sharded import put_on_mesh
-from ..explain._explain import ReachedSite, reached_sites, recording
+from ..explain._explain import reached_sites, recording
 from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ._chain_counts import ChainCounts, chain_counts, evaluations_of, update_info_of
 from ._dead import Points, points_of
@@ -61,7 +61,7 @@ class NestedPrograms:
     - `init`: from the key and the live points to the first `RunState`.
     - `block`: from a state, the key, the most steps, the seconds so far and a rule to a
         `Block`.
-    - `sites`: the sites that they reach.
+    - `layout`: each site that they reach, its number of tasks and its batcher.
     """
 
     def __init__(
@@ -92,15 +92,20 @@ class NestedPrograms:
         shapes = shapes_of((rng_key, positions))
 
         # Cached beside the executables: a second run of the functions traces nothing.
-        def traced() -> tuple[Any, Any, tuple[ReachedSite, ...], list[Any]]:
+        def traced() -> tuple[Any, Any, list[str], list[Any]]:
             with recording() as root:
                 state = jax.eval_shape(first, *shapes)
                 points_of(state)  # refuses other samplers before their step is traced
                 state, info = jax.eval_shape(step, shapes[0], state)
-            return state, info, reached_sites(root), root.meshes
+            layout = [
+                f"{x.site.name} {x.tasks} tasks, {x.batcher or 'jax.vmap'}, {x.layout}"
+                for x in reached_sites(root)
+                if "only moves data" not in x.note
+            ]
+            return state, info, layout, root.meshes
 
         key = "shapes", type_of(shapes)
-        self._state, self._info, self.sites, self._meshes = kept.get(key, traced)
+        self._state, self._info, self.layout, self._meshes = kept.get(key, traced)
         self._dying = points_of(self._info)
         self.num_live: int = points_of(self._state).loglikelihood.shape[0]
         self.num_delete: int = self._dying.loglikelihood.shape[0]

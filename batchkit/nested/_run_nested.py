@@ -8,10 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree, UInt32
 
-from .._util._formats import format_bytes
-from .._util._jaxprs import equations
 from ..batchers import AbstractBatcher
-from ..explain._explain import ReachedSite
 from ..rebuild import AbstractPolicy
 from ..run._arguments import check_not_traced, row_of
 from ..run._checkpoint import Checkpoint
@@ -170,10 +167,16 @@ def run_nested(
     functions = {"logprior_fn": logprior_fn, "loglikelihood_fn": loglikelihood_fn}
     kept = program_cache("run_nested", api, functions, batcher, settings, on_invalid)
     check_functions(functions, live, kept)
-    check_processes(
-        functions,
-        rng_key,
-        live,
+    shown = {name: setting_as_json(settings[name]) for name in sorted(settings)}
+    identity: dict[str, Part] = {}
+    if place is not None or is_multiprocess():
+        identity = identity_of(api, functions, settings, rng_key, live)
+    # Before a step is traced, where the processes of `Sharded` wait for each other.
+    check_same_arguments(
+        "run_nested",
+        digests(identity),
+        settings=shown,
+        batcher=batcher,
         stop=stop,
         on_invalid=on_invalid,
         checkpoint=place is not None,
@@ -188,19 +191,24 @@ def run_nested(
         with refusing_mixed_dtypes(functions, live):
             programs = NestedPrograms(algorithm, rng_key, live, kept)
         check_counts(live, programs.num_delete)
-        shown = settings_as_json(settings)
-        layout = _layout_of(programs)
-        _log_start(shown, layout, loglikelihood_fn, live, programs)
-        identity = {}
-        if place is not None:
-            identity = identity_of(api, functions, programs, settings, rng_key, live)
+        log.info(
+            "run_nested: %d live points of %s, %d replaced in a step; %s; %s",
+            programs.num_live,
+            count_numbers(live),
+            programs.num_delete,
+            ", ".join(f"{name}={x}" for name, x in shown.items()) or "no settings",
+            "; ".join(programs.layout),
+        )
+        # `num_delete` may be the sampler's default, which only the traced step shows.
+        counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
+        words = of_words(shown, *counts.values(), shown={**shown, **counts})
         with Saver(
             place,
             "nested run",
-            identity,
+            {**identity, "settings": words},
             compare=comparison_of(functions, programs),
             start_of=lambda header: header["step"],
-            layout=layout,
+            layout=programs.layout,
             fresh=fresh,
         ) as saver:
             run = ResumableNested(
@@ -217,84 +225,18 @@ def run_nested(
                     saver.save(*run.checkpoint())
 
 
-def _layout_of(programs: NestedPrograms) -> list[str]:
-    """Format each site of a run, its number of tasks and its batcher."""
-    return [
-        f"{x.site.module}:{x.site.qualname} {x.tasks} tasks, "
-        f"{x.batcher or 'jax.vmap'}, {x.layout}"
-        for x in programs.sites
-        if "only moves data" not in x.note
-    ]
-
-
-def _log_start(
-    settings: Mapping[str, Any],
-    layout: list[str],
-    loglikelihood_fn: Callable[[Any], Any],
-    positions: PyTree,
-    programs: NestedPrograms,
-) -> None:
-    """Log what is run, and the largest array of a likelihood, before it compiles."""
-    jaxpr = jax.make_jaxpr(loglikelihood_fn)(row_of(positions)).jaxpr
-    avals = [out.aval for eqn in equations(jaxpr) for out in eqn.outvars]
-    arrays = [x for x in avals if hasattr(x, "dtype")]
-    largest = max((x.size * x.dtype.itemsize for x in arrays), default=0)
-    at_once = max((_most_at_once(x) for x in programs.sites if x.functions), default=1)
-    log.info(
-        "run_nested: %d live points of %s, %d replaced in a step; %s; %s; "
-        "at least %s expected: %d likelihoods at once, each with an array of %s",
-        programs.num_live,
-        count_numbers(positions),
-        programs.num_delete,
-        ", ".join(f"{name}={value}" for name, value in settings.items())
-        or "no settings",
-        "; ".join(layout),
-        format_bytes(largest * at_once),
-        at_once,
-        format_bytes(largest),
-    )
-
-
-def _most_at_once(site: ReachedSite) -> int:
-    return max([site.at_once, *(_most_at_once(x) for x in site.inside if x.functions)])
-
-
-def settings_as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings for JSON: functions by name, arrays by shape."""
-    return {name: setting_as_json(value) for name, value in sorted(settings.items())}
-
-
-def check_processes(
-    functions: Mapping[str, Callable[..., Any]],
-    rng_key: Any,
-    positions: PyTree,
-    **options: Any,
-) -> None:
-    """Raise in all processes unless they were called for one run."""
-    if is_multiprocess():  # tracing and hashing cost time
-        parts = {
-            "key": of_arrays(rng_key),
-            "first live points": of_arrays(positions),
-            **_functions(functions, positions),
-        }
-        check_same_arguments("run_nested", digests(parts), **options)
-
-
 def identity_of(
     api: Any,
     functions: Mapping[str, Callable[..., Any]],
-    programs: NestedPrograms,
     settings: Mapping[str, Any],
     rng_key: Any,
     positions: PyTree,
 ) -> dict[str, Part]:
-    """Return the fingerprint of a run, by parts."""
-    counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
-    shown = settings_as_json(settings)
+    """Return the fingerprint of a run, by parts, but for settings that are values."""
+    row = row_of(positions)
     return {
-        **_functions(functions, positions),
+        **{_NAMES[name]: of_function(fun, row) for name, fun in functions.items()},
         "sampler": of_words(qualified_name(getattr(api, "differentiable", api))),
-        "settings": of_words(shown, *counts.values(), shown={**shown, **counts}),
         **{name: of_arrays(x) for name, x in settings.items() if hasattr(x, "dtype")},
         "first live points": of_arrays(positions),
         "key": of_arrays(rng_key),
@@ -326,13 +268,6 @@ def comparison_of(
     return compare
 
 
-def _functions(
-    functions: Mapping[str, Callable[..., Any]], positions: PyTree
-) -> dict[str, Part]:
-    row = row_of(positions)
-    return {_NAMES[name]: of_function(fun, row) for name, fun in functions.items()}
-
-
 def _some_points(dead: Points, live: Points) -> Points:
     """Select a few points, of zero likelihood only if all are."""
     points: Points = concatenated([jax.tree.map(np.asarray, x) for x in (dead, live)])
@@ -344,6 +279,6 @@ def _some_points(dead: Points, live: Points) -> Points:
 def _at(function: Callable[..., Any], positions: PyTree) -> np.ndarray:
     """Evaluate at one position after the other: each may need much memory."""
     jitted = jax.jit(function)
-    count = len(jax.tree.leaves(positions)[0])
-    rows = [jax.tree.map(lambda x, i=i: x[i], positions) for i in range(count)]
+    leaves, treedef = jax.tree.flatten(positions)
+    rows = (jax.tree.unflatten(treedef, row) for row in zip(*leaves, strict=True))
     return np.array([to_host(jitted(row)) for row in rows])

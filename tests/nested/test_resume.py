@@ -138,7 +138,7 @@ def test_a_finished_run_returns_at_once(saved: Path) -> None:
     ("changed", "what"),
     [
         ({"seed": 1}, "first live points, key differ"),
-        ({"num_live": 120}, "settings, first live points differ"),
+        ({"num_live": 120}, "first live points, settings differ"),
         ({"num_delete": 30}, "settings differs.*`num_delete` was 20, is 30"),
         ({"num_inner_steps": 6}, "settings differs.*`num_inner_steps` was 5, is 6"),
     ],

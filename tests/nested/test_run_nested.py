@@ -127,7 +127,8 @@ def test_names_and_layout_are_logged_before_anything_compiles(
     first = caplog.messages[0]
     for part in ("100 live points of 2", "20 replaced", "Chunked(7)", "num_delete=20"):
         assert part in first
-    assert "7 likelihoods at once" in first
+    assert "from_mcmc" in first
+    assert "15 chunks of 7 (5 repeated)" in first
     assert "compiled" not in first
 
 

@@ -92,10 +92,8 @@ def disagreeing(folder: Path, what: str) -> dict[str, Any]:
         elif what in OF_SHARDS:
             _of_shards(**OF_SHARDS[what][i])
         else:
-            changed: dict[str, Any] = {}
-            if i == 1:
-                changed = {"seed": {"seed": 1}, "stop": {"stop": bk.MaxSteps(5)}}[what]
-            gaussian(2).run(num_live=20, num_delete=4, **changed)
+            changed = OF_NESTED[what] if i == 1 else {}
+            gaussian(2).run(**{"num_live": 20, "num_delete": 4, **changed})
     except ValueError as error:
         said = str(error)
     del folder
@@ -116,6 +114,13 @@ def _of_shards(**given: Any) -> None:
     bk.run_shards(lambda x: -0.5 * x**2, likelihood, **arguments)
 
 
+# What one of two processes gives.
+OF_NESTED: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "stop": {"stop": bk.MaxSteps(5)},
+    "num_delete": {"num_delete": 5},
+    "layout": {"batcher": bk.Sharded()},  # tracing it waits for the other process
+}
 # What each of two processes gives.
 OF_SHARDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "data": ({}, {"data": np.ones(8)}),
