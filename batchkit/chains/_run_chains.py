@@ -7,12 +7,12 @@ from typing import Any, Final, overload
 import jax
 from jaxtyping import PyTree
 
+from .._util._checks import check_number
 from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import (
     check_acceptance,
     check_batcher,
-    check_count,
     check_not_traced,
     noting_position,
     row_of,
@@ -50,9 +50,9 @@ _WARMUP: Final = 1000
 _ACCEPTANCE: Final = 0.8
 # What a count of at least 1 would be for, in messages that refuse a smaller one.
 _REMEDIES: Final = {
-    "num_warmup": " To sample without a warm-up pass an algorithm: "
+    "num_warmup": "To sample without a warm-up pass an algorithm: "
     "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
-    "thin": " 1 keeps every draw.",
+    "thin": "1 keeps every draw.",
 }
 
 
@@ -238,7 +238,8 @@ def run_chains(
                 "`run_chains(blackjax.nuts, logdensity_fn, rng_key, positions)`."
             )
     target = _ACCEPTANCE if target_acceptance is None else target_acceptance
-    target = check_acceptance("run_chains", target)
+    check_acceptance("run_chains", target)
+    target = float(target)
     counts = {
         "num_warmup": _WARMUP if num_warmup is None else num_warmup,
         "num_samples": num_samples,
@@ -246,7 +247,7 @@ def run_chains(
         "block": 1 if block is None else block,
     }
     for name, count in counts.items():
-        check_count("run_chains", name, count, _REMEDIES.get(name, ""))
+        check_number("run_chains", name, count, remedy=_REMEDIES.get(name, ""))
     check_batcher("run_chains", batcher)
     place = check_run("run_chains", rng_key, checkpoint, fresh, progress)
     rng_key, positions = gather_to_host((rng_key, positions))

@@ -15,6 +15,7 @@ from jax.errors import (
 )
 from jaxtyping import PyTree
 
+from .._util._checks import check_number
 from .._util._formats import format_type, format_value
 from ..batchers._abstract import check_batcher as check_batcher
 from ._names import columns
@@ -30,31 +31,10 @@ _NUMPY: Final = (
 )
 
 
-def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
-    """Return an int of at least 1, or raise; `remedy`, after a space, ends the text."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{owner}({name}={format_value(value)}): {name} must be an int, at least "
-            f"1; got {format_type(value)}."
-        )
-    if value < 1:
-        raise ValueError(f"{owner}({name}={value}): {name} must be at least 1.{remedy}")
-    return value
-
-
-def check_acceptance(owner: str, value: object) -> float:
-    """Return an acceptance rate between 0 and 1, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{owner}(target_acceptance={format_value(value)}): target_acceptance must "
-            f"be a number between 0 and 1, such as 0.8; got {format_type(value)}."
-        )
-    if not 0 < value < 1:
-        raise ValueError(
-            f"{owner}(target_acceptance={value}): target_acceptance must be between "
-            "0 and 1, such as 0.8, or 0.95 if transitions diverge."
-        )
-    return float(value)
+def check_acceptance(owner: str, value: object) -> None:
+    """Raise unless an acceptance rate to tune for is between 0 and 1."""
+    meaning = "such as 0.8, or 0.95 if transitions diverge"
+    check_number(owner, "target_acceptance", value, meaning, kind=float, below=1)
 
 
 def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, final
 
+from .._util._checks import check_flag
 from .._util._formats import format_type, format_value
 from .._util._multihost import allgather_numbers, is_first_process
 from ._arguments import check_key
@@ -41,11 +42,7 @@ def check_run(
     owner: str, rng_key: Any, checkpoint: Any, fresh: object, progress: object
 ) -> Checkpoint | None:
     """Check arguments of every kind of run, and return where the run is saved."""
-    if not isinstance(fresh, bool):
-        raise TypeError(
-            f"{owner}(fresh={fresh!r}): fresh must be True or False; got "
-            f"{type(fresh).__name__}."
-        )
+    check_flag(owner, "fresh", fresh)
     if not isinstance(progress, bool) and not callable(progress):
         raise TypeError(
             f"{owner}(progress={format_value(progress)}): progress must be True, "

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._checks import check_flag, check_number
 from .._util._formats import format_type, format_value
 from ..chains._chain_loop import check_positions
 from ..chains._sampler import is_api
-from ..run._arguments import StartError, check_count
+from ..run._arguments import StartError
 from ..run._names import columns, join_few, named_numbers
 from ..run._program import Program, program_cache
 from ._shard_stats import SamplingPlan
@@ -37,11 +38,7 @@ def check_options(
             f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
             "'drop' to go on without the shards that fail."
         )
-    if not isinstance(refine, bool):
-        raise TypeError(
-            f"run_shards(refine={refine!r}): refine must be True or False; got "
-            f"{type(refine).__name__}."
-        )
+    check_flag("run_shards", "refine", refine)
     if profile is not None and not isinstance(profile, str | Path):
         raise TypeError(
             f"run_shards(profile={profile!r}): profile must be a directory, as a str "
@@ -49,14 +46,14 @@ def check_options(
         )
 
 
-def check_split(num_shards: object, strata: Any, rows: int) -> None:
+def check_split(num_shards: Any, strata: Any, rows: int) -> None:
     """Raise unless every shard gets a row, and every row has a stratum, if any has."""
-    count = check_count("run_shards", "num_shards", num_shards)
-    if count > rows:
+    check_number("run_shards", "num_shards", num_shards)
+    if num_shards > rows:
         raise ValueError(
-            f"run_shards(num_shards={count}): there are only {rows} rows, and every "
-            f"shard needs one. Use {rows} shards or fewer; a shard should have many "
-            "more rows than there are parameters."
+            f"run_shards(num_shards={num_shards}): there are only {rows} rows, and "
+            f"every shard needs one. Use {rows} shards or fewer; a shard should have "
+            "many more rows than there are parameters."
         )
     if strata is None:
         return
@@ -91,7 +88,7 @@ def check_lengths(
             f"{type(plan).__name__}. Make one with `SamplingPlan.from_shard(...)`."
         )
     if num_chains is not None:
-        check_count("run_shards", "num_chains", num_chains)
+        check_number("run_shards", "num_chains", num_chains)
         if plan is not None and plan.num_chains != num_chains:
             raise ValueError(
                 f"run_shards(num_chains={num_chains}): the plan has {plan.num_chains} "
@@ -100,7 +97,7 @@ def check_lengths(
     for name, value in lengths.items():
         if value is None:
             continue
-        check_count("run_shards", name, value)
+        check_number("run_shards", name, value)
         if plan is not None:
             raise TypeError(
                 f"run_shards({name}={value}, plan=...): the plan has a {name} of its "

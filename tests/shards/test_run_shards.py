@@ -319,12 +319,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
     "key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY)}, ValueError, ("one key",)),
-    "target": (
-        {"target_acceptance": "high"},
-        TypeError,
-        ("between 0 and 1", "got str"),
-    ),
-    "high": ({"target_acceptance": 1.5}, ValueError, ("between 0 and 1",)),
+    "target": ({"target_acceptance": 1.5}, ValueError, ("between 0 and 1",)),
     "refine": ({"refine": "no"}, TypeError, ("refine='no'", "True or False")),
     "profile": ({"profile": 3}, TypeError, ("profile=3", "a directory")),
     "prior": (
