@@ -1,5 +1,6 @@
 """`run_chains`: Markov chains laid out by a batcher."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, overload
@@ -14,6 +15,7 @@ from ..run._arguments import (
     check_acceptance,
     check_batcher,
     check_not_traced,
+    checked_starts,
     noting_position,
     row_of,
 )
@@ -39,7 +41,7 @@ from ._chain_identity import (
     stand_in_for,
     values_of,
 )
-from ._chain_loop import ResumableChains, check_logdensity, check_positions, starts_from
+from ._chain_loop import ResumableChains, check_logdensity, check_states
 from ._chain_programs import Chains, all_alike
 from ._chain_run import ChainRun
 from ._sampler import is_algorithm, is_api, sampler_of_algorithm, sampler_of_api
@@ -251,8 +253,8 @@ def run_chains(
     check_batcher("run_chains", batcher)
     place = check_run("run_chains", rng_key, checkpoint, fresh, progress)
     rng_key, positions = gather_to_host((rng_key, positions))
-    starts = starts_from(positions)
-    check_positions(starts)
+    floats_only = logdensity_fn is not None  # an algorithm may take integers
+    starts = checked_starts("run_chains", positions, floats_only=floats_only)
     if logdensity_fn is None:
         plan = Plan(sampler_of_algorithm(sampler), None, {"thin": thin}, {})
     else:
@@ -321,6 +323,7 @@ def run_chains(
             plan.settings.get("num_warmup", 0),
             num_samples,
             needs_host=saver.is_on or reporter.shows,
+            check_states=functools.partial(check_states, "run_chains(positions=...)"),
             about={**about(plan.settings, starts), "max_tree_depth": depth},
         )
         complete(run, saver.resume(), saver, reporter)

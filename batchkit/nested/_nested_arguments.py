@@ -35,7 +35,13 @@ from .._util._formats import format_type, format_value
 from ..batchers import expensive
 from ..batchers._marks import without_mark
 from ..rebuild import rebuild_sampler
-from ..run._arguments import StartError, check_scalar, common_length, not_finite, row_of
+from ..run._arguments import (
+    StartError,
+    check_scalar,
+    checked_starts,
+    named_leaves,
+    row_of,
+)
 from ..run._names import columns, join_few
 from ..run._program import Program, ProgramCache
 from ._chain_counts import recorded
@@ -297,41 +303,17 @@ def check_options(stop: Any, on_invalid: Any) -> None:
 
 def live_points(positions: PyTree) -> PyTree:
     """Return the positions as arrays of JAX with a common leading axis, all finite."""
-
-    def check(name: str, leaf: Any) -> None:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"run_nested(positions=...): {name} must be an array of floating-point "
-                f"numbers; got {dtype or type(leaf).__name__}."
-            )
-        if leaf.ndim == 0:
-            raise ValueError(
-                f"run_nested(positions=...): {name} is a scalar, without an axis for "
-                "the live points. Give it the shape (live points, ...)."
-            )
-        if leaf.shape[0] > 0 and leaf.size == 0:
+    remedy = "Draw every live point from the prior; some hundreds are usual."
+    live = checked_starts(
+        "run_nested", positions, "live points", least=2, remedy=remedy
+    )
+    for name, leaf in named_leaves("positions", live):
+        if leaf.size == 0:
             raise ValueError(
                 f"run_nested(positions=...): {name} has no elements, its shape is "
                 f"{leaf.shape}. Leave it out, there is nothing to sample in it."
             )
-
-    count = common_length("run_nested", "positions", positions, "live points", check)
-    if count < 2:
-        raise ValueError(
-            f"run_nested(positions=...): there are {count} live points, and at least 2 "
-            "are needed. Some hundreds are usual."
-        )
-    rows, names, total = not_finite(positions)
-    if rows:
-        raise StartError(
-            f"run_nested(positions=...): {join_few(names)} is not finite in "
-            f"{len(rows)} of {total} live points, rows "
-            f"{join_few(list(map(str, rows)))}. Draw every live point from the prior.",
-            rows,
-            names,
-        )
-    return jax.tree.map(jnp.asarray, positions)
+    return live
 
 
 def check_functions(

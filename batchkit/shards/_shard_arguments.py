@@ -11,10 +11,8 @@ from jaxtyping import PyTree
 
 from .._util._checks import check_flag, check_number
 from .._util._formats import format_type, format_value
-from ..chains._chain_loop import check_positions
 from ..chains._sampler import is_api
-from ..run._arguments import StartError
-from ..run._names import columns, join_few, named_numbers
+from ..run._arguments import checked_starts
 from ..run._program import Program, program_cache
 from ._shard_stats import SamplingPlan
 from ._sharded_logdensity import check_likelihood
@@ -147,42 +145,19 @@ def starts_of(
         keys = jax.random.split(rng_key, (shards, chains))
         kept = program_cache("starts", prior_sample_fn)
         starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
-        _check_floating("prior_sample_fn", starts)
-        starts = jax.tree.map(np.asarray, starts)
-        for shard in range(shards):
-            of_shard = jax.tree.map(lambda x, shard=shard: x[shard], starts)
-            check_positions(of_shard, "run_shards", "prior_sample_fn")
-        return starts
-    _check_floating("positions", positions)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
-        shape = np.shape(leaf)
-        if shape[:1] != (chains,):
-            raise ValueError(
-                f"run_shards(positions=...): positions{jax.tree_util.keystr(path)} has "
-                f"the shape {shape}, but its first axis must be that of the {chains} "
-                "chains. Stack one start for each chain along axis 0; every shard "
-                "begins there."
-            )
-    positions = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), positions)
-    check_positions(positions, "run_shards")
-    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
-
-
-def _check_floating(name: str, positions: PyTree) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
-    if not leaves:
-        raise ValueError(
-            f"run_shards({name}=...): there is no array in the positions. Pass a "
-            "pytree of arrays."
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
+        checked_starts(
+            "run_shards", flat, argument="prior_sample_fn", shards=range(shards)
         )
-    for path, leaf in leaves:
-        is_number = isinstance(leaf, float | np.ndarray | jax.Array)
-        if not is_number or not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(
-                f"run_shards({name}=...): positions{jax.tree_util.keystr(path)} must "
-                "be floating-point numbers, since the sampler takes gradients; got "
-                f"{getattr(leaf, 'dtype', type(leaf).__name__)}."
-            )
+        return jax.tree.map(np.asarray, starts)
+    positions = jax.tree.map(np.asarray, checked_starts("run_shards", positions))
+    if (count := len(jax.tree.leaves(positions)[0])) != chains:
+        raise ValueError(
+            f"run_shards(positions=...): there are starts of {count} chains, but "
+            f"{chains} chains in every shard, which all begin there. Stack as many "
+            f"along axis 0, or pass num_chains={count}."
+        )
+    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
 
 
 def check_additive(
@@ -205,41 +180,3 @@ def check_additive(
             "counted once for all rows (that belongs in the prior), and nothing that "
             "rows have in common."
         )
-
-
-def check_states(
-    states: Any,
-    positions: PyTree,
-    chains: int,
-    logprior_fn: Callable[[PyTree], Any],
-) -> None:
-    """Raise `StartError` if a log-density or its gradient is not finite at a start."""
-    values = np.asarray(states.logdensity)
-    slopes = dict(columns(getattr(states, "logdensity_grad", None)))
-    is_bad_slope = np.any([~np.isfinite(x) for x in slopes.values()], axis=0)
-    bad = np.flatnonzero(~np.isfinite(values) | is_bad_slope)
-    if not bad.size:
-        return
-    first = int(bad[0])
-    shard, chain = divmod(first, chains)
-    position = jax.tree.map(lambda x: x[first], positions)
-    numbers = dict(named_numbers(position))
-    names = [name for name, x in slopes.items() if not np.isfinite(x[first])]
-    names = [x for x in numbers if not np.isfinite(numbers[x])] or names or [*numbers]
-    shown = join_few([f"{name} = {numbers[name]:.4g}" for name in names])
-    if np.isfinite(values[first]):
-        what = "the gradient of the log-density is not finite"
-    else:
-        prior = float(logprior_fn(position))
-        which = "the prior is" if not np.isfinite(prior) else "the likelihood is"
-        what = f"the log-density is {values[first]:g} ({which} not finite)"
-    shards = sorted({int(x) // chains for x in bad})
-    others = f" So it is in shards {', '.join(map(str, shards[:10]))}."
-    raise StartError(
-        f"run_shards: in shard {shard}, where chain {chain} starts, {what}: look at "
-        f"{shown}.{others if len(shards) > 1 else ''} Start inside of the support of "
-        "the prior and of every row of the shard, and look for a `jnp.where` whose "
-        "branch not taken divides by zero.",
-        sorted({int(x) % chains for x in bad}),
-        names,
-    )

@@ -15,7 +15,6 @@ gradient of a `psum` is the sum over devices of equal numbers: as many times too
 as there are devices.)
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, final
@@ -31,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..batchers import Sharded
 from ..batchers._sharded import inside_shard_map, mesh_of_all_devices, put_on_mesh
-from ..run._arguments import common_length
+from ..run._arguments import common_length, named_leaves
 
 
 def generator(rng_key: Any) -> np.random.Generator:
@@ -160,13 +159,10 @@ def check_functions(owner: str, **functions: Any) -> None:
 
 def count_rows(owner: str, data: PyTree) -> int:
     """Return the number of rows of data; raise unless all arrays have as many."""
-    check = functools.partial(_check_array, owner)
-    count = common_length(owner, "data", data, "rows", check)
-    if count == 0:
-        raise ValueError(
-            f"{owner}(data=...): there are 0 rows. Pass data with at least one."
-        )
-    return count
+    for name, leaf in named_leaves("data", data):
+        _check_array(owner, name, leaf)
+    remedy = "What is the same for all rows, the functions can close over."
+    return common_length(owner, "data", data, "rows", remedy)
 
 
 def _check_array(owner: str, name: str, leaf: Any) -> None:
@@ -194,11 +190,6 @@ def _check_array(owner: str, name: str, leaf: Any) -> None:
             f"JAX; got {got}. Of a table take the values, as in "
             "`table.to_numpy()`, of a list make an array, as in "
             "`np.asarray(values)`, and give categories numbers."
-        )
-    if len(leaf.shape) == 0:
-        raise ValueError(
-            f"{owner}(data=...): {name} is a scalar, without an axis for the rows. "
-            "What is the same for all rows, the functions can close over."
         )
 
 
