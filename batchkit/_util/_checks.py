@@ -1,9 +1,18 @@
-"""Checks of arguments that are numbers or flags, for all that take arguments."""
+"""Checks of the types of arguments, and of the ranges of numbers."""
 
 import math
 from typing import Any
 
 from ._formats import format_type, format_value
+
+
+def check_type(
+    is_right: bool, owner: str, name: str, value: object, rule: str, remedy: str = ""
+) -> None:
+    """Raise `TypeError` unless the type of a value is right, by a rule in words."""
+    if not is_right:
+        text = f"{owner}({name}={format_value(value)}): {name} must be {rule}; got "
+        raise TypeError(f"{text}{format_type(value)}. {remedy}".rstrip())
 
 
 def check_number(
@@ -28,17 +37,13 @@ def check_number(
     else:
         rule = "a number above 0 and finite"
     rule = f"{rule}, {meaning}" if meaning else rule
-    text = f"{owner}({name}={format_value(value)}): {name} must be {rule}"
-    if isinstance(value, bool) or not isinstance(value, int | kind):
-        raise TypeError(f"{text}; got {format_type(value)}.")
+    is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+    check_type(is_number, owner, name, value, rule)
     if not 0 < value < below:  # so written, NaN is refused
-        raise ValueError(f"{text}. {remedy}".rstrip())
+        text = f"{owner}({name}={value}): {name} must be {rule}. {remedy}"
+        raise ValueError(text.rstrip())
 
 
 def check_flag(owner: str, name: str, value: object) -> None:
     """Raise `TypeError` unless a value is True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(
-            f"{owner}({name}={format_value(value)}): {name} must be True or False; got "
-            f"{format_type(value)}."
-        )
+    check_type(isinstance(value, bool), owner, name, value, "True or False")

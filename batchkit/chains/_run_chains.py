@@ -8,7 +8,7 @@ from typing import Any, Final, overload
 import jax
 from jaxtyping import PyTree
 
-from .._util._checks import check_number
+from .._util._checks import check_number, check_type
 from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import (
@@ -373,10 +373,7 @@ def _by_name(
             f"arguments and {', '.join(settings) or 'none'} by name."
         )
     logdensity_fn = arguments.get("logdensity_fn")
-    if is_api(sampler) and not callable(logdensity_fn):
-        raise TypeError(
-            f"run_chains(logdensity_fn={format_value(logdensity_fn)}): logdensity_fn "
-            "must be a function from one position to a scalar; got "
-            f"{format_type(logdensity_fn)}."
-        )
+    if is_api(sampler):
+        rule, fun = "a function from one position to a scalar", logdensity_fn
+        check_type(callable(fun), "run_chains", "logdensity_fn", fun, rule)
     return logdensity_fn, arguments["rng_key"], arguments["positions"], settings

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Int, PyTree
 
-from .._util._checks import check_number
+from .._util._checks import check_number, check_type
 from .._util._jaxprs import evaluate, inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, TracedTask, mapped_function
@@ -145,13 +145,14 @@ class Continuous(AbstractBatcher):
             "the number of tasks in progress at once",
             remedy="For one at a time, without a batch axis, use `Sequential()`.",
         )
-        if self.expensive is not None and not isinstance(self.expensive, str):
-            raise TypeError(
-                f"Continuous(expensive={self.expensive!r}): expensive must be the name "
-                "of a marked function, a string, or None to take the costliest; got "
-                f"{type(self.expensive).__name__}. To mark a function use "
-                "`batchkit.expensive(fun)`."
-            )
+        check_type(
+            isinstance(self.expensive, str | None),
+            "Continuous",
+            "expensive",
+            self.expensive,
+            "the name of a marked function, a string, or None to take the costliest",
+            "To mark a function use `batchkit.expensive(fun)`.",
+        )
 
     def batch(self, call: Call) -> PyTree:
         return self._batch(call, count=False)[0]

@@ -31,7 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_type
+from .._util._formats import format_value
 from ..batchers import expensive
 from ..batchers._marks import without_mark
 from ..rebuild import rebuild_sampler
@@ -259,11 +260,8 @@ def refusing_algorithms(run: Callable[_P, _T]) -> Callable[_P, _T]:
 
 def check_api(api: Any, settings: Mapping[str, Any]) -> None:
     """Raise unless `api` is that of a nested sampler that takes the settings."""
-    if not callable(api):
-        raise TypeError(
-            f"run_nested(api={format_value(api)}): api must be a nested sampler such "
-            f"as blackjax.nss; got {format_type(api)}. {_ORDER}"
-        )
+    rule = "a nested sampler such as blackjax.nss"
+    check_type(callable(api), "run_nested", "api", api, rule, _ORDER)
     parameters = parameters_of(api)
     if parameters is None:
         return
@@ -289,11 +287,8 @@ def check_api(api: Any, settings: Mapping[str, Any]) -> None:
 
 def check_options(stop: Any, on_invalid: Any) -> None:
     """Raise unless `stop` is a rule and `on_invalid` a choice."""
-    if not isinstance(stop, AbstractStop):
-        raise TypeError(
-            f"run_nested(stop={format_value(stop)}): stop must be a rule such as "
-            f"bk.RemainingEvidence(1e-3); got {format_type(stop)}."
-        )
+    rule = "a rule such as bk.RemainingEvidence(1e-3)"
+    check_type(isinstance(stop, AbstractStop), "run_nested", "stop", stop, rule)
     if on_invalid not in ("raise", "reject"):
         raise ValueError(
             f"run_nested(on_invalid={format_value(on_invalid)}): on_invalid must be "
@@ -320,13 +315,9 @@ def check_functions(
     functions: Mapping[str, Callable], positions: PyTree, kept: ProgramCache
 ) -> None:
     """Raise unless both functions return a real number, and the prior a finite one."""
-    row = row_of(positions)
+    row, rule = row_of(positions), "a function of one position"
     for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"run_nested({name}={format_value(function)}): {name} must be a "
-                f"function of one position; got {format_type(function)}. {_ORDER}"
-            )
+        check_type(callable(function), "run_nested", name, function, rule, _ORDER)
         check_scalar("run_nested", name, function, row)
     prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
     logprior = np.asarray(prior(positions))

@@ -16,7 +16,7 @@ from jax.errors import (
 )
 from jaxtyping import PyTree
 
-from .._util._checks import check_number
+from .._util._checks import check_number, check_type
 from .._util._formats import format_type, format_value
 from ..batchers._abstract import check_batcher as check_batcher
 from ._names import columns, join_few
@@ -46,11 +46,8 @@ def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
     """Raise unless an argument is one key of JAX."""
     dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and dtype != jnp.uint32:
-        raise TypeError(
-            f"{owner}({name}={format_value(rng_key)}): {name} must be a key of JAX, "
-            f"such as jax.random.key(0); got {format_type(rng_key)}."
-        )
+    rule = "a key of JAX, such as jax.random.key(0)"
+    check_type(typed or dtype == jnp.uint32, owner, name, rng_key, rule)
     assert shape is not None
     if len(shape) != (0 if typed else 1):
         raise ValueError(

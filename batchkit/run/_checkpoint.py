@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import final
 
-from .._util._checks import check_number
+from .._util._checks import check_number, check_type
 
 
 @final
@@ -39,13 +39,10 @@ class Checkpoint:
         `TypeError` if `path` is no path or `every` no number, `ValueError` if `path` is
         empty or `every` is not above zero and finite.
         """
-        if not isinstance(path, str | os.PathLike) or not isinstance(
-            os.fspath(path), str
-        ):
-            raise TypeError(
-                f"Checkpoint(path={path!r}): path must be a str or an os.PathLike of "
-                f"str, such as 'run.h5'; got {type(path).__name__}."
-            )
+        is_path = isinstance(path, str | os.PathLike)
+        is_path = is_path and isinstance(os.fspath(path), str)
+        rule = "a str or an os.PathLike of str, such as 'run.h5'"
+        check_type(is_path, "Checkpoint", "path", path, rule)
         text = os.fspath(path)
         if not text or "\0" in text:
             raise ValueError(

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._checks import check_flag, check_number
-from .._util._formats import format_type, format_value
+from .._util._checks import check_flag, check_number, check_type
 from ..chains._sampler import is_api
 from ..run._arguments import checked_starts
 from ..run._program import Program, program_cache
@@ -25,23 +24,17 @@ _ROUNDING: Final = 1e-3
 def check_options(
     api: object, on_failure: object, refine: object, profile: object
 ) -> None:
-    if not is_api(api):
-        raise TypeError(
-            f"run_shards(api={format_value(api)}): api must be an API whose step size "
-            "and mass matrix a warm-up finds, such as blackjax.nuts; got "
-            f"{format_type(api)}."
-        )
+    rule = "an API whose step size and mass matrix a warm-up finds, such as "
+    check_type(is_api(api), "run_shards", "api", api, f"{rule}blackjax.nuts")
     if on_failure not in ("raise", "drop"):
         raise ValueError(
             f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
             "'drop' to go on without the shards that fail."
         )
     check_flag("run_shards", "refine", refine)
-    if profile is not None and not isinstance(profile, str | Path):
-        raise TypeError(
-            f"run_shards(profile={profile!r}): profile must be a directory, as a str "
-            f"or a Path, or None; got {type(profile).__name__}."
-        )
+    is_right = isinstance(profile, str | Path | None)
+    rule = "a directory, as a str or a Path, or None"
+    check_type(is_right, "run_shards", "profile", profile, rule)
 
 
 def check_split(num_shards: Any, strata: Any, rows: int) -> None:
@@ -80,11 +73,9 @@ def check_lengths(
     plan: Any, num_chains: int | None, lengths: dict[str, int | None]
 ) -> int:
     """Check the settings that a plan may have, and return the number of chains."""
-    if plan is not None and not isinstance(plan, SamplingPlan):
-        raise TypeError(
-            f"run_shards(plan={plan!r}): plan must be a SamplingPlan; got "
-            f"{type(plan).__name__}. Make one with `SamplingPlan.from_shard(...)`."
-        )
+    is_right = isinstance(plan, SamplingPlan | None)
+    remedy = "Make one with `SamplingPlan.from_shard(...)`."
+    check_type(is_right, "run_shards", "plan", plan, "a SamplingPlan", remedy)
     if num_chains is not None:
         check_number("run_shards", "num_chains", num_chains)
         if plan is not None and plan.num_chains != num_chains:
@@ -136,12 +127,13 @@ def starts_of(
             "positions of shape (chains, ...), or a function from a key to a position."
         )
     if prior_sample_fn is not None:
-        if not callable(prior_sample_fn):
-            raise TypeError(
-                f"run_shards(prior_sample_fn={prior_sample_fn!r}): prior_sample_fn "
-                "must be a function from a key to a position; got "
-                f"{type(prior_sample_fn).__name__}."
-            )
+        check_type(
+            callable(prior_sample_fn),
+            "run_shards",
+            "prior_sample_fn",
+            prior_sample_fn,
+            "a function from a key to a position",
+        )
         keys = jax.random.split(rng_key, (shards, chains))
         kept = program_cache("starts", prior_sample_fn)
         starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)

@@ -28,6 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._util._checks import check_type
 from ..batchers import Sharded
 from ..batchers._sharded import inside_shard_map, mesh_of_all_devices, put_on_mesh
 from ..run._arguments import common_length, named_leaves
@@ -150,11 +151,7 @@ def _kind_of(value: Any) -> str:
 def check_functions(owner: str, **functions: Any) -> None:
     """Raise `TypeError` if one of the functions is none."""
     for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"{owner}({name}={function!r}): {name} must be a function; got "
-                f"{type(function).__name__}."
-            )
+        check_type(callable(function), owner, name, function, "a function")
 
 
 def count_rows(owner: str, data: PyTree) -> int:
@@ -332,12 +329,10 @@ def sharded_logdensity(
         logprior_fn=logprior_fn,
         loglikelihood_fn=loglikelihood_fn,
     )
-    if not isinstance(data, ShardedData):
-        raise TypeError(
-            f"sharded_logdensity(data={type(data).__name__}): data must be a "
-            "ShardedData, which says where the rows are. Make one with "
-            "`ShardedData(data, mesh)`."
-        )
+    rule = "a ShardedData, which says where the rows are"
+    remedy = "Make one with `ShardedData(data, mesh)`."
+    is_right = isinstance(data, ShardedData)
+    check_type(is_right, "sharded_logdensity", "data", data, rule, remedy)
 
     def logdensity(data: ShardedData, params: PyTree) -> Float[Array, ""]:
         logprior = logprior_fn(params)
