@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._util._checks import check_flag
 from .._util._formats import format_bytes
 from .._util._jaxprs import digest
 from ..batchers import AbstractBatcher, Chunked, Vmap
@@ -235,11 +236,7 @@ class Auto(AbstractBatcher):
     def __check_init__(self) -> None:
         if self.budget is not None:
             parse_budget(self.budget, str(self))
-        if not isinstance(self.measure, bool):
-            raise TypeError(
-                f"Auto(measure={self.measure!r}): measure must be True or False; got "
-                f"{type(self.measure).__name__}."
-            )
+        check_flag("Auto", "measure", self.measure)
 
     def batch(self, call: Call) -> PyTree:
         if call.size == 0:

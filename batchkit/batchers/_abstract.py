@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeVar
 import equinox as eqx
 from jaxtyping import PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_type
 from ._call import Call, logged_call, mapped_function
 from ._trace_log import calling_site, current_entry
 
@@ -123,8 +123,4 @@ def check_batcher(
     kinds: type | UnionType = AbstractBatcher,
 ) -> None:
     """Raise `TypeError` unless a value is of `kinds`, which `rule` describes."""
-    if not isinstance(batcher, kinds):
-        raise TypeError(
-            f"{owner}({name}={format_value(batcher)}): {name} must be {rule}; got "
-            f"{format_type(batcher)}."
-        )
+    check_type(isinstance(batcher, kinds), owner, name, batcher, rule)

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_flag, check_number
 from ._abstract import AbstractBatcher, check_batcher
 from ._call import Call, TracedTask
 from ._splitting import pad_rows
@@ -72,23 +72,14 @@ class Chunked(AbstractBatcher):
         self.remat = remat
 
     def __check_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int):
-            raise TypeError(
-                f"Chunked(size={format_value(self.size)}): size must be an int, the "
-                "largest number of tasks that run at once; got "
-                f"{format_type(self.size)}."
-            )
-        if self.size < 1:
-            raise ValueError(
-                f"Chunked(size={self.size}): size, the number of tasks that run at "
-                "once, must be at least 1. For one task at a time without a batch "
-                "dimension use `Sequential()`."
-            )
-        if not isinstance(self.remat, bool):
-            raise TypeError(
-                f"Chunked(remat={self.remat!r}): remat must be True or False; got "
-                f"{type(self.remat).__name__}."
-            )
+        check_number(
+            "Chunked",
+            "size",
+            self.size,
+            "the largest number of tasks that run at once",
+            remedy="For one at a time, without a batch axis, use `Sequential()`.",
+        )
+        check_flag("Chunked", "remat", self.remat)
         check_batcher("Chunked", self.inner, "inner", rule="a batcher such as `Vmap()`")
 
     def batch(self, call: Call) -> PyTree:

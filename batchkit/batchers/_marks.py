@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.core
 
+from .._util._checks import check_type
 from ._trace_log import is_bound, under_axis
 
 
@@ -99,11 +100,8 @@ def expensive(fun: Callable[_P, _T]) -> Callable[_P, _T]:
 
     `TypeError` if `fun` is not callable.
     """
-    if not callable(fun):
-        raise TypeError(
-            f"expensive(fun={fun!r}): fun must be a function, such as a likelihood; "
-            f"got {type(fun).__name__}."
-        )
+    rule = "a function, such as a likelihood"
+    check_type(callable(fun), "expensive", "fun", fun, rule)
     return mark(fun, MARKED, getattr(fun, "__name__", type(fun).__name__))
 
 

@@ -24,6 +24,7 @@ from jax.core import Tracer
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .._util._checks import check_type
 from .._util._jaxprs import equations
 from .._util._multihost import check_agreement, spans_all_processes
 from ._abstract import AbstractBatcher, check_batcher
@@ -100,12 +101,14 @@ class Sharded(AbstractBatcher):
         self.inner = Vmap() if inner is None else inner
 
     def __check_init__(self) -> None:
-        if self.mesh is not None and not isinstance(self.mesh, Mesh):
-            raise TypeError(
-                f"Sharded(mesh={self.mesh!r}): mesh must be a `jax.sharding.Mesh` or "
-                f"None for all devices; got {type(self.mesh).__name__}. Make one with "
-                "`jax.make_mesh((jax.device_count(),), ('tasks',))`."
-            )
+        check_type(
+            isinstance(self.mesh, Mesh | None),
+            "Sharded",
+            "mesh",
+            self.mesh,
+            "a `jax.sharding.Mesh`, or None for all devices",
+            "Make one with `jax.make_mesh((jax.device_count(),), ('tasks',))`.",
+        )
         check_batcher("Sharded", self.inner, "inner", rule="a batcher such as `Vmap()`")
         axes = self._named_axes
         if not all(isinstance(x, str) for x in axes):

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import format_value
-from ..run._arguments import StartError, check_scalar, common_length, not_finite, row_of
-from ..run._names import join_few
+from ..run._arguments import StartError, check_scalar, locate_rows, not_finite, row_of
+from ..run._names import join_few, named_numbers
 from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
@@ -20,49 +19,8 @@ from ._chain_run import names_for_load
 from ._sampler import Tuned, draws_segment, windows_of
 
 
-def starts_from(positions: PyTree) -> PyTree:
-    """Return the starts as arrays of JAX; raise unless they have one row a chain."""
-
-    def check(name: str, leaf: Any) -> None:
-        if not _is_real(leaf):
-            raise TypeError(
-                f"run_chains(positions=...): {name} must be an array of real numbers; "
-                f"got {getattr(leaf, 'dtype', type(leaf).__name__)}."
-            )
-        if np.ndim(leaf) == 0:
-            raise ValueError(
-                f"run_chains(positions=...): {name} is a scalar, without an axis for "
-                "the chains, as in the start of a single chain. Give every array the "
-                "shape (chains, ...), one row a chain; four chains or more, started "
-                "far from each other."
-            )
-
-    if common_length("run_chains", "positions", positions, "chains", check) == 0:
-        raise ValueError(
-            "run_chains(positions=...): there are no chains, because the leading axis "
-            "has length 0. Pass one start for each chain, four or more."
-        )
-    return jax.tree.map(jnp.asarray, positions)
-
-
-def _is_real(leaf: Any) -> bool:
-    kinds = (jnp.floating, jnp.integer, jnp.bool_)
-    dtype = getattr(leaf, "dtype", None)
-    if dtype is None:
-        return isinstance(leaf, bool | int | float)
-    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
-
-
 def check_logdensity(logdensity_fn: Callable[..., Any], positions: PyTree) -> Any:
-    """Return the dtype of a log-density; raise without a gradient or a scalar."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(
-                f"run_chains(positions=...): positions{jax.tree_util.keystr(path)} is "
-                f"of {leaf.dtype}, but the sampler takes gradients, which need "
-                "floating-point numbers. Pass it as such, or sample it with another "
-                "algorithm."
-            )
+    """Return the dtype of a log-density; raise unless it returns a scalar."""
     row = row_of(positions)
     try:
         return check_scalar("run_chains", "logdensity_fn", logdensity_fn, row)
@@ -87,49 +45,43 @@ def _is_one_start(logdensity_fn: Callable[..., Any], positions: PyTree) -> bool:
     return True
 
 
-def check_positions(
-    positions: PyTree, owner: str = "run_chains", argument: str = "positions"
+def check_states(
+    owner: str,
+    states: Any,
+    shards: Sequence[int] = (),
+    note: Callable[[PyTree], str] = lambda position: "",
 ) -> None:
-    """Raise `StartError` if a start in an argument of a function is not finite."""
-    chains, names, total = not_finite(positions)
-    if chains:
-        raise StartError(
-            f"{owner}({argument}=...): {join_few(names)} is not finite at the start of "
-            f"{_of_chains(chains, total)}. Start every chain at finite numbers.",
-            chains,
-            names,
-        )
+    """Raise `StartError` if a log-density or a gradient that there is is not finite.
 
-
-def check_states(states: Any) -> None:
-    """Raise `StartError` if a log-density or a gradient that there is is not finite."""
-    logdensity = getattr(states, "logdensity", None)
-    if logdensity is not None and jax.tree.structure(logdensity).num_leaves == 1:
-        chains, _, total = not_finite(logdensity)
-        if chains:
-            values = [f"{x:g}" for x in np.asarray(logdensity)[chains]]
-            raise StartError(
-                "run_chains(positions=...): the log-density is not finite at the start "
-                f"of {_of_chains(chains, total)} ({join_few(values)}). Start inside of "
-                "the support, and not so far out that the log-density overflows; the "
-                "exception has the indices as `.chains`.",
-                chains,
-            )
-    chains, names, total = not_finite(getattr(states, "logdensity_grad", None))
-    if chains:
-        raise StartError(
-            "run_chains(positions=...): the log-density is finite at the start of "
-            f"{_of_chains(chains, total)}, but its gradient with respect to "
-            f"{join_few(names)} is not. Start elsewhere, or look for a `jnp.where` "
-            "whose branch not taken divides by zero: its NaN enters the gradient.",
-            chains,
-            names,
-        )
-
-
-def _of_chains(chains: Sequence[int], total: int) -> str:
-    word = "chain" if len(chains) == 1 else "chains"
-    return f"{word} {join_few(list(map(str, chains)))} of {total}"
+    States are of chains, or of the chains of each of some `shards`. A `note` on a
+    position follows where its log-density is not finite.
+    """
+    leaves = jax.tree.leaves(getattr(states, "logdensity", None))
+    slopes = not_finite(getattr(states, "logdensity_grad", None))
+    rows, _, total = not_finite(leaves if len(leaves) == 1 else None)
+    parameters: Sequence[str] = ()
+    if rows:
+        found = join_few([f"{leaves[0][i]:g}" for i in rows])
+        what = f"the log-density is not finite ({found})"
+    else:
+        rows, parameters, total = slopes
+        what = "the log-density is finite, but its gradient with respect to "
+        what += f"{join_few(parameters)} is not"
+    if not rows:
+        return
+    where, chains = locate_rows(rows, total, shards=shards)
+    position, names = jax.tree.map(lambda x: x[rows[0]], states.position), slopes[1]
+    numbers = [x for x in named_numbers(position) if not names or x[0] in names]
+    shown = join_few([f"{name} = {x:.4g}" for name, x in numbers])
+    raise StartError(
+        f"{owner}: {what}, at the start of {where}; first at {shown}"
+        f"{'' if parameters else note(position)}. Start inside of the support, not so "
+        "far out that the log-density overflows, and look for a `jnp.where` whose "
+        "branch not taken divides by zero: its NaN enters the gradient. The exception "
+        "has the indices of the chains as `.chains`.",
+        chains,
+        parameters,
+    )
 
 
 @final
@@ -214,7 +166,7 @@ class ResumableChains(AbstractResumable):
         *,
         needs_host: bool,
         caller: str = "run_chains",
-        check_states: Callable[[Any], None] = check_states,
+        check_states: Callable[[Any], None],
         record: Callable[[ChainProgress, Any], Any] = lambda progress, _: progress,
         about: Mapping[str, Any],
     ) -> None:

@@ -1,5 +1,6 @@
 """`run_chains`: Markov chains laid out by a batcher."""
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, overload
@@ -7,13 +8,14 @@ from typing import Any, Final, overload
 import jax
 from jaxtyping import PyTree
 
+from .._util._checks import check_number, check_type
 from .._util._formats import format_type, format_value
 from ..batchers import AbstractBatcher, Vmap
 from ..run._arguments import (
     check_acceptance,
     check_batcher,
-    check_count,
     check_not_traced,
+    checked_starts,
     noting_position,
     row_of,
 )
@@ -39,7 +41,7 @@ from ._chain_identity import (
     stand_in_for,
     values_of,
 )
-from ._chain_loop import ResumableChains, check_logdensity, check_positions, starts_from
+from ._chain_loop import ResumableChains, check_logdensity, check_states
 from ._chain_programs import Chains, all_alike
 from ._chain_run import ChainRun
 from ._sampler import is_algorithm, is_api, sampler_of_algorithm, sampler_of_api
@@ -50,9 +52,9 @@ _WARMUP: Final = 1000
 _ACCEPTANCE: Final = 0.8
 # What a count of at least 1 would be for, in messages that refuse a smaller one.
 _REMEDIES: Final = {
-    "num_warmup": " To sample without a warm-up pass an algorithm: "
+    "num_warmup": "To sample without a warm-up pass an algorithm: "
     "`run_chains(blackjax.nuts(logdensity_fn, ...), rng_key, positions)`.",
-    "thin": " 1 keeps every draw.",
+    "thin": "1 keeps every draw.",
 }
 
 
@@ -238,7 +240,8 @@ def run_chains(
                 "`run_chains(blackjax.nuts, logdensity_fn, rng_key, positions)`."
             )
     target = _ACCEPTANCE if target_acceptance is None else target_acceptance
-    target = check_acceptance("run_chains", target)
+    check_acceptance("run_chains", target)
+    target = float(target)
     counts = {
         "num_warmup": _WARMUP if num_warmup is None else num_warmup,
         "num_samples": num_samples,
@@ -246,12 +249,12 @@ def run_chains(
         "block": 1 if block is None else block,
     }
     for name, count in counts.items():
-        check_count("run_chains", name, count, _REMEDIES.get(name, ""))
+        check_number("run_chains", name, count, remedy=_REMEDIES.get(name, ""))
     check_batcher("run_chains", batcher)
     place = check_run("run_chains", rng_key, checkpoint, fresh, progress)
     rng_key, positions = gather_to_host((rng_key, positions))
-    starts = starts_from(positions)
-    check_positions(starts)
+    floats_only = logdensity_fn is not None  # an algorithm may take integers
+    starts = checked_starts("run_chains", positions, floats_only=floats_only)
     if logdensity_fn is None:
         plan = Plan(sampler_of_algorithm(sampler), None, {"thin": thin}, {})
     else:
@@ -320,6 +323,7 @@ def run_chains(
             plan.settings.get("num_warmup", 0),
             num_samples,
             needs_host=saver.is_on or reporter.shows,
+            check_states=functools.partial(check_states, "run_chains(positions=...)"),
             about={**about(plan.settings, starts), "max_tree_depth": depth},
         )
         complete(run, saver.resume(), saver, reporter)
@@ -369,10 +373,7 @@ def _by_name(
             f"arguments and {', '.join(settings) or 'none'} by name."
         )
     logdensity_fn = arguments.get("logdensity_fn")
-    if is_api(sampler) and not callable(logdensity_fn):
-        raise TypeError(
-            f"run_chains(logdensity_fn={format_value(logdensity_fn)}): logdensity_fn "
-            "must be a function from one position to a scalar; got "
-            f"{format_type(logdensity_fn)}."
-        )
+    if is_api(sampler):
+        rule, fun = "a function from one position to a scalar", logdensity_fn
+        check_type(callable(fun), "run_chains", "logdensity_fn", fun, rule)
     return logdensity_fn, arguments["rng_key"], arguments["positions"], settings

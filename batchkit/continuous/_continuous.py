@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Int, PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_number, check_type
 from .._util._jaxprs import evaluate, inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, TracedTask, mapped_function
@@ -138,25 +138,21 @@ class Continuous(AbstractBatcher):
         self.expensive = expensive
 
     def __check_init__(self) -> None:
-        if isinstance(self.lanes, bool) or not isinstance(self.lanes, int):
-            raise TypeError(
-                f"Continuous(lanes={format_value(self.lanes)}): lanes must be an int, "
-                "the number of tasks in progress at once; got "
-                f"{format_type(self.lanes)}."
-            )
-        if self.lanes < 1:
-            raise ValueError(
-                f"Continuous(lanes={self.lanes}): lanes must be at least 1, the number "
-                "of tasks in progress at once. For one at a time without a batch "
-                "dimension use `Sequential()`."
-            )
-        if self.expensive is not None and not isinstance(self.expensive, str):
-            raise TypeError(
-                f"Continuous(expensive={self.expensive!r}): expensive must be the name "
-                "of a marked function, a string, or None to take the costliest; got "
-                f"{type(self.expensive).__name__}. To mark a function use "
-                "`batchkit.expensive(fun)`."
-            )
+        check_number(
+            "Continuous",
+            "lanes",
+            self.lanes,
+            "the number of tasks in progress at once",
+            remedy="For one at a time, without a batch axis, use `Sequential()`.",
+        )
+        check_type(
+            isinstance(self.expensive, str | None),
+            "Continuous",
+            "expensive",
+            self.expensive,
+            "the name of a marked function, a string, or None to take the costliest",
+            "To mark a function use `batchkit.expensive(fun)`.",
+        )
 
     def batch(self, call: Call) -> PyTree:
         return self._batch(call, count=False)[0]

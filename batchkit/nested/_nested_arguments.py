@@ -31,11 +31,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_type
+from .._util._formats import format_value
 from ..batchers import expensive
 from ..batchers._marks import without_mark
 from ..rebuild import rebuild_sampler
-from ..run._arguments import StartError, check_scalar, common_length, not_finite, row_of
+from ..run._arguments import (
+    StartError,
+    check_scalar,
+    checked_starts,
+    named_leaves,
+    row_of,
+)
 from ..run._names import columns, join_few
 from ..run._program import Program, ProgramCache
 from ._chain_counts import recorded
@@ -253,11 +260,8 @@ def refusing_algorithms(run: Callable[_P, _T]) -> Callable[_P, _T]:
 
 def check_api(api: Any, settings: Mapping[str, Any]) -> None:
     """Raise unless `api` is that of a nested sampler that takes the settings."""
-    if not callable(api):
-        raise TypeError(
-            f"run_nested(api={format_value(api)}): api must be a nested sampler such "
-            f"as blackjax.nss; got {format_type(api)}. {_ORDER}"
-        )
+    rule = "a nested sampler such as blackjax.nss"
+    check_type(callable(api), "run_nested", "api", api, rule, _ORDER)
     parameters = parameters_of(api)
     if parameters is None:
         return
@@ -283,11 +287,8 @@ def check_api(api: Any, settings: Mapping[str, Any]) -> None:
 
 def check_options(stop: Any, on_invalid: Any) -> None:
     """Raise unless `stop` is a rule and `on_invalid` a choice."""
-    if not isinstance(stop, AbstractStop):
-        raise TypeError(
-            f"run_nested(stop={format_value(stop)}): stop must be a rule such as "
-            f"bk.RemainingEvidence(1e-3); got {format_type(stop)}."
-        )
+    rule = "a rule such as bk.RemainingEvidence(1e-3)"
+    check_type(isinstance(stop, AbstractStop), "run_nested", "stop", stop, rule)
     if on_invalid not in ("raise", "reject"):
         raise ValueError(
             f"run_nested(on_invalid={format_value(on_invalid)}): on_invalid must be "
@@ -297,54 +298,26 @@ def check_options(stop: Any, on_invalid: Any) -> None:
 
 def live_points(positions: PyTree) -> PyTree:
     """Return the positions as arrays of JAX with a common leading axis, all finite."""
-
-    def check(name: str, leaf: Any) -> None:
-        dtype = getattr(leaf, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-            raise TypeError(
-                f"run_nested(positions=...): {name} must be an array of floating-point "
-                f"numbers; got {dtype or type(leaf).__name__}."
-            )
-        if leaf.ndim == 0:
-            raise ValueError(
-                f"run_nested(positions=...): {name} is a scalar, without an axis for "
-                "the live points. Give it the shape (live points, ...)."
-            )
-        if leaf.shape[0] > 0 and leaf.size == 0:
+    remedy = "Draw every live point from the prior; some hundreds are usual."
+    live = checked_starts(
+        "run_nested", positions, "live points", least=2, remedy=remedy
+    )
+    for name, leaf in named_leaves("positions", live):
+        if leaf.size == 0:
             raise ValueError(
                 f"run_nested(positions=...): {name} has no elements, its shape is "
                 f"{leaf.shape}. Leave it out, there is nothing to sample in it."
             )
-
-    count = common_length("run_nested", "positions", positions, "live points", check)
-    if count < 2:
-        raise ValueError(
-            f"run_nested(positions=...): there are {count} live points, and at least 2 "
-            "are needed. Some hundreds are usual."
-        )
-    rows, names, total = not_finite(positions)
-    if rows:
-        raise StartError(
-            f"run_nested(positions=...): {join_few(names)} is not finite in "
-            f"{len(rows)} of {total} live points, rows "
-            f"{join_few(list(map(str, rows)))}. Draw every live point from the prior.",
-            rows,
-            names,
-        )
-    return jax.tree.map(jnp.asarray, positions)
+    return live
 
 
 def check_functions(
     functions: Mapping[str, Callable], positions: PyTree, kept: ProgramCache
 ) -> None:
     """Raise unless both functions return a real number, and the prior a finite one."""
-    row = row_of(positions)
+    row, rule = row_of(positions), "a function of one position"
     for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"run_nested({name}={format_value(function)}): {name} must be a "
-                f"function of one position; got {format_type(function)}. {_ORDER}"
-            )
+        check_type(callable(function), "run_nested", name, function, rule, _ORDER)
         check_scalar("run_nested", name, function, row)
     prior = Program(jax.vmap(functions["logprior_fn"]), kept, "prior")
     logprior = np.asarray(prior(positions))

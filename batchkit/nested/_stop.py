@@ -5,12 +5,11 @@ Its limits are leaves of its pytree: a stricter rule does not compile anew.
 """
 
 import abc
-import math
 from typing import Any, ClassVar, final
 
 import equinox as eqx
 
-from ..run._arguments import check_count
+from .._util._checks import check_number
 from ._status import Count, NestedStatus
 
 
@@ -127,12 +126,10 @@ class RemainingEvidence(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not between 0 and 1.
         """
-        _check_number("RemainingEvidence", "fraction", fraction, "such as 1e-3")
-        if not 0 < fraction < 1:
-            raise ValueError(
-                f"RemainingEvidence(fraction={fraction}): fraction must be between 0 "
-                "and 1, the share of the evidence that may be left, such as 1e-3."
-            )
+        meaning = "the share of the evidence that may be left, such as 1e-3"
+        check_number(
+            "RemainingEvidence", "fraction", fraction, meaning, kind=float, below=1
+        )
         self.fraction = fraction
 
     def met(self, status: NestedStatus) -> Any:
@@ -173,8 +170,7 @@ class EffectiveSize(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not above 0.
         """
-        remedy = "a number of draws such as 5000"
-        _check_positive("EffectiveSize", "size", size, remedy)
+        check_number("EffectiveSize", "size", size, "such as 5000", kind=float)
         self.size = size
 
     def met(self, status: NestedStatus) -> Any:
@@ -208,7 +204,8 @@ class MaxSteps(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        self.steps = check_count("MaxSteps", "steps", steps)
+        check_number("MaxSteps", "steps", steps)
+        self.steps = steps
 
     def met(self, status: NestedStatus) -> Any:
         return status.step >= self.steps
@@ -242,7 +239,8 @@ class MaxEvaluations(AbstractStop):
 
         `TypeError` if it is no int, `ValueError` if it is below 1.
         """
-        self.count = Count.of(check_count("MaxEvaluations", "evaluations", evaluations))
+        check_number("MaxEvaluations", "evaluations", evaluations)
+        self.count = Count.of(evaluations)
 
     @property
     def evaluations(self) -> int:
@@ -286,7 +284,7 @@ class MaxTime(AbstractStop):
 
         `TypeError` if it is no number, `ValueError` if it is not above 0.
         """
-        _check_positive("MaxTime", "seconds", seconds, "such as 3600")
+        check_number("MaxTime", "seconds", seconds, "such as 3600", kind=float)
         self.seconds = seconds
 
     def met(self, status: NestedStatus) -> Any:
@@ -303,19 +301,3 @@ def _checked(other: Any) -> AbstractStop:
         f"a rule to stop combines with another rule, such as bk.MaxSteps(1000); got "
         f"{other!r} of type {type(other).__name__}."
     )
-
-
-def _check_number(rule: str, name: str, value: Any, remedy: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{rule}({name}={value!r}): {name} must be a number, {remedy}; got "
-            f"{type(value).__name__}."
-        )
-
-
-def _check_positive(rule: str, name: str, value: Any, remedy: str) -> None:
-    _check_number(rule, name, value, remedy)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(
-            f"{rule}({name}={value}): {name} must be above 0 and finite, {remedy}."
-        )

@@ -1,6 +1,7 @@
 """Checks of arguments and of starts that all kinds of run share."""
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, final
 
@@ -15,13 +16,18 @@ from jax.errors import (
 )
 from jaxtyping import PyTree
 
+from .._util._checks import check_number, check_type
 from .._util._formats import format_type, format_value
 from ..batchers._abstract import check_batcher as check_batcher
-from ._names import columns
+from ._names import columns, join_few
 
 
 _BRANCHES: Final = (
     "Python's `if` cannot depend on a position; use `jnp.where` or `jax.lax.cond`."
+)
+_REAL: Final = jnp.floating, jnp.integer, jnp.bool_
+_FLOATS: Final = (
+    "floating-point numbers, since the sampler takes small steps or gradients"
 )
 _NUMPY: Final = (
     "It cannot call NumPy, SciPy or other code that is not of JAX. Use `jax.numpy` and "
@@ -30,42 +36,18 @@ _NUMPY: Final = (
 )
 
 
-def check_count(owner: str, name: str, value: object, remedy: str = "") -> int:
-    """Return an int of at least 1, or raise; `remedy`, after a space, ends the text."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(
-            f"{owner}({name}={format_value(value)}): {name} must be an int, at least "
-            f"1; got {format_type(value)}."
-        )
-    if value < 1:
-        raise ValueError(f"{owner}({name}={value}): {name} must be at least 1.{remedy}")
-    return value
-
-
-def check_acceptance(owner: str, value: object) -> float:
-    """Return an acceptance rate between 0 and 1, or raise."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(
-            f"{owner}(target_acceptance={format_value(value)}): target_acceptance must "
-            f"be a number between 0 and 1, such as 0.8; got {format_type(value)}."
-        )
-    if not 0 < value < 1:
-        raise ValueError(
-            f"{owner}(target_acceptance={value}): target_acceptance must be between "
-            "0 and 1, such as 0.8, or 0.95 if transitions diverge."
-        )
-    return float(value)
+def check_acceptance(owner: str, value: object) -> None:
+    """Raise unless an acceptance rate to tune for is between 0 and 1."""
+    meaning = "such as 0.8, or 0.95 if transitions diverge"
+    check_number(owner, "target_acceptance", value, meaning, kind=float, below=1)
 
 
 def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
     """Raise unless an argument is one key of JAX."""
     dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    if not typed and dtype != jnp.uint32:
-        raise TypeError(
-            f"{owner}({name}={format_value(rng_key)}): {name} must be a key of JAX, "
-            f"such as jax.random.key(0); got {format_type(rng_key)}."
-        )
+    rule = "a key of JAX, such as jax.random.key(0)"
+    check_type(typed or dtype == jnp.uint32, owner, name, rng_key, rule)
     assert shape is not None
     if len(shape) != (0 if typed else 1):
         raise ValueError(
@@ -74,36 +56,74 @@ def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
         )
 
 
+def named_leaves(argument: str, tree: PyTree) -> Iterator[tuple[str, Any]]:
+    """Yield each leaf of an argument, named as in `positions['a']`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield f"{argument}{jax.tree_util.keystr(path)}", leaf
+
+
 def common_length(
-    owner: str,
-    argument: str,
-    tree: PyTree,
-    axis: str,
-    check_leaf: Callable[[str, Any], None],
+    owner: str, argument: str, tree: PyTree, axis: str, remedy: str, least: int = 1
 ) -> int:
     """Return the length of the leading axis, which all arrays of an argument share.
 
-    `axis` has the items along it in words, such as `"chains"`. `check_leaf` raises for
-    a leaf that is refused, such as a scalar, from its name and value.
+    `axis` has the items along it in words, such as `"chains"`, at `least` so many.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not leaves:
+    shapes = {name: np.shape(leaf) for name, leaf in named_leaves(argument, tree)}
+    if not shapes:
         raise ValueError(
-            f"{owner}({argument}={format_value(tree)}): there is no array in "
-            f"{argument}. Pass a pytree of arrays of shape ({axis}, ...)."
+            f"{owner}({argument}=...): there is no array in {format_value(tree)}. Pass "
+            f"a pytree of arrays of shape ({axis}, ...)."
         )
-    sizes: dict[str, int] = {}
-    for path, leaf in leaves:
-        name = f"{argument}{jax.tree_util.keystr(path)}"
-        check_leaf(name, leaf)
-        sizes[name] = len(leaf)
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) > 1 or min(lengths) < (least,):  # a scalar has `()`, which is less
+        found = ", ".join(f"{name} has the shape {x}" for name, x in shapes.items())
         raise ValueError(
             f"{owner}({argument}=...): all arrays must have the same number of {axis} "
-            f"along axis 0, but {found}. Stack them along that axis."
+            f"along axis 0, at least {least}, but {found}. {remedy}"
         )
-    return next(iter(sizes.values()))
+    return lengths.pop()[0]
+
+
+def checked_starts(
+    owner: str,
+    positions: PyTree,
+    axis: str = "chains",
+    *,
+    argument: str = "positions",
+    floats_only: bool = True,
+    least: int = 1,
+    shards: Sequence[int] = (),
+    remedy: str = "Stack the starts of the chains along axis 0, one row a chain; four "
+    "chains or more, started far from each other.",
+) -> PyTree:
+    """Return starts as arrays of JAX; raise unless they are finite, in equal numbers.
+
+    Without `floats_only` they may be integers or booleans. For `axis` and `least` see
+    `common_length`, for `shards` see `locate_rows`.
+    """
+    kinds = _REAL[:1] if floats_only else _REAL
+    for name, leaf in named_leaves("positions", positions):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None or not any(jnp.issubdtype(dtype, x) for x in kinds):
+            rule = _FLOATS if floats_only else "real numbers"
+            raise TypeError(
+                f"{owner}({argument}=...): {name} must be an array of {rule}; got "
+                f"{dtype or format_type(leaf)}. Convert it, as in `jnp.asarray(x, "
+                f"float)`. {remedy}"
+            )
+    common_length(owner, argument, positions, axis, remedy, least)
+    positions = jax.tree.map(jnp.asarray, positions)
+    rows, names, total = not_finite(positions)
+    if rows:
+        where, rows = locate_rows(rows, total, axis, shards)
+        raise StartError(
+            f"{owner}({argument}=...): {join_few(names)} is not finite in {where}. "
+            f"All starts must be finite. {remedy}",
+            rows,
+            names,
+        )
+    return positions
 
 
 def check_not_traced(owner: str, *arguments: PyTree) -> None:
@@ -218,3 +238,25 @@ def not_finite(tree: PyTree) -> tuple[list[int], list[str], int]:
             names.append(name)
             rows.update(map(int, bad))
     return sorted(rows), names, total
+
+
+def locate_rows(
+    rows: Sequence[int], total: int, axis: str = "chains", shards: Sequence[int] = ()
+) -> tuple[str, list[int]]:
+    """Return some of all rows in words, and the indices of their chains.
+
+    Rows are chains, or what `axis` says, or the chains of each of some `shards`.
+    """
+
+    def listed(rows: Sequence[int]) -> str:
+        word = axis if len(rows) > 1 else axis.removesuffix("s")
+        return f"{word} {join_few(list(map(str, rows)))}"
+
+    if not shards:
+        return f"{listed(rows)} of {total}", list(rows)
+    each = total // len(shards)
+    where = [
+        f"{listed([row % each for row in of_shard])} of shard {shards[place]}"
+        for place, of_shard in itertools.groupby(rows, lambda row: row // each)
+    ]
+    return join_few(where), sorted({row % each for row in rows})

@@ -1,9 +1,10 @@
 """Where a run is saved, how often, and what can go wrong with it."""
 
-import math
 import os
 from dataclasses import dataclass
 from typing import final
+
+from .._util._checks import check_number, check_type
 
 
 @final
@@ -38,29 +39,23 @@ class Checkpoint:
         `TypeError` if `path` is no path or `every` no number, `ValueError` if `path` is
         empty or `every` is not above zero and finite.
         """
-        if not isinstance(path, str | os.PathLike) or not isinstance(
-            os.fspath(path), str
-        ):
-            raise TypeError(
-                f"Checkpoint(path={path!r}): path must be a str or an os.PathLike of "
-                f"str, such as 'run.h5'; got {type(path).__name__}."
-            )
+        is_path = isinstance(path, str | os.PathLike)
+        is_path = is_path and isinstance(os.fspath(path), str)
+        rule = "a str or an os.PathLike of str, such as 'run.h5'"
+        check_type(is_path, "Checkpoint", "path", path, rule)
         text = os.fspath(path)
         if not text or "\0" in text:
             raise ValueError(
                 f"Checkpoint(path={path!r}): path must name a file, such as 'run.h5'."
             )
-        if isinstance(every, bool) or not isinstance(every, int | float):
-            raise TypeError(
-                f"Checkpoint(every={every!r}): every must be a number of seconds, such "
-                f"as 60.0; got {type(every).__name__}."
-            )
-        if not (math.isfinite(every) and every > 0):
-            raise ValueError(
-                f"Checkpoint(every={every!r}): every must be above zero and finite, "
-                "the least number of seconds from one checkpoint to the next. For a "
-                "run that is not saved use `checkpoint=None`."
-            )
+        check_number(
+            "Checkpoint",
+            "every",
+            every,
+            "the least number of seconds between checkpoints, such as 60.0",
+            kind=float,
+            remedy="For a run that is not saved use `checkpoint=None`.",
+        )
         object.__setattr__(self, "path", text)
         object.__setattr__(self, "every", float(every))
 

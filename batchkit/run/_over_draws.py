@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_type
+from .._util._formats import format_value
 from ..batchers import AbstractBatcher, Vmap
 from ._arguments import noting_position
 from ._program import Program, program_cache
@@ -109,11 +110,8 @@ def _over_draws(
     check: Callable[[PyTree], None],
 ) -> PyTree:
     """Map a function over all draws; `check` raises for the shapes of one result."""
-    if not callable(function):
-        raise TypeError(
-            f"{caller}({argument}={format_value(function)}): {argument} must be a "
-            f"function of one position; got {format_type(function)}."
-        )
+    rule = "a function of one position"
+    check_type(callable(function), caller, argument, function, rule)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[dims:]), samples)
     shape = jax.tree.leaves(samples)[0].shape[:dims]
     # Without x64, jit makes float32 of float64.

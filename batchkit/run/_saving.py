@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, Final, final
 
-from .._util._formats import format_type, format_value
+from .._util._checks import check_flag, check_type
 from .._util._multihost import allgather_numbers, is_first_process
 from ._arguments import check_key
 from ._checkpoint import Checkpoint, CheckpointError
@@ -41,26 +41,17 @@ def check_run(
     owner: str, rng_key: Any, checkpoint: Any, fresh: object, progress: object
 ) -> Checkpoint | None:
     """Check arguments of every kind of run, and return where the run is saved."""
-    if not isinstance(fresh, bool):
-        raise TypeError(
-            f"{owner}(fresh={fresh!r}): fresh must be True or False; got "
-            f"{type(fresh).__name__}."
-        )
-    if not isinstance(progress, bool) and not callable(progress):
-        raise TypeError(
-            f"{owner}(progress={format_value(progress)}): progress must be True, "
-            "False, or a function that is called with the state of the run; got "
-            f"{format_type(progress)}."
-        )
+    check_flag(owner, "fresh", fresh)
+    rule = "True, False, or a function that is called with the state of the run"
+    is_right = isinstance(progress, bool) or callable(progress)
+    check_type(is_right, owner, "progress", progress, rule)
     check_key(rng_key, owner)
-    if checkpoint is None or isinstance(checkpoint, Checkpoint):
-        return checkpoint
     if isinstance(checkpoint, str | os.PathLike):
         return Checkpoint(checkpoint)
-    raise TypeError(
-        f"{owner}(checkpoint={checkpoint!r}): checkpoint must be a path such as "
-        f"'run.h5', a Checkpoint, or None; got {type(checkpoint).__name__}."
-    )
+    rule = "a path such as 'run.h5', a Checkpoint, or None"
+    is_right = isinstance(checkpoint, Checkpoint | None)
+    check_type(is_right, owner, "checkpoint", checkpoint, rule)
+    return checkpoint
 
 
 def seconds_until_next(every: float, cost: float) -> float:

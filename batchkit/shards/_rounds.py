@@ -17,6 +17,7 @@ rounds before beside them. So a run that was killed resumes in the middle of a r
 and one that has ended resumes at the end of its last round.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from jaxtyping import Int, PyTree
 from ..batchers import AbstractBatcher, Sharded, expensive
 from ..chains import ChainProgress
 from ..chains._chain_identity import layout_of
-from ..chains._chain_loop import CompletedChains, ResumableChains
+from ..chains._chain_loop import CompletedChains, ResumableChains, check_states
 from ..chains._chain_programs import Chains, Draw, Samplers
 from ..chains._sampler import Sampler, Tuned, sampler_of_api
 from ..run._checkpoint import CheckpointError
@@ -40,7 +41,6 @@ from ..run._resumable import Reporter, complete, format_duration
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_from_arrays, typed
-from ._shard_arguments import check_states
 from ._shard_stats import (
     SamplingPlan,
     ShardTry,
@@ -323,11 +323,10 @@ def _run_round(
     reporter: Reporter,
     about: Mapping[str, Any],
 ) -> CompletedChains:
-    def check(states: Any) -> None:
-        if number == 0:
-            check_states(
-                states, model.flat_starts, model.plan.num_chains, model.logprior_fn
-            )
+    def note(position: PyTree) -> str:
+        is_prior = not np.isfinite(float(model.logprior_fn(position)))
+        which = "prior" if is_prior else "likelihood of the rows of the shard"
+        return f", where the {which} is not finite"
 
     def record(progress: ChainProgress, diverged: Any) -> ShardProgress:
         if diverged is not None:
@@ -351,7 +350,9 @@ def _run_round(
         model.plan.num_samples,
         needs_host=saver.is_on or reporter.shows,
         caller="run_shards",
-        check_states=check,
+        check_states=functools.partial(
+            check_states, "run_shards", shards=shards, note=note
+        ),
         record=record,
         about=about,
     )

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._checks import check_number
 from ..batchers import AbstractBatcher, Vmap
 from ..chains._chain_identity import (
     Plan,
@@ -23,7 +24,7 @@ from ..chains._chain_identity import (
 )
 from ..chains._chain_programs import keeps_places
 from ..chains._sampler import Tuned
-from ..run._arguments import check_acceptance, check_batcher, check_count
+from ..run._arguments import check_acceptance, check_batcher
 from ..run._checkpoint import Checkpoint
 from ..run._packages import delayed
 from ..run._processes import (
@@ -248,9 +249,9 @@ def run_shards(
     check_options(api, on_failure, refine, profile)
     check_batcher("run_shards", batcher)
     check_acceptance("run_shards", target_acceptance)
-    check_count("run_shards", "max_tries", max_tries)
+    check_number("run_shards", "max_tries", max_tries)
     if block is not None:
-        check_count("run_shards", "block", block)
+        check_number("run_shards", "block", block)
     way_to_combine(combine)
     lengths = {"num_warmup": num_warmup, "num_samples": num_samples}
     chains = check_lengths(plan, num_chains, lengths)

@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._formats import format_type, format_value
-from ..chains._chain_loop import check_positions
+from .._util._checks import check_flag, check_number, check_type
 from ..chains._sampler import is_api
-from ..run._arguments import StartError, check_count
-from ..run._names import columns, join_few, named_numbers
+from ..run._arguments import checked_starts
 from ..run._program import Program, program_cache
 from ._shard_stats import SamplingPlan
 from ._sharded_logdensity import check_likelihood
@@ -26,37 +24,27 @@ _ROUNDING: Final = 1e-3
 def check_options(
     api: object, on_failure: object, refine: object, profile: object
 ) -> None:
-    if not is_api(api):
-        raise TypeError(
-            f"run_shards(api={format_value(api)}): api must be an API whose step size "
-            "and mass matrix a warm-up finds, such as blackjax.nuts; got "
-            f"{format_type(api)}."
-        )
+    rule = "an API whose step size and mass matrix a warm-up finds, such as "
+    check_type(is_api(api), "run_shards", "api", api, f"{rule}blackjax.nuts")
     if on_failure not in ("raise", "drop"):
         raise ValueError(
             f"run_shards(on_failure={on_failure!r}): on_failure must be 'raise', or "
             "'drop' to go on without the shards that fail."
         )
-    if not isinstance(refine, bool):
-        raise TypeError(
-            f"run_shards(refine={refine!r}): refine must be True or False; got "
-            f"{type(refine).__name__}."
-        )
-    if profile is not None and not isinstance(profile, str | Path):
-        raise TypeError(
-            f"run_shards(profile={profile!r}): profile must be a directory, as a str "
-            f"or a Path, or None; got {type(profile).__name__}."
-        )
+    check_flag("run_shards", "refine", refine)
+    is_right = isinstance(profile, str | Path | None)
+    rule = "a directory, as a str or a Path, or None"
+    check_type(is_right, "run_shards", "profile", profile, rule)
 
 
-def check_split(num_shards: object, strata: Any, rows: int) -> None:
+def check_split(num_shards: Any, strata: Any, rows: int) -> None:
     """Raise unless every shard gets a row, and every row has a stratum, if any has."""
-    count = check_count("run_shards", "num_shards", num_shards)
-    if count > rows:
+    check_number("run_shards", "num_shards", num_shards)
+    if num_shards > rows:
         raise ValueError(
-            f"run_shards(num_shards={count}): there are only {rows} rows, and every "
-            f"shard needs one. Use {rows} shards or fewer; a shard should have many "
-            "more rows than there are parameters."
+            f"run_shards(num_shards={num_shards}): there are only {rows} rows, and "
+            f"every shard needs one. Use {rows} shards or fewer; a shard should have "
+            "many more rows than there are parameters."
         )
     if strata is None:
         return
@@ -85,13 +73,11 @@ def check_lengths(
     plan: Any, num_chains: int | None, lengths: dict[str, int | None]
 ) -> int:
     """Check the settings that a plan may have, and return the number of chains."""
-    if plan is not None and not isinstance(plan, SamplingPlan):
-        raise TypeError(
-            f"run_shards(plan={plan!r}): plan must be a SamplingPlan; got "
-            f"{type(plan).__name__}. Make one with `SamplingPlan.from_shard(...)`."
-        )
+    is_right = isinstance(plan, SamplingPlan | None)
+    remedy = "Make one with `SamplingPlan.from_shard(...)`."
+    check_type(is_right, "run_shards", "plan", plan, "a SamplingPlan", remedy)
     if num_chains is not None:
-        check_count("run_shards", "num_chains", num_chains)
+        check_number("run_shards", "num_chains", num_chains)
         if plan is not None and plan.num_chains != num_chains:
             raise ValueError(
                 f"run_shards(num_chains={num_chains}): the plan has {plan.num_chains} "
@@ -100,7 +86,7 @@ def check_lengths(
     for name, value in lengths.items():
         if value is None:
             continue
-        check_count("run_shards", name, value)
+        check_number("run_shards", name, value)
         if plan is not None:
             raise TypeError(
                 f"run_shards({name}={value}, plan=...): the plan has a {name} of its "
@@ -141,51 +127,29 @@ def starts_of(
             "positions of shape (chains, ...), or a function from a key to a position."
         )
     if prior_sample_fn is not None:
-        if not callable(prior_sample_fn):
-            raise TypeError(
-                f"run_shards(prior_sample_fn={prior_sample_fn!r}): prior_sample_fn "
-                "must be a function from a key to a position; got "
-                f"{type(prior_sample_fn).__name__}."
-            )
+        check_type(
+            callable(prior_sample_fn),
+            "run_shards",
+            "prior_sample_fn",
+            prior_sample_fn,
+            "a function from a key to a position",
+        )
         keys = jax.random.split(rng_key, (shards, chains))
         kept = program_cache("starts", prior_sample_fn)
         starts = Program(jax.vmap(jax.vmap(prior_sample_fn)), kept)(keys)
-        _check_floating("prior_sample_fn", starts)
-        starts = jax.tree.map(np.asarray, starts)
-        for shard in range(shards):
-            of_shard = jax.tree.map(lambda x, shard=shard: x[shard], starts)
-            check_positions(of_shard, "run_shards", "prior_sample_fn")
-        return starts
-    _check_floating("positions", positions)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(positions):
-        shape = np.shape(leaf)
-        if shape[:1] != (chains,):
-            raise ValueError(
-                f"run_shards(positions=...): positions{jax.tree_util.keystr(path)} has "
-                f"the shape {shape}, but its first axis must be that of the {chains} "
-                "chains. Stack one start for each chain along axis 0; every shard "
-                "begins there."
-            )
-    positions = jax.tree.map(lambda x: np.asarray(jnp.asarray(x)), positions)
-    check_positions(positions, "run_shards")
-    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
-
-
-def _check_floating(name: str, positions: PyTree) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(positions)
-    if not leaves:
-        raise ValueError(
-            f"run_shards({name}=...): there is no array in the positions. Pass a "
-            "pytree of arrays."
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), starts)
+        checked_starts(
+            "run_shards", flat, argument="prior_sample_fn", shards=range(shards)
         )
-    for path, leaf in leaves:
-        is_number = isinstance(leaf, float | np.ndarray | jax.Array)
-        if not is_number or not jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating):
-            raise TypeError(
-                f"run_shards({name}=...): positions{jax.tree_util.keystr(path)} must "
-                "be floating-point numbers, since the sampler takes gradients; got "
-                f"{getattr(leaf, 'dtype', type(leaf).__name__)}."
-            )
+        return jax.tree.map(np.asarray, starts)
+    positions = jax.tree.map(np.asarray, checked_starts("run_shards", positions))
+    if (count := len(jax.tree.leaves(positions)[0])) != chains:
+        raise ValueError(
+            f"run_shards(positions=...): there are starts of {count} chains, but "
+            f"{chains} chains in every shard, which all begin there. Stack as many "
+            f"along axis 0, or pass num_chains={count}."
+        )
+    return jax.tree.map(lambda x: np.broadcast_to(x, (shards, *x.shape)), positions)
 
 
 def check_additive(
@@ -208,41 +172,3 @@ def check_additive(
             "counted once for all rows (that belongs in the prior), and nothing that "
             "rows have in common."
         )
-
-
-def check_states(
-    states: Any,
-    positions: PyTree,
-    chains: int,
-    logprior_fn: Callable[[PyTree], Any],
-) -> None:
-    """Raise `StartError` if a log-density or its gradient is not finite at a start."""
-    values = np.asarray(states.logdensity)
-    slopes = dict(columns(getattr(states, "logdensity_grad", None)))
-    is_bad_slope = np.any([~np.isfinite(x) for x in slopes.values()], axis=0)
-    bad = np.flatnonzero(~np.isfinite(values) | is_bad_slope)
-    if not bad.size:
-        return
-    first = int(bad[0])
-    shard, chain = divmod(first, chains)
-    position = jax.tree.map(lambda x: x[first], positions)
-    numbers = dict(named_numbers(position))
-    names = [name for name, x in slopes.items() if not np.isfinite(x[first])]
-    names = [x for x in numbers if not np.isfinite(numbers[x])] or names or [*numbers]
-    shown = join_few([f"{name} = {numbers[name]:.4g}" for name in names])
-    if np.isfinite(values[first]):
-        what = "the gradient of the log-density is not finite"
-    else:
-        prior = float(logprior_fn(position))
-        which = "the prior is" if not np.isfinite(prior) else "the likelihood is"
-        what = f"the log-density is {values[first]:g} ({which} not finite)"
-    shards = sorted({int(x) // chains for x in bad})
-    others = f" So it is in shards {', '.join(map(str, shards[:10]))}."
-    raise StartError(
-        f"run_shards: in shard {shard}, where chain {chain} starts, {what}: look at "
-        f"{shown}.{others if len(shards) > 1 else ''} Start inside of the support of "
-        "the prior and of every row of the shard, and look for a `jnp.where` whose "
-        "branch not taken divides by zero.",
-        sorted({int(x) % chains for x in bad}),
-        names,
-    )

@@ -12,10 +12,10 @@ from typing import Any, Final, NamedTuple, final
 import jax
 import numpy as np
 
+from .._util._checks import check_number
 from ..chains import ChainSeconds, Convergence
 from ..chains._chain_programs import Draw
 from ..chains._sampler import Tuned
-from ..run._arguments import check_count
 from ..run._names import named_numbers
 from ..run._trees import numbers, typed
 
@@ -76,10 +76,10 @@ class SamplingPlan:
 
     def __post_init__(self) -> None:
         for name in ("num_warmup", "num_samples", "num_chains"):
-            check_count("SamplingPlan", name, getattr(self, name))
+            check_number("SamplingPlan", name, getattr(self, name))
         for name in ("shard_size", "num_params"):
             if getattr(self, name) is not None:
-                check_count("SamplingPlan", name, getattr(self, name))
+                check_number("SamplingPlan", name, getattr(self, name))
 
     @classmethod
     def from_shard(
@@ -136,7 +136,7 @@ class SamplingPlan:
             ("min_warmup", min_warmup),
             ("min_samples", min_samples),
         ):
-            check_count("SamplingPlan.from_shard", name, value)
+            check_number("SamplingPlan.from_shard", name, value)
         warmup, samples = num_warmup, num_samples
         if adaptive:
             size = min(shard_size, _WHOLE)

@@ -15,7 +15,6 @@ gradient of a `psum` is the sum over devices of equal numbers: as many times too
 as there are devices.)
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, final
@@ -29,9 +28,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from .._util._checks import check_type
 from ..batchers import Sharded
 from ..batchers._sharded import inside_shard_map, mesh_of_all_devices, put_on_mesh
-from ..run._arguments import common_length
+from ..run._arguments import common_length, named_leaves
 
 
 def generator(rng_key: Any) -> np.random.Generator:
@@ -151,22 +151,15 @@ def _kind_of(value: Any) -> str:
 def check_functions(owner: str, **functions: Any) -> None:
     """Raise `TypeError` if one of the functions is none."""
     for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(
-                f"{owner}({name}={function!r}): {name} must be a function; got "
-                f"{type(function).__name__}."
-            )
+        check_type(callable(function), owner, name, function, "a function")
 
 
 def count_rows(owner: str, data: PyTree) -> int:
     """Return the number of rows of data; raise unless all arrays have as many."""
-    check = functools.partial(_check_array, owner)
-    count = common_length(owner, "data", data, "rows", check)
-    if count == 0:
-        raise ValueError(
-            f"{owner}(data=...): there are 0 rows. Pass data with at least one."
-        )
-    return count
+    for name, leaf in named_leaves("data", data):
+        _check_array(owner, name, leaf)
+    remedy = "What is the same for all rows, the functions can close over."
+    return common_length(owner, "data", data, "rows", remedy)
 
 
 def _check_array(owner: str, name: str, leaf: Any) -> None:
@@ -194,11 +187,6 @@ def _check_array(owner: str, name: str, leaf: Any) -> None:
             f"JAX; got {got}. Of a table take the values, as in "
             "`table.to_numpy()`, of a list make an array, as in "
             "`np.asarray(values)`, and give categories numbers."
-        )
-    if len(leaf.shape) == 0:
-        raise ValueError(
-            f"{owner}(data=...): {name} is a scalar, without an axis for the rows. "
-            "What is the same for all rows, the functions can close over."
         )
 
 
@@ -341,12 +329,10 @@ def sharded_logdensity(
         logprior_fn=logprior_fn,
         loglikelihood_fn=loglikelihood_fn,
     )
-    if not isinstance(data, ShardedData):
-        raise TypeError(
-            f"sharded_logdensity(data={type(data).__name__}): data must be a "
-            "ShardedData, which says where the rows are. Make one with "
-            "`ShardedData(data, mesh)`."
-        )
+    rule = "a ShardedData, which says where the rows are"
+    remedy = "Make one with `ShardedData(data, mesh)`."
+    is_right = isinstance(data, ShardedData)
+    check_type(is_right, "sharded_logdensity", "data", data, rule, remedy)
 
     def logdensity(data: ShardedData, params: PyTree) -> Float[Array, ""]:
         logprior = logprior_fn(params)

@@ -34,13 +34,10 @@ class Nothing(NamedTuple):
 ALGORITHM = blackjax.hmc(logdensity, 0.1, jnp.ones(2), 3)
 OF_API: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "num_warmup": ({"num_warmup": 0}, ValueError, ("num_warmup=0", "without a warm")),
-    "num_warmup of floats": ({"num_warmup": 1.5}, TypeError, ("an int", "float")),
     "num_samples": ({"num_samples": 0}, ValueError, ("num_samples=0", "at least 1")),
-    "num_samples of bools": ({"num_samples": True}, TypeError, ("an int", "bool")),
     "thin": ({"thin": 0}, ValueError, ("thin=0", "1 keeps every draw")),
     "block": ({"block": -1}, ValueError, ("block=-1",)),
     "target": ({"target_acceptance": 1.0}, ValueError, ("=1.0", "between 0 and 1")),
-    "target of strings": ({"target_acceptance": "high"}, TypeError, ("'high'", "str")),
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
     "class": (
         {"batcher": bk.Chunked},
@@ -54,12 +51,12 @@ OF_API: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "keys": ({"rng_key": jax.random.split(KEY, 4)}, ValueError, ("(4,)", "one key")),
     "logdensity_fn": ({"logdensity_fn": 1.0}, TypeError, ("logdensity_fn=1.0",)),
     "no arrays": ({"positions": {}}, ValueError, ("no array",)),
-    "no axis": ({"positions": {"a": jnp.ones(())}}, ValueError, ("['a']", "scalar")),
-    "no chains": ({"positions": jnp.ones((0, 2))}, ValueError, ("no chains",)),
+    "no axis": ({"positions": {"a": jnp.ones(())}}, ValueError, ("['a']", "shape ()")),
+    "no chains": ({"positions": jnp.ones((0, 2))}, ValueError, ("(0, 2)", "least 1")),
     "axes": (
         {"positions": {"a": jnp.ones((4, 2)), "b": jnp.ones(3)}},
         ValueError,
-        ("positions['a'] has 4", "positions['b'] has 3", "axis 0"),
+        ("['a'] has the shape (4, 2)", "['b'] has the shape (3,)", "axis 0"),
     ),
     "strings": ({"positions": ["here", "there"]}, TypeError, ("positions[0]", "str")),
     "complex": ({"positions": jnp.ones((4, 2), complex)}, TypeError, ("complex64",)),
@@ -258,7 +255,8 @@ def test_starts_outside_of_the_support_are_refused() -> None:
     )
     assert error.chains == (1, 3)
     assert error.parameters == ()
-    assert "chains 1, 3 of 4 (-inf, nan)" in str(error)
+    words = "(-inf, nan), at the start of chains 1, 3 of 4; first at a[0] = 0. Start"
+    assert words in str(error)
     again = pickle.loads(pickle.dumps(error))
     assert (again.chains, str(again)) == (error.chains, str(error))
 
@@ -270,4 +268,5 @@ def test_starts_without_a_gradient_are_refused() -> None:
     )
     assert error.chains == (1,)
     assert error.parameters == ("a[1]",)
-    assert "with respect to a[1]" in str(error)
+    words = "to a[1] is not, at the start of chain 1 of 3; first at a[1] = 0. Start"
+    assert words in str(error)

@@ -46,19 +46,19 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "no array": ({"positions": {}}, ValueError, ("no array",)),
     "ints": ({"positions": jnp.arange(9)}, TypeError, ("int32", "floating")),
     "a list": ({"positions": [1.0, 2.0]}, TypeError, ("positions[0]", "float")),
-    "scalar": ({"positions": jnp.array(1.0)}, ValueError, ("scalar", "axis")),
+    "scalar": ({"positions": jnp.array(1.0)}, ValueError, ("shape ()", "at least 2")),
     "lengths": (
         {"positions": {"a": jnp.ones(9), "b": jnp.ones(8)}},
         ValueError,
-        ("['a'] has 9", "['b'] has 8"),
+        ("['a'] has the shape (9,)", "['b'] has the shape (8,)"),
     ),
-    "zero": ({"positions": GOOD[:0]}, ValueError, ("0 live points", "at least 2")),
+    "zero": ({"positions": GOOD[:0]}, ValueError, ("shape (0, 2)", "at least 2")),
     "few": ({"positions": GOOD[:20]}, ValueError, ("20 live", "replaces 20")),
     "same": ({"positions": GOOD[:1].repeat(100, 0)}, ValueError, ("1 of 100", "21")),
     "nan": (
         {"positions": GOOD.at[3, 1].set(jnp.nan)},
         bk.StartError,
-        ("x[1] is not finite in 1 of 100", "rows 3"),
+        ("x[1] is not finite in live point 3 of 100", "the prior"),
     ),
     "outside": (
         {"positions": GOOD.at[7].set(6.0)},

@@ -1,5 +1,6 @@
 """Checkpoints, their errors, and the versions that files record."""
 
+import math
 import pathlib
 import pickle
 import tomllib
@@ -29,13 +30,8 @@ def test_wrong_paths_and_intervals_are_refused():
         assert_refuses(lambda x=path: Checkpoint(x), TypeError, words)
     for path in ("", "run\0.h5"):
         assert_refuses(lambda x=path: Checkpoint(x), ValueError, ("must name a file",))
-    intervals: list[Any] = [True, "60", None]
-    for every in intervals:
-        words = (f"Checkpoint(every={every!r})", f"got {type(every).__name__}")
-        assert_refuses(lambda x=every: Checkpoint("run.h5", x), TypeError, words)
-    for every in (0, -1.0, float("inf"), float("nan")):
-        words = (f"Checkpoint(every={every!r})", "`checkpoint=None`")
-        assert_refuses(lambda x=every: Checkpoint("run.h5", x), ValueError, words)
+    words = ("Checkpoint(every=inf)", "a number above 0", "`checkpoint=None`")
+    assert_refuses(lambda: Checkpoint("run.h5", math.inf), ValueError, words)
 
 
 @given(every=st.floats(1e-3, 1e6), cost=st.floats(0, 1e6))

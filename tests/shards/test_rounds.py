@@ -14,7 +14,6 @@ from batchkit.chains._chain_loop import CompletedChains
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds
-from batchkit.shards._shard_arguments import check_states
 from batchkit.shards._shard_stats import next_target, stats_of
 
 from ..helpers import unchecked
@@ -278,39 +277,3 @@ def test_the_spread_of_a_dense_mass_matrix_is_that_of_its_diagonal() -> None:
     for chain in range(CHAINS):
         np.fill_diagonal(mass[chain], [1.0, 2.0, 3.0 + chain])
     assert stats(mass).inverse_mass_matrix == (2.0, 1.0, 6.0)
-
-
-class States:
-    """The states of three shards of two chains."""
-
-    def __init__(self) -> None:
-        self.logdensity = np.zeros(6)
-        self.logdensity_grad = {"a": np.zeros((6, 2)), "b": np.zeros(6)}
-
-    def error(self) -> bk.StartError:
-        positions = {"a": np.zeros((6, 2)), "b": np.arange(6.0)}
-        with pytest.raises(bk.StartError) as info:
-            check_states(self, positions, 2, lambda p: 0.0)
-        return info.value
-
-
-def test_starts_without_a_finite_gradient_are_refused() -> None:
-    # As of a square root at zero, where the log-density itself is finite.
-    states = States()
-    for bad in (np.inf, np.nan):
-        states.logdensity_grad["b"][3] = bad
-        error = states.error()
-        assert (error.chains, error.parameters) == ((1,), ("b",))
-        assert "in shard 1, where chain 1 starts, the gradient" in str(error)
-        assert "look at b = 3." in str(error)
-    states.logdensity_grad["b"][4] = np.inf
-    assert "So it is in shards 1, 2." in str(states.error())
-
-
-def test_starts_without_a_finite_density_are_refused() -> None:
-    states = States()
-    states.logdensity[4] = -np.inf
-    error = states.error()
-    assert error.parameters == ("a[0]", "a[1]", "b")
-    assert "in shard 2, where chain 0 starts, the log-density is -inf" in str(error)
-    assert "(the likelihood is not finite)" in str(error)

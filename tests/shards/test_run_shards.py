@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.run._arguments import locate_rows
 from batchkit.run._program import ProgramCache
 from batchkit.shards._rounds import ShardedModel
 from batchkit.shards._run_shards import _SPLIT
@@ -246,7 +247,7 @@ def test_a_start_outside_the_support_is_named() -> None:
         logprior_fn=limited, loglikelihood_fn=likelihood, positions=starts
     )
     assert error.chains == (2,)
-    for words in ("shard 0", "chain 2", "-inf", "the prior is", "a[1] = 7"):
+    for words in ("chain 2 of shard 0", "-inf", "the prior is", "a[1] = 7"):
         assert words in str(error)
     starts["a"][2, 1] = np.nan
     error = start_error(
@@ -254,6 +255,14 @@ def test_a_start_outside_the_support_is_named() -> None:
     )
     assert error.parameters == ("a[1]",)
     assert error.chains == (2,)
+
+
+def test_bad_starts_are_named_by_chain_and_shard() -> None:
+    # Of two chains each of shards 0, 3 and 4, as in a second try.
+    where, chains = locate_rows([1, 2, 3, 4], 6, shards=[0, 3, 4])
+    assert where == "chain 1 of shard 0, chains 0, 1 of shard 3, chain 0 of shard 4"
+    assert chains == [0, 1]
+    assert locate_rows([1, 2], 6, "rows") == ("rows 1, 2 of 6", [1, 2])
 
 
 def test_starts_that_are_not_finite_are_refused_before_tracing() -> None:
@@ -279,8 +288,8 @@ def test_the_shard_of_a_row_that_is_not_finite_is_named() -> None:
     rng = generator(jax.random.fold_in(KEY, _SPLIT))
     order = order_of_rows(ROWS, SHARDS, None, rng)
     shard = int(np.flatnonzero(order == 17)[0]) // 51
-    assert f"in shard {shard}," in str(error)
-    assert "the likelihood is" in str(error)
+    assert f"chains 0, 1, 2, 3 of shard {shard};" in str(error)
+    assert "the likelihood of" in str(error)
 
 
 @pytest.mark.parametrize("shards", [1, 3, 4, 16])
@@ -319,12 +328,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "batcher": ({"batcher": jax.vmap}, TypeError, ("batcher=", "`Vmap()`")),
     "key": ({"rng_key": 3}, TypeError, ("rng_key=3", "jax.random.key(0)")),
     "keys": ({"rng_key": jax.random.split(KEY)}, ValueError, ("one key",)),
-    "target": (
-        {"target_acceptance": "high"},
-        TypeError,
-        ("between 0 and 1", "got str"),
-    ),
-    "high": ({"target_acceptance": 1.5}, ValueError, ("between 0 and 1",)),
+    "target": ({"target_acceptance": 1.5}, ValueError, ("between 0 and 1",)),
     "refine": ({"refine": "no"}, TypeError, ("refine='no'", "True or False")),
     "profile": ({"profile": 3}, TypeError, ("profile=3", "a directory")),
     "prior": (
@@ -353,8 +357,9 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     "no warm-up": ({"plan": None, "num_warmup": 0}, ValueError, ("num_warmup=0",)),
     "no start": ({"positions": None}, TypeError, ("neither", "prior_sample_fn")),
     "two starts": ({"prior_sample_fn": jnp.ones}, TypeError, ("both",)),
-    "starts": ({"positions": STARTS[:3]}, ValueError, ("(3, 2)", "4 chains")),
-    "one start": ({"positions": 0.0}, ValueError, ("the shape ()", "axis 0")),
+    "starts": ({"positions": STARTS[:3]}, ValueError, ("3 chains", "num_chains=3")),
+    "one start": ({"positions": 0.0}, TypeError, ("float", "axis 0")),
+    "one axis": ({"positions": np.array(0.0)}, ValueError, ("shape ()", "axis 0")),
     "integers": (
         {"positions": np.ones((4, 2), int)},
         TypeError,

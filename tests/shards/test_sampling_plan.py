@@ -72,7 +72,6 @@ def test_plans_are_frozen_and_equal_by_value() -> None:
     [
         ({"shard_size": 0}, ValueError, ("shard_size=0", "at least 1")),
         ({"num_params": 1.5}, TypeError, ("num_params=1.5", "float")),
-        ({"num_chains": True}, TypeError, ("num_chains=True", "bool")),
         ({"min_samples": -1}, ValueError, ("min_samples=-1",)),
     ],
 )

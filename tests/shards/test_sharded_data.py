@@ -279,8 +279,8 @@ def test_a_sharded_batcher_is_refused() -> None:
 
 REFUSED: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
     "nothing": ({}, ValueError, ("no array",)),
-    "no rows": (np.ones((0, 3)), ValueError, ("0 rows",)),
-    "scalar": ({"a": np.ones(())}, ValueError, ("data['a']", "scalar")),
+    "no rows": (np.ones((0, 3)), ValueError, ("shape (0, 3)", "at least 1")),
+    "scalar": ({"a": np.ones(())}, ValueError, ("['a'] has the shape ()", "close")),
     "number": ({"a": 1.0}, TypeError, ("data['a']", "float")),
     "lists": ([[1.0, 2.0]], TypeError, ("data[0][0]", "float")),
     "words": (np.array(["a", "b"]), TypeError, ("numbers",)),
@@ -295,7 +295,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], tuple[str, ...]]] = {
     "sizes": (
         {"x": np.ones((3, 2)), "y": np.ones(4)},
         ValueError,
-        ("data['x'] has 3", "data['y'] has 4", "axis 0"),
+        ("data['x'] has the shape (3, 2)", "data['y'] has the shape (4,)", "axis 0"),
     ),
 }
 
