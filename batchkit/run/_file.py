@@ -1,30 +1,40 @@
-"""One checkpoint as one HDF5 file, which is either whole or refused.
+"""The file of a result or a checkpoint: an HDF5 file with a checksum over all bytes.
 
-HDF5 has checksums for some of its parts only. So the checksum here is over the bytes of
-the file, whatever they mean. HDF5 lets a file begin with a block for the user, which
-its readers skip; there the checksum stands, as text:
+HDF5 has checksums for some of its parts only, but a file may begin with a block for the
+user, which readers of HDF5 skip. Ours has 512 bytes, filled up with spaces:
 
     batchkit checkpoint
     format 1
     bytes 104129
+    header 103200 929
     sha256 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae
 
-The sum is over the lines above it and the bytes after the block. Every later format
-begins in the same way, so that an older batchkit can tell newer from damaged.
+The sum is over the lines above it and the bytes after the block. `header` has the place
+and the length of the text of a JSON object. Places count bytes from the start of the
+file. Every later format begins in the same way, so that an older batchkit can tell
+newer from damaged.
 
-Behind the block follows an ordinary HDF5 file: the text of a JSON object in `header`,
-and the arrays in the groups of `arrays`. What HDF5 has no type for is stored as the
-integers that it consists of, with its name in an attribute: `dtype` for the types of
-`ml_dtypes`, such as bfloat16, and `prng_impl` for keys. `contents` in the header names
-every array with its type, shape and CRC-32; files of earlier versions do not have it.
+After the block comes an ordinary HDF5 file: the JSON text as `header`, and the arrays
+in the groups of `arrays`, each in one piece. The JSON object has `contents`, a list of
+all arrays in the order of their places:
 
-A checksum protects against accidents and not against an author: anybody can compute it.
-So a file that is read may be made to do harm. Only its first block is read before it
-has been found to be ours, only as many bytes as it declares and has, and these are not
-shown to the HDF5 library, see `_hdf5.py`.
+    [2048, "state/1", "<u2", [5, 3], {"dtype": "bfloat16"}]
 
-The file is put together in memory. The library's own writing would leave a file half
-written, and a library that does not recover, when the disk is full.
+These are its place, name, NumPy type, shape and attributes in HDF5. What HDF5 has no
+type for is stored as unsigned integers: types of `ml_dtypes`, whose name is the
+attribute `dtype`, and typed keys of JAX, whose implementation is `prng_impl`. An array
+without elements has no bytes; its place is the end of the block.
+
+Arrays are read by `contents`, not by the structure of HDF5, which is for other tools. A
+checksum protects against accidents and not against an author: anybody can compute it,
+and the HDF5 library would follow a crafted file to other files, to memory that is only
+declared, and to a crash of the interpreter. So the library only writes. Before a file
+is found to be ours only its first block is read, and then as many bytes as it has. As
+arrays are listed in order and overlap nowhere, they take no more memory than the file;
+the sizes of one without elements are bounded, too.
+
+The file is put together in memory. The library's own writing would leave a partial
+file, and a library that does not recover, when the disk is full.
 """
 
 import contextlib
@@ -32,11 +42,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import stat
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final
 
 import h5py
@@ -45,7 +55,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._checkpoint import CheckpointError
-from ._hdf5 import Dataset, read_datasets
 
 
 _FULL: Final = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -58,9 +67,24 @@ _BLOCK: Final = 512
 _SIGNATURE: Final = b"batchkit checkpoint\n"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _WRITTEN: Final = re.compile(
-    rb"(batchkit checkpoint\nformat (\d{1,9})\nbytes (\d{1,18})\n)"
-    rb"sha256 ([0-9a-f]{64})\n *\n"
+    rb"(?P<first>batchkit checkpoint\nformat (?P<format>\d{1,9})\n"
+    rb"bytes (?P<bytes>\d{1,18})\nheader (?P<place>\d{1,18}) (?P<length>\d{1,9})\n)"
+    rb"sha256 (?P<sum>[0-9a-f]{64})\n *\n"
 )
+# The types that arrays have in files, by NumPy's text for them. HDF5 has them all.
+# Texts are looked up here because NumPy parses others: as structures, or as Python.
+_DTYPES: Final = {
+    np.dtype(f"{order}{kind}").str: np.dtype(f"{order}{kind}")
+    for order in "<>"
+    for kind in (
+        *("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"),
+        *("f2", "f4", "f8", "c8", "c16"),
+    )
+}
+# HDF5 has no arrays with more dimensions.
+_MAX_RANK: Final = 32
+# Sizes of an array without elements that a file of any length may have.
+_SMALL: Final = 2**20
 # The remedy if a checkpoint cannot be used; a result has another one.
 _FRESH: Final = "start over with `fresh=True`"
 _NOT_OURS: Final = "Choose another path, or move this file away."
@@ -204,8 +228,8 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
         if written is None:
             raise damaged(f"its first {_BLOCK} bytes are not as they were written")
         size = os.fstat(file.fileno()).st_size
-        if size != int(written[3]):
-            raise damaged(f"it has {size} bytes of {int(written[3])}")
+        if size != int(written["bytes"]):
+            raise damaged(f"it has {size} bytes of {int(written['bytes'])}")
         try:
             file.seek(0)
             data = file.read(size)
@@ -214,11 +238,11 @@ def sound_bytes(path: str, otherwise: str = _FRESH) -> bytes:
                 f"{path!r} has {size} bytes, for which there is no memory.",
                 "Read it on a machine with more memory.",
             ) from error
-    if _checksum(written[1], data) != written[4]:
+    if _checksum(written["first"], data) != written["sum"]:
         raise damaged("its bytes are not those that were written, by their checksum")
-    if int(written[2]) > FORMAT:
+    if (newer := int(written["format"])) > FORMAT:
         raise CheckpointError(
-            f"{path!r} has format {int(written[2])}, and this batchkit reads formats "
+            f"{path!r} has format {newer}, and this batchkit reads formats "
             f"up to {FORMAT}.",
             f"Use the batchkit that wrote it, or a newer one; or {otherwise}.",
         )
@@ -251,26 +275,60 @@ def understood(path: str, otherwise: str = _FRESH) -> Iterator[None]:
 
 def encode(header: Mapping[str, Any], arrays: Mapping[str, Any]) -> memoryview:
     """Return the bytes of a checkpoint; see `write_file`."""
-    stored = {name: _to_dataset(name, x) for name, x in arrays.items()}
-    contents = {name: _describe(x) for name, x in stored.items()}
-    text = _to_json({**header, "contents": contents})
+    stored = {name: _to_stored(name, x) for name, x in arrays.items()}
+    contents: list[list[Any]] = []
     image = io.BytesIO()
-    # The oldest layout of HDF5, which `read_datasets` reads.
+    # The oldest layout of HDF5, which every tool reads.
     with h5py.File(image, "w", userblock_size=_BLOCK, libver="earliest") as file:
         file.attrs["format"] = "batchkit checkpoint"
         file.attrs["format_version"] = FORMAT
-        file["header"] = text
-        group = file.create_group("arrays")
+        file.create_group("arrays")
         for name, (array, attributes) in stored.items():
-            group.create_dataset(name, data=array).attrs.update(attributes)
+            dataset = file.create_dataset(f"arrays/{name}", data=array)
+            dataset.attrs.update(attributes)
+            place = _place_of(dataset, array)
+            contents.append([place, name, array.dtype.str, array.shape, attributes])
+        text = _to_json({**header, "contents": sorted(contents)})
+        array = np.array(text)
+        place = _place_of(file.create_dataset("header", data=array), array)
+    size = image.seek(0, os.SEEK_END)
+    for name, (array, _) in stored.items():
+        if not _is_shape(array.shape, size):
+            raise ValueError(
+                f"arrays: {name!r} has shape {array.shape}, and of an array without "
+                f"elements the product of the other sizes can be at most "
+                f"{max(size, _SMALL)}, the bytes of the file. Leave it out."
+            )
+    image.seek(place)
+    if image.read(len(text)) != text:
+        raise _unknown_layout("header")
     data = image.getbuffer()
-    # A later HDF5 library may write otherwise: an error now is better than on resuming.
-    written = read_datasets(data, _BLOCK)
-    assert written.keys() == {"header", *(f"arrays/{name}" for name in arrays)}
-    first = _SIGNATURE + f"format {FORMAT}\nbytes {len(data)}\n".encode()
+    first = f"format {FORMAT}\nbytes {len(data)}\nheader {place} {len(text)}\n"
+    first = _SIGNATURE + first.encode()
     block = first + b"sha256 " + _checksum(first, data) + b"\n"
     data[:_BLOCK] = block.ljust(_BLOCK - 1) + b"\n"
     return data
+
+
+def _place_of(dataset: h5py.Dataset, array: np.ndarray) -> int:
+    """Return the place in the file of the bytes of an array that HDF5 has stored."""
+    if array.size == 0:
+        return _BLOCK
+    place = dataset.id.get_offset()
+    size, dtype = dataset.id.get_storage_size(), dataset.dtype
+    # A later library may store arrays otherwise: an error now is better than on
+    # resuming.
+    if place is None or (size, dtype) != (array.nbytes, array.dtype):
+        raise _unknown_layout(dataset.name)
+    return place
+
+
+def _unknown_layout(name: str) -> CheckpointError:
+    version = f"h5py {h5py.version.version} with HDF5 {h5py.version.hdf5_version}"
+    return CheckpointError(
+        f"{version} stores {name!r} in a form that batchkit could not read again.",
+        "Install another version of h5py.",
+    )
 
 
 def decode(
@@ -278,15 +336,54 @@ def decode(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray | jax.Array]]:
     """Return header and arrays from sound bytes; see `read_file`."""
     with understood(path, otherwise):
-        datasets = read_datasets(data, _BLOCK)
-        header = _from_json(datasets.pop("header").value)
-        if any(not name.startswith("arrays/") for name in datasets):
-            raise ValueError("it has more than `header` and `arrays`")
-        arrays = {name.removeprefix("arrays/"): x for name, x in datasets.items()}
-        contents = {name: _describe(x) for name, x in arrays.items()}
-        if header.pop("contents", contents) != contents:
-            raise ValueError("its arrays are not those that its header names")
-        return header, {name: _to_array(x) for name, x in arrays.items()}
+        written = _WRITTEN.fullmatch(data[:_BLOCK])
+        assert written is not None
+        start, length = int(written["place"]), int(written["length"])
+        end = start + length
+        if not (start >= _BLOCK and end <= len(data) and length <= _MAX_HEADER):
+            raise ValueError("its header is where no header can be, or too long")
+        header = _from_json(data[start:end])
+        return header, _arrays_in(data, header.pop("contents"), start, end)
+
+
+def _arrays_in(
+    data: bytes, contents: Any, header_start: int, header_end: int
+) -> dict[str, np.ndarray | jax.Array]:
+    """Return copies of the arrays that a header lists, or raise `ValueError`."""
+    arrays: dict[str, np.ndarray | jax.Array] = {}
+    free = _BLOCK
+    for entry in contents:
+        match entry:
+            case [int(place), str(name), str(text), list(shape), dict(attributes)] if (
+                text in _DTYPES and _is_shape(shape, len(data)) and name not in arrays
+            ):
+                dtype, count = _DTYPES[text], math.prod(shape)
+            case _:
+                raise ValueError(
+                    f"its list of arrays has {entry!r}, which has a mistake, is too "
+                    "large, or has the name of another one"
+                )
+        end = place + count * dtype.itemsize
+        in_header = place < header_end and header_start < end
+        if place < free or end > len(data) or in_header:
+            raise ValueError(f"its array {name!r} is where no array can be")
+        free = end
+        # A copy, which is aligned and does not keep the bytes of the file.
+        array = np.frombuffer(data, dtype, count, place).reshape(shape).copy()
+        arrays[name] = _from_stored(name, array, attributes)
+    return arrays
+
+
+def _is_shape(sizes: Sequence[Any], size_of_file: int) -> bool:
+    """Return whether an array in a file can have a shape, with elements or without."""
+    # Also without elements: XLA takes memory for the other sizes. The bound on each of
+    # them keeps the product small, as JSON has numbers of thousands of digits.
+    limit = max(size_of_file, _SMALL)
+    return (
+        len(sizes) <= _MAX_RANK
+        and all(type(n) is int and 0 <= n <= limit for n in sizes)
+        and math.prod(n for n in sizes if n) <= limit
+    )
 
 
 @contextlib.contextmanager
@@ -322,9 +419,9 @@ def _checksum(first: bytes, data: bytes | memoryview) -> bytes:
     return total.hexdigest().encode()
 
 
-def _to_json(header: Mapping[str, Any]) -> str:
+def _to_json(header: Mapping[str, Any]) -> bytes:
     try:
-        text = json.dumps(header, allow_nan=False)
+        text = json.dumps(header, allow_nan=False).encode("ascii")
     except (TypeError, ValueError) as error:
         raise type(error)(
             f"header: {error}. Its values must be what JSON has: text, finite numbers, "
@@ -338,19 +435,18 @@ def _to_json(header: Mapping[str, Any]) -> str:
     return text
 
 
-def _from_json(text: str | np.ndarray) -> dict[str, Any]:
+def _from_json(text: bytes) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"its header has {constant}, which JSON has not")
 
-    if not isinstance(text, str) or len(text) > _MAX_HEADER:
-        raise ValueError("its header is no text, or too long")
-    header = json.loads(text, parse_constant=refuse)
+    # As text: of bytes, `json` guesses the encoding.
+    header = json.loads(text.decode("ascii"), parse_constant=refuse)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     return header
 
 
-def _to_dataset(name: str, value: Any) -> Dataset:
+def _to_stored(name: str, value: Any) -> tuple[np.ndarray, dict[str, str]]:
     """Convert an array to numbers that HDF5 has, and attributes with its own type."""
     attributes: dict[str, str] = {}
     if isinstance(value, jax.Array) and jnp.issubdtype(
@@ -368,41 +464,29 @@ def _to_dataset(name: str, value: Any) -> Dataset:
     if array.dtype.isbuiltin == 2:  # Registered with NumPy, as those of ml_dtypes are.
         attributes["dtype"] = array.dtype.name
         array = array.view(f"u{array.dtype.itemsize}")
-    # A long double has bytes that mean nothing, and other machines have no such type.
-    elif array.dtype.kind not in "biufc" or array.dtype.char in "gG":
+    if array.dtype.str not in _DTYPES:
         raise TypeError(
             f"arrays: {name!r} has dtype {array.dtype}, and only booleans and numbers "
             "of at most 64 bits, or complex pairs of them, can be stored."
         )
-    return Dataset(array, attributes)
+    return array, attributes
 
 
-def _describe(item: Dataset) -> str:
-    """Describe type, shape and content of a dataset, for the header.
-
-    The CRC-32 shows that an address in the file was changed, with a checksum made anew.
-    """
-    if isinstance(item.value, str):
-        raise ValueError("it has a text among its arrays")
-    shape = list(item.value.shape)
-    content = np.ascontiguousarray(item.value).reshape(-1).view(np.uint8)
-    words = item.value.dtype.str, f"{shape}", *item.attributes.values()
-    return " ".join([*words, f"crc32 {zlib.crc32(content.data):08x}"])
-
-
-def _to_array(item: Dataset) -> np.ndarray | jax.Array:
-    """Return a copy of a dataset's array, with the type that it had before."""
-    array, attributes = np.array(item.value), dict(item.attributes)
+def _from_stored(
+    name: str, array: np.ndarray, attributes: dict[str, Any]
+) -> np.ndarray | jax.Array:
+    """Return an array with the type that it had before, or raise `ValueError`."""
     if array.dtype == bool and np.any(array.view(np.uint8) > 1):
-        raise ValueError("it has booleans that are neither true nor false")
-    name, impl = attributes.pop("dtype", None), attributes.pop("prng_impl", None)
-    if attributes:
-        raise ValueError(f"it has an attribute {min(attributes)!r}")
-    if name is not None:
-        dtype = np.dtype(name)
-        if dtype.isbuiltin != 2 or array.dtype != np.dtype(f"u{dtype.itemsize}"):
-            raise ValueError(f"it has {array.dtype} for {name!r}")
-        array = array.view(dtype)
-    if impl is not None:
-        return jax.random.wrap_key_data(jnp.asarray(array), impl=impl)
-    return array
+        raise ValueError(f"its array {name!r} has booleans other than 0 and 1")
+    match [*attributes.items()]:
+        case []:
+            return array
+        case [("dtype", str(word))]:
+            # Looked up, as NumPy would parse other texts.
+            dtype = np.dtype(np.sctypeDict.get(word, object))
+            if dtype.isbuiltin == 2 and array.dtype == np.dtype(f"u{dtype.itemsize}"):
+                return array.view(dtype)
+        # JAX would cut integers of 64 bits down to 32.
+        case [("prng_impl", str(word))] if array.dtype == np.uint32:
+            return jax.random.wrap_key_data(jnp.asarray(array), impl=word)
+    raise ValueError(f"its array {name!r} of {array.dtype} cannot have {attributes!r}")

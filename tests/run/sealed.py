@@ -1,25 +1,37 @@
 """Files of an attacker: any content, with a checksum that is right."""
 
 import hashlib
-import io
-from collections.abc import Callable
+import json
+import re
 from typing import Any
 
-import h5py
 
+def seal(body: bytes, place: int = 512, length: int = 0, version: int = 1) -> bytes:
+    """Return a file with this body and the first block that belongs to it.
 
-def seal(body: bytes, version: int = 1) -> bytes:
-    """Return a file with this body and the first block that belongs to it."""
-    first = b"batchkit checkpoint\nformat %d\nbytes %d\n" % (version, 512 + len(body))
+    `place` and `length` are those of the header in the file.
+    """
+    first = b"batchkit checkpoint\nformat %d\nbytes %d\nheader %d %d\n" % (
+        *(version, 512 + len(body), place, length),
+    )
     digest = hashlib.sha256(first + body).hexdigest().encode()
     return (first + b"sha256 " + digest + b"\n").ljust(511) + b"\n" + body
 
 
-def made_by(make: Callable[[h5py.File], object], **how: Any) -> bytes:
-    """Return a sealed file made by h5py, with a header and `arrays` in it."""
-    image = io.BytesIO()
-    with h5py.File(image, "w", userblock_size=512, **how) as file:
-        file["header"] = "{}"
-        file.create_group("arrays")
-        make(file)
-    return seal(image.getvalue()[512:])
+def crafted(header: Any, content: bytes = b"") -> bytes:
+    """Return a file with some bytes at 512 and a header after them, as text or JSON."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return seal(content + text, 512 + len(content), len(text))
+
+
+def header_place(data: bytes) -> tuple[int, int]:
+    """Return the first place of the header in a file, and the one after it."""
+    found = re.search(rb"\nheader (\d+) (\d+)\n", data[:512])
+    assert found is not None
+    return int(found[1]), int(found[1]) + int(found[2])
+
+
+def header_of(data: bytes) -> dict[str, Any]:
+    """Return the header of a file with the list of its arrays, `contents`."""
+    start, end = header_place(data)
+    return json.loads(data[start:end])

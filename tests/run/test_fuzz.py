@@ -1,20 +1,22 @@
-"""Files with a structure that was mutated, and a checksum that is right.
+"""Files of which a part was mutated, with a checksum that is right.
 
-What is mutated is everything that is neither an element of an array nor the text of the
-header: messages, pointers, sizes, names, types. Such a file is refused, or read as
-before. The text of the header is mutated separately: then another value may be valid,
-and the only requirement is that nothing but `CheckpointError` is raised.
+- The block: the place and the length of the header. The file is refused, or read as
+  before.
+- The structure of HDF5, which is all bytes that are neither in the header nor in an
+  array. The file is read as before.
+- Values in the header, its list of arrays (places, types, shapes, attributes, names),
+  or single bytes of its text. Then another value may be valid, and the only requirement
+  is that nothing but `CheckpointError` is raised.
+- Bytes of arrays. Then other numbers may be valid, in arrays of the same structure.
 """
 
 import json
 import random
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,14 +25,20 @@ import pytest
 import batchkit as bk
 from batchkit.chains import ChainSeconds
 from batchkit.nested import DeadPoints
-from batchkit.run._file import encode, read_file
 from batchkit.shards import SamplingStats
 
 from ..nested.perfect import peak, result, sample
-from .sealed import seal
+from .sealed import header_of, header_place, seal
 
 
 FILES = 10_002
+# More of the list of arrays, by which a file is read.
+KINDS = ("values", "contents", "contents", "text", "arrays", "structure", "block")
+OUTCOMES = {"structure": ("the same",), "block": ("refused", "the same")}
+TYPES = (
+    *("<f8", ">f8", "<f4", "<f2", "<i8", "<u4", "<u2", "|u1", "|i1", "|b1", "<c16"),
+    *("bfloat16", "int4", "float8_e5m2", "O", "|V8", "<M8[s]", "f8,f8", "(2,", "", 8),
+)
 
 
 def nested(path: Path) -> None:
@@ -105,6 +113,11 @@ def everything(run: Any) -> list[Any]:
     ]
 
 
+def structure_of(values: list[Any]) -> list[Any]:
+    """Return the pytree, types and shapes of the values of `everything`."""
+    return [values[0], *(x[:2] for x in values[2:])]
+
+
 SOURCES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
     "nested": (nested, bk.NestedRun.load),
     "chains": (chains, bk.ChainRun.load),
@@ -112,60 +125,66 @@ SOURCES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
 }
 
 
-def structure_of(path: Path) -> np.ndarray:
-    """Return the places of all bytes after the first block that are not content."""
-    data = path.read_bytes()
-    is_content = np.zeros(len(data), bool)
-    is_content[:512] = True
-
-    def mark(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and (start := item.id.get_offset()):
-            is_content[start : start + item.id.get_storage_size()] |= name != "header"
-
-    with h5py.File(path) as file:
-        file.visititems(mark)
-        text: Any = file["header"]
-        text = text[()]
-    start = data.index(text)
-    is_content[start : start + len(text)] = True
-    return np.flatnonzero(~is_content)
+def parts_of(data: bytes) -> dict[str, np.ndarray]:
+    """Return the places of the bytes of a file after its block, by their meaning."""
+    kinds = np.full(len(data), "structure")
+    kinds[:512] = "block"
+    for place, _, dtype, shape, _ in header_of(data)["contents"]:
+        kinds[place : place + np.dtype(dtype).itemsize * int(np.prod(shape))] = "arrays"
+    kinds[slice(*header_place(data))] = "text"
+    return {x: np.flatnonzero(kinds == x) for x in ("structure", "arrays", "text")}
 
 
-def mutated(
-    rng: random.Random, data: bytes, places: np.ndarray, filled: np.ndarray
-) -> bytes:
+def bytes_mutated(rng: random.Random, data: bytes, places: np.ndarray) -> bytes:
+    """Change single bytes, or overwrite several by others of the file."""
     out = bytearray(data)
-    # Most bytes are empty space, which nothing reads.
-    used = filled if rng.random() < 0.8 else places
-    for _ in range(rng.choice([1, 1, 1, 2, 3, 8])):
-        i = int(rng.choice(used))
-        word = min(i & ~7, len(out) - 8)
-        match rng.randrange(7):
+    for _ in range(rng.choice([1, 1, 2, 8, 100])):
+        i = int(rng.choice(places))
+        match rng.randrange(3):
             case 0:
                 out[i] ^= 1 << rng.randrange(8)
             case 1:
-                out[i] = rng.choice([0, 1, 2, 3, 7, 8, 127, 128, 255])
+                out[i] = rng.choice([0, 1, 2, 34, 44, 48, 57, 91, 93, 127, 128, 255])
             case 2:
-                number = rng.choice([0, 1, 8, 2**31, 2**40, 2**63, 2**64 - 1, len(out)])
-                write(out, places, word, struct.pack("<Q", number))
-            case 3:
-                write(out, places, word, struct.pack("<Q", rng.randrange(len(out))))
-            case 4:
-                other = int(rng.choice(used)) & ~7
-                write(out, places, word, data[other : other + 8])
-            case 5:
-                other, size = int(rng.choice(used)), rng.choice([4, 24, 40, 128])
-                write(out, places, i, data[other : other + size])
-            case 6:
-                write(out, places, i, bytes(rng.choice([2, 16, 64])))
+                new = rng.randbytes(rng.choice([2, 8, 40]))
+                inside = places[(places >= i) & (places < i + len(new))]
+                for j in inside:
+                    out[j] = new[j - i]
     return bytes(out)
 
 
-def write(out: bytearray, places: np.ndarray, start: int, new: bytes) -> None:
-    """Overwrite bytes of the structure, and no content."""
-    inside = places[(places >= start) & (places < start + len(new))]
-    for i in inside:
-        out[i] = new[i - start]
+def contents_mutated(
+    rng: random.Random, contents: Sequence[list[Any]], size: int
+) -> list[list[Any]]:
+    """Change places, names, types, shapes and attributes of arrays, and their order."""
+    contents = copied(contents)
+    for _ in range(rng.choice([1, 1, 2])):
+        i = rng.randrange(len(contents))
+        entry, other = contents[i], rng.choice(contents)
+        match rng.randrange(8):
+            case 0:
+                near = rng.choice([-8, -1, 1, 8, 64])
+                far = [-1, 0, 511, 512, size - 1, size, 2**31, 2**40, 2**63, 10**30]
+                entry[0] = rng.choice([entry[0] + near, rng.randrange(size), *far])
+            case 1:
+                entry[2] = rng.choice(TYPES)
+            case 2:
+                sizes = [0, 1, 2, 3, size, 2**31, 2**40, 2**63, 10**30, -1, True, 2.0]
+                entry[3] = rng.choices(sizes, k=rng.choice([0, 1, 2, 3, 33]))
+            case 3 if entry[3]:
+                j = rng.randrange(len(entry[3]))
+                entry[3][j] = rng.choice([0, entry[3][j] + 1, entry[3][j] // 2, 2**40])
+            case 4:
+                name = rng.choice(["dtype", "prng_impl", "x"])
+                entry[4][name] = rng.choice([*TYPES, "threefry2x32", "rbg", None])
+            case 5:
+                j = rng.randrange(5)
+                entry[j] = copied(other[j])
+            case 6:
+                contents[i] = copied(other)
+            case _:
+                rng.shuffle(contents)
+    return contents
 
 
 def nodes(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -204,6 +223,33 @@ def header_mutated(rng: random.Random, header: dict[str, Any]) -> dict[str, Any]
     return header
 
 
+def with_header(data: bytes, header: dict[str, Any]) -> bytes:
+    """Return a file with another header, which is at its end."""
+    text = json.dumps(header).encode()
+    return seal(data[512:] + text, len(data), len(text))
+
+
+def mutated(
+    rng: random.Random, kind: str, data: bytes, parts: dict[str, np.ndarray]
+) -> bytes:
+    start, end = header_place(data)
+    header = header_of(data)
+    match kind:
+        case "values":
+            contents = header.pop("contents")
+            new = header_mutated(rng, header)
+            return with_header(data, {**new, "contents": contents})
+        case "contents":
+            contents = contents_mutated(rng, header["contents"], len(data))
+            return with_header(data, {**header, "contents": contents})
+        case "block":
+            length = end - start + rng.choice([-1, 0, 1, len(data), 10**8])
+            start += rng.choice([-1, 0, 1, -start, len(data), 10**17])
+            return seal(data[512:], start, max(length, 0))
+    body = bytes_mutated(rng, data, parts[kind])[512:]
+    return seal(body, start, end - start)
+
+
 def fuzzed(
     name: str, folder: Path, count: int, seed: int
 ) -> Counter[tuple[str, str, str]]:
@@ -211,26 +257,22 @@ def fuzzed(
     save, load = SOURCES[name]
     path = folder / f"{name}.h5"
     save(path)
-    data, places = path.read_bytes(), structure_of(path)
-    filled = places[np.frombuffer(data, np.uint8)[places] > 0]
-    expected = everything(load(path))
-    header, arrays = read_file(path)
+    data = path.read_bytes()
+    expected, parts = everything(load(path)), parts_of(data)
     counts: Counter[tuple[str, str, str]] = Counter()
     for i in range(count):
-        of_header = i % 5 == 0
-        if of_header:
-            new = bytes(encode(header_mutated(rng, header), arrays))
-        else:
-            new = seal(mutated(rng, data, places, filled)[512:])
-        path.write_bytes(new)
+        kind = KINDS[i % len(KINDS)]
+        path.write_bytes(mutated(rng, kind, data, parts))
         try:
             found = everything(load(path))
         except bk.CheckpointError:
             outcome = "refused"
         else:
-            assert of_header or found == expected, (name, seed, i)
             outcome = "the same" if found == expected else "another value"
-        counts[name, "header" if of_header else "structure", outcome] += 1
+            if kind == "arrays":
+                assert structure_of(found) == structure_of(expected), (name, seed, i)
+        assert outcome in OUTCOMES.get(kind, [outcome]), (name, seed, i, kind, outcome)
+        counts[name, kind, outcome] += 1
     return counts
 
 
@@ -238,9 +280,11 @@ def fuzzed(
 def test_some_mutated_files_are_refused_or_read_as_before(
     name: str, tmp_path: Path
 ) -> None:
-    counts = fuzzed(name, tmp_path, 40, seed=1)
-    assert counts[name, "structure", "refused"] > 5
-    assert counts[name, "structure", "the same"] > 0
+    counts = fuzzed(name, tmp_path, 70, seed=1)
+    for kind in ("values", "contents", "text", "block"):
+        assert counts[name, kind, "refused"] > 0
+    assert counts[name, "structure", "the same"] == 10
+    assert counts[name, "arrays", "another value"] > 0
 
 
 @pytest.mark.slow
