@@ -197,12 +197,6 @@ class Call:
         `lanes`, by default all tasks, share the memory of a device. With `splits=False`
         the batcher may leave the tasks together, and calls `refusal` before it splits
         them.
-
-        **Raises:**
-
-        `ValueError` if the task cannot be split from the others: it communicates over
-        `axis_name`, draws random bits that depend on the layout, maps a mutable array,
-        or has a varying output for which `out_axes` is `None`, without `sum_match`.
         """
         size = self.size
         if self.maps_refs:

@@ -257,12 +257,7 @@ class Continuous(AbstractBatcher):
 def compile_task(
     task: TracedTask, expensive: str | None = None
 ) -> tuple[TaskProgram, PauseChoice]:
-    """Compile a task to basic blocks, and return where it pauses.
-
-    **Raises:**
-
-    `ValueError` if the task calls no marked function of the name `expensive`.
-    """
+    """Compile a task to basic blocks, and return where it pauses."""
     pauses = choose_pause_points(task.jaxpr.jaxpr, expensive)
     program = lower(_as_one_task(task, pauses), pauses.points)
     program.exit.outputs = task.with_values(program.exit.outputs)

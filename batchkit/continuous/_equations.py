@@ -189,15 +189,7 @@ def interpret(
     literal: Callable[[np.ndarray], Any],
     rule: Callable[[Any, list[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """Interpret a jaxpr over any domain: arrays, operands of a program, or booleans.
-
-    **Arguments:**
-
-    - `jaxpr`: the jaxpr, without the values of its constants.
-    - `consts`, `args`: elements of the domain for its constants and its arguments.
-    - `literal`: maps the value of a literal to the domain.
-    - `rule`: maps an equation and its inputs to its outputs.
-    """
+    """Interpret a jaxpr over any domain: arrays, operands of a program, or booleans."""
     env = dict(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, args, strict=True))
 

@@ -50,14 +50,7 @@ _FILTERED: Final = {"flatten", "static", "treedef"}
 
 
 def as_one_task(jaxpr: ClosedJaxpr, is_call: Callable[[Any], bool]) -> ClosedJaxpr:
-    """Return the jaxpr of a task in which no primitive asks about a batch around it.
-
-    **Arguments:**
-
-    - `jaxpr`: the jaxpr of one task.
-    - `is_call`: whether an equation is a call that lanes make together. It is left as
-        it is.
-    """
+    """Return a task in which no primitive outside of calls asks about its batch."""
     if not any(map(_is_rewritten, equations(jaxpr.jaxpr))):
         return jaxpr
     return _Rewriter(is_call).rewritten(jaxpr)
@@ -218,12 +211,8 @@ def _without_wrapper(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 def _guarding(jaxpr: Any, in_guard: bool = False) -> set[Any]:
     """Return the variables that decide whether a host callback is made, and its inputs.
 
-    They must be the same in all lanes, so that the branch to it stays a branch.
-
-    **Arguments:**
-
-    - `jaxpr`: an open jaxpr.
-    - `in_guard`: whether it is a branch that leads to a callback.
+    They must be the same in all lanes, so that the branch to it stays a branch. With
+    `in_guard` the jaxpr is such a branch.
     """
     found: set[Any] = set()
     for eqn in reversed(jaxpr.eqns):

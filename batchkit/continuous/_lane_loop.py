@@ -44,7 +44,9 @@ class CallChoice:
 
     ready: Array  # whether a call is made
     kind: Array
-    credit: Array  # for each kind, after this turn
+    # For each kind the lanes that have waited for it, summed over the calls of other
+    # kinds since its own last one.
+    credit: Array
 
 
 @final
@@ -77,13 +79,6 @@ class Schedule:
 
         No call is made while lanes are on their way to a pause. Waiting lanes earn
         credit for their kind, so that a kind with few lanes is not starved.
-
-        **Arguments:**
-
-        - `pc`: the program counter of each lane.
-        - `credit`: for each kind, the lanes that have waited for it, summed over the
-            calls of other kinds since its own last one.
-        - `min_lanes`: the result of `min_lanes` for these lanes.
         """
         counts = jnp.stack([jnp.sum(each) for each in self.waiting(pc)])
         counts = counts.astype(jnp.int32)
@@ -104,7 +99,7 @@ class LaneState:
     pc: Array  # of each lane
     task: Array  # the index of each lane's task
     next_task: Array  # the first task that no lane has taken yet, for each lane
-    credit: Array  # of each kind of call
+    credit: Array  # as in `CallChoice`
     slots: dict[Value, Array]
     outs: list[Array]  # the results of all tasks, packed
     rows: dict[RowStores, list[Array]]  # those that are stored row by row
@@ -117,15 +112,8 @@ class LaneLoop:
     def __init__(
         self, layout: LaneLayout, lanes: int, tasks: int, operations: float
     ) -> None:
-        """**Arguments:**
-
-        - `layout`: the program, laid out on lanes.
-        - `lanes`, `tasks`: how many there are.
-        - `operations`: floating-point operations of one call in one lane. On an
-            accelerator a costly call is made only if a lane waits, as on a CPU.
-        """
         self._layout = layout
-        self._operations = operations
+        self._operations = operations  # floating-point ones of a call in one lane
         self._lanes = lanes
         self._tasks = tasks
         self._program = layout.program
@@ -146,19 +134,9 @@ class LaneLoop:
     def run(
         self, rows: Sequence[Array], closure: Mapping[int, Any], count: bool
     ) -> tuple[list[Any], tuple[Array, Array]]:
-        """Compute all tasks.
+        """Compute all tasks, and count the evaluations made and needed.
 
-        **Arguments:**
-
-        - `rows`: the mapped arguments of all tasks, one for each parameter of the
-            program's entry.
-        - `closure`: the arrays to use for the program's constants, by their `id`.
-        - `count`: whether to count evaluations.
-
-        **Returns:**
-
-        The outputs, with the tasks in front of those that differ between tasks, and the
-        evaluations made and needed.
+        `closure` has the arrays to use for the program's constants, by their `id`.
         """
         layout = self._layout
         constants = self._program.constants

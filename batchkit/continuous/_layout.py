@@ -91,14 +91,10 @@ class LaneLayout:
     """
 
     def __init__(self, program: TaskProgram, patient: bool) -> None:
-        """**Arguments:**
-
-        - `program`: the blocks of one task.
-        - `patient`: whether lanes are held before blocks outside of the innermost loops
-            until there are several. This pays if an evaluation is cheap: a lane misses
-            some of them, but not all lanes execute a block that few are at.
-        """
         self.program = program
+        # Whether lanes are held before blocks outside of the innermost loops until
+        # there are several. This pays if an evaluation is cheap: a lane misses some of
+        # them, but not all lanes execute a block that few are at.
         self.patient = patient
         self.kinds = call_kinds(program.pauses())
         order = _reverse_postorder(program)

@@ -26,11 +26,7 @@ class Packing:
     """An arrangement of values in buffers: small ones share one."""
 
     def __init__(self, values: Sequence[Value], alone: Collection[Value] = ()) -> None:
-        """**Arguments:**
-
-        - `values`: what is packed; the order is that of `pack` and `unpack`.
-        - `alone`: those of them that keep a buffer of their own.
-        """
+        """Arrange values, of which those in `alone` keep a buffer of their own."""
         self._values = list(values)
         groups: dict[Any, list[Value]] = {}
         for x in values:
@@ -44,13 +40,7 @@ class Packing:
         return self.pack([x.zeros(*lead) for x in self._values], len(lead))
 
     def pack(self, arrays: Sequence[Any], lead: int = 1) -> list[Array]:
-        """Put arrays into their buffers.
-
-        **Arguments:**
-
-        - `arrays`: one for each value, in order, with leading axes.
-        - `lead`: the number of leading axes.
-        """
+        """Put an array for each value into buffers; its first `lead` axes stay."""
         array_of = dict(zip(self._values, arrays, strict=True))
         buffers: list[Array] = []
         for group in self._groups:

@@ -106,12 +106,7 @@ class PauseChoice:
 
 
 def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
-    """Choose calls of `expensive`, or of the costliest marked function, or loops.
-
-    **Raises:**
-
-    `ValueError` if the task calls no marked function of that name.
-    """
+    """Choose calls of `expensive`, or of the costliest marked function, or loops."""
     calls = _marked_calls(jaxpr)
     if not calls:
         return PauseChoice(LoopPausePoints(), "pauses at turns of loops")
