@@ -36,7 +36,7 @@ from ..continuous._equations import called_jaxpr, is_collective
 
 
 # Fitted to the steps that `benchmarks/auto.py` times on 2 CPU cores.
-TURN: Final = 1e-4
+TURN: Final = 6e-5
 IDLE: Final = 0.5
 
 
@@ -51,7 +51,7 @@ class Rates(NamedTuple):
 
 
 # XLA uses one core more for each so many bytes that an operation computes.
-BYTES_PER_CORE: Final = 128_000
+BYTES_PER_CORE: Final = 200_000
 # Of an accelerator only the order of magnitude is known: one of 10 TFLOP/s.
 ACCELERATOR: Final = Rates(1e13, 1e13, 1e12)
 

@@ -319,7 +319,7 @@ def _place_of(dataset: h5py.Dataset, array: np.ndarray) -> int:
     # A later library may store arrays otherwise: an error now is better than on
     # resuming.
     if place is None or (size, dtype) != (array.nbytes, array.dtype):
-        raise _unknown_layout(dataset.name)
+        raise _unknown_layout(str(dataset.name))
     return place
 
 

@@ -348,7 +348,7 @@ def test_auto_chooses_for_every_site_of_nss() -> None:
     (init, *_), (step, *_) = reached_sites(init_log), reached_sites(step_log)
     assert init.batcher == step.batcher == "Auto(budget='1 MB')"
     assert "of 40 tasks at once need" in init.note
-    assert step.layout == "4 lanes kept busy"
+    assert step.layout == "8 lanes kept busy"
     assert "loglikelihood_fn" in step.note
 
 

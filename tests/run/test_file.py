@@ -219,7 +219,7 @@ def peak(compute: Any) -> int:
 
 
 def test_arrays_that_were_read_are_writable_and_aligned(sound):
-    found = decode("run.h5", sound)[1]["live/position"]
+    found: Any = decode("run.h5", sound)[1]["live/position"]
     assert found.flags.writeable
     assert found.flags.aligned
     assert found.flags.owndata

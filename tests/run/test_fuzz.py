@@ -13,7 +13,7 @@
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def bytes_mutated(rng: random.Random, data: bytes, places: np.ndarray) -> bytes:
 
 
 def contents_mutated(
-    rng: random.Random, contents: Sequence[list[Any]], size: int
+    rng: random.Random, contents: list[list[Any]], size: int
 ) -> list[list[Any]]:
     """Change places, names, types, shapes and attributes of arrays, and their order."""
     contents = copied(contents)
