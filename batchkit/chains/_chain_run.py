@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from .._util._checks import check_type
+from ..run._arguments import REAL, named_leaves
 from ..run._names import named_numbers, pooled_columns
 from ..run._over_draws import Transform, log_likelihoods_of, transformed
 from ..run._packages import Provenance
@@ -292,9 +294,13 @@ class ChainRun(AbstractDraws):
         **Raises:**
 
         `ValueError` if the arrays of `samples` differ in chains or draws, or if there
-        are none.
+        are none; `TypeError` if one holds no real numbers.
         """
         self.samples = jax.tree.map(np.asarray, samples)
+        for name, leaf in named_leaves("samples", self.samples):
+            is_real = any(jnp.issubdtype(leaf.dtype, kind) for kind in REAL)
+            rule = "an array of real numbers; split complex ones into two"
+            check_type(is_real, "ChainRun", name, leaf, rule)
         shapes = {x.shape[:2] for x in jax.tree.leaves(self.samples)}
         if len(shapes) != 1 or len(min(shapes)) != 2 or 0 in min(shapes):
             raise ValueError(

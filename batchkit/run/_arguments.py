@@ -25,7 +25,7 @@ from ._names import columns, join_few
 _BRANCHES: Final = (
     "Python's `if` cannot depend on a position; use `jnp.where` or `jax.lax.cond`."
 )
-_REAL: Final = jnp.floating, jnp.integer, jnp.bool_
+REAL: Final = jnp.floating, jnp.integer, jnp.bool_
 _FLOATS: Final = (
     "floating-point numbers, since the sampler takes small steps or gradients"
 )
@@ -102,7 +102,7 @@ def checked_starts(
     Without `floats_only` they may be integers or booleans. For `axis` and `least` see
     `common_length`, for `shards` see `locate_rows`.
     """
-    kinds = _REAL[:1] if floats_only else _REAL
+    kinds = REAL[:1] if floats_only else REAL
     for name, leaf in named_leaves("positions", positions):
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not any(jnp.issubdtype(dtype, x) for x in kinds):

@@ -188,6 +188,12 @@ def test_arrays_without_chains_and_draws_are_refused(samples: Any) -> None:
     assert_refuses(lambda: bk.ChainRun(samples), ValueError, ("(chains, draws, ...)",))
 
 
+def test_draws_that_are_complex_are_refused() -> None:
+    words = ("samples['z']", "complex128[2,3]", "real numbers")
+    samples = {"z": np.ones((2, 3), complex)}
+    assert_refuses(lambda: bk.ChainRun(samples), TypeError, words)
+
+
 def test_a_checkpoint_is_read_as_the_result(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     starts = jnp.linspace(-1.0, 1.0, 4)
