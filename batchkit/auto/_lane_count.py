@@ -37,7 +37,7 @@ from ..continuous._equations import called_jaxpr, is_collective
 
 # Fitted to the steps that `benchmarks/auto.py` times on 2 CPU cores.
 TURN: Final = 6e-5
-IDLE: Final = 0.5
+IDLE: Final = 0.6
 
 
 @final
