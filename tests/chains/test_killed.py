@@ -75,13 +75,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_run_resumes_to_the_same_bits(whole: Path) -> None:
     folder = whole.parent / "killed"
     resumed: list[int] = []
-    for transitions in (1, 20, WARMUP + 1, WARMUP + 25):
+    for transitions in (20, WARMUP + 25):
         process = start(folder, slow=0.02)
         resumed.append(until(process, 0))
         until(process, transitions)
         kill(process)
-    # The third process resumed in the middle of the warm-up.
-    assert 0 < resumed[2] < WARMUP
+    # The second process resumed in the middle of the warm-up.
+    assert 0 < resumed[1] < WARMUP
     errors = to_end(folder)
     assert "resuming " in errors
     assert_same(whole, folder)
