@@ -101,3 +101,12 @@ def beartype(session: nox.Session) -> None:
         "--ignore=tests/processes",
         optimized=False,
     )
+
+
+@nox.session(python=PYTHONS[0])
+def described(session: nox.Session) -> None:
+    """Programs that are compiled for accelerators which are not here."""
+    session.install("--quiet", "-e", ".[test,cuda-plans,tpu-plans]")
+    env = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
+    files = ("tests/devices", "tests/continuous/test_launches.py")
+    session.run("pytest", "-m", "slow or not slow", *files, *session.posargs, env=env)

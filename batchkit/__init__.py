@@ -20,6 +20,10 @@ from .chains import (
     run_chains as run_chains,
 )
 from .continuous import Continuous as Continuous
+from .devices import (
+    described_device as described_device,
+    described_devices as described_devices,
+)
 from .explain import explain as explain, memory as memory
 from .nested import (
     AbstractStop as AbstractStop,
@@ -92,6 +96,8 @@ __all__ = [
     "UnreachableSiteError",
     "Vmap",
     "combine_shards",
+    "described_device",
+    "described_devices",
     "expensive",
     "explain",
     "filter_batch",

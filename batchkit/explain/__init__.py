@@ -7,3 +7,4 @@ from ._explain import (
     explain as explain,
     memory as memory,
 )
+from ._loops import Loop as Loop

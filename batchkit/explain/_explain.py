@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Token
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, final
+from typing import Any, Final, final
 
 import equinox as eqx
 import jax
@@ -31,35 +31,58 @@ from ..batchers._trace_log import (
     start_log,
     under_axis,
 )
+from ..devices._target import (
+    Target,
+    check_target,
+    compile_options,
+    device_of,
+    is_described,
+    platform_of,
+    shapes_on,
+    sharding_on,
+)
 from ..rebuild._values import CODE_OF_BOUNDARY, CODE_OF_MAPPED
+from ._loops import LOOP_COLUMNS, Loop, loops_of
 
 
 def trace(
-    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: Target = None,
 ) -> jax.stages.Traced:
-    """Trace `fun` for arguments or their shapes, as `jax.jit` would.
+    """Trace `fun` for arguments or their shapes, as `jax.jit` would for a device.
 
     Arguments that are not arrays, such as Python numbers or functions, are constants of
     the program, unless `fun` is already jitted.
     """
+    args, kwargs = shapes_on(device, (args, kwargs))
+    arrays, static = eqx.partition((args, kwargs), _is_array)
+    # Arguments say for which device a program is, and without any its results do.
+    is_placed = device is None or bool(jax.tree.leaves(arrays))
     with single_process():
-        if isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
+        if is_placed and isinstance(fun, jax.stages.Wrapped):  # made by jax.jit
             return fun.trace(*args, **kwargs)
-        arrays, static = eqx.partition((args, kwargs), _is_array)
 
         def on_arrays(arrays: Any) -> Any:
             args, kwargs = eqx.combine(arrays, static)
             return fun(*args, **kwargs)
 
-        return jax.jit(on_arrays).trace(arrays)
+        on_arrays.__name__ = getattr(fun, "__name__", on_arrays.__name__)
+        if is_placed:
+            return jax.jit(on_arrays).trace(arrays)
+        return jax.jit(on_arrays, out_shardings=sharding_on(device)).trace(arrays)
 
 
 def trace_uncached(
-    fun: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    fun: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: Target = None,
 ) -> jax.stages.Traced:
     """Trace like `trace`, but trace jitted functions inside of `fun` again as well."""
     # Under a new axis name there are no cached traces, which would reach no site.
-    return under_axis(object(), lambda: trace(fun, args, kwargs))
+    return under_axis(object(), lambda: trace(fun, args, kwargs, device))
 
 
 @contextlib.contextmanager
@@ -231,12 +254,15 @@ class MemoryUse:
     - `temporary`: bytes of temporaries, needed while the program runs.
     - `alias`: bytes of results that overwrite donated arguments, and are counted in
         both.
+    - `device`: the kind of the device that the program was compiled for, such as
+        `"NVIDIA H100 80GB HBM3"`; `"cpu"` by default.
     """
 
     argument: int
     output: int
     temporary: int
     alias: int
+    device: str = "cpu"
 
     @property
     def total(self) -> int:
@@ -244,7 +270,8 @@ class MemoryUse:
         return self.argument + self.output + self.temporary - self.alias
 
     def __repr__(self) -> str:
-        return table(_MEMORY_COLUMNS, self._rows())
+        text = table(_MEMORY_COLUMNS, self._rows())
+        return text if self.device == "cpu" else f"{text}\n{self.device}. {UNSEEN}"
 
     def _repr_html_(self) -> str:
         return html_table(_MEMORY_COLUMNS, self._rows())
@@ -275,19 +302,25 @@ class Explanation:
 
     - `reached`: the sites, in the order in which the trace reached them.
     - `memory`: the bytes that XLA will allocate.
+    - `loops`: what the loops of the compiled program launch, on an accelerator; empty
+        for a CPU.
     """
 
     reached: tuple[ReachedSite, ...]
     memory: MemoryUse
+    loops: tuple[Loop, ...] = ()
 
     def __repr__(self) -> str:
         rows = list(_rows(self.reached))
         sites = table(_COLUMNS, rows) if rows else "no site was reached"
-        return f"{sites}\n\n{self.memory!r}"
+        loops = [table(LOOP_COLUMNS, [x.row for x in self.loops])] if self.loops else []
+        return "\n\n".join([sites, repr(self.memory), *loops])
 
     def _repr_html_(self) -> str:
         rows = list(_rows(self.reached))
-        return html_table(_COLUMNS, rows) + self.memory._repr_html_()
+        loops = html_table(LOOP_COLUMNS, [x.row for x in self.loops])
+        tables = html_table(_COLUMNS, rows) + self.memory._repr_html_()
+        return tables + loops if self.loops else tables
 
 
 def _rows(sites: tuple[ReachedSite, ...], depth: int = 0) -> Iterator[tuple[str, ...]]:
@@ -325,13 +358,19 @@ _COLUMNS = (
 )
 
 
-def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(
+    fun: Callable[..., Any],
+    *args: Any,
+    device: Target = None,
+    **kwargs: Any,
+) -> Explanation:
     """List the sites that a function reaches, their layout, and the memory it needs.
 
     The function is traced once and compiled, but not run. Functions inside of it that
     are already jitted are traced as well. The list has the sites of rebuilt samplers,
     the batchers that you call yourself, and every `jax.vmap` that no batcher runs: your
     own, and those of a sampler that has not been rebuilt. Equal sites are listed once.
+    For an accelerator, it also lists the loops of the compiled program.
 
     ```python
     import blackjax
@@ -354,6 +393,9 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
         A value that is not an array, such as a Python number, is a constant of the
         program, unless `fun` is jitted.
+    - `device`: the device of JAX to compile for, present or
+        [described][batchkit.described_device], or a mesh whose devices each have the
+        arguments whole. By default the process's own.
 
     **Returns:**
 
@@ -365,9 +407,15 @@ def explain(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
     The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
     where XLA does not report the memory.
     """
+    check_target("explain", device)
     with recording() as root:
-        traced = trace_uncached(fun, args, kwargs)
-    return Explanation(reached_sites(root), memory_of(traced.lower().compile()))
+        traced = trace_uncached(fun, args, kwargs, device)
+    # On a device that is there, the kernels are those of the program that will run.
+    is_cpu = platform_of(device) == "cpu"
+    options = compile_options(device) if is_cpu or is_described(device) else None
+    compiled = traced.lower().compile(options)
+    loops = () if is_cpu else loops_of(compiled.as_text() or "")
+    return Explanation(reached_sites(root), memory_of(compiled, device), loops)
 
 
 def reached_sites(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
@@ -426,15 +474,26 @@ def format_batcher(value: Any) -> str:
 
 
 _MEMORY_COLUMNS = ("memory", "size", "bytes")
+# The end of a figure for an accelerator.
+UNSEEN: Final = (
+    "Not counted: workspaces of libraries such as cuBLAS and cuSOLVER, kernels that "
+    "are tuned on the device itself, and fragmentation."
+)
 
 
-def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
+def memory(
+    fun: Callable[..., Any],
+    *args: Any,
+    device: Target = None,
+    **kwargs: Any,
+) -> MemoryUse:
     """Compute the bytes that XLA allocates for `fun(*args, **kwargs)`.
 
     The function is compiled as under `jax.jit`, from the shapes of its arguments, and
     does not run. XLA's own figure for the peak is not used: on CPU it leaves out the
     temporaries. Allocations outside of XLA are not counted, such as those of host
-    callbacks and workspaces of linear algebra on a GPU.
+    callbacks and workspaces of linear algebra on a GPU. For a device that is not here,
+    describe it: [`described_device`][batchkit.described_device].
 
     ```python
     import blackjax
@@ -458,6 +517,9 @@ def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
     - `*args`, `**kwargs`: its arguments; `jax.ShapeDtypeStruct` may stand for an array.
         A value that is not an array, such as a Python number, is a constant of the
         program, unless `fun` is jitted.
+    - `device`: the device of JAX to compile for, present or
+        [described][batchkit.described_device], or a mesh whose devices each have the
+        arguments whole. By default the process's own.
 
     **Returns:**
 
@@ -468,19 +530,22 @@ def memory(fun: Callable[..., Any], *args: Any, **kwargs: Any) -> MemoryUse:
     The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
     where XLA does not report the memory.
     """
-    return memory_of(trace(fun, args, kwargs).lower().compile())
+    check_target("memory", device)
+    lowered = trace(fun, args, kwargs, device).lower()
+    return memory_of(lowered.compile(compile_options(device)), device)
 
 
-def memory_of(compiled: jax.stages.Compiled) -> MemoryUse:
+def memory_of(compiled: jax.stages.Compiled, device: Target = None) -> MemoryUse:
     """Read the figures of a compiled program."""
     stats = compiled.memory_analysis()
     if stats is None:
         raise NotImplementedError(
-            f"XLA does not report the memory of programs on {jax.default_backend()!r}."
+            f"XLA does not report the memory of programs on {platform_of(device)!r}."
         )
     return MemoryUse(
         stats.argument_size_in_bytes,
         stats.output_size_in_bytes,
         stats.temp_size_in_bytes,
         stats.alias_size_in_bytes,
+        device_of(device).device_kind,
     )

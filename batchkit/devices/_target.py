@@ -1,0 +1,102 @@
+"""Targets: the device or the mesh that a program is compiled for, without running it.
+
+`None` stands for the default device of the process.
+"""
+
+from typing import Any, Final, TypeAlias
+
+import jax
+from jax.sharding import (
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
+
+from .._util._checks import check_type
+from ._hardware import HARDWARE
+
+
+# A `jax.Device`, which type checkers take for a variable.
+Device: TypeAlias = Any
+Target: TypeAlias = Device | Mesh | None
+
+_BY_NAME: Final = {hardware.name: hardware for hardware in HARDWARE.values()}
+
+
+def check_target(owner: str, device: object) -> None:
+    """Raise `TypeError` for what is neither a device nor a mesh."""
+    is_target = device is None or isinstance(device, jax.Device | Mesh)
+    remedy = 'Such as `batchkit.described_device("H100")`, or `jax.devices()[0]`.'
+    check_type(is_target, owner, "device", device, "a device or a mesh of JAX", remedy)
+
+
+def device_of(target: Target) -> Device:
+    """Return the device, or one of a mesh."""
+    if target is None:
+        return jax.local_devices()[0]
+    return target.devices.flat[0] if isinstance(target, Mesh) else target
+
+
+def is_described(target: Target) -> bool:
+    """Return whether programs can only be compiled for the target."""
+    client: Any = device_of(target).client
+    return client.runtime_type == "compile_only_runtime"
+
+
+def platform_of(target: Target) -> str:
+    """Name the platform: "cpu", "gpu" or "tpu"."""
+    return jax.default_backend() if target is None else device_of(target).platform
+
+
+def hardware_of(target: Target) -> Any:
+    """Return the facts of the hardware, or None if the table does not have it."""
+    return _BY_NAME.get(device_of(target).device_kind)
+
+
+def memory_of_device(target: Target) -> int | None:
+    """Return the bytes of memory of an accelerator; None for a CPU, or if unknown."""
+    if not is_described(target):
+        stats = device_of(target).memory_stats() or {}
+        return stats.get("bytes_limit")
+    hardware = hardware_of(target)
+    return None if hardware is None else hardware.memory
+
+
+def sharding_on(target: Device | Mesh) -> Sharding:
+    """Return the sharding of an array that each device has whole."""
+    if isinstance(target, Mesh):
+        return NamedSharding(target, PartitionSpec())
+    return SingleDeviceSharding(target)
+
+
+def shapes_on(target: Target, tree: Any) -> Any:
+    """Replace arrays by shapes on a target; other leaves, and shapes that are placed
+    already, stay as they are."""
+    if target is None:
+        return tree
+
+    def place(leaf: Any) -> Any:
+        is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+        is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+        if not is_array or (is_shape and leaf.sharding is not None):
+            return leaf
+        sharding = sharding_on(target)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(place, tree)
+
+
+def compile_options(target: Target) -> dict[str, Any]:
+    """Return options of `compile` for a program that will not run.
+
+    On CPU code generation is not optimised: the buffers are the same, which the tests
+    check. For a described GPU kernels are not tuned, since there is nothing to time
+    them on.
+    """
+    if platform_of(target) == "cpu":
+        return {"xla_backend_optimization_level": 0}
+    if platform_of(target) == "gpu" and is_described(target):
+        return {"xla_gpu_autotune_level": 0}
+    return {}
