@@ -1,147 +1,29 @@
-"""Kernels launched in the loops of a sampler, on a GPU that is described, not present.
+"""Kernels launched in the loops of a sampler, on a described device.
 
 XLA compiles for a described device on any machine. On a GPU a small kernel costs some
 microseconds whatever its size, and a conditional makes the host wait for the device, so
-that their numbers are the cost of a turn wherever the log-density is cheap. They are
-counted in the optimised HLO: in the body of each `while` loop, without the loops and
-branches that it calls, which have numbers of their own.
+that their numbers are the cost of a turn wherever the log-density is cheap.
 
-It needs the libraries of CUDA: `pip install "jax[cuda12]"` in the version of JAX in
-use, and `libtpu` for a TPU. Kernels are not tuned, as there is no device to tune on.
+It needs the extra `cuda-plans`, and `tpu-plans` for a TPU.
 """
 
 import argparse
 import os
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any
 
 
 # Before JAX is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
-)
 
 import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
 
 import batchkit as bk
 from batchkit._util._jaxprs import equations
-
-
-# Facts of the H100 SXM: https://resources.nvidia.com/en-us-tensor-core, and the
-# description that XLA publishes in xla/backends/gpu/target_config/specs.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
-  l2_cache_size: 52428800
-  clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
-  shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 }
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-}
-runtime_version { major: 12 minor: 8 patch: 0 }
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 7 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-
-# Instructions of a scheduled module that launch nothing.
-_FREE = frozenset(
-    {
-        "bitcast",
-        "call",
-        "conditional",
-        "constant",
-        "get-tuple-element",
-        "iota",
-        "parameter",
-        "partition-id",
-        "replica-id",
-        "tuple",
-        "while",
-    }
-)
-_INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][\w\-]*)\("
-)
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-
-
-@final
-class Counts(NamedTuple):
-    """What a computation launches, and what it calls."""
-
-    launches: int
-    copies: int
-    conditionals: int
-    bodies: list[str]  # of its `while` loops
-    branches: list[str]  # of its conditionals
-
-
-def device(name: str) -> Any:
-    """Return a described device."""
-    if name == "H100":
-        topology = topologies.get_topology_desc(
-            "h100", "cuda", target_config=H100, topology="1x1x1"
-        )
-    else:
-        topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    return topology.devices[0]
-
-
-def optimised(fun: Callable[..., Any], target: Any, *args: Any) -> str:
-    """Compile for a described device, and return the scheduled HLO."""
-    here = SingleDeviceSharding(target)
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=here), args
-    )
-    return jax.jit(fun, out_shardings=here).lower(*shapes).compile().as_text() or ""
-
-
-def computations(text: str) -> dict[str, Counts]:
-    """Count the instructions of each computation of a module."""
-    found: dict[str, Counts] = {}
-    name, kinds, bodies, branches = "", [], [], []
-    for line in text.splitlines():
-        if start := _COMPUTATION.match(line):
-            name, kinds, bodies, branches = start[1], [], [], []
-        elif line.startswith("}"):
-            launched = [x for x in kinds if x not in _FREE and not x.endswith("-done")]
-            found[name] = Counts(
-                len(launched),
-                sum(x.startswith("copy") for x in launched),
-                kinds.count("conditional"),
-                bodies,
-                branches,
-            )
-        elif instruction := _INSTRUCTION.match(line):
-            kinds.append(instruction[1])
-            bodies += re.findall(r"body=%?([\w.\-]+)", line)
-            if instruction[1] == "conditional":
-                listed = re.findall(r"branch_computations=\{([^}]*)\}", line)
-                branches += re.findall(r"[\w.\-]+", " ".join(listed))
-                branches += re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
-    return found
+from batchkit.explain import Loop
 
 
 def turns_of_lanes(fun: Callable[..., Any], *args: Any) -> int:
@@ -152,19 +34,15 @@ def turns_of_lanes(fun: Callable[..., Any], *args: Any) -> int:
     return max(turns - 1, 1)
 
 
-def report(title: str, text: str, turns: int) -> None:
+def report(title: str, loops: tuple[Loop, ...], turns: int) -> None:
     """Print a line for each loop of a program."""
-    found = computations(text)
-    bodies = [body for each in found.values() for body in each.bodies]
-    for body in dict.fromkeys(bodies):
-        counts = found[body]
-        within = sum(found[x].launches for x in counts.branches if x in found)
-        is_of_lanes = counts.launches == max(found[x].launches for x in bodies)
-        count = turns if is_of_lanes else 1
+    most = max((loop.launches for loop in loops), default=0)
+    for loop in loops:
+        count = turns if loop.launches == most else 1
         print(
-            f"| {title} | {count} | {counts.launches / count:.1f} "
-            f"| {counts.copies / count:.1f} | {counts.conditionals} "
-            f"| {within} in {len(counts.branches)} |",
+            f"| {title} | {count} | {loop.launches / count:.1f} "
+            f"| {loop.copies / count:.1f} | {loop.round_trips} "
+            f"| {loop.branch_launches} |",
             flush=True,
         )
 
@@ -219,26 +97,21 @@ PROGRAMS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", choices=("H100", "v5e"), default="H100")
+    parser.add_argument("--device", default="H100", help="such as A100-80GB, TPU v5e")
     parser.add_argument("--only", default="", help="programs whose name holds this")
-    parser.add_argument("--dump", help="a file for the HLO of the last program")
     options = parser.parse_args()
-    target = device(options.device)
-    print(f"JAX {jax.__version__}, for a described {target.device_kind}\n")
+    device = bk.described_device(options.device)
+    print(f"JAX {jax.__version__}, for a described {device.device_kind}\n")
     print(
         "| a loop of | turns before a check | launches a turn | copies a turn "
-        "| conditionals | launches in branches |"
+        "| round trips | launches in branches |"
     )
     print("|---|---|---|---|---|---|")
     for title, make in PROGRAMS.items():
-        if options.only not in title:
-            continue
-        fun, args = make()
-        text = optimised(fun, target, *args)
-        report(title, text, turns_of_lanes(fun, *args))
-        if options.dump:
-            with open(options.dump, "w") as file:
-                file.write(text)
+        if options.only in title:
+            fun, args = make()
+            loops = bk.explain(fun, *args, device=device).loops
+            report(title, loops, turns_of_lanes(fun, *args))
 
 
 if __name__ == "__main__":

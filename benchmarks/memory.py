@@ -5,13 +5,18 @@ pixels by 1,500 source pixels in float64, 184 MB, and inverts it. The table show
 temporary bytes that XLA would allocate for `init` (150 live points) and `step` (50
 replacements); nothing of that runs. Then `init` in chunks of 16 really runs, and the
 peak of resident memory is printed. `--small` does everything at a hundredth of the
-size, `--no-run` prints the table only.
+size, `--no-run` prints the table only. `--device A100-80GB H100 H200` prints it for
+GPUs that are not here, and needs the extra `cuda-plans`.
 """
 
 import argparse
+import os
 import resource
 import time
 from typing import Any
+
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import blackjax
 import jax
@@ -19,6 +24,7 @@ import jax.numpy as jnp
 from _measure import print_machine, readable, temporary_bytes
 
 import batchkit as bk
+from batchkit.devices._target import memory_of_device
 
 
 N_LIVE, NUM_DELETE = 150, 50
@@ -53,10 +59,41 @@ def logprior_fn(x: Any) -> Any:
     return jnp.where(jnp.all(jnp.abs(x) < 1.0), -2.0 * jnp.log(2.0), -jnp.inf)
 
 
+def described(build: Any, positions: Any, key: Any, kinds: list[str]) -> None:
+    """Temporaries on devices that are described, and their share of the memory."""
+    layouts = {
+        "`Vmap()`": bk.Vmap(),
+        "`Chunked(16)`": bk.Chunked(16),
+        "`Chunked(16)`, `Continuous(16)`": bk.ByPhase(
+            init=bk.Chunked(16), step=bk.Continuous(16)
+        ),
+    }
+    print("| device | layout | `init` | `step` | of its memory | compiled in |")
+    print("|---|---|---|---|---|---|")
+    for kind in kinds:
+        device = bk.described_device(kind)
+        memory = memory_of_device(device)
+        assert memory is not None, "the table of hardware has it"
+        for name, batcher in layouts.items():
+            start = time.perf_counter()
+            algorithm = build(batcher)
+            state = jax.eval_shape(algorithm.init, positions)
+            init = bk.memory(algorithm.init, positions, device=device)
+            step = bk.memory(algorithm.step, key, state, device=device)
+            seconds = time.perf_counter() - start
+            share = max(init.total, step.total) / memory
+            print(
+                f"| {kind} | {name} | {readable(init.temporary)} "
+                f"| {readable(step.temporary)} | {share:.0%} | {seconds:.0f} s |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--no-run", action="store_true")
+    parser.add_argument("--device", nargs="+", default=[], help="kinds of devices")
     options = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     print_machine()
@@ -80,6 +117,9 @@ def main() -> None:
             num_delete=NUM_DELETE,
         )
 
+    if options.device:
+        described(build, positions, key, options.device)
+        return
     head = f"{'batcher':14}{'init':>12}{'lanes worth':>13}{'step':>12}{'/ Vmap':>8}"
     print(head)
     full_step = None

@@ -19,6 +19,10 @@ multiple of the devices), `d` dimensions, `s` inner steps, and floats and intege
 
 Positions, likelihood and prior of every new point, and two integers and a boolean for
 each of its inner steps. Nothing of it depends on what a likelihood needs.
+
+`--only described` compiles `init` and `step` for accelerators that are not here, 16
+hosts of eight H100 by default, and prints bytes and collectives. It needs the extra
+`cuda-plans`.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import functools
 import os
 import re
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +38,7 @@ from typing import Any
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=4 --xla_cpu_multi_thread_eigen=false"
 )
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import blackjax
 import jax
@@ -42,6 +48,8 @@ from _measure import interleaved, print_machine, readable
 from jax.sharding import Mesh
 
 import batchkit as bk
+from batchkit.devices._target import compile_options, shapes_on
+from batchkit.explain._explain import memory_of
 from batchkit.nested._nested_programs import NestedPrograms
 
 
@@ -177,11 +185,43 @@ def traffic() -> None:
     )
 
 
+def described(kind: str, hosts: int, per_host: int) -> None:
+    """Bytes and collectives of nss on devices that are described."""
+    found = bk.described_devices(kind, hosts=hosts, per_host=per_host)
+    mesh = Mesh(np.array(found), ("tasks",))
+    made = algorithm(bk.Sharded(mesh, inner=bk.Chunked(16)), 32 * len(found), 100)
+    positions = jax.ShapeDtypeStruct((64 * len(found), DIM), jnp.float64)
+    key, state = jax.random.key(0), jax.eval_shape(made.init, positions)
+    print(f"{hosts} hosts of {per_host} {found[0].device_kind}, chunks of 16 on each")
+    for name, fun, args in (
+        ("init, 64 live points a device", made.init, (positions,)),
+        ("step, 32 replaced a device", made.step, (key, state)),
+    ):
+        start = time.perf_counter()
+        lowered = jax.jit(fun).lower(*shapes_on(mesh, args))
+        program = lowered.compile(compile_options(mesh))
+        seconds = time.perf_counter() - start
+        used = memory_of(program, mesh)
+        names = [name for name, _ in collectives(program)]
+        counts = [f"{names.count(x)} {x}" for x in sorted(set(names))]
+        print(
+            f"  {name:32} compiled in {seconds:.0f} s; {readable(used.temporary)} of "
+            f"temporaries and {readable(used.total)} in all on each device; "
+            f"{', '.join(counts) or 'no collectives'}",
+            flush=True,
+        )
+    print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--turns", type=int, default=50_000)
-    parser.add_argument("--only", choices=("maps", "steps", "traffic"))
+    parts = ("maps", "steps", "traffic", "described")
+    parser.add_argument("--only", choices=parts)
+    parser.add_argument("--device", default="H100", help="the kind for `described`")
+    parser.add_argument("--hosts", type=int, default=16)
+    parser.add_argument("--per-host", type=int, default=8)
     options = parser.parse_args()
     print_machine()
     if options.only in (None, "maps"):
@@ -190,6 +230,8 @@ def main() -> None:
         steps(options.turns // 5, options.repeats)
     if options.only in (None, "traffic"):
         traffic()
+    if options.only == "described":
+        described(options.device, options.hosts, options.per_host)
 
 
 if __name__ == "__main__":
