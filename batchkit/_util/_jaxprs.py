@@ -95,8 +95,14 @@ def axis_names(jaxpr: Any) -> set[Any]:
         used = eqn.params.get("axis_name")
         names.update(used if isinstance(used, tuple) else (used,))
     # Most collectives are effects of the jaxpr; `ppermute` is only an equation.
-    names |= {getattr(effect, "name", None) for effect in jaxpr.effects}
-    return names - {None}
+    return (names | axes_of_effects(jaxpr)) - {None}
+
+
+def axes_of_effects(x: Any) -> set[Any]:
+    """Return the names of the mapped axes among the effects of a jaxpr or equation."""
+    # Reading or writing a mutable array has a name as well, but also an input.
+    axes = [effect for effect in x.effects if not hasattr(effect, "input")]
+    return {effect.name for effect in axes if hasattr(effect, "name")}
 
 
 def zeros(x: Any) -> Any:
@@ -138,7 +144,7 @@ class _JaxprHasher:
                 self.write(list(x.consts))
             case jex.core.Jaxpr():
                 self._jaxpr(x)
-            case jax.Array() | np.ndarray() | np.generic():
+            case jax.Array() | Tracer() | np.ndarray() | np.generic():
                 self._array(x)
             # JAX 0.9 has a type of its own for NumPy arrays in a jaxpr.
             case _ if hasattr(x, "__array__") and hasattr(x, "dtype"):

@@ -41,7 +41,7 @@ _BATCH_DEPENDENT: Final = {
 
 # Primitives that only move data: under `jax.vmap` they take hardly any time, and no
 # memory besides their result.
-_MOVES_DATA: Final = frozenset(
+MOVES_DATA: Final = frozenset(
     {
         "bitcast_convert_type",
         "broadcast_in_dim",
@@ -83,7 +83,7 @@ _CALLS: Final = frozenset({"closed_call", "core_call", "jit", "pjit"})
 def only_moves_data(jaxpr: Any) -> bool:
     """Return True if every equation only copies or rearranges its inputs."""
     return all(
-        eqn.primitive.name in _MOVES_DATA
+        eqn.primitive.name in MOVES_DATA
         or (
             eqn.primitive.name in _CALLS
             and all(map(only_moves_data, inner_jaxprs(eqn)))

@@ -106,7 +106,7 @@ class Pause:
     args: list[Value]
     results: list[Value]
     resume: "BasicBlock"
-    trip_count: int = 1  # calls in one task, if all tasks take the same path
+    trip_count: int = 1  # calls in one task; a `while` loop turns `TURNS` times
 
 
 @final

@@ -126,8 +126,8 @@ class Continuous(AbstractBatcher):
         - `expensive`: the name of the function whose calls lanes make together, if
             several are marked: the function's own name, or in a rebuilt sampler the
             name of the argument, such as `"loglikelihood_fn"`. A second function of the
-            same name has `#2` after it. By default the one with the most floating-point
-            operations, as XLA counts them.
+            same name has `#2` after it. By default the one with the most operations:
+            numbers that it computes, in loops of known length as often as they turn.
 
         **Raises:**
 
@@ -227,8 +227,7 @@ class Continuous(AbstractBatcher):
             calls = sum(pause.trip_count for pause in program.pauses())
             chunks, in_each = balanced_chunks(task.size, self.lanes)
             return out, _stats(chunks * in_each * calls, task.size * calls)
-        _refuse_effects(task.jaxpr.jaxpr, pauses.points, self)
-        _refuse_draws_by_batch(program, self)
+        check_task(task, program, pauses, self)
         log_split(task.size, 1, 1, lanes, "lane")
 
         def lay_out(each: TracedTask) -> ComputeTasks:
@@ -263,6 +262,14 @@ def compile_task(
     program.exit.outputs = task.with_values(program.exit.outputs)
     simplify(program)
     return program, pauses
+
+
+def check_task(
+    task: TracedTask, program: TaskProgram, pauses: PauseChoice, batcher: object
+) -> None:
+    """Raise `ValueError` if lanes cannot run a task as `jax.vmap` does."""
+    _refuse_effects(task.jaxpr.jaxpr, pauses.points, batcher)
+    _refuse_draws_by_batch(program, batcher)
 
 
 def _as_one_task(task: TracedTask, pauses: PauseChoice) -> ClosedJaxpr:

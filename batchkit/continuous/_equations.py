@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from .._util._jaxprs import (
+    axes_of_effects,
     equations,
     evaluate,
     inner_equations,
@@ -135,8 +136,7 @@ def is_collective(eqn: Any) -> bool:
         return False
     names = eqn.params.get("axis_name", eqn.params.get("axes", ()))
     names = names if isinstance(names, tuple | list) else (names,)
-    effects = any(hasattr(effect, "name") for effect in eqn.effects)
-    return effects or any(isinstance(name, str) for name in names)
+    return bool(axes_of_effects(eqn)) or any(isinstance(x, str) for x in names)
 
 
 def has_while_loop(eqn: Any) -> bool:
@@ -144,9 +144,9 @@ def has_while_loop(eqn: Any) -> bool:
     return _holds(eqn, ("while",))
 
 
-def has_loop(jaxpr: Any) -> bool:
-    """Return whether a jaxpr holds a loop."""
-    return any(eqn.primitive.name in ("scan", "while") for eqn in equations(jaxpr))
+def has_loop(eqn: Any) -> bool:
+    """Return whether an equation is or holds a loop."""
+    return _holds(eqn, ("scan", "while"))
 
 
 def has_callback(jaxpr: Any) -> bool:

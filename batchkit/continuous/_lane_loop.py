@@ -113,7 +113,7 @@ class LaneLoop:
         self, layout: LaneLayout, lanes: int, tasks: int, operations: float
     ) -> None:
         self._layout = layout
-        self._operations = operations  # floating-point ones of a call in one lane
+        self._operations = operations  # of a call in one lane
         self._lanes = lanes
         self._tasks = tasks
         self._program = layout.program

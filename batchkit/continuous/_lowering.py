@@ -40,6 +40,7 @@ from ._equations import (
     interpret,
     jit_name,
 )
+from ._operations import TURNS
 from ._pause_points import AbstractPausePoints
 
 
@@ -59,7 +60,7 @@ class _Lowering:
         self._now = BasicBlock()
         self._loop_depth = 0
         self._branch_depth = 0
-        self._trip_count = 1  # the product of the lengths of the scans around
+        self._trip_count = 1  # the product of the lengths of the loops around
 
     def program(self, jaxpr: ClosedJaxpr) -> TaskProgram:
         params = [Value(x.aval.shape, x.aval.dtype) for x in jaxpr.jaxpr.invars]
@@ -161,6 +162,7 @@ class _Lowering:
         if self._points.is_anywhere(loop.cond):
             # Not inverted: a second copy of the test would be a second pause.
             head = self._block([x.varying_copy() for x in loop.init])
+            self._trip_count *= TURNS
             self._now.terminator = Jump(head, list(loop.init))
             self._now = head
             test(head.params, is_first=False)
@@ -169,9 +171,11 @@ class _Lowering:
             self._now.terminator = Jump(head, values)
         else:
             test(loop.init, is_first=True)
+            self._trip_count *= TURNS
             self._now = turn
             values = self._jaxpr(loop.body, [*loop.body_consts, *params])
             test(values, is_first=False)
+        self._trip_count //= TURNS
         self._loop_depth -= 1
         self._now = after
 

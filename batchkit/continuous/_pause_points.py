@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import jax
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr
 
-from .._util._jaxprs import equations, inner_jaxprs
+from .._util._jaxprs import inner_jaxprs
+from ..batchers._call import size_of
 from ..batchers._marks import CANDIDATE, MARKED
+from ..batchers._splitting import UNVMAP
 from ._basic_blocks import Operand, Value
 from ._equations import (
     Cond,
@@ -24,9 +25,9 @@ from ._equations import (
     control_flow,
     has_loop,
     interpret,
-    is_collective,
     jit_name,
 )
+from ._operations import count_operations
 
 
 class AbstractPausePoints(abc.ABC):
@@ -88,10 +89,12 @@ class LoopPausePoints(AbstractPausePoints):
 
     def is_inside(self, eqn: Any, inputs: Sequence[Operand]) -> bool:
         vary = [isinstance(x, Value) and not x.uniform for x in inputs]
-        return _varying_outputs(eqn, vary)[1]
+        divergence = Divergence()
+        divergence.outputs(eqn, vary)
+        return divergence.in_loops
 
     def is_anywhere(self, jaxpr: ClosedJaxpr) -> bool:
-        return _varying_results(jaxpr, [True] * len(jaxpr.jaxpr.invars))[1]
+        return Divergence().of_task(jaxpr).in_loops
 
 
 @final
@@ -102,7 +105,7 @@ class PauseChoice:
     points: AbstractPausePoints
     note: str  # for `explain`
     name: str = ""  # of the expensive function, if one is marked
-    operations: float = 0.0  # floating-point operations of one of its calls
+    operations: float = 0.0  # of one of its calls
 
 
 def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
@@ -123,7 +126,10 @@ def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
                 f"{', '.join(map(repr, names))}; name one of them, or leave "
                 "`expensive` out to take the costliest."
             )
-    costs = {name: max(map(_operations, eqns)) for name, eqns in candidates.items()}
+    costs = {
+        name: max(sum(map(count_operations, inner_jaxprs(eqn))) for eqn in eqns)
+        for name, eqns in candidates.items()
+    }
     name = max(costs, key=lambda name: costs[name])
     note = f"pauses at {_short(name)}"
     if others := ", ".join(sorted(_short(x) for x in calls if x != name)):
@@ -176,95 +182,106 @@ def _without_callers(calls: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def loop_operations(jaxpr: Any) -> float:
-    """Return the operations of a turn of each `while` loop, those inside it once."""
+    """Return the operations of a turn of each `while` loop that is in no other."""
     total = 0.0
     for eqn in jaxpr.eqns:
         loop = control_flow(eqn, eqn.invars)
         if isinstance(loop, WhileLoop):
-            total += _operations_of(loop.cond) + _operations_of(loop.body)
+            total += count_operations(loop.cond.jaxpr)
+            total += count_operations(loop.body.jaxpr)
         else:
             total += sum(map(loop_operations, inner_jaxprs(eqn)))
     return total
 
 
-def _operations(eqn: Any) -> float:
-    """Return the floating-point operations of a call."""
-    call = called_jaxpr(eqn)
-    assert call is not None
-    return _operations_of(call)
+@final
+class Divergence:
+    """Which values vary between tasks, and where the paths of tasks part.
 
+    An equation that is analysed several times, as in a loop whose carried values turn
+    out to vary, counts as it is analysed last: a value that varies never ceases to.
+    """
 
-def _operations_of(jaxpr: ClosedJaxpr) -> float:
-    """Return the floating-point operations as XLA counts them: loops once."""
-    if any(map(is_collective, equations(jaxpr.jaxpr))):
-        return 0.0  # outside of its named axis it cannot be compiled
-    types = [x.aval for x in jaxpr.jaxpr.invars]
-    args = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in types]
-    try:
-        analysis = jax.jit(jaxpr_as_fun(jaxpr)).lower(*args).cost_analysis()
-    except ValueError:
-        # Inside `jax.shard_map` arrays have the mesh in their type.
-        return 0.0
-    # Some backends return one analysis for each computation, or none at all.
-    if isinstance(analysis, list | tuple):
-        analysis = analysis[0]
-    costs = analysis or {}
-    return costs.get("flops", 0.0) + costs.get("transcendentals", 0.0)
+    def __init__(self) -> None:
+        # Branches and loops at which tasks part, by the `id` of their equations.
+        self.parting: dict[int, Any] = {}
+        # By `id` the other equations, so that no other gets the same one, and which of
+        # their operands vary.
+        self._varying: dict[int, tuple[Any, Sequence[bool]]] = {}
 
+    @property
+    def in_loops(self) -> bool:
+        """Whether tasks turn a different number of times in some loop.
 
-def _varying_outputs(eqn: Any, inputs: list[bool]) -> tuple[list[bool], bool]:
-    """Return which outputs vary if these inputs do, and whether a loop diverges."""
-    call = called_jaxpr(eqn)
-    if call is not None:
-        return _varying_results(call, inputs)
-    match control_flow(eqn, inputs):
-        case WhileLoop() as loop:
-            carry, diverges = _varying_carry(loop.body, loop.body_consts, loop.init, ())
-            (test,), inner = _varying_results(loop.cond, [*loop.cond_consts, *carry])
-            if test:
-                return [True] * len(carry), True
-            return carry, diverges or inner
-        case Scan() as scan:
-            carry, _ = _varying_carry(scan.body, scan.consts, scan.init, scan.rows)
-            return _varying_results(scan.body, [*scan.consts, *carry, *scan.rows])
-        case Cond() as cond:
-            results = [_varying_results(branch, cond.args) for branch in cond.branches]
-            columns = zip(*(outs for outs, _ in results), strict=True)
-            outs = [any(column) or cond.index for column in columns]
-            # A loop in a branch that only some lanes take, such as the rest of a loop
-            # of bounded length.
-            parts = cond.index and any(has_loop(x.jaxpr) for x in cond.branches)
-            return outs, parts or any(diverges for _, diverges in results)
-        case None:
-            return [any(inputs)] * len(eqn.outvars), False
+        So do tasks of which only some take a branch with a loop in it, such as the rest
+        of a loop of bounded length.
+        """
+        return any(map(has_loop, self.parting.values()))
 
+    def varies(self, eqn: Any) -> bool:
+        """Return whether an equation computes something else for each task."""
+        return id(eqn) not in self._varying or any(self._varying[id(eqn)][1])
 
-def _varying_results(
-    jaxpr: ClosedJaxpr, inputs: Sequence[bool]
-) -> tuple[list[bool], bool]:
-    diverging: list[bool] = []
+    def common_bytes(self, eqn: Any) -> int:
+        """Return the bytes of the arrays that an equation reads for all tasks."""
+        if id(eqn) not in self._varying:
+            return 0
+        pairs = zip(eqn.invars, self._varying[id(eqn)][1], strict=True)
+        arrays = [x.aval for x, varies in pairs if x.aval.shape and not varies]
+        return sum(map(size_of, arrays))
 
-    def rule(eqn: Any, inputs: list[bool]) -> list[bool]:
-        outs, diverges = _varying_outputs(eqn, inputs)
-        diverging.append(diverges)
-        return outs
+    def of_task(self, jaxpr: ClosedJaxpr) -> "Divergence":
+        """Analyse a jaxpr whose arguments all vary between tasks."""
+        self._results(jaxpr, [True] * len(jaxpr.in_avals))
+        return self
 
-    consts = [False] * len(jaxpr.jaxpr.constvars)
-    outs = interpret(jaxpr.jaxpr, consts, inputs, lambda _: False, rule)
-    return outs, any(diverging)
+    def outputs(self, eqn: Any, inputs: Sequence[bool]) -> list[bool]:
+        """Return which outputs of an equation vary if these inputs do."""
+        call = called_jaxpr(eqn)
+        if call is not None:
+            return self._results(call, inputs)
+        match control_flow(eqn, inputs):
+            case WhileLoop() as loop:
+                carry = self._carry(loop.body, loop.body_consts, loop.init, ())
+                (test,) = self._results(loop.cond, [*loop.cond_consts, *carry])
+                if not test:
+                    return carry
+                # Tasks are at different turns, so all that changes in a turn varies.
+                carry = [True] * len(carry)
+                self._results(loop.cond, [*loop.cond_consts, *carry])
+                self._results(loop.body, [*loop.body_consts, *carry])
+                self.parting[id(eqn)] = eqn
+                return carry
+            case Scan() as scan:
+                carry = self._carry(scan.body, scan.consts, scan.init, scan.rows)
+                return self._results(scan.body, [*scan.consts, *carry, *scan.rows])
+            case Cond() as cond:
+                results = [self._results(side, cond.args) for side in cond.branches]
+                if cond.index:
+                    self.parting[id(eqn)] = eqn
+                return [any(x) or cond.index for x in zip(*results, strict=True)]
+            case None:
+                self._varying[id(eqn)] = eqn, inputs
+                # Equinox's reductions over a batch are the same for all its tasks.
+                varies = any(inputs) and eqn.primitive.name not in UNVMAP
+                return [varies] * len(eqn.outvars)
 
+    def _results(self, jaxpr: ClosedJaxpr, inputs: Sequence[bool]) -> list[bool]:
+        consts = [False] * len(jaxpr.jaxpr.constvars)
+        return interpret(jaxpr.jaxpr, consts, inputs, lambda _: False, self.outputs)
 
-def _varying_carry(
-    body: ClosedJaxpr,
-    consts: Sequence[bool],
-    init: Sequence[bool],
-    rows: Sequence[bool],
-) -> tuple[list[bool], bool]:
-    """Iterate a loop's body to a fixed point: which carried values vary in any turn."""
-    carry = list(init)
-    while True:
-        outs, diverges = _varying_results(body, [*consts, *carry, *rows])
-        new = [a or b for a, b in zip(carry, outs[: len(carry)], strict=True)]
-        if new == carry:
-            return carry, diverges
-        carry = new
+    def _carry(
+        self,
+        body: ClosedJaxpr,
+        consts: Sequence[bool],
+        init: Sequence[bool],
+        rows: Sequence[bool],
+    ) -> list[bool]:
+        """Iterate a loop's body to a fixed point: which carried values ever vary."""
+        carry = list(init)
+        while True:
+            outs = self._results(body, [*consts, *carry, *rows])
+            new = [a or b for a, b in zip(carry, outs[: len(carry)], strict=True)]
+            if new == carry:
+                return carry
+            carry = new
