@@ -2,17 +2,27 @@
 
 This is the whole rule by which `select` chooses:
 
-1. `Continuous`, if tasks loop a different number of times around an expensive function,
+1. On a CPU as many tasks at once as `TaskSeconds` estimates to be fastest: one, by
+   `Sequential`, more, by `Chunked`, or all, by `Vmap`. One is fastest where a costly
+   side of a branch may be rare, since `jax.vmap` computes all sides; where loops differ
+   in length and a turn has enough to compute; and where one task occupies all cores.
+2. `Continuous`, if tasks loop a different number of times around an expensive function,
    so that lanes of a `vmap` would wait for each other. A function is expensive from
-   `MIN_OPERATIONS` floating-point operations on: below that, the work around it is more
-   than the evaluations that are saved. It has the number of lanes that takes the least
-   time by the model of `_lane_count`.
-2. Otherwise as many tasks at a time as fit the budget: `Vmap` if that is all of them,
-   else `Chunked`. On a CPU they must also fit `CACHE_BYTES`, if one lane does: more
-   lanes at once gain nothing there, and memory outside of the cache is slow.
+   `MIN_OPERATIONS` operations on: below that, the work around it is more than the
+   evaluations that are saved. It has the number of lanes that takes the least time by
+   the model of `_lane_count`, and on a CPU must take less than the first case.
+3. No more at once than fit the budget. On a CPU several tasks at once must also fit
+   `CACHE_BYTES`, if one does: memory outside of the cache is slow. If not even one lane
+   of a `Continuous` fits the budget, the first case applies.
 
-If not even one lane of a `Continuous` fits, the second case applies. The constants are
-measured by `benchmarks/auto.py`, which reports how often the choice is a good one.
+`Continuous` keeps a branch around the expensive function, since lanes that take it wait
+for the call together. Other branches are selects in all of its lanes, so where one of
+these has a rare and costly side, `Sequential` is faster.
+
+Tasks are not split for speed if the results could differ: `Chunked` repeats side
+effects of some tasks, and a `custom_vmap` may have a rule for whole batches. The
+constants are measured by `benchmarks/auto.py`, which reports how often the choice is a
+good one.
 """
 
 import collections
@@ -28,14 +38,14 @@ from jaxtyping import PyTree
 
 from .._util._checks import check_flag
 from .._util._formats import format_bytes
-from .._util._jaxprs import digest
-from ..batchers import AbstractBatcher, Chunked, Vmap
+from .._util._jaxprs import digest, equations
+from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..batchers._call import Call, TracedTask
 from ..batchers._marks import in_task
 from ..batchers._trace_log import log_note, logging_disabled, num_outer_lanes
 from ..continuous import Continuous
-from ..continuous._continuous import MIN_OPERATIONS, compile_task
-from ._lane_count import JointCalls, best_lane_count, counted_shares, lane_counts
+from ..continuous._continuous import MIN_OPERATIONS, check_task, compile_task
+from ._lane_count import JointCalls, best_lane_count, evaluation_seconds, lane_counts
 from ._lane_memory import (
     SAFETY_FACTOR,
     BudgetError,
@@ -47,6 +57,7 @@ from ._lane_memory import (
     largest_that_fits,
     parse_budget,
 )
+from ._task_seconds import TaskSeconds
 
 
 CACHE_BYTES: Final = 16_000_000
@@ -89,13 +100,18 @@ def select(
     refusal = call.refusal(task, batcher)
     bytes_at = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
     bound = size * bound_of_lane(task)
-    selection = None
-    if refusal is None:
-        if call.spmd_axis_name is None and not in_task():
-            selection = _continuous(task, bound, share, batcher.measure)
-        selection = selection or _in_cache(task, bound, share, bytes_at)
-    if selection is not None:
-        return selection
+    if refusal is None and call.spmd_axis_name is None and size > 1:
+        seconds = TaskSeconds(task.jaxpr, size, outer)
+        selection = None
+        if not in_task():
+            selection = _continuous(task, seconds, bound, share, batcher.measure)
+        selection = selection or _fastest(task, seconds, bound, share, bytes_at)
+        if selection is not None:
+            return selection
+    if refusal is None and size > 1:
+        selection = _in_cache(task, size, bound, share, bytes_at)
+        if selection is not None:
+            return selection
     if bound <= share:
         reason = f"all {size} tasks at once need less than {_of(bound, share)}"
         return Selection(Vmap(), reason, None, share)
@@ -117,27 +133,39 @@ def select(
 
 
 def _continuous(
-    task: TracedTask, bound: int, budget: int, measure: bool
+    task: TracedTask, seconds: TaskSeconds, bound: int, budget: int, measure: bool
 ) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
     program, pauses = compile_task(task)
     if not program.divergent_branches or pauses.operations < MIN_OPERATIONS:
         return None
+    try:
+        check_task(task, program, pauses, Continuous(1))
+    except ValueError:
+        return None
+    counts = lane_counts(task.size)
+    evaluations = sum(pause.trip_count for pause in program.pauses())
+    holds_call = functools.partial(pauses.points.is_inside, inputs=())
+    shares = {
+        lanes: seconds.in_lane(lanes, holds_call) / evaluations for lanes in counts
+    }
+    lanes = best_lane_count(shares, task.size)
+    if jax.default_backend() == "cpu":
+        each = evaluation_seconds(shares[lanes], lanes, task.size)
+        if evaluations * each >= seconds.at_once(seconds.best):
+            return None
     reason = (
         f"{pauses.name} ({pauses.operations:,.0f} operations) is called in loops whose "
         "lengths differ"
     )
     calls = JointCalls(program)
-    counts = lane_counts(task.size)
-    shares: dict[int, float] = {}
+    measured: dict[int, float] = {}
     if measure and calls.can_run:
-        shares = calls.measured_shares(counts, budget)
-    if shares:
-        times = (f"{1e6 * share:.3g} with {lanes}" for lanes, share in shares.items())
+        measured = calls.measured_shares(counts, budget)
+    if measured:
+        times = (f"{1e6 * share:.3g} with {k}" for k, share in measured.items())
         reason += f", and takes microseconds a lane: {', '.join(times)}"
-    else:  # not measured, or not even the fewest lanes fit
-        shares = counted_shares(calls, pauses.operations, counts)
-    lanes = best_lane_count(shares, task.size)
+        lanes = best_lane_count(measured, task.size)
     if bound <= budget:
         reason += f"; {lanes} lanes need less than {_of(bound, budget)}"
         return Selection(Continuous(lanes), reason, None, budget)
@@ -151,16 +179,49 @@ def _continuous(
     return Selection(Continuous(found.size), reason, found.bytes, budget)
 
 
+def _fastest(
+    task: TracedTask,
+    seconds: TaskSeconds,
+    bound: int,
+    budget: int,
+    bytes_at: Callable[[int], int],
+) -> Selection | None:
+    """Choose the tasks at once by the time on a CPU, if fewer than all are faster."""
+    size, best = task.size, seconds.best
+    if jax.default_backend() != "cpu" or best == size or _depends_on_batch(task):
+        return None
+    share = seconds.at_once(best) / seconds.at_once(size)
+    reason = f"estimated to take {share:.2g} of the time of all {size} tasks at once, "
+    reason += seconds.loss
+    bound = bound // size * best
+    if best > 1:
+        selection = _in_cache(task, best, bound, budget, bytes_at)
+        if selection is not None:
+            return selection
+    if bound > budget and bytes_at(best) > budget:
+        return None
+    batcher = Sequential() if best == 1 else Chunked(best)
+    if bound <= budget:
+        reason += f"; needs less than {_of(bound, budget)}"
+        return Selection(batcher, reason, None, budget)
+    reason += f"; needs {_of(bytes_at(best), budget)}"
+    return Selection(batcher, reason, bytes_at(best), budget)
+
+
 def _in_cache(
-    task: TracedTask, bound: int, budget: int, bytes_at: Callable[[int], int]
+    task: TracedTask,
+    most: int,
+    bound: int,
+    budget: int,
+    bytes_at: Callable[[int], int],
 ) -> Selection | None:
     """Choose the `Chunked` that fits the cache, if the cache is the tighter limit."""
     if jax.default_backend() != "cpu" or min(bound, budget) <= CACHE_BYTES:
         return None
-    if bound // task.size // SAFETY_FACTOR > CACHE_BYTES:
+    if bound // most // SAFETY_FACTOR > CACHE_BYTES:
         return None
-    found = largest_that_fits(bytes_at, CACHE_BYTES, task.size)
-    if found.size in (0, task.size):
+    found = largest_that_fits(bytes_at, CACHE_BYTES, most)
+    if found.size in (0, most):
         return None
     reason = (
         f"{found.size} of {task.size} tasks at once stay in the cache of a CPU; they "
@@ -169,21 +230,32 @@ def _in_cache(
     return Selection(Chunked(found.size), reason, found.bytes, budget)
 
 
+def _depends_on_batch(task: TracedTask) -> bool:
+    """Return whether side effects or results may depend on the tasks at once."""
+    names = {eqn.primitive.name for eqn in equations(task.jaxpr.jaxpr)}
+    return bool(task.jaxpr.effects) or "custom_vmap_call" in names
+
+
 def _of(needed: int, budget: int) -> str:
     return f"{format_bytes(needed)} of {format_bytes(budget)}"
 
 
 @final
 class Auto(AbstractBatcher):
-    """As many tasks at once as fit a memory budget, or `Continuous` if it is faster.
+    """The fastest batcher that fits a memory budget, by an estimate.
 
     While it is traced, the task is compiled for a few numbers of lanes to find the
     memory that XLA would allocate; nothing runs unless `measure=True`. `Auto` then
     chooses `Continuous`, if tasks loop a different number of times around an expensive
     function; `Vmap`, if all tasks fit the budget; else the largest `Chunked` that fits.
+    On a CPU it chooses fewer tasks at once, down to `Sequential`, where the operations
+    of a task say that they are faster: a branch with a costly side stays a branch.
     `select` and `batchkit.explain` show the choice and the reason. If the sizes of all
     arrays together are far below the budget, nothing is compiled. Choices are cached by
     the computation and the shapes of a task.
+
+    Tasks that communicate, or that write to a mapped `jax.Ref`, run all at once. The
+    memory of the latter is not compared with the budget.
 
     The budget is for the lanes on one device: temporaries, and the rows and results of
     as many tasks. Arrays that the function closes over are shared by all lanes and not

@@ -4,12 +4,12 @@ With `w` lanes for `n` tasks, each evaluation that a task needs takes about
 
     (c(w) + TURN / w) (1 + IDLE w / n)
 
-seconds. `c(w)` is a lane's share of a call by all lanes, `TURN` what a turn of the loop
-over lanes takes beside the call, and `IDLE w / n` the share of lanes that are idle at
-the end, where no task is left to take. A call has operations for every lane, and reads
-the arrays that lanes have in common once (the roofline model: Williams, Waterman and
-Patterson 2009, doi:10.1145/1498765.1498785); on a CPU XLA computes large results on
-several cores. Both make a lane's share fall with the number of lanes.
+seconds. `c(w)` is a lane's share of a call by all lanes and of the work between two
+calls, `TURN` what a turn of the loop over lanes takes beside them, and `IDLE w / n` the
+share of lanes that are idle at the end, where no task is left to take. Lanes compute
+their operations by the rates of `TaskSeconds`, and read the arrays that they have in
+common once (the roofline model: Williams, Waterman and Patterson 2009,
+doi:10.1145/1498765.1498785). Both make a lane's share fall with the number of lanes.
 
 How fast a product of `w` rows is depends on the library and the processor, and does not
 follow from its operations. A measurement runs the function with `w` lanes instead.
@@ -17,54 +17,24 @@ follow from its operations. A measurement runs the function with `w` lanes inste
 
 import functools
 import itertools
-import math
 import operator
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
 
 from .._util._jaxprs import inner_equations
-from ..batchers._call import size_of
-from ..continuous._basic_blocks import Immediate, TaskProgram, Value
+from ..continuous._basic_blocks import TaskProgram, Value
 from ..continuous._common_subexpressions import CallKind, call_kinds
-from ..continuous._equations import called_jaxpr, is_collective
+from ..continuous._equations import is_collective
 
 
 # Fitted to the steps that `benchmarks/auto.py` times on 2 CPU cores.
 TURN: Final = 6e-5
-IDLE: Final = 0.6
-
-
-@final
-class Rates(NamedTuple):
-    """Speeds of a device, per second."""
-
-    operations: float  # of one core
-    products: float  # operations of matrix products, on all cores
-    bytes: float
-    cores: int = 1
-
-
-# XLA uses one core more for each so many bytes that an operation computes.
-BYTES_PER_CORE: Final = 200_000
-# Of an accelerator only the order of magnitude is known: one of 10 TFLOP/s.
-ACCELERATOR: Final = Rates(1e13, 1e13, 1e12)
-
-
-def rates() -> Rates:
-    """Return the speeds of the device in use."""
-    if jax.default_backend() != "cpu":
-        return ACCELERATOR
-    # On macOS and Windows there is no list of the cores that the process may use.
-    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    # Processes must choose alike, whatever cores each has.
-    cores = len(may_use(0)) if jax.process_count() == 1 else 1
-    return Rates(7.5e8, 1e11, 2e10, cores)
+IDLE: Final = 0.55
 
 
 # A measurement repeats calls until they have taken so many seconds, in so many rounds.
@@ -77,14 +47,17 @@ def best_lane_count(shares: dict[int, float], tasks: int) -> int:
 
     **Arguments:**
 
-    - `shares`: for each number of lanes a lane's share of a call, in seconds.
+    - `shares`: for each number of lanes a lane's share of an evaluation, in seconds.
     - `tasks`: the number of tasks.
     """
+    return min(
+        shares, key=lambda lanes: evaluation_seconds(shares[lanes], lanes, tasks)
+    )
 
-    def seconds(lanes: int) -> float:
-        return (shares[lanes] + TURN / lanes) * (1 + IDLE * lanes / tasks)
 
-    return min(shares, key=seconds)
+def evaluation_seconds(share: float, lanes: int, tasks: int) -> float:
+    """Return the seconds of an evaluation, with those that lanes take to find tasks."""
+    return (share + TURN / lanes) * (1 + IDLE * lanes / tasks)
 
 
 def lane_counts(tasks: int) -> list[int]:
@@ -101,30 +74,6 @@ class JointCalls:
         # A value that calls of several kinds read counts once.
         read = dict.fromkeys(x for kind in self._kinds for x in _operands(kind))
         self._shared = [x for x in read if isinstance(x, Value) and x.uniform]
-        self._immediates = [x.value for x in read if isinstance(x, Immediate)]
-
-    @property
-    def shared_bytes(self) -> int:
-        """The bytes of the arrays that all lanes read."""
-        constants = [*self._immediates, *self._constants]
-        return sum(x.nbytes for x in constants) + sum(x.bytes for x in self._shared)
-
-    @property
-    def product_operations(self) -> int:
-        """The floating-point operations of matrix products in one lane's calls."""
-        return sum(map(_product_operations, self._equations))
-
-    @property
-    def largest_bytes(self) -> int:
-        """The bytes of the largest array that a call computes for one lane."""
-        made = [size_of(x.aval) for eqn in self._equations for x in eqn.outvars]
-        return max(made, default=0)
-
-    @property
-    def _constants(self) -> list[Any]:
-        """Return the arrays that are constants of a function in a call."""
-        called = map(called_jaxpr, self._equations)
-        return [x for jaxpr in called if jaxpr is not None for x in jaxpr.consts]
 
     @property
     def _equations(self) -> list[Any]:
@@ -186,38 +135,11 @@ class JointCalls:
         ]
 
 
-def counted_shares(
-    calls: JointCalls, operations: float, lane_counts: Sequence[int]
-) -> dict[int, float]:
-    """Estimate a lane's share of a call from what it computes and reads."""
-    device = rates()
-    products = min(calls.product_operations, operations)
-    shares: dict[int, float] = {}
-    for lanes in lane_counts:
-        cores = lanes * calls.largest_bytes / BYTES_PER_CORE
-        cores = min(max(cores, 1.0), device.cores)
-        shares[lanes] = (
-            (operations - products) / (cores * device.operations)
-            + products / device.products
-            + calls.shared_bytes / (device.bytes * lanes)
-        )
-    return shares
-
-
 def _operands(kind: CallKind) -> list[Any]:
     """Return what a call reads and does not compute, each once."""
     made = {x for instruction in kind.region for x in instruction.outputs}
     read = [x for instruction in kind.region for x in instruction.inputs]
     return [x for x in dict.fromkeys([*kind.args, *read]) if x not in made]
-
-
-def _product_operations(eqn: Any) -> int:
-    if eqn.primitive.name != "dot_general":
-        return 0
-    ((contracted, _), _) = eqn.params["dimension_numbers"]
-    rows = eqn.invars[0].aval.shape
-    summed = math.prod(rows[axis] for axis in contracted)
-    return 2 * summed * math.prod(eqn.outvars[0].aval.shape)
 
 
 def _computed(make: Callable[[], Any]) -> Any:

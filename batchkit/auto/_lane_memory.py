@@ -199,8 +199,13 @@ def _compiled(
 ) -> Any:
     """Compile a number of tasks, and return XLA's figures of the memory."""
 
+    is_ref = [isinstance(x, jax.Ref) for x in task.closure]
+
     def run(closure: list[Any], rows: list[Any]) -> list[Any]:
-        return task.run_rows(batcher, rows, tasks, closure, axis_name)
+        # A `jax.ShapeDtypeStruct` is the type of a mutable array's value only.
+        pairs = zip(closure, is_ref, strict=True)
+        arrays = [jax.new_ref(x) if each else x for x, each in pairs]
+        return task.run_rows(batcher, rows, tasks, arrays, axis_name)
 
     # The program is compiled outside of the current trace, so bind again the outer axes
     # that the task uses by name.

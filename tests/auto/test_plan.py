@@ -160,6 +160,7 @@ def test_vmap_is_chosen_if_all_fits_and_nothing_runs(sampler: Any) -> None:
     assert "<table" in plan._repr_html_()
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_step_gets_continuous_for_expensive_loops(sampler: Any) -> None:
     grid = np.linspace(0.0, 1.0, 40_000, dtype=np.float32)
 
@@ -168,17 +169,18 @@ def test_step_gets_continuous_for_expensive_loops(sampler: Any) -> None:
 
     settings = {"loglikelihood_fn": expensive, "num_delete": 20, "climb": True}
     plan = bk.plan(sampler, "3 MB", POSITIONS, **settings)
-    assert plan.step == bk.Continuous(8)
+    assert plan.step == bk.Continuous(4)
     assert plan.step_memory.total <= 3_000_000
     assert not isinstance(plan.init, bk.Continuous)
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_lanes_may_be_measured(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(self: JointCalls, lanes: list[int], budget: int) -> dict[int, float]:
         return {each: 1.0 + (each != 4) for each in lanes}
 
     monkeypatch.setattr(JointCalls, "measured_shares", measured)
-    grid = np.linspace(0.0, 1.0, 2_000, dtype=np.float32)
+    grid = np.linspace(0.0, 1.0, 40_000, dtype=np.float32)
 
     def expensive(x: jax.Array) -> jax.Array:
         return -jnp.sum(x**2) + 1e-30 * jnp.sum(jnp.sin(grid * x[0]))

@@ -10,13 +10,10 @@ import pytest
 import batchkit as bk
 from batchkit.auto import _lane_count
 from batchkit.auto._lane_count import (
-    BYTES_PER_CORE,
     IDLE,
     TURN,
     JointCalls,
-    Rates,
     best_lane_count,
-    counted_shares,
     lane_counts,
 )
 from batchkit.batchers._call import Call
@@ -65,33 +62,6 @@ def test_numbers_of_lanes_that_are_compared() -> None:
     assert lane_counts(3) == [3]
 
 
-def test_a_share_falls_by_cores_and_by_arrays_in_common(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    device = Rates(operations=1e9, products=1e10, bytes=1e8, cores=2)
-    monkeypatch.setattr(_lane_count, "rates", lambda: device)
-    wide = np.ones((BYTES_PER_CORE // 4, 2), np.float32)
-    calls = calls_of(lambda x: jnp.sum(jnp.sin(wide @ x)), dim=2)
-    assert calls.largest_bytes == BYTES_PER_CORE
-    assert calls.product_operations == 2 * wide.size
-    assert calls.shared_bytes == wide.nbytes
-    shares = counted_shares(calls, 2 * wide.size + 1e5, [1, 2, 10])
-    product, sines, read = 2 * wide.size / 1e10, 1e5 / 1e9, wide.nbytes / 1e8
-    np.testing.assert_allclose(shares[1], product + sines + read)
-    np.testing.assert_allclose(shares[2], product + sines / 2 + read / 2)
-    np.testing.assert_allclose(shares[10], product + sines / 2 + read / 10)
-
-
-def test_products_are_counted_as_xla_counts_them() -> None:
-    def product(x: jax.Array) -> jax.Array:
-        return jnp.einsum("abc,dcb->ad", x.reshape(2, 5, 3), jnp.ones((4, 3, 5)))
-
-    analysis: Any = jax.jit(product).lower(jnp.ones(30)).cost_analysis()
-    calls = calls_of(lambda x: jnp.sum(product(x)))
-    assert calls.product_operations == 2 * 2 * 4 * 15
-    assert calls.product_operations <= analysis["flops"]
-
-
 def never_ends(x: jax.Array) -> jax.Array:
     return jax.lax.while_loop(lambda x: x[0] != 1, lambda x: x, x)[0]
 
@@ -129,7 +99,7 @@ def test_lanes_that_exceed_the_budget_are_not_run() -> None:
 def task(x: jax.Array) -> jax.Array:
     @bk.expensive
     def half(x: jax.Array) -> jax.Array:
-        return x / 2 + 1e-30 * jnp.sum(jnp.sin(jnp.arange(1_000.0) * x))
+        return x / 2 + 1e-30 * jnp.sum(jnp.sin(jnp.arange(20_000.0) * x))
 
     return jax.lax.while_loop(lambda x: x > 0.1, half, x)
 
