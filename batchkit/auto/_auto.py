@@ -254,6 +254,7 @@ class Auto(AbstractBatcher):
     arrays together are far below the budget, nothing is compiled. Choices are cached by
     the computation and the shapes of a task.
 
+    Compile it with `jax.jit`: uncompiled, a loop over tasks is compiled at every call.
     Tasks that communicate, or that write to a mapped `jax.Ref`, run all at once. The
     memory of the latter is not compared with the budget.
 

@@ -190,5 +190,5 @@ def longest_of(tasks: int) -> float:
 
 def _is_fused(eqn: Any) -> bool:
     """Return whether each number of the result needs one number of each operand."""
-    shapes = {x.aval.shape for x in (*eqn.invars, *eqn.outvars) if x.aval.shape}
-    return len(shapes) <= 1 or eqn.primitive.name in MOVES_DATA
+    shapes = {getattr(x.aval, "shape", ()) for x in (*eqn.invars, *eqn.outvars)}
+    return len(shapes - {()}) <= 1 or eqn.primitive.name in MOVES_DATA

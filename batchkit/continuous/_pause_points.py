@@ -227,8 +227,8 @@ class Divergence:
         if id(eqn) not in self._varying:
             return 0
         pairs = zip(eqn.invars, self._varying[id(eqn)][1], strict=True)
-        arrays = [x.aval for x, varies in pairs if x.aval.shape and not varies]
-        return sum(map(size_of, arrays))
+        common = [x.aval for x, varies in pairs if not varies]
+        return sum(size_of(x) for x in common if getattr(x, "shape", ()))
 
     def of_task(self, jaxpr: ClosedJaxpr) -> "Divergence":
         """Analyse a jaxpr whose arguments all vary between tasks."""
