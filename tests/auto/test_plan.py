@@ -191,6 +191,7 @@ def test_lanes_may_be_measured(sampler: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_cores")
 def test_step_of_nss_gets_continuous() -> None:
     grid = np.linspace(0.0, 1.0, 40_000, dtype=np.float32)
 
@@ -199,7 +200,7 @@ def test_step_of_nss_gets_continuous() -> None:
 
     settings = {**NSS, "loglikelihood_fn": expensive, "num_inner_steps": 2}
     plan = bk.plan(blackjax.nss, "3 MB", POSITIONS, **settings)
-    assert plan.step == bk.Continuous(8)
+    assert plan.step == bk.Continuous(4)
     assert plan.step_memory.total <= 3_000_000
 
 
