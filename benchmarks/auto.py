@@ -106,8 +106,23 @@ SWEEP: dict[str, bk.AbstractBatcher] = {
     **{f"Chunked({k})": bk.Chunked(k) for k in (4, 16)},
     **{f"Continuous({k})": bk.Continuous(k) for k in (8, 16, 32)},
 }
-# No problem is timed for much longer.
-SECONDS = 30.0
+# No problem is timed for much longer, and no run of a round for much less.
+LONGEST, SHORTEST = 30.0, 0.05
+
+
+def timed(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every program in each round, in which short ones run several times."""
+    once = {name: x for name, (x,) in interleaved(runs, 1).items()}
+    turns = {name: 1 + int(SHORTEST / x) for name, x in once.items()}
+    rounds = int(LONGEST / sum(x * turns[name] for name, x in once.items()))
+
+    def repeated(name: str) -> None:
+        for _ in range(turns[name]):
+            jax.block_until_ready(runs[name]())
+
+    again = {name: functools.partial(repeated, name) for name in runs}
+    seconds = interleaved(again, max(2, min(repeats, rounds)))
+    return {name: [x / turns[name] for x in xs] for name, xs in seconds.items()}
 
 
 def choices(repeats: int, only: str) -> None:
@@ -127,9 +142,7 @@ def choices(repeats: int, only: str) -> None:
             compiled = jax.jit(program(batcher)).lower(*args).compile()
             jax.block_until_ready(compiled(*args))
             runs[name] = functools.partial(compiled, *args)
-        seconds = interleaved(runs, 1)
-        rounds = int(SECONDS / sum(x for (x,) in seconds.values()))
-        seconds = interleaved(runs, max(2, min(repeats, rounds)))
+        seconds = timed(runs, repeats)
         medians = {name: statistics.median(x) for name, x in seconds.items()}
         best = min(SWEEP, key=lambda name: medians[name])
         pairs = zip(seconds["Auto"], seconds[best], strict=True)
