@@ -50,9 +50,15 @@ def described_device(kind: str) -> Device:
     or `tpu-plans`. Where there is no accelerator, set `JAX_PLATFORMS=cpu`, or JAX
     prints an error when it looks for one.
 
-    ```text
-    device = bk.described_device("H100")
-    print(bk.memory(algorithm.init, positions, device=device))
+    ```python
+    import importlib.util
+    import jax.numpy as jnp
+    import batchkit as bk
+
+    if importlib.util.find_spec("jax_cuda12_plugin"):
+        device = bk.described_device("H100")
+        use = bk.memory(lambda x: x @ x.T, jnp.ones((100, 3)), device=device)
+        assert use.output == 100 * 100 * 4
     ```
 
     **Arguments:**
@@ -75,10 +81,18 @@ def described_device(kind: str) -> Device:
 def described_devices(kind: str, *, hosts: int = 1, per_host: int = 1) -> list[Device]:
     """Describe the accelerators of several hosts, for a mesh.
 
-    ```text
-    devices = bk.described_devices("H100", hosts=16, per_host=8)
-    mesh = jax.sharding.Mesh(np.array(devices), ("tasks",))
-    batcher = bk.Sharded(mesh, inner=bk.Chunked(16))
+    ```python
+    import importlib.util
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import batchkit as bk
+
+    if importlib.util.find_spec("jax_cuda12_plugin"):
+        devices = bk.described_devices("H100", hosts=16, per_host=8)
+        mesh = jax.sharding.Mesh(np.array(devices), ("tasks",))
+        fun = bk.Sharded(mesh, inner=bk.Chunked(16))(jnp.sin)
+        print(bk.memory(fun, jnp.ones(10_000), device=mesh))
     ```
 
     **Arguments:**
