@@ -36,6 +36,7 @@ from speed import lens, matrix_chain
 import batchkit as bk
 from batchkit.auto._auto import _CHOICES
 from batchkit.auto._lane_count import lane_counts
+from batchkit.explain._explain import format_batcher
 
 
 def budgets(small: bool) -> None:
@@ -43,7 +44,6 @@ def budgets(small: bool) -> None:
     pixels, sources = (1_536, 150) if small else (15_361, 1_500)
     loglikelihood_fn = make_loglikelihood(pixels, sources)
     positions = jax.ShapeDtypeStruct((N_LIVE, 2), jnp.float64)
-    key = jax.eval_shape(lambda: jax.random.key(0))
     settings: dict[str, Any] = {
         "logprior_fn": logprior_fn,
         "loglikelihood_fn": loglikelihood_fn,
@@ -51,32 +51,19 @@ def budgets(small: bool) -> None:
         "num_delete": NUM_DELETE,
     }
 
-    def total(phase: str, batcher: bk.AbstractBatcher) -> int:
-        policy = bk.ByPhase(**{phase: batcher})
-        algorithm = bk.rebuild_sampler(blackjax.nss, batcher=policy)(**settings)
-        if phase == "init":
-            return bk.memory(algorithm.init, positions).total
-        state = jax.eval_shape(algorithm.init, positions)
-        return bk.memory(algorithm.step, key, state).total
-
     print(f"dense inversion, {pixels:,} x {sources:,}: whole programs, chosen by plan")
-    print(f"  {'budget':>8} {'phase':6}{'batcher':16}{'bytes':>10}   one lane more")
+    print(f"  {'budget':>8} {'phase':6}{'batcher':16}{'bytes':>10}   next size")
     for gigabytes in (1, 4, 16):
         budget = gigabytes * (10**7 if small else 10**9)
         start = time.perf_counter()
         plan = bk.plan(blackjax.nss, budget, positions, **settings)
         seconds = time.perf_counter() - start
-        for phase in ("init", "step"):
-            batcher = getattr(plan, phase)
-            name, more = "Vmap()", "all tasks, nothing larger"
-            if isinstance(batcher, bk.Chunked):
-                name = f"Chunked({batcher.size})"
-                more = readable(total(phase, bk.Chunked(batcher.size + 1)))
-            if isinstance(batcher, bk.Continuous):
-                name = f"Continuous({batcher.lanes})"
-                more = readable(total(phase, bk.Continuous(batcher.lanes + 1)))
-            used = getattr(plan, f"{phase}_memory").total
-            row = f"{readable(budget):>8} {phase:6}{name:16}{readable(used):>10}"
+        for phase, layout in (("init", plan.init), ("step", plan.step)):
+            more = "all tasks, or as many lanes as pay"
+            if layout.larger is not None:
+                more = readable(layout.larger[1])
+            name, used = format_batcher(layout.batcher), readable(layout.memory.total)
+            row = f"{readable(budget):>8} {phase:6}{name:16}{used:>10}"
             print(f"  {row}   {more}", flush=True)
         print(f"  {'':8} plan took {seconds:.0f} s")
         rows = jnp.zeros((N_LIVE, 2))

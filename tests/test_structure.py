@@ -32,8 +32,10 @@ IMPORTS = {
     "devices": {"_util"},
     "rebuild": {"_util", "batchers"},
     "explain": {"_util", "batchers", "devices", "rebuild"},
-    "auto": {"_util", "batchers", "continuous", "explain", "rebuild"},
     "run": {"_util", "batchers", "explain", "rebuild"},
+    "auto": {
+        *("_util", "batchers", "continuous", "devices", "explain", "rebuild", "run")
+    },
     "nested": {"_util", "batchers", "explain", "rebuild", "run"},
     "chains": {"_util", "batchers", "explain", "run"},
     "shards": {"_util", "batchers", "chains", "run"},

@@ -3,3 +3,4 @@
 from ._auto import Auto as Auto, Selection as Selection
 from ._lane_memory import BudgetError as BudgetError
 from ._layout_plan import LayoutPlan as LayoutPlan, plan as plan
+from ._phase_layout import PhaseLayout as PhaseLayout

@@ -1,81 +1,111 @@
 """`plan`: batchers with which the `init` and `step` of a sampler fit a budget.
 
 `Auto` sees the lanes of one site only, but a program may have several sites, and hold
-data outside of them. So here each program is compiled as a whole at every size that is
-tried, and the bytes that XLA reports for it must fit the budget.
+data outside of them. So here each phase is compiled as a whole.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+import itertools
+import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, final
 
 import jax
+import jax.numpy as jnp
 
+from .._util._checks import check_flag, check_number, check_type
 from .._util._formats import format_bytes, html_table, table
-from ..batchers import AbstractBatcher, Chunked, Vmap
-from ..batchers._trace_log import LogEntry
-from ..continuous import Continuous
-from ..explain import MemoryUse
-from ..explain._explain import format_batcher, memory_of, recording, trace_uncached
+from .._util._multihost import is_multiprocess
+from ..batchers import AbstractBatcher
+from ..devices._target import Device, device_of, is_described, memory_of_device
+from ..explain._explain import UNSEEN, format_batcher
 from ..rebuild import ByPhase, rebuild_sampler
-from ._auto import Auto
-from ._lane_memory import (
-    BudgetError,
-    budget_or_free,
-    fast_compile_options,
-    largest_arrays,
-    largest_that_fits,
+from ._lane_memory import FREE_SHARE, budget_or_free, parse_budget
+from ._phase_layout import PhaseLayout, cache_folder
+from ._phase_program import Measuring, PhaseProgram
+
+
+# The share of a GPU's memory that JAX takes, unless the user sets another one.
+_TAKEN_BY_JAX: Final = 0.75
+# Measuring `init`, which a run calls once, ends after this share of the time.
+_TIME_FOR_INIT: Final = 0.25
+
+_COLUMNS: Final = (
+    "phase",
+    "batcher",
+    "temporaries",
+    "total",
+    "of budget",
+    "next size",
+    "reason",
 )
 
 
-# A budget that everything fits, so that `Auto` chooses the kind of batcher only.
-_UNLIMITED: Final = 1 << 62
-
-_COLUMNS: Final = ("phase", "batcher", "memory", "budget")
-
-
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayoutPlan:
-    """Batchers with which the programs of a sampler fit a budget, and their bytes.
+    """Batchers with which `init` and `step` of a sampler fit a budget, and why.
 
     It is the result of [`plan`][batchkit.plan], and prints as a table.
 
     **Arguments:**
 
-    - `init`, `step`: the batcher of each phase.
-    - `init_memory`, `step_memory`: the bytes that XLA allocates for each of the two
-        programs as a whole.
+    - `device`: the kind of the device, such as `"NVIDIA H100 80GB HBM3"`.
     - `budget`: the bytes available on each device.
+    - `source`: what the budget is of the memory of the device, as text; may be empty.
+    - `init`, `step`: the [`PhaseLayout`][batchkit.auto.PhaseLayout] of each phase.
     """
 
-    init: AbstractBatcher
-    step: AbstractBatcher
-    init_memory: MemoryUse
-    step_memory: MemoryUse
+    device: str
     budget: int
+    source: str
+    init: PhaseLayout
+    step: PhaseLayout
 
     @property
     def batcher(self) -> ByPhase:
         """The batchers of both phases as a policy for `rebuild_sampler`."""
-        return ByPhase(init=self.init, step=self.step)
+        return ByPhase(init=self.init.batcher, step=self.step.batcher)
 
     def __repr__(self) -> str:
-        return table(_COLUMNS, self._rows())
+        lines = [self._title, table(_COLUMNS, self._rows()), *self._unseen]
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return html_table(_COLUMNS, self._rows())
+        lines = [self._title, html_table(_COLUMNS, self._rows()), *self._unseen]
+        return "".join(f"<div>{line}</div>" for line in lines)
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        budget = format_bytes(self.budget)
+    @property
+    def _title(self) -> str:
+        source = f" ({self.source})" if self.source else ""
+        return f"{self.device}, budget {format_bytes(self.budget)}{source}"
+
+    @property
+    def _unseen(self) -> list[str]:
+        return [] if self.device == "cpu" else [UNSEEN]
+
+    def _rows(self) -> list[tuple[str, ...]]:
         return [
-            (phase, format_batcher(batcher), format_bytes(memory.total), budget)
-            for phase, batcher, memory in (
-                ("init", self.init, self.init_memory),
-                ("step", self.step, self.step_memory),
+            (
+                phase,
+                format_batcher(layout.batcher),
+                format_bytes(layout.memory.temporary),
+                format_bytes(layout.memory.total),
+                f"{100 * layout.memory.total / self.budget:.1f} %",
+                _next_size(layout),
+                layout.reason,
             )
+            for phase, layout in (("init", self.init), ("step", self.step))
         ]
+
+
+def _next_size(layout: PhaseLayout) -> str:
+    if layout.larger is None:
+        return "-"
+    batcher, needed = layout.larger
+    return f"{format_batcher(batcher)}: {format_bytes(needed)}"
 
 
 def plan(
@@ -83,15 +113,25 @@ def plan(
     budget: int | str | None,
     positions: Any,
     *,
+    device: Device = None,
     measure: bool = False,
+    max_seconds: float = 300.0,
+    remember: bool | str | os.PathLike[str] = True,
+    progress: bool = True,
     **settings: Any,
 ) -> LayoutPlan:
     """Find batchers for `init` and `step` with which each, as a whole, fits a budget.
 
     Each program is traced and compiled at a few sizes, to find the memory that XLA
     would allocate: arguments, results and temporaries together. Nothing runs unless
-    `measure=True`. A program gets `Continuous` by the rule of `Auto`, else `Vmap` if
-    that fits, else the largest `Chunked` that fits.
+    `measure=True`. A program gets the kind of batcher that `Auto` gives to its sites,
+    with the largest number of tasks at once that fits.
+
+    With `measure=True` the layouts that fit run for a few steps of the sampler from
+    your positions, and the fastest wins: `Vmap`, `Chunked` and `Continuous` of several
+    sizes, `Sequential`. It takes minutes where a step takes long to compile. So the
+    result is kept in a file, and the next call for the same program, device and
+    versions compiles nothing.
 
     ```python
     import blackjax
@@ -106,7 +146,7 @@ def plan(
     )
     positions = jax.random.normal(jax.random.key(0), (100, 2))
     plan = bk.plan(blackjax.nss, "500 kB", positions, **settings)
-    assert plan.init_memory.total <= plan.budget == 500_000
+    assert plan.init.memory.total <= plan.budget == 500_000
     nss = bk.rebuild_sampler(blackjax.nss, batcher=plan.batcher)
     state = jax.jit(nss(**settings).init)(positions)
     print(plan)
@@ -117,25 +157,42 @@ def plan(
     - `api`: a blackjax API that makes an algorithm with `init` and `step`, such as
         `blackjax.nss`.
     - `budget`: the bytes on each device, as for [`Auto`][batchkit.Auto]; `None` for
-        half of the free memory.
+        half of the free memory, or half of the memory of a described device.
     - `positions`: the argument of `init`; `jax.ShapeDtypeStruct` may stand for an
-        array.
-    - `measure`: whether to choose the lanes of a `Continuous` by running the expensive
-        function, as for [`Auto`][batchkit.Auto].
+        array, unless `measure=True`.
+    - `device`: the device of JAX to compile for, present or
+        [described][batchkit.described_device]. By default the process's own.
+    - `measure`: whether to choose by running the layouts that fit. Several processes
+        (`jax.distributed`) get a `RuntimeError`: they would choose differently.
+    - `max_seconds`: the time after which nothing more is measured, and what has been
+        decides; 300 by default. A compilation or a call is not begun if it is expected
+        to end later. Finding the sizes that fit counts, and is not cut short.
+    - `remember`: whether what was measured is kept in, and taken from, a file in
+        `$XDG_CACHE_HOME/batchkit`, which is `~/.cache/batchkit` by default; or another
+        folder.
+    - `progress`: whether to show a bar while layouts are measured, in terminals and
+        notebooks, or lines in the log of `batchkit` elsewhere.
     - `**settings`: the arguments of the API.
 
     **Returns:**
 
     A [`LayoutPlan`][batchkit.auto.LayoutPlan]: the batchers, ready for
-    `rebuild_sampler`, and the bytes of both programs.
+    `rebuild_sampler`, the bytes of both programs, and the reasons.
 
     **Raises:**
 
-    `BudgetError` if a program does not fit with one lane at a time, `TypeError` if the
-    API does not make an algorithm with `init` and `step`, and the errors of `api`, of
-    tracing and of compiling.
+    `BudgetError` if a program does not fit with one lane at a time; `TypeError` if the
+    API does not make an algorithm with `init` and `step`, or if shapes were to be
+    measured; `ValueError` if the device has less memory than the budget, or is
+    described and were to be measured; and the errors of `api`, of tracing and of
+    compiling.
     """
-    allowed = budget_or_free(budget, f"plan(budget={budget!r})")
+    started = time.perf_counter()
+    _check_options(device, measure, max_seconds, remember, progress)
+    if measure:
+        check_measurable(device, positions)
+        positions = jax.device_put(jax.tree.map(jnp.asarray, positions), device)
+    allowed, source = budget_on(budget, device)
     algorithm = api(**settings)
     if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
         raise TypeError(
@@ -143,58 +200,109 @@ def plan(
             f"`step`; it makes a {type(algorithm).__name__}. For other programs give "
             "the budget to `Auto`, and measure their memory with `batchkit.memory`."
         )
+
+    def program(phase: str, *args: Any) -> PhaseProgram:
+        def make(batcher: AbstractBatcher) -> Callable[..., Any]:
+            rebuilt = rebuild_sampler(api, batcher=ByPhase(**{phase: batcher}))
+            return getattr(rebuilt(**settings), phase)
+
+        return PhaseProgram(phase, make, args, allowed, device)
+
     # Of the original algorithm: states have the same types and shapes in any layout.
     state = jax.eval_shape(algorithm.init, positions)
-    key = jax.eval_shape(jax.random.key, 0)
-
-    def init(batcher: AbstractBatcher) -> jax.stages.Traced:
-        rebuilt = rebuild_sampler(api, batcher=ByPhase(init=batcher))
-        return trace_uncached(rebuilt(**settings).init, (positions,), {})
-
-    def step(batcher: AbstractBatcher) -> jax.stages.Traced:
-        rebuilt = rebuild_sampler(api, batcher=ByPhase(step=batcher))
-        return trace_uncached(rebuilt(**settings).step, (key, state), {})
-
-    init_batcher, init_memory = _choose("init", init, allowed, measure)
-    step_batcher, step_memory = _choose("step", step, allowed, measure)
-    return LayoutPlan(init_batcher, step_batcher, init_memory, step_memory, allowed)
+    init = program("init", positions)
+    step = program("step", jax.eval_shape(jax.random.key, 0), state)
+    if measure:
+        folder = cache_folder() if remember is True else None
+        if not isinstance(remember, bool):
+            folder = Path(remember)
+        options = Measuring(started, max_seconds, folder, progress)
+        layouts = _fastest(init, step, positions, device, options)
+    else:
+        layouts = init.fitting(), step.fitting()
+    return LayoutPlan(device_of(device).device_kind, allowed, source, *layouts)
 
 
-def _choose(
-    phase: str,
-    program: Callable[[AbstractBatcher], jax.stages.Traced],
-    budget: int,
-    measure_calls: bool,
-) -> tuple[AbstractBatcher, MemoryUse]:
-    """Find the batcher with which a program fits, and the memory of the program."""
-    with recording() as root:
-        program(Auto(_UNLIMITED, measure_calls))
-    mapped = [x for x in _descendants(root) if isinstance(x.batcher, Auto)]
-    lanes = [split.lanes for x in mapped for split in x.splits if split.kind == "lane"]
-    tasks = max((x.tasks for x in mapped), default=1)
+def _fastest(
+    init: PhaseProgram,
+    step: PhaseProgram,
+    positions: Any,
+    device: Device,
+    options: Measuring,
+) -> tuple[PhaseLayout, PhaseLayout]:
+    """Measure both phases from the user's positions, or recall their layouts."""
+    keys = (jax.device_put(jax.random.key(i), device) for i in itertools.count())
+    first = init.fastest(options, lambda: (positions,), share=_TIME_FOR_INIT)
+    second = step.fastest(
+        options,
+        lambda: (next(keys), init.run(first.batcher, positions)),
+        lambda out: (next(keys), out[0]),
+    )
+    return first, second
 
-    @functools.cache
-    def measure(batcher: AbstractBatcher) -> MemoryUse:
-        compiled = program(batcher).lower().compile(fast_compile_options())
-        return memory_of(compiled)
 
-    if lanes:
-        found = largest_that_fits(
-            lambda size: measure(Continuous(size)).total, budget, max(lanes)
+def _check_options(
+    device: object,
+    measure: object,
+    max_seconds: object,
+    remember: object,
+    progress: object,
+) -> None:
+    """Raise an error for arguments that do not depend on the sampler."""
+    is_device = device is None or isinstance(device, jax.Device)
+    remedy = 'Such as `batchkit.described_device("H100")`, or `jax.devices()[0]`.'
+    check_type(is_device, "plan", "device", device, "a device of JAX", remedy)
+    check_flag("plan", "measure", measure)
+    check_number("plan", "max_seconds", max_seconds, kind=float)
+    is_place = isinstance(remember, bool | str | os.PathLike)
+    rule = "True, False or the path of a folder"
+    check_type(is_place, "plan", "remember", remember, rule)
+    check_flag("plan", "progress", progress)
+
+
+def check_measurable(device: Device, positions: Any) -> None:
+    """Raise an error if no layout can run from these positions, or in this process."""
+    if is_multiprocess():
+        raise RuntimeError(
+            f"plan(measure=True): {jax.process_count()} processes would measure "
+            "different times and run different programs. Use `measure=False`, or "
+            "measure in one process and write down the batchers that it chose."
         )
-        if found.size > 0:
-            return Continuous(found.size), measure(Continuous(found.size))
-    # A `Continuous` that does not fit is replaced by `Chunked`, as under `Auto`.
-    found = largest_that_fits(lambda size: measure(Chunked(size)).total, budget, tasks)
-    if found.size == 0:
-        largest = largest_arrays(program(Chunked(1)).jaxpr.jaxpr)
-        raise BudgetError(f"plan({phase})", found.bytes, budget, 1, largest)
-    batcher = Vmap() if found.size == tasks else Chunked(found.size)
-    return batcher, measure(Chunked(found.size))
+    if is_described(device):
+        raise ValueError(
+            f"plan(measure=True, device={device}): a described device cannot run "
+            "anything. Use `measure=False`, or measure on a machine that has one."
+        )
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(positions)):
+        raise TypeError(
+            "plan(measure=True): positions are shapes, from which nothing can run. "
+            "Give arrays, or use `measure=False`."
+        )
 
 
-def _descendants(entry: LogEntry) -> Iterator[LogEntry]:
-    """Iterate over the entries inside of an entry, at any depth."""
-    for inner in entry.inside:
-        yield inner
-        yield from _descendants(inner)
+def budget_on(budget: int | str | None, device: Device) -> tuple[int, str]:
+    """Return a budget in bytes, and what it is of the memory of the device."""
+    argument = f"plan(budget={budget!r})"
+    kind = device_of(device).device_kind
+    memory = memory_of_device(device)
+    if budget is None:
+        if not is_described(device):
+            return budget_or_free(None, argument), "half of the free memory"
+        if memory is None:
+            raise ValueError(
+                f"{argument}: the memory of {kind!r} is not known. Give a budget, such "
+                "as '70 GB'."
+            )
+        return int(FREE_SHARE * memory), f"half of its {format_bytes(memory)}"
+    allowed = parse_budget(budget, argument)
+    if memory is None:
+        return allowed, ""
+    if allowed > memory:
+        raise ValueError(
+            f"{argument}: {kind!r} has {format_bytes(memory)}. Give a budget within "
+            "it, or None."
+        )
+    source = f"{100 * allowed / memory:.2g} % of its {format_bytes(memory)}"
+    if is_described(device) and allowed > _TAKEN_BY_JAX * memory:
+        source += "; JAX takes 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION is more"
+    return allowed, source

@@ -108,7 +108,7 @@ plan = bk.plan(
 )
 assert_type(plan, LayoutPlan)
 assert_type(plan.batcher, bk.ByPhase)
-assert_type(plan.step_memory.total, int)
+assert_type(plan.step.memory.total, int)
 
 
 # Rebuilding keeps the type of the API.
