@@ -40,6 +40,7 @@ IMPORTS = {
     "chains": {"_util", "batchers", "explain", "run"},
     "shards": {"_util", "batchers", "chains", "run"},
     "plots": {"chains", "nested", "run", "shards"},
+    "__main__": {"auto", "devices", "explain"},
 }
 # Runs call blackjax itself; everything else works on the API that it is given.
 IMPORT_BLACKJAX = {"nested", "chains", "shards"}
