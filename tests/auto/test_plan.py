@@ -14,7 +14,7 @@ import pytest
 
 import batchkit as bk
 from batchkit._util._formats import format_bytes
-from batchkit.auto import PhaseLayout, _auto, _layout_plan, _phase_program
+from batchkit.auto import PhaseLayout, Selection, _auto, _layout_plan, _phase_program
 from batchkit.auto._lane_memory import largest_that_fits
 from batchkit.auto._phase_program import PhaseProgram
 from batchkit.explain import MemoryUse
@@ -208,6 +208,20 @@ def test_kind_of_layout_and_reason_are_those_of_auto(
         assert layout.batcher == bk.Continuous(site.at_once)
     assert layout.larger is None  # more would fit, but not pay
     assert layout.reason.split("; ")[0] in site.note
+
+
+def test_sequential_is_taken_over_from_auto(
+    sampler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def select(*_: Any) -> Selection:
+        return Selection(bk.Sequential(), "a branch is rare; it needs", None, 1)
+
+    monkeypatch.setattr(_auto, "select", select)
+    monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
+    plan = bk.plan(sampler, "1 GB", POSITIONS, **SETTINGS)
+    assert plan.batcher == bk.ByPhase(init=bk.Sequential(), step=bk.Sequential())
+    assert plan.init.memory.total == total(sampler, SETTINGS, plan.batcher, "init")
+    assert plan.init.reason.startswith("a branch is rare; it needs ")
 
 
 def test_chunks_that_suit_the_cache_of_a_cpu_are_not_for_a_gpu(
