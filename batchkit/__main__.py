@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from .auto import BudgetError, plan
-from .auto._layout_plan import budget_on, check_measurable
+from .auto._lane_memory import budget_on
+from .auto._layout_plan import check_measurable
 from .devices import described_device
 from .explain._explain import format_batcher
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.device is not None:
             wanted["device"] = described_device(options.device)
-        budget_on(wanted["budget"], wanted.get("device"))
+        budget_on(wanted["budget"], wanted.get("device"), "--budget")
         if wanted.get("measure"):
             check_measurable(wanted.get("device"), wanted["positions"])
     except (ImportError, TypeError, ValueError, RuntimeError) as error:

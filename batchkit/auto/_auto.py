@@ -45,12 +45,13 @@ from ..batchers._marks import in_task
 from ..batchers._trace_log import log_note, logging_disabled, num_outer_lanes
 from ..continuous import Continuous
 from ..continuous._continuous import MIN_OPERATIONS, check_task, compile_task
+from ..devices._target import Device, check_target, is_described, platform_of
 from ._lane_count import JointCalls, best_lane_count, evaluation_seconds, lane_counts
 from ._lane_memory import (
     SAFETY_FACTOR,
     BudgetError,
     bound_of_lane,
-    budget_or_free,
+    budget_on,
     bytes_of_batcher,
     bytes_of_lanes,
     largest_arrays,
@@ -98,17 +99,24 @@ def select(
     """
     share, size = budget // outer, task.size
     refusal = call.refusal(task, batcher)
-    bytes_at = functools.cache(functools.partial(bytes_of_lanes, task, call.axis_name))
+    device = batcher.device
+    on_cpu = platform_of(device) == "cpu"
+
+    @functools.cache
+    def bytes_at(lanes: int) -> int:
+        return bytes_of_lanes(task, call.axis_name, lanes, device)
+
     bound = size * bound_of_lane(task)
     if refusal is None and call.spmd_axis_name is None and size > 1:
-        seconds = TaskSeconds(task.jaxpr, size, outer)
+        seconds = TaskSeconds(task.jaxpr, size, outer, on_cpu)
         selection = None
         if not in_task():
-            selection = _continuous(task, seconds, bound, share, batcher.measure)
-        selection = selection or _fastest(task, seconds, bound, share, bytes_at)
+            selection = _continuous(task, seconds, bound, share, batcher, on_cpu)
+        if on_cpu:
+            selection = selection or _fastest(task, seconds, bound, share, bytes_at)
         if selection is not None:
             return selection
-    if refusal is None and size > 1:
+    if refusal is None and size > 1 and on_cpu:
         selection = _in_cache(task, size, bound, share, bytes_at)
         if selection is not None:
             return selection
@@ -133,7 +141,12 @@ def select(
 
 
 def _continuous(
-    task: TracedTask, seconds: TaskSeconds, bound: int, budget: int, measure: bool
+    task: TracedTask,
+    seconds: TaskSeconds,
+    bound: int,
+    budget: int,
+    auto: "Auto",
+    on_cpu: bool,
 ) -> Selection | None:
     """Choose `Continuous`, if the rule says so and at least one lane fits."""
     program, pauses = compile_task(task)
@@ -150,7 +163,7 @@ def _continuous(
         lanes: seconds.in_lane(lanes, holds_call) / evaluations for lanes in counts
     }
     lanes = best_lane_count(shares, task.size)
-    if jax.default_backend() == "cpu":
+    if on_cpu:
         each = evaluation_seconds(shares[lanes], lanes, task.size)
         if evaluations * each >= seconds.at_once(seconds.best):
             return None
@@ -160,7 +173,7 @@ def _continuous(
     )
     calls = JointCalls(program)
     measured: dict[int, float] = {}
-    if measure and calls.can_run:
+    if auto.measure and calls.can_run:
         measured = calls.measured_shares(counts, budget)
     if measured:
         times = (f"{1e6 * share:.3g} with {k}" for k, share in measured.items())
@@ -170,7 +183,9 @@ def _continuous(
         reason += f"; {lanes} lanes need less than {_of(bound, budget)}"
         return Selection(Continuous(lanes), reason, None, budget)
     found = largest_that_fits(
-        lambda lanes: bytes_of_batcher(task, Continuous(lanes)), budget, lanes
+        lambda lanes: bytes_of_batcher(task, Continuous(lanes), auto.device),
+        budget,
+        lanes,
     )
     if found.size == 0:
         return None
@@ -188,7 +203,7 @@ def _fastest(
 ) -> Selection | None:
     """Choose the tasks at once by the time on a CPU, if fewer than all are faster."""
     size, best = task.size, seconds.best
-    if jax.default_backend() != "cpu" or best == size or _depends_on_batch(task):
+    if best == size or _depends_on_batch(task):
         return None
     share = seconds.at_once(best) / seconds.at_once(size)
     reason = f"estimated to take {share:.2g} of the time of all {size} tasks at once, "
@@ -216,7 +231,7 @@ def _in_cache(
     bytes_at: Callable[[int], int],
 ) -> Selection | None:
     """Choose the `Chunked` that fits the cache, if the cache is the tighter limit."""
-    if jax.default_backend() != "cpu" or min(bound, budget) <= CACHE_BYTES:
+    if min(bound, budget) <= CACHE_BYTES:
         return None
     if bound // most // SAFETY_FACTOR > CACHE_BYTES:
         return None
@@ -281,11 +296,17 @@ class Auto(AbstractBatcher):
 
     budget: int | str | None = eqx.field(static=True)
     measure: bool = eqx.field(static=True)
+    device: Device = eqx.field(static=True)
 
     uses_expensive_marks: ClassVar[bool] = True
     uses_outer_lanes: ClassVar[bool] = True
 
-    def __init__(self, budget: int | str | None = None, measure: bool = False) -> None:
+    def __init__(
+        self,
+        budget: int | str | None = None,
+        measure: bool = False,
+        device: Device = None,
+    ) -> None:
         """**Arguments:**
 
         - `budget`: bytes on each device, as an int or as a text such as `"512 MB"`
@@ -297,19 +318,29 @@ class Auto(AbstractBatcher):
             then choose another number, so several processes (`jax.distributed`) get
             a `RuntimeError`. A function with a loop of unknown length, a callback or a
             collective is never run for this.
+        - `device`: the device of JAX that will run the tasks, present or
+            [described][batchkit.described_device]. By default the process's own.
 
         **Raises:**
 
-        `TypeError` if `budget` is neither an int nor a string or `measure` not a bool,
-        `ValueError` if `budget` cannot be parsed or is below one byte.
+        `TypeError` if `budget` is neither an int nor a string, `measure` not a bool or
+        `device` not a device of JAX, `ValueError` if `budget` cannot be parsed or is
+        below one byte, or if a described device were to be measured.
         """
         self.budget = budget
         self.measure = measure
+        self.device = device
 
     def __check_init__(self) -> None:
         if self.budget is not None:
             parse_budget(self.budget, str(self))
         check_flag("Auto", "measure", self.measure)
+        check_target("Auto", self.device)
+        if self.measure and is_described(self.device):
+            raise ValueError(
+                f"Auto(measure=True, device={self.device}): a described device cannot "
+                "run anything. Use `measure=False`."
+            )
 
     def batch(self, call: Call) -> PyTree:
         if call.size == 0:
@@ -377,7 +408,10 @@ class Auto(AbstractBatcher):
 
     def _choose(self, call: Call) -> tuple[TracedTask | None, Selection]:
         """Trace the task of a call, unless it maps a `Ref`, and choose a batcher."""
-        budget = budget_or_free(self.budget, str(self))
+        if self.budget is None:
+            budget, _ = budget_on(None, self.device, str(self))
+        else:
+            budget = parse_budget(self.budget, str(self))
         if self.measure and jax.process_count() > 1:
             raise RuntimeError(
                 f"{self}: {jax.process_count()} processes would measure different "
@@ -401,7 +435,7 @@ class Auto(AbstractBatcher):
             tuple((x.shape, str(x.dtype)) for x in task.rows),
             tuple(task.is_mapped),
             (task.size, budget, around, self, call.axis_name, call.spmd_axis_name),
-            (in_task(), jax.default_backend(), str(jnp.zeros(()).dtype)),
+            (in_task(), platform_of(self.device), str(jnp.zeros(()).dtype)),
         )
         selection = _CHOICES.get(key)
         if selection is None:

@@ -24,11 +24,22 @@ from .._util._formats import format_bytes
 from .._util._jaxprs import axis_names, equations, inner_jaxprs
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import TracedTask, size_of
+from ..devices._target import (
+    Target,
+    compile_options,
+    device_of,
+    is_described,
+    memory_of_device,
+    platform_of,
+    shapes_on,
+)
 
 
 # The share of the free memory that `Auto()` uses. The rest is for the arguments and
 # results of the program around it, and for other programs.
 FREE_SHARE: Final = 0.5
+# The share of a GPU's memory that JAX takes, unless the user sets another one.
+_TAKEN_BY_JAX: Final = 0.75
 
 _UNITS: Final = {
     **{prefix.lower() + "b": 1000**i for i, prefix in enumerate(("", *"kMGT"))},
@@ -118,6 +129,35 @@ def budget_or_free(budget: Any, argument: str) -> int:
     return max(1, share // unit * unit)
 
 
+def budget_on(
+    budget: int | str | None, device: Target, argument: str
+) -> tuple[int, str]:
+    """Return a budget in bytes, and what it is of the memory of the device."""
+    kind = device_of(device).device_kind
+    memory = memory_of_device(device)
+    if budget is None:
+        if not is_described(device):
+            return budget_or_free(None, argument), "half of the free memory"
+        if memory is None:
+            raise ValueError(
+                f"{argument}: the memory of {kind!r} is not known. Give a budget, such "
+                "as '70 GB'."
+            )
+        return int(FREE_SHARE * memory), f"half of its {format_bytes(memory)}"
+    allowed = parse_budget(budget, argument)
+    if memory is None:
+        return allowed, ""
+    if allowed > memory:
+        raise ValueError(
+            f"{argument}: {kind!r} has {format_bytes(memory)}. Give a budget within "
+            "it, or None."
+        )
+    source = f"{100 * allowed / memory:.2g} % of its {format_bytes(memory)}"
+    if is_described(device) and allowed > _TAKEN_BY_JAX * memory:
+        source += "; JAX takes 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION is more"
+    return allowed, source
+
+
 def free_bytes() -> int:
     """Return the bytes that one device can still allocate, on CPU the free memory.
 
@@ -161,20 +201,24 @@ def _free_in_cgroup() -> int | None:
     return None if limit == "max" else max(0, int(limit) - int(used))
 
 
-def bytes_of_lanes(task: TracedTask, axis_name: Any, lanes: int) -> int:
+def bytes_of_lanes(
+    task: TracedTask, axis_name: Any, lanes: int, device: Target = None
+) -> int:
     """Measure the bytes of some lanes of a task under `jax.vmap`.
 
     These are XLA's temporaries, and the rows and results of as many tasks, which are
     temporaries of a loop over chunks.
     """
-    stats = _compiled(task, Vmap(), lanes, axis_name)
+    stats = _compiled(task, Vmap(), lanes, axis_name, device)
     made = stats.temp_size_in_bytes + stats.output_size_in_bytes
     return made + sum(map(size_of, task.row_types(lanes)))
 
 
-def bytes_of_batcher(task: TracedTask, batcher: AbstractBatcher) -> int:
+def bytes_of_batcher(
+    task: TracedTask, batcher: AbstractBatcher, device: Target = None
+) -> int:
     """Measure XLA's temporaries of all tasks as a batcher runs them."""
-    return _compiled(task, batcher, task.size).temp_size_in_bytes
+    return _compiled(task, batcher, task.size, device=device).temp_size_in_bytes
 
 
 def bound_of_lane(task: TracedTask) -> int:
@@ -195,7 +239,11 @@ def largest_arrays(jaxpr: Any, count: int = 3) -> list[str]:
 
 
 def _compiled(
-    task: TracedTask, batcher: AbstractBatcher, tasks: int, axis_name: Any = None
+    task: TracedTask,
+    batcher: AbstractBatcher,
+    tasks: int,
+    axis_name: Any = None,
+    device: Target = None,
 ) -> Any:
     """Compile a number of tasks, and return XLA's figures of the memory."""
 
@@ -214,24 +262,15 @@ def _compiled(
         run = jax.vmap(run, in_axes=None, axis_name=name, axis_size=size)
     # Shapes instead of arrays: nothing is allocated, and the rows may be tracers.
     closure = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in task.closure]
-    lowered = jax.jit(run).lower(closure, task.row_types(tasks))
-    stats = lowered.compile(fast_compile_options()).memory_analysis()
+    shapes = shapes_on(device, (closure, task.row_types(tasks)))
+    compiled = jax.jit(run).lower(*shapes).compile(compile_options(device))
+    stats = compiled.memory_analysis()
     if stats is None:
         raise NotImplementedError(
             "Auto needs the memory that XLA allocates, and XLA does not report it on "
-            f"{jax.default_backend()!r}. Use `Chunked(size)`."
+            f"{platform_of(device)!r}. Use `Chunked(size)`."
         )
     return stats
-
-
-def fast_compile_options() -> dict[str, Any]:
-    """Return options of `compile` for a program that will not run.
-
-    On CPU code generation is not optimised: the buffers are the same, which the tests
-    check. On other platforms this is untested, so the options are empty.
-    """
-    on_cpu = jax.default_backend() == "cpu"
-    return {"xla_backend_optimization_level": 0} if on_cpu else {}
 
 
 @final

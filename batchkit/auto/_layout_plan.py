@@ -19,16 +19,14 @@ from .._util._checks import check_flag, check_number, check_type
 from .._util._formats import format_bytes, html_table, table
 from .._util._multihost import is_multiprocess
 from ..batchers import AbstractBatcher
-from ..devices._target import Device, device_of, is_described, memory_of_device
+from ..devices._target import Device, device_of, is_described
 from ..explain._explain import UNSEEN, format_batcher
 from ..rebuild import ByPhase, rebuild_sampler
-from ._lane_memory import FREE_SHARE, budget_or_free, parse_budget
+from ._lane_memory import budget_on
 from ._phase_layout import PhaseLayout, cache_folder
 from ._phase_program import Measuring, PhaseProgram
 
 
-# The share of a GPU's memory that JAX takes, unless the user sets another one.
-_TAKEN_BY_JAX: Final = 0.75
 # Measuring `init`, which a run calls once, ends after this share of the time.
 _TIME_FOR_INIT: Final = 0.25
 
@@ -192,7 +190,7 @@ def plan(
     if measure:
         check_measurable(device, positions)
         positions = jax.device_put(jax.tree.map(jnp.asarray, positions), device)
-    allowed, source = budget_on(budget, device)
+    allowed, source = budget_on(budget, device, f"plan(budget={budget!r})")
     algorithm = api(**settings)
     if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
         raise TypeError(
@@ -278,31 +276,3 @@ def check_measurable(device: Device, positions: Any) -> None:
             "plan(measure=True): positions are shapes, from which nothing can run. "
             "Give arrays, or use `measure=False`."
         )
-
-
-def budget_on(budget: int | str | None, device: Device) -> tuple[int, str]:
-    """Return a budget in bytes, and what it is of the memory of the device."""
-    argument = f"plan(budget={budget!r})"
-    kind = device_of(device).device_kind
-    memory = memory_of_device(device)
-    if budget is None:
-        if not is_described(device):
-            return budget_or_free(None, argument), "half of the free memory"
-        if memory is None:
-            raise ValueError(
-                f"{argument}: the memory of {kind!r} is not known. Give a budget, such "
-                "as '70 GB'."
-            )
-        return int(FREE_SHARE * memory), f"half of its {format_bytes(memory)}"
-    allowed = parse_budget(budget, argument)
-    if memory is None:
-        return allowed, ""
-    if allowed > memory:
-        raise ValueError(
-            f"{argument}: {kind!r} has {format_bytes(memory)}. Give a budget within "
-            "it, or None."
-        )
-    source = f"{100 * allowed / memory:.2g} % of its {format_bytes(memory)}"
-    if is_described(device) and allowed > _TAKEN_BY_JAX * memory:
-        source += "; JAX takes 75 %, unless XLA_PYTHON_CLIENT_MEM_FRACTION is more"
-    return allowed, source

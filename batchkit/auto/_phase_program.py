@@ -22,7 +22,7 @@ from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..batchers._chunked import balanced_chunks
 from ..batchers._trace_log import LogEntry
 from ..continuous import Continuous
-from ..devices._target import Device, compile_options, device_of, platform_of
+from ..devices._target import Device, compile_options, device_of
 from ..explain import MemoryUse
 from ..explain._explain import format_batcher, memory_of, recording, trace_uncached
 from ..run._resumable import Reporter
@@ -32,8 +32,8 @@ from ._layout_timing import ROUNDS, SideBySide
 from ._phase_layout import PhaseLayout, layout_file
 
 
-# With a budget that everything fits, so that it chooses the kind of batcher only.
-_AUTO: Final = Auto(1 << 62)
+# A budget that everything fits, so that `Auto` chooses the kind of batcher only.
+_UNLIMITED: Final = 1 << 62
 # So many times are in a reason.
 _NUM_SHOWN: Final = 4
 
@@ -67,6 +67,7 @@ class PhaseProgram:
         self._budget = budget
         self._device = device
         self._memory: dict[AbstractBatcher, MemoryUse] = {}
+        self._auto = Auto(_UNLIMITED, device=device)
         self._longest = 0.0  # seconds of a compilation
 
     def trace(self, batcher: AbstractBatcher) -> jax.stages.Traced:
@@ -90,9 +91,9 @@ class PhaseProgram:
     def _sites(self) -> list[LogEntry]:
         """The sites that compute something, laid out by `Auto`."""
         with recording() as root:
-            self.trace(_AUTO)
+            self.trace(self._auto)
         # The user's functions may call another `Auto`.
-        sites = [x for x in _entries(root) if x.batcher == _AUTO]
+        sites = [x for x in _entries(root) if x.batcher == self._auto]
         return [x for x in sites if "only moves data" not in x.note]
 
     @property
@@ -136,9 +137,6 @@ class PhaseProgram:
 
     def _split(self, kind: str) -> tuple[int, str]:
         """Return the most tasks at once that `Auto` gives to a kind, and its reason."""
-        # `Auto` splits tasks to be faster on a CPU, which says nothing of a GPU.
-        if kind != "lane" and platform_of(self._device) != "cpu":
-            return 0, ""
         found = [
             (split.lanes, _why(site))
             for site in self._sites

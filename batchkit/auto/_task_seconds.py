@@ -81,9 +81,7 @@ ACCELERATOR: Final = Rates(1e13, 1e13, 1e13, 1e12)
 
 
 def rates() -> Rates:
-    """Return the speeds of the device in use."""
-    if jax.default_backend() != "cpu":
-        return ACCELERATOR
+    """Return the speeds of the CPU."""
     # On macOS and Windows there is no list of the cores that the process may use.
     may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     # Processes must choose alike, whatever cores each has.
@@ -95,14 +93,16 @@ def rates() -> Rates:
 class TaskSeconds:
     """Estimated seconds of a task, as the mean over all tasks."""
 
-    def __init__(self, jaxpr: ClosedJaxpr, tasks: int, outer: int) -> None:
+    def __init__(
+        self, jaxpr: ClosedJaxpr, tasks: int, outer: int, on_cpu: bool = True
+    ) -> None:
         # Loops of Equinox ask about their batch, until they are rewritten for one task.
         self._jaxpr = as_one_task(closed_jaxpr(jaxpr), lambda _: False)
         self._divergence = Divergence().of_task(self._jaxpr)
         self._loops_part = self._divergence.in_loops
         self._tasks = tasks
         self._outer = outer  # as many lanes run at once whatever the layout
-        self._rates = rates()
+        self._rates = rates() if on_cpu else ACCELERATOR
 
     def at_once(self, tasks: int) -> float:
         """Return the seconds with so many tasks at once, which wait for each other."""

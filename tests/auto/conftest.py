@@ -9,7 +9,7 @@ import jax
 import pytest
 
 import batchkit as bk
-from batchkit.auto import _auto, _layout_plan, _task_seconds
+from batchkit.auto import _auto, _lane_memory, _layout_plan, _task_seconds
 from batchkit.auto._task_seconds import Rates
 
 
@@ -87,6 +87,7 @@ def sampler(
 @pytest.fixture
 def described(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A CPU that passes for a described device of 1 GB."""
-    monkeypatch.setattr(_layout_plan, "is_described", lambda device: True)
-    monkeypatch.setattr(_layout_plan, "memory_of_device", lambda device: 10**9)
+    for module in (_layout_plan, _lane_memory):
+        monkeypatch.setattr(module, "is_described", lambda device: True)
+    monkeypatch.setattr(_lane_memory, "memory_of_device", lambda device: 10**9)
     return jax.devices()[1]

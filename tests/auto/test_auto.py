@@ -15,11 +15,12 @@ from batchkit.auto._auto import CACHE_BYTES
 from batchkit.auto._lane_memory import (
     FREE_SHARE,
     bytes_of_lanes,
-    fast_compile_options,
     free_bytes,
 )
+from batchkit.devices._target import compile_options
 from batchkit.explain._explain import reached_sites, recording
 
+from ..devices.test_described import needs_cuda
 from ..helpers import (
     assert_refuses,
     assert_same,
@@ -48,9 +49,9 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
     sizes: list[int] = []
 
-    def measure(task: Any, axis_name: Any, lanes: int) -> int:
+    def measure(task: Any, axis_name: Any, lanes: int, device: Any) -> int:
         sizes.append(lanes)
-        return bytes_of_lanes(task, axis_name, lanes)
+        return bytes_of_lanes(task, axis_name, lanes, device)
 
     monkeypatch.setattr(_auto, "bytes_of_lanes", measure)
     return sizes
@@ -107,6 +108,40 @@ def test_nothing_is_compiled_far_below_the_budget(
     assert (chosen.batcher, chosen.bytes, compiled) == (bk.Vmap(), None, [])
     found = jax.jit(bk.Auto("1 GiB")(squares))(X[:6])
     assert_same(found, jax.jit(jax.vmap(squares))(X[:6]), ulps=0)
+
+
+def test_choice_is_for_the_device_that_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = jax.devices()[1]
+    chosen = bk.Auto(10 * LANE, device=other).select(squares, X)
+    assert chosen.batcher == bk.Auto(10 * LANE).select(squares, X).batcher
+    monkeypatch.setattr(_auto, "CACHE_BYTES", 10 * LANE)
+    monkeypatch.setattr(_auto, "platform_of", lambda device: "gpu" if device else "cpu")
+    assert bk.Auto("1 GB").select(squares, X).batcher != bk.Vmap()
+    assert bk.Auto("1 GB", device=other).select(squares, X).batcher == bk.Vmap()
+
+
+@needs_cuda
+def test_choice_for_a_described_gpu_fits() -> None:
+    device = bk.described_device("A100-40GB")
+    chosen = bk.Auto(10 * LANE, device=device).select(squares, X)
+    assert isinstance(chosen.batcher, bk.Chunked)
+    fun = bk.Chunked(chosen.batcher.size)(squares)
+    rows = X[: chosen.batcher.size]
+    assert bk.memory(fun, rows, device=device).temporary <= 10 * LANE
+    assert bk.Auto(device=device).select(squares, X).budget == 42_331_013_120 // 2
+
+
+def test_devices_that_cannot_be_used_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong: Any = "H100"
+    with pytest.raises(TypeError, match="device must be a device or a mesh"):
+        bk.Auto("1 GB", device=wrong)
+    monkeypatch.setattr(_auto, "is_described", lambda device: True)
+    with pytest.raises(ValueError, match="a described device cannot run anything"):
+        bk.Auto("1 GB", measure=True, device=jax.devices()[0])
 
 
 def test_lanes_on_a_cpu_fit_its_cache() -> None:
@@ -284,7 +319,7 @@ def test_reverse_mode_equals_vmap() -> None:
 
 def test_fast_compile_options_keep_the_buffers() -> None:
     lowered = jax.jit(jax.vmap(squares)).lower(X)
-    one, other = lowered.compile(), lowered.compile(fast_compile_options())
+    one, other = lowered.compile(), lowered.compile(compile_options(None))
     quick, slow = one.memory_analysis(), other.memory_analysis()
     assert quick is not None
     assert slow is not None

@@ -14,7 +14,7 @@ import pytest
 
 import batchkit as bk
 from batchkit._util._formats import format_bytes
-from batchkit.auto import PhaseLayout, Selection, _auto, _layout_plan, _phase_program
+from batchkit.auto import PhaseLayout, Selection, _auto, _lane_memory, _phase_program
 from batchkit.auto._lane_memory import largest_that_fits
 from batchkit.auto._phase_program import PhaseProgram
 from batchkit.explain import MemoryUse
@@ -35,7 +35,7 @@ POSITIONS = jax.random.normal(jax.random.key(0), (40, 2))
 @pytest.fixture
 def only_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory alone limits the tasks at once: `Auto` would run all of them."""
-    monkeypatch.setattr(_phase_program, "_AUTO", bk.Vmap())
+    monkeypatch.setattr(_phase_program, "Auto", lambda *_, **__: bk.Vmap())
 
 
 def loglikelihood(x: jax.Array) -> jax.Array:
@@ -229,7 +229,7 @@ def test_chunks_that_suit_the_cache_of_a_cpu_are_not_for_a_gpu(
 ) -> None:
     monkeypatch.setattr(_auto, "CACHE_BYTES", 60_000)
     monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
-    monkeypatch.setattr(_phase_program, "platform_of", lambda device: "gpu")
+    monkeypatch.setattr(_auto, "platform_of", lambda device: "gpu")
     plan = bk.plan(sampler, "1 GB", POSITIONS, **SETTINGS)
     assert plan.batcher == bk.ByPhase(init=bk.Vmap(), step=bk.Vmap())
 
@@ -279,7 +279,7 @@ def test_sampler_without_sites_gets_vmap() -> None:
 def test_default_budget_is_that_of_auto(
     sampler: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_layout_plan, "budget_or_free", lambda budget, _: 10**9)
+    monkeypatch.setattr(_lane_memory, "budget_or_free", lambda budget, _: 10**9)
     plan = bk.plan(sampler, None, POSITIONS, **SETTINGS)
     assert plan.budget == 10**9
     assert repr(plan).startswith("cpu, budget 1 GB (half of the free memory)")
@@ -308,7 +308,7 @@ def test_budget_above_the_memory_of_the_device_is_refused(described: Any) -> Non
 def test_unknown_memory_needs_a_budget(
     described: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_layout_plan, "memory_of_device", lambda device: None)
+    monkeypatch.setattr(_lane_memory, "memory_of_device", lambda device: None)
     with pytest.raises(ValueError, match="memory of 'cpu' is not known"):
         bk.plan(blackjax.nss, None, POSITIONS, device=described, **NSS)
 
