@@ -2,7 +2,8 @@
 
 Budgets: the dense inversion of `memory.py` at full size, for budgets of 1, 4 and 16 GB.
 `plan` chooses for `init` and `step` as wholes; the table shows XLA's bytes for each
-compiled program, and those of the next larger size. Nothing runs.
+compiled program, and those of the next larger size. Nothing runs. `--device H100` plans
+for a device that is not here, and needs the extra `cuda-plans`.
 
 Choices: each problem of `_problems.py` is timed under every batcher of a sweep, side by
 side, and under `Auto`. Told is how much slower the chosen layout is than the best, and
@@ -39,7 +40,7 @@ from batchkit.auto._lane_count import lane_counts
 from batchkit.explain._explain import format_batcher
 
 
-def budgets(small: bool) -> None:
+def budgets(small: bool, kind: str | None) -> None:
     """`plan` and `Auto` on the dense inversion."""
     pixels, sources = (1_536, 150) if small else (15_361, 1_500)
     loglikelihood_fn = make_loglikelihood(pixels, sources)
@@ -51,15 +52,16 @@ def budgets(small: bool) -> None:
         "num_delete": NUM_DELETE,
     }
 
+    device = bk.described_device(kind) if kind else None
     print(f"dense inversion, {pixels:,} x {sources:,}: whole programs, chosen by plan")
     print(f"  {'budget':>8} {'phase':6}{'batcher':16}{'bytes':>10}   next size")
     for gigabytes in (1, 4, 16):
         budget = gigabytes * (10**7 if small else 10**9)
         start = time.perf_counter()
-        plan = bk.plan(blackjax.nss, budget, positions, **settings)
+        plan = bk.plan(blackjax.nss, budget, positions, device=device, **settings)
         seconds = time.perf_counter() - start
         for phase, layout in (("init", plan.init), ("step", plan.step)):
-            more = "all tasks, or as many lanes as pay"
+            more = "more at once would not pay"
             if layout.larger is not None:
                 more = readable(layout.larger[1])
             name, used = format_batcher(layout.batcher), readable(layout.memory.total)
@@ -67,7 +69,7 @@ def budgets(small: bool) -> None:
             print(f"  {row}   {more}", flush=True)
         print(f"  {'':8} plan took {seconds:.0f} s")
         rows = jnp.zeros((N_LIVE, 2))
-        chosen = bk.Auto(budget).select(loglikelihood_fn, rows)
+        chosen = bk.Auto(budget, device=device).select(loglikelihood_fn, rows)
         print(f"  {'':8} Auto, init's site: {chosen.reason}")
     print()
 
@@ -226,6 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a hundredth of the size")
+    parser.add_argument("--device", help="budgets of a device that is not here: H100")
     parser.add_argument("--part", choices=("budgets", "choices", "lanes", "probing"))
     parser.add_argument(
         "--problem", default="", help="only those with this in the name"
@@ -234,7 +237,7 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     print_machine()
     if options.part in (None, "budgets"):
-        budgets(options.small)
+        budgets(options.small, options.device)
     if options.part in (None, "probing"):
         probing(options.repeats)
     if options.part in (None, "choices"):
