@@ -48,7 +48,7 @@ from _measure import interleaved, print_machine, readable
 from jax.sharding import Mesh
 
 import batchkit as bk
-from batchkit.devices._target import compile_options, shapes_on
+from batchkit.devices._target import compile_for, shapes_on
 from batchkit.explain._explain import memory_of
 from batchkit.nested._nested_programs import NestedPrograms
 
@@ -199,7 +199,7 @@ def described(kind: str, hosts: int, per_host: int) -> None:
     ):
         start = time.perf_counter()
         lowered = jax.jit(fun).lower(*shapes_on(mesh, args))
-        program = lowered.compile(compile_options(mesh))
+        program = compile_for(lowered, mesh)
         seconds = time.perf_counter() - start
         used = memory_of(program, mesh)
         names = [name for name, _ in collectives(program)]

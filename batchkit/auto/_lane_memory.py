@@ -26,7 +26,7 @@ from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import TracedTask, size_of
 from ..devices._target import (
     Target,
-    compile_options,
+    compile_for,
     device_of,
     is_described,
     memory_of_device,
@@ -263,7 +263,7 @@ def _compiled(
     # Shapes instead of arrays: nothing is allocated, and the rows may be tracers.
     closure = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in task.closure]
     shapes = shapes_on(device, (closure, task.row_types(tasks)))
-    compiled = jax.jit(run).lower(*shapes).compile(compile_options(device))
+    compiled = compile_for(jax.jit(run).lower(*shapes), device)
     stats = compiled.memory_analysis()
     if stats is None:
         raise NotImplementedError(

@@ -22,7 +22,7 @@ from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..batchers._chunked import balanced_chunks
 from ..batchers._trace_log import LogEntry
 from ..continuous import Continuous
-from ..devices._target import Device, compile_options, device_of
+from ..devices._target import Device, compile_for, device_of
 from ..explain import MemoryUse
 from ..explain._explain import format_batcher, memory_of, recording, trace_uncached
 from ..run._resumable import Reporter
@@ -81,8 +81,7 @@ class PhaseProgram:
         """Return the bytes that XLA allocates for the program under a batcher."""
         if batcher not in self._memory:
             start = time.perf_counter()
-            options = compile_options(self._device)
-            compiled = self.trace(batcher).lower().compile(options)
+            compiled = compile_for(self.trace(batcher).lower(), self._device)
             self._memory[batcher] = memory_of(compiled, self._device)
             self._longest = max(self._longest, time.perf_counter() - start)
         return self._memory[batcher]

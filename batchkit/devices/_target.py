@@ -3,6 +3,7 @@
 `None` stands for the default device of the process.
 """
 
+import warnings
 from typing import Any, Final, TypeAlias
 
 import jax
@@ -86,6 +87,16 @@ def shapes_on(target: Target, tree: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, tree)
+
+
+def compile_for(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
+    """Compile a program that will not run."""
+    with warnings.catch_warnings():
+        # JAX keeps the program in its cache on disk, if the user has one, but cannot
+        # load it without the device.
+        unreadable = "Error reading persistent compilation cache entry"
+        warnings.filterwarnings("ignore", unreadable)
+        return lowered.compile(compile_options(target))
 
 
 def compile_options(target: Target) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from ..batchers._trace_log import (
 from ..devices._target import (
     Target,
     check_target,
-    compile_options,
+    compile_for,
     device_of,
     is_described,
     platform_of,
@@ -412,8 +412,8 @@ def explain(
         traced = trace_uncached(fun, args, kwargs, device)
     # On a device that is there, the kernels are those of the program that will run.
     is_cpu = platform_of(device) == "cpu"
-    options = compile_options(device) if is_cpu or is_described(device) else None
-    compiled = traced.lower().compile(options)
+    lowered, will_not_run = traced.lower(), is_cpu or is_described(device)
+    compiled = compile_for(lowered, device) if will_not_run else lowered.compile()
     loops = () if is_cpu else loops_of(compiled.as_text() or "")
     return Explanation(reached_sites(root), memory_of(compiled, device), loops)
 
@@ -532,7 +532,7 @@ def memory(
     """
     check_target("memory", device)
     lowered = trace(fun, args, kwargs, device).lower()
-    return memory_of(lowered.compile(compile_options(device)), device)
+    return memory_of(compile_for(lowered, device), device)
 
 
 def memory_of(compiled: jax.stages.Compiled, device: Target = None) -> MemoryUse:

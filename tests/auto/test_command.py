@@ -153,7 +153,6 @@ def test_module_in_the_current_folder_is_found(tmp_path: Path) -> None:
 
 
 @needs_cuda
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_plans_for_a_gpu_that_is_not_here(problem: Any, capsys: Any) -> None:
     arguments = ["plan", "my_model:problem", "--device", "H100", "--budget", "60 kB"]
     assert command.main(arguments) == 0

@@ -315,7 +315,6 @@ def test_unknown_memory_needs_a_budget(
 
 @needs_cuda
 # JAX cannot read programs for described devices from its cache on disk, and compiles.
-@pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache")
 def test_plan_for_a_described_gpu(sampler: Any) -> None:
     device = bk.described_device("A100-40GB")
     plan = bk.plan(sampler, "60 kB", POSITIONS, device=device, **SETTINGS)
