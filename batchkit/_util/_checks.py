@@ -22,7 +22,7 @@ def check_number(
     meaning: str = "",
     *,
     kind: type[int] | type[float] = int,
-    below: float = math.inf,
+    below: int | float = math.inf,
     remedy: str = "",
 ) -> None:
     """Raise unless a number is above 0 and below a limit, and of its kind.
