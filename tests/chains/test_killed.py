@@ -115,10 +115,16 @@ def test_run_killed_at_random_times_resumes_to_the_same_bits(whole: Path) -> Non
 @pytest.mark.parametrize(
     ("number", "status", "transitions"),
     [
-        (signal.SIGINT, (-signal.SIGINT, 1, 130), 5),
-        (signal.SIGTERM, (-signal.SIGTERM,), WARMUP + 3),
+        pytest.param(
+            *(signal.SIGINT, (-signal.SIGINT, 1, 130), 5),
+            marks=pytest.mark.slow,
+            id="Ctrl-C in the warm-up",
+        ),
+        pytest.param(
+            *(signal.SIGTERM, (-signal.SIGTERM,), WARMUP + 3),
+            id="SIGTERM in the draws",
+        ),
     ],
-    ids=["Ctrl-C in the warm-up", "SIGTERM in the draws"],
 )
 def test_signal_saves_the_run(
     whole: Path, number: int, status: tuple[int, ...], transitions: int

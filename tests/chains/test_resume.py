@@ -109,12 +109,15 @@ def test_more_or_fewer_draws_than_saved(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("batcher", "saved_at"),
     [
-        (bk.Vmap(), 10),
-        (bk.Chunked(5), 10),
-        (bk.Sharded(mesh(2), inner=bk.Continuous(3)), 8),
-        (bk.Continuous(5), 8),
+        pytest.param(bk.Vmap(), 10, id="Vmap"),
+        pytest.param(bk.Chunked(5), 10, id="Chunked", marks=pytest.mark.slow),
+        pytest.param(
+            *(bk.Sharded(mesh(2), inner=bk.Continuous(3)), 8),
+            id="Sharded Continuous",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(bk.Continuous(5), 8, id="Continuous"),
     ],
-    ids=["Vmap", "Chunked", "Sharded Continuous", "Continuous"],
 )
 def test_bits_do_not_depend_on_where_it_was_killed(
     batcher: bk.AbstractBatcher,

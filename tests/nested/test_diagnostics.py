@@ -54,6 +54,7 @@ def test_insertion_ranks_find_a_fault_at_one_time() -> None:
     assert p_value_of_ranks(ranks, 100) < 1e-6
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform() -> None:
     """Also in a run as short as one piece, and without a heap at one."""
     rng = np.random.default_rng(0)

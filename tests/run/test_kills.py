@@ -38,7 +38,11 @@ def newest(path):
 
 
 @pytest.mark.parametrize(
-    ("size", "kills", "longest"), [(20_000_000, 15, 0.4), (1000, 15, 0.1)]
+    ("size", "kills", "longest"),
+    [
+        pytest.param(20_000_000, 15, 0.4, marks=pytest.mark.slow, id="large"),
+        pytest.param(1000, 15, 0.1, id="small"),
+    ],
 )
 def test_kill_at_a_random_time_loses_no_generation(child, path, size, kills, longest):
     rng = random.Random(size)

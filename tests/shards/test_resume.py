@@ -98,7 +98,11 @@ def assert_same_run(found: bk.ShardRun, expected: bk.ShardRun) -> None:
 
 @pytest.mark.parametrize(
     "batcher",
-    [bk.Vmap(), bk.Continuous(2), bk.Sharded(mesh(2), inner=bk.Chunked(1))],
+    [
+        bk.Vmap(),
+        bk.Continuous(2),
+        pytest.param(bk.Sharded(mesh(2), inner=bk.Chunked(1)), marks=pytest.mark.slow),
+    ],
     ids=repr,
 )
 def test_bits_do_not_depend_on_where_it_was_killed(

@@ -122,7 +122,11 @@ def test_a_shard_has_the_density_of_its_rows_and_its_part_of_the_prior(
 
 @pytest.mark.parametrize(
     "batcher",
-    [bk.Chunked(5), bk.Continuous(3), bk.Sharded(mesh(2), inner=bk.Chunked(3))],
+    [
+        pytest.param(bk.Chunked(5), marks=pytest.mark.slow),
+        bk.Continuous(3),
+        bk.Sharded(mesh(2), inner=bk.Chunked(3)),
+    ],
     ids=str,
 )
 def test_layouts_draw_the_same(batcher: bk.AbstractBatcher) -> None:

@@ -152,6 +152,7 @@ def test_warnings_name_shards_by_their_numbers() -> None:
     assert "shard 4:" in found["modes"]
 
 
+@pytest.mark.slow
 def test_shards_that_agree_are_hardly_ever_said_to_disagree() -> None:
     rng = np.random.default_rng(5)
     count = 0
