@@ -96,7 +96,8 @@ class SideBySide(Generic[_T]):
 
     def _round_seconds(self) -> float:
         """Expect the time of one round of the candidates that are left."""
-        return sum(self._repeats(x) * self._seconds[x][-1] for x in self._calls)
+        times = (self._repeats(x) * self._seconds[x][-1] for x in self._calls)
+        return sum(times, 0.0)
 
     def _repeats(self, candidate: _T) -> int:
         """Return how often a call is repeated; the first one is not."""

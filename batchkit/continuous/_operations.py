@@ -61,17 +61,17 @@ def weighted_sum(
     """
 
     def total(jaxpr: Any, around: float) -> float:
-        return sum(of(eqn, around) for eqn in jaxpr.eqns)
+        return sum((of(eqn, around) for eqn in jaxpr.eqns), 0.0)
 
     def of(eqn: Any, around: float) -> float:
         match control_flow(eqn, eqn.invars):
             case Scan() as scan:
-                inside = total(scan.body.jaxpr, sum(map(_bytes, scan.init)))
+                inside = total(scan.body.jaxpr, float(sum(map(_bytes, scan.init))))
                 return weight(eqn, around) + scan.length * inside
             case WhileLoop() as loop:
-                carried = sum(map(_bytes, loop.init))
+                carried = float(sum(map(_bytes, loop.init)))
                 parts = (loop.cond.jaxpr, loop.body.jaxpr)
-                inside = sum(total(jaxpr, carried) for jaxpr in parts)
+                inside = sum((total(jaxpr, carried) for jaxpr in parts), 0.0)
                 return weight(eqn, around) + TURNS * inside
             case Cond() as cond:
                 sides = [total(branch.jaxpr, around) for branch in cond.branches]
@@ -79,7 +79,7 @@ def weighted_sum(
             case None:
                 inner = list(inner_jaxprs(eqn))
                 if inner:
-                    return sum(total(jaxpr, around) for jaxpr in inner)
+                    return sum((total(jaxpr, around) for jaxpr in inner), 0.0)
                 return weight(eqn, around)
 
     return total(jaxpr, math.inf)
@@ -100,7 +100,7 @@ def equation_operations(eqn: Any) -> float:
     if name == "dot_general":
         ((contracted, _), _) = eqn.params["dimension_numbers"]
         rows = eqn.invars[0].aval.shape
-        return 2 * made * math.prod(rows[axis] for axis in contracted)
+        return 2.0 * made * math.prod(rows[axis] for axis in contracted)
     if name == "conv_general_dilated":
         _, kernel = eqn.invars
         features = eqn.params["dimension_numbers"].rhs_spec[0]
@@ -108,12 +108,12 @@ def equation_operations(eqn: Any) -> float:
     if name == "sort":
         return read * math.log2(max(read, 2))
     if name == "triangular_solve":
-        return made * eqn.invars[0].aval.shape[-1]
+        return float(made * eqn.invars[0].aval.shape[-1])
     if name in _FACTORISATIONS:
         return _FACTORISATIONS[name] * read * eqn.invars[0].aval.shape[-1]
     if name in RANDOM_BITS:
-        return _PER_BIT * 8 * max(map(_bytes, eqn.outvars))
-    return max(read, made)
+        return 8.0 * _PER_BIT * max(map(_bytes, eqn.outvars))
+    return float(max(read, made))
 
 
 def _size(atom: Any) -> int:
