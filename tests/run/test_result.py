@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.nested import Seconds
 from batchkit.run import Diagnostic, Provenance, _file, _result
 
 from ..helpers import assert_refuses, assert_same
@@ -37,7 +38,7 @@ SETTINGS = {"num_delete": 4, "x": (np.arange(2), None), "batcher": bk.Vmap()}
 RESULTS: dict[str, Any] = {
     "nested": lambda: nested(
         warnings=WARNINGS,
-        seconds=(1.25, 20.0),
+        seconds=Seconds(1.25, 20.0),
         converged=False,
         num_evaluations=None,
         settings=SETTINGS,
