@@ -42,7 +42,7 @@ RESULTS: dict[str, Any] = {
         converged=False,
         num_evaluations=None,
         settings=SETTINGS,
-        provenance=[Provenance(0, {"jax": "1"}), Provenance(9, {"jax": "2"})],
+        provenance=(Provenance(0, {"jax": "1"}), Provenance(9, {"jax": "2"})),
     ),
     "chains": full_chains,
     "chains, draws only": chains,
