@@ -123,7 +123,7 @@ class TaskSeconds:
 
     @property
     def loss(self) -> str:
-        """What tasks at once lose, in words."""
+        """The loss of tasks at once, in words."""
         if self._loops_part:
             return "which wait for each other in loops"
         if self._divergence.parting:

@@ -211,7 +211,7 @@ class Divergence:
 
     @property
     def in_loops(self) -> bool:
-        """Whether tasks turn a different number of times in some loop.
+        """True if tasks turn a different number of times in some loop.
 
         So do tasks of which only some take a branch with a loop in it, such as the rest
         of a loop of bounded length.

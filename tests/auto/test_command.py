@@ -37,7 +37,7 @@ def problem():
 
 @pytest.fixture
 def problem(sampler: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `my_model:problem` returns; there are `my_model:wrong` and a number, too."""
+    """The dictionary of `my_model:problem`; the module also has a `wrong` one."""
     returned = {"api": sampler, "positions": SHAPE, **SETTINGS}
     module = ModuleType("my_model")
 
