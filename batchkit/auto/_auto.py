@@ -45,7 +45,7 @@ from ..batchers._marks import in_task
 from ..batchers._trace_log import log_note, logging_disabled, num_outer_lanes
 from ..continuous import Continuous
 from ..continuous._continuous import MIN_OPERATIONS, check_task, compile_task
-from ..devices._target import Device, check_target, is_described, platform_of
+from ..devices._target import Device, check_device, is_described, platform_of
 from ._lane_count import JointCalls, best_lane_count, evaluation_seconds, lane_counts
 from ._lane_memory import (
     SAFETY_FACTOR,
@@ -335,7 +335,7 @@ class Auto(AbstractBatcher):
         if self.budget is not None:
             parse_budget(self.budget, str(self))
         check_flag("Auto", "measure", self.measure)
-        check_target("Auto", self.device)
+        check_device("Auto", self.device, or_mesh=False)
         if self.measure and is_described(self.device):
             raise ValueError(
                 f"Auto(measure=True, device={self.device}): a described device cannot "

@@ -19,7 +19,7 @@ from .._util._checks import check_flag, check_number, check_type
 from .._util._formats import format_bytes, html_table, table
 from .._util._multihost import is_multiprocess
 from ..batchers import AbstractBatcher
-from ..devices._target import Device, device_of, is_described
+from ..devices._target import Device, check_device, device_of, is_described
 from ..explain._explain import UNSEEN, format_batcher
 from ..rebuild import ByPhase, rebuild_sampler
 from ._lane_memory import budget_on
@@ -247,9 +247,7 @@ def _check_options(
     progress: object,
 ) -> None:
     """Raise an error for arguments that do not depend on the sampler."""
-    is_device = device is None or isinstance(device, jax.Device)
-    remedy = 'Such as `batchkit.described_device("H100")`, or `jax.devices()[0]`.'
-    check_type(is_device, "plan", "device", device, "a device of JAX", remedy)
+    check_device("plan", device, or_mesh=False)
     check_flag("plan", "measure", measure)
     check_number("plan", "max_seconds", max_seconds, kind=float)
     is_place = isinstance(remember, bool | str | os.PathLike)

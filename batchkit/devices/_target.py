@@ -26,11 +26,13 @@ Target: TypeAlias = Device | Mesh | None
 _BY_NAME: Final = {hardware.name: hardware for hardware in HARDWARE.values()}
 
 
-def check_target(owner: str, device: object) -> None:
-    """Raise `TypeError` for what is neither a device nor a mesh."""
-    is_target = device is None or isinstance(device, jax.Device | Mesh)
+def check_device(owner: str, device: object, *, or_mesh: bool) -> None:
+    """Raise `TypeError` for what is neither a device nor, where it may be, a mesh."""
+    kinds = jax.Device | Mesh if or_mesh else jax.Device
+    rule = "a device or a mesh of JAX" if or_mesh else "a device of JAX"
     remedy = 'Such as `batchkit.described_device("H100")`, or `jax.devices()[0]`.'
-    check_type(is_target, owner, "device", device, "a device or a mesh of JAX", remedy)
+    is_right = device is None or isinstance(device, kinds)
+    check_type(is_right, owner, "device", device, rule, remedy)
 
 
 def device_of(target: Target) -> Device:

@@ -33,7 +33,7 @@ from ..batchers._trace_log import (
 )
 from ..devices._target import (
     Target,
-    check_target,
+    check_device,
     compile_for,
     device_of,
     is_described,
@@ -407,7 +407,7 @@ def explain(
     The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
     where XLA does not report the memory.
     """
-    check_target("explain", device)
+    check_device("explain", device, or_mesh=True)
     with recording() as root:
         traced = trace_uncached(fun, args, kwargs, device)
     # On a device that is there, the kernels are those of the program that will run.
@@ -530,7 +530,7 @@ def memory(
     The errors of tracing or compiling `fun`, and `NotImplementedError` on a platform
     where XLA does not report the memory.
     """
-    check_target("memory", device)
+    check_device("memory", device, or_mesh=True)
     lowered = trace(fun, args, kwargs, device).lower()
     return memory_of(compile_for(lowered, device), device)
 
