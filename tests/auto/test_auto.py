@@ -137,7 +137,7 @@ def test_devices_that_cannot_be_used_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     wrong: Any = "H100"
-    with pytest.raises(TypeError, match="device must be a device or a mesh"):
+    with pytest.raises(TypeError, match="device must be a device of JAX"):
         bk.Auto("1 GB", device=wrong)
     monkeypatch.setattr(_auto, "is_described", lambda device: True)
     with pytest.raises(ValueError, match="a described device cannot run anything"):
