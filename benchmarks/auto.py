@@ -7,7 +7,8 @@ for a device that is not here, and needs the extra `cuda-plans`.
 
 Choices: each problem of `_problems.py` is timed under every batcher of a sweep, side by
 side, and under `Auto`. Told is how much slower the chosen layout is than the best, and
-how often that is within 10 % and within 2 times.
+how often that is within 10 % and within 2 times. Measured: the same for the layout that
+`plan(measure=True)` finds for each.
 
 Lanes: problems of an expensive function, timed with each number of lanes. One is by
 `Sequential`, others are by `Continuous`. Told is how much slower the chosen number is
@@ -37,6 +38,7 @@ from speed import lens, matrix_chain
 import batchkit as bk
 from batchkit.auto._auto import _CHOICES
 from batchkit.auto._lane_count import lane_counts
+from batchkit.auto._phase_program import Measuring, PhaseProgram
 from batchkit.explain._explain import format_batcher
 
 
@@ -114,8 +116,25 @@ def timed(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[fl
     return {name: [x / turns[name] for x in xs] for name, xs in seconds.items()}
 
 
-def choices(repeats: int, only: str) -> None:
-    """Every problem under every batcher of a sweep, and under `Auto`."""
+def by_auto(make: Callable[[bk.AbstractBatcher], Any], args: tuple[Any, ...]) -> Any:
+    """`Auto`, and what it says when it is traced."""
+    _CHOICES.clear()
+    jax.jit(make(auto := bk.Auto("4 GB"))).lower(*args)
+    return auto, [f"{x.batcher}: {x.reason}" for x in _CHOICES.values()]
+
+
+def by_plan(make: Callable[[bk.AbstractBatcher], Any], args: tuple[Any, ...]) -> Any:
+    """The batcher that `plan(measure=True)` finds, and its reason."""
+    start = time.perf_counter()
+    options = Measuring(start, max_seconds=300.0, folder=None, progress=False)
+    program = PhaseProgram("step", make, args, 4 * 10**9)
+    layout = program.fastest(options, lambda: args)
+    seconds = time.perf_counter() - start
+    return layout.batcher, [f"{layout.reason}; found in {seconds:.0f} s"]
+
+
+def choices(choose: Callable[..., Any], repeats: int, only: str) -> None:
+    """Every problem under every batcher of a sweep, and under the one chosen for it."""
     ratios: list[float] = []
     for title, make in PROBLEMS.items():
         if only not in title:
@@ -125,21 +144,22 @@ def choices(repeats: int, only: str) -> None:
         except ModuleNotFoundError as error:
             print(f"{title}: left out, since {error.name} is not installed")
             continue
-        _CHOICES.clear()
+        batcher, reasons = choose(program, args)
         runs = {}
-        for name, batcher in {**SWEEP, "Auto": bk.Auto("4 GB")}.items():
-            compiled = jax.jit(program(batcher)).lower(*args).compile()
+        for name, layout in {**SWEEP, "chosen": batcher}.items():
+            compiled = jax.jit(program(layout)).lower(*args).compile()
             jax.block_until_ready(compiled(*args))
             runs[name] = functools.partial(compiled, *args)
         seconds = timed(runs, repeats)
         medians = {name: statistics.median(x) for name, x in seconds.items()}
         best = min(SWEEP, key=lambda name: medians[name])
-        pairs = zip(seconds["Auto"], seconds[best], strict=True)
+        pairs = zip(seconds["chosen"], seconds[best], strict=True)
         ratios.append(statistics.median(a / b for a, b in pairs))
-        print(f"{title}: Auto {ratios[-1]:.2f} x the time of {best}")
+        chosen = format_batcher(batcher)
+        print(f"{title}: {chosen} {ratios[-1]:.2f} x the time of {best}")
         print("  " + ", ".join(f"{k} {1e3 * v:.3g} ms" for k, v in medians.items()))
-        for chosen in _CHOICES.values():
-            print(f"  {chosen.batcher}: {chosen.reason}", flush=True)
+        for reason in reasons:
+            print(f"  {reason}", flush=True)
     close, fair = (sum(x <= limit for x in ratios) for limit in (1.1, 2.0))
     print(f"\nwithin 10 % of the best: {close} of {len(ratios)}")
     print(f"within 2 times the best: {fair} of {len(ratios)}\n")
@@ -229,7 +249,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="a hundredth of the size")
     parser.add_argument("--device", help="budgets of a device that is not here: H100")
-    parser.add_argument("--part", choices=("budgets", "choices", "lanes", "probing"))
+    parts = ("budgets", "choices", "measured", "lanes", "probing")
+    parser.add_argument("--part", choices=parts)
     parser.add_argument(
         "--problem", default="", help="only those with this in the name"
     )
@@ -241,7 +262,9 @@ def main() -> None:
     if options.part in (None, "probing"):
         probing(options.repeats)
     if options.part in (None, "choices"):
-        choices(options.repeats, options.problem)
+        choices(by_auto, options.repeats, options.problem)
+    if options.part in (None, "measured"):
+        choices(by_plan, options.repeats, options.problem)
     if options.part in (None, "lanes"):
         lanes(options.repeats, options.problem)
 

@@ -133,8 +133,10 @@ class TaskSeconds:
     @functools.cached_property
     def best(self) -> int:
         """The fewest tasks at once that take about the least time."""
+        # Chunks are of equal size: all tasks in 1, 2, 4, ... of them.
         # Fewer than 16 tasks fill no vector register of a CPU, which holds 16 numbers.
-        counts = [1, *(2**i for i in range(4, self._tasks.bit_length())), self._tasks]
+        halved = [-(-self._tasks // 2**i) for i in range(self._tasks.bit_length())]
+        counts = sorted({1, self._tasks, *(x for x in halved if x >= 16)})
         seconds = {count: self.at_once(count) for count in counts}
         enough = LEAST_GAIN * min(seconds.values())
         return next(count for count in counts if seconds[count] <= enough)

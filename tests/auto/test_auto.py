@@ -147,7 +147,7 @@ def test_devices_that_cannot_be_used_are_refused(
 def test_lanes_on_a_cpu_fit_its_cache() -> None:
     if jax.default_backend() != "cpu":
         pytest.skip("about CPUs")
-    many = jnp.concatenate([X] * 20)
+    many = jnp.concatenate([X] * 16)
     chosen = bk.Auto("1 GiB").select(squares, many)
     assert isinstance(chosen.batcher, bk.Chunked)
     assert chosen.bytes is not None
