@@ -72,6 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_to_the_same_bits(whole: Path) -> None:
     folder = whole.parent / "killed"
     resumed: list[int] = []

@@ -36,6 +36,7 @@ def finished() -> tuple[list[str], str]:
     return out.splitlines(), error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_loops_end(name: str, finished: tuple[list[str], str]) -> None:
     names, error = finished

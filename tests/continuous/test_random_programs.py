@@ -145,6 +145,7 @@ RULES: dict[str, RandomProgram] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", RULES.values(), ids=RULES)
 def test_forward_mode_propagates_the_tangents_of_vmap(program: RandomProgram) -> None:
     _check_forward(program, 2)

@@ -19,7 +19,9 @@ from .perfect import Problem, peak, plateau, sample, steps
 PROBLEMS = {"peak": peak(), "plateau": plateau(1.0), "steps": steps()}
 
 
-@pytest.mark.parametrize("num_delete", [1, 10, 25])
+@pytest.mark.parametrize(
+    "num_delete", [1, 10, pytest.param(25, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_ranks_of_perfect_runs_are_uniform(problem: Problem, num_delete: int) -> None:
     """Ranks of all runs together, and the p-values, which are never too small."""

@@ -67,6 +67,7 @@ def forked(algorithm: Any) -> Any:
     return blackjax.SamplingAlgorithm(init, step)
 
 
+@pytest.mark.slow
 def test_the_layout_of_the_fork_changes_no_bit() -> None:
     def api(logprior_fn: Any, loglikelihood_fn: Any, **settings: Any) -> Any:
         return forked(blackjax.nss(logprior_fn, loglikelihood_fn, **settings))

@@ -47,6 +47,7 @@ def test_numbers_of_live_points_add_up(problem: Problem) -> None:
         assert merged.num_live[i] == alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_evidence_of_merged_runs_is_calibrated(problem: Problem) -> None:
     pulls, ratios = [], []

@@ -37,7 +37,9 @@ def collectives_of(compiled: Any) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("num_delete", "inner"), [(8, bk.Vmap()), (6, bk.Chunked(1))], ids=str
+    ("num_delete", "inner"),
+    [pytest.param(8, bk.Vmap(), marks=pytest.mark.slow), (6, bk.Chunked(1))],
+    ids=str,
 )
 def test_devices_exchange_only_new_points(
     num_delete: int, inner: bk.AbstractBatcher

@@ -25,6 +25,9 @@ SETTINGS = GAUSSIAN.settings(num_inner_steps=3, num_delete=6)
 KEY_SEED = 2
 
 
+NAMES = ["nss", pytest.param("nsswig", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def upstream() -> dict[str, Any]:
     """The positions, and the original's final state and infos of fifty steps."""
@@ -37,7 +40,7 @@ def upstream() -> dict[str, Any]:
         }
 
 
-@pytest.mark.parametrize("name", ["nss", "nsswig"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("batcher", [bk.Vmap(), bk.Chunked(24)], ids=str)
 def test_fifty_steps_at_full_width_have_upstreams_bits(name, batcher, upstream):
     with jax.enable_x64(True):
@@ -46,7 +49,7 @@ def test_fifty_steps_at_full_width_have_upstreams_bits(name, batcher, upstream):
     assert_same_bits(actual, upstream[name])
 
 
-@pytest.mark.parametrize("name", ["nss", "nsswig"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     "batcher",
     [bk.Chunked(4), bk.Sequential(), bk.Sharded(inner=bk.Chunked(1))],
@@ -67,6 +70,7 @@ def test_steps_in_other_layouts_are_upstreams_to_rounding(name, batcher, upstrea
     )
 
 
+@pytest.mark.slow
 def test_run_in_chunks_has_upstreams_evidence_and_the_exact_one():
     settings = GAUSSIAN.settings(num_inner_steps=10, num_delete=50)
     with jax.enable_x64(True):
