@@ -11,8 +11,7 @@ zero the sampler still does not go. A chain that has reached such a point stays 
 until the end of the step, where the point is found. The run ends there, before any
 other point is made from it.
 
-To continue and reject them, they become minus infinity, and a callback counts them. It
-is called for those alone, from within the likelihood, where `Continuous` allows it.
+To continue and reject them, they become minus infinity.
 
 All of that goes through arguments of the API, in which nothing is changed: the user's
 functions, and `update_strategy`, the function by which chains make new points. The
@@ -22,7 +21,6 @@ strategy is given one step of a chain, which is wrapped on its way.
 import contextlib
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, ParamSpec, TypeVar, final
 
@@ -98,62 +96,18 @@ class InvalidLikelihoodError(ValueError):
         return str(self.args[0])
 
 
-@final
-class Rejected:
-    """Thread-safe count of the invalid likelihoods that were rejected."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._lock = threading.Lock()
-
-    @property
-    def count(self) -> int:
-        """The count so far, once all running programs have called back."""
-        jax.effects_barrier()
-        return self._count
-
-    def restart(self) -> None:
-        jax.effects_barrier()
-        self._count = 0
-
-    def add(self, invalid: Any) -> None:
-        # Compiled programs call back from the threads of several devices at once.
-        more = int(np.count_nonzero(np.asarray(invalid)))
-        with self._lock:
-            self._count += more
-
-
-@contextlib.contextmanager
-def counter_of(kept: ProgramCache) -> Iterator[tuple[Rejected, ProgramCache]]:
-    """Yield a counter, and the cache of the programs that call back to it.
-
-    Two runs of the same functions at the same time, in two threads, get two counters,
-    with programs of their own.
-    """
-    free: list[Rejected] = kept.get("counters", list)
-    rejected = free.pop() if free else Rejected()
-    rejected.restart()
-    try:
-        yield rejected, kept.get(rejected, ProgramCache)
-    finally:
-        free.append(rejected)
-
-
 def built(
     api: Any,
     functions: Mapping[str, Callable[..., Any]],
     settings: Mapping[str, Any],
     batcher: Any,
-    rejected: Rejected | None,
+    rejects: bool,
 ) -> Any:
     """Call an API with functions that reveal invalid values, or reject them."""
     if batcher is not None:
         api = rebuild_sampler(api, batcher=batcher)
-    arguments = {
-        **functions,
-        "loglikelihood_fn": guarded_loglikelihood(**functions, rejected=rejected),
-        **settings,
-    }
+    guarded = guarded_loglikelihood(functions["loglikelihood_fn"], rejects)
+    arguments = {**functions, "loglikelihood_fn": guarded, **settings}
     parameters = parameters_of(api) or {}
     if _STRATEGY in parameters:
         strategy = settings.get(_STRATEGY, parameters[_STRATEGY].default)
@@ -179,21 +133,16 @@ def parameters_of(api: Any) -> Mapping[str, inspect.Parameter] | None:
 
 
 def guarded_loglikelihood(
-    logprior_fn: Callable[..., Any],
-    loglikelihood_fn: Callable[..., Any],
-    rejected: Rejected | None,
+    loglikelihood_fn: Callable[..., Any], rejects: bool
 ) -> Callable[..., Any]:
-    """Wrap a log-likelihood to reveal invalid values, or to reject and count them."""
-    bare, prior = without_mark(loglikelihood_fn), without_mark(logprior_fn)
+    """Wrap a log-likelihood to reject invalid values, or to accept them."""
+    bare = without_mark(loglikelihood_fn)
+    instead = -jnp.inf if rejects else jnp.inf
 
     @functools.wraps(bare)
     def guarded(position: PyTree) -> Any:
         value = jnp.asarray(bare(position))
-        if rejected is None:
-            return jnp.where(jnp.isnan(value), jnp.inf, value)
-        bad = jnp.isnan(value) | jnp.isposinf(value)
-        _count_invalid(rejected, bad & (prior(position) > -jnp.inf))
-        return jnp.where(bad, -jnp.inf, value)
+        return jnp.where(jnp.isnan(value) | jnp.isposinf(value), instead, value)
 
     # A mark goes around the guard, so that lanes evaluate both together.
     return guarded if bare is loglikelihood_fn else expensive(guarded)
@@ -215,27 +164,6 @@ def is_invalid(loglikelihood: Any, logprior: Any) -> Bool[Array, "..."]:
     """Return True where a likelihood is NaN or infinite, or a prior infinite."""
     invalid = jnp.isnan(loglikelihood) | jnp.isposinf(loglikelihood)
     return invalid | jnp.isposinf(logprior)
-
-
-def _count_invalid(rejected: Rejected, bad: Any) -> None:
-    """Call back if something is bad, once for any number of mapped points."""
-
-    @jax.custom_batching.custom_vmap
-    def call_back(bad: Any) -> Any:
-        jax.lax.cond(
-            jnp.any(bad),
-            lambda x: jax.debug.callback(rejected.add, x),
-            lambda _: None,
-            bad,
-        )
-        return jnp.zeros((), bool)
-
-    # Under `jax.vmap` the condition would become a select, which always calls back.
-    @call_back.def_vmap
-    def call_back_for_all(size: int, batched: Any, bad: Any) -> Any:
-        return call_back(bad), False
-
-    call_back(jax.lax.stop_gradient(bad))
 
 
 def refusing_algorithms(run: Callable[_P, _T]) -> Callable[_P, _T]:

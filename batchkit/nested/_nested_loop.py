@@ -11,20 +11,14 @@ from jaxtyping import PyTree
 from ..run._checkpoint import CheckpointError
 from ..run._names import parameter_names
 from ..run._packages import Provenance
-from ..run._processes import (
-    is_first_process,
-    is_multiprocess,
-    log,
-    numbers_of_first_process,
-    sum_over_processes,
-)
+from ..run._processes import log
 from ..run._result import Diagnostic
 from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
-from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
+from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays
 from ._chain_counts import describe_moves
 from ._dead import DeadPoints, Points, concatenated, dead_points, flat_points, points_of
-from ._nested_arguments import Rejected, refuse_invalid, refuse_zero_likelihood
+from ._nested_arguments import refuse_invalid, refuse_zero_likelihood
 from ._nested_diagnostics import diagnose
 from ._nested_programs import NestedPrograms
 from ._nested_run import NestedRun, Seconds, names_for_load
@@ -166,7 +160,6 @@ class ResumableNested(AbstractResumable):
     _key: Any
     _positions: PyTree
     _rule: AbstractStop
-    _rejected: Rejected
     _settings: dict[str, Any]
     _is_saved: bool  # for the advice of an error
     # Set by `begin` or `resume`.
@@ -202,8 +195,6 @@ class ResumableNested(AbstractResumable):
         shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
         self._seconds_before = numbers(saved.header, "seconds", 2)
-        if is_first_process():  # the counts of processes are summed
-            self._rejected.add(typed(saved.header, "rejected", int))
         self._since = self._status(self.seconds)
         return f"step {saved.header['step']}"
 
@@ -252,7 +243,6 @@ class ResumableNested(AbstractResumable):
         header = {
             "step": int(self._state.status.step),
             "seconds": list(self._seconds),
-            "rejected": self._count_rejected(),
             "settings": self._settings,
             "parameters": list(parameter_names(positions)),
             "rule": repr(self._rule),
@@ -320,20 +310,6 @@ class ResumableNested(AbstractResumable):
         self._dead = [concatenated(self._dead)]
         return self._dead[0]
 
-    def _count_rejected(self) -> int:
-        """Count the likelihoods that were rejected, on all devices."""
-        count = self._rejected.count
-        if not is_multiprocess():
-            return count
-        # A program for the devices of one process runs in each of them, as a whole.
-        programs = self._programs.init, self._programs.block
-        spread = any(program.spans_processes for program in programs)
-        return (
-            sum_over_processes(count)
-            if spread
-            else int(numbers_of_first_process(count)[0])
-        )
-
     def _count_evaluations(self) -> int | None:
         if not self._programs.counts_evaluations:
             return None
@@ -343,24 +319,10 @@ class ResumableNested(AbstractResumable):
         chains = jax.tree.map(np.asarray, self._state.chains)
         if chains is not None and chains.has_moves:
             log.info("run_nested: %s", describe_moves(chains))
-        found = diagnose(
+        return diagnose(
             dead,
             num_inner_steps=self._programs.num_inner_steps,
             dim=len(parameter_names(dead.positions)),
             num_delete=self._programs.num_delete,
             chains=chains,
-        )
-        count = self._count_rejected()
-        if count == 0:
-            return found
-        return (
-            Diagnostic(
-                "invalid likelihoods",
-                float(count),
-                0.0,
-                f"{count:,} likelihoods were NaN or plus infinity, and taken for minus "
-                "infinity. The result is that of a likelihood of zero there. Find out "
-                "where, with on_invalid='raise', and whether that is right.",
-            ),
-            *found,
         )

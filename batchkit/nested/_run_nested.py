@@ -37,7 +37,6 @@ from ._nested_arguments import (
     check_counts,
     check_functions,
     check_options,
-    counter_of,
     live_points,
     refusing_algorithms,
     refusing_mixed_dtypes,
@@ -133,9 +132,8 @@ def run_nested(
         `stop` is stricter now. By default it is not saved.
     - `on_invalid`: what to do if a likelihood is NaN or plus infinity and the prior
         is not zero. `"raise"`, the default, ends the run with the positions on the
-        exception. `"reject"` replaces such likelihoods by minus infinity and counts
-        them, which adds a warning to the run; callbacks keep its programs out of JAX's
-        compilation cache.
+        exception. `"reject"` replaces such likelihoods by minus infinity: the result is
+        that of a likelihood of zero there.
     - `fresh`: whether to start over if the file exists; False by default. The old file
         is kept as the previous generation, until the second save.
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
@@ -185,44 +183,40 @@ def run_nested(
     num_delete = settings.get("num_delete")
     if isinstance(num_delete, int):  # before a step is traced, which would fail
         check_counts(live, num_delete)
-    with counter_of(kept) as (rejected, kept):
-        counter = rejected if on_invalid == "reject" else None
-        algorithm = built(api, functions, settings, batcher, counter)
-        with refusing_mixed_dtypes(functions, live):
-            programs = NestedPrograms(algorithm, rng_key, live, kept)
-        check_counts(live, programs.num_delete)
-        log.info(
-            "run_nested: %d live points of %s, %d replaced in a step; %s; %s",
-            programs.num_live,
-            count_numbers(live),
-            programs.num_delete,
-            ", ".join(f"{name}={x}" for name, x in shown.items()) or "no settings",
-            "; ".join(programs.layout),
-        )
-        # `num_delete` may be the sampler's default, which only the traced step shows.
-        counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
-        words = of_words(shown, *counts.values(), shown={**shown, **counts})
-        with Saver(
-            place,
-            "nested run",
-            {**identity, "settings": words},
-            compare=comparison_of(functions, programs),
-            start_of=lambda header: header["step"],
-            layout=programs.layout,
-            fresh=fresh,
-        ) as saver:
-            run = ResumableNested(
-                programs, rng_key, live, stop, rejected, shown, saver.is_on
-            )
-            saved = saver.resume()
-            with Reporter(progress, "nested sampling", " steps") as reporter:
-                has_advanced, seconds = complete(run, saved, saver, reporter)
-            try:
-                return run.result(seconds, saver.provenance)
-            finally:
-                # Also without a result: it can be computed again, the run cannot.
-                if has_advanced and saver.is_on:
-                    saver.save(*run.checkpoint())
+    algorithm = built(api, functions, settings, batcher, on_invalid == "reject")
+    with refusing_mixed_dtypes(functions, live):
+        programs = NestedPrograms(algorithm, rng_key, live, kept)
+    check_counts(live, programs.num_delete)
+    log.info(
+        "run_nested: %d live points of %s, %d replaced in a step; %s; %s",
+        programs.num_live,
+        count_numbers(live),
+        programs.num_delete,
+        ", ".join(f"{name}={x}" for name, x in shown.items()) or "no settings",
+        "; ".join(programs.layout),
+    )
+    # `num_delete` may be the sampler's default, which only the traced step shows.
+    counts = {"live points": programs.num_live, "num_delete": programs.num_delete}
+    words = of_words(shown, *counts.values(), shown={**shown, **counts})
+    with Saver(
+        place,
+        "nested run",
+        {**identity, "settings": words},
+        compare=comparison_of(functions, programs),
+        start_of=lambda header: header["step"],
+        layout=programs.layout,
+        fresh=fresh,
+    ) as saver:
+        run = ResumableNested(programs, rng_key, live, stop, shown, saver.is_on)
+        saved = saver.resume()
+        with Reporter(progress, "nested sampling", " steps") as reporter:
+            has_advanced, seconds = complete(run, saved, saver, reporter)
+        try:
+            return run.result(seconds, saver.provenance)
+        finally:
+            # Also without a result: it can be computed again, the run cannot.
+            if has_advanced and saver.is_on:
+                saver.save(*run.checkpoint())
 
 
 def identity_of(

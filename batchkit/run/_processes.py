@@ -58,16 +58,6 @@ class SafeLog(logging.LoggerAdapter[logging.Logger]):
 log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 
-def numbers_of_first_process(*numbers: int | float) -> tuple[float, ...]:
-    """Return the numbers of the first process, exactly."""
-    return tuple(map(float, allgather_numbers(*numbers)[0]))
-
-
-def sum_over_processes(number: int) -> int:
-    """Return the sum of a number over all processes."""
-    return int(allgather_numbers(number).sum())
-
-
 def check_same_arguments(
     caller: str, digests: Mapping[str, str], **options: Any
 ) -> None:
@@ -111,7 +101,7 @@ def bytes_of_first_process(make: Callable[[], bytes]) -> bytes:
             if isinstance(error, CheckpointError):
                 parts["args"] = error.reason, error.remedy, error.damaged
             data = json.dumps(parts).encode()
-    size, failed = map(int, numbers_of_first_process(len(data), error is not None))
+    size, failed = map(int, allgather_numbers(len(data), error is not None)[0])
     # The others pass as many bytes of their own, which nothing reads.
     message = data if is_first_process() else b"\0" * size
     received = b"".join(

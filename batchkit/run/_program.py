@@ -122,14 +122,6 @@ class Program:
     def is_compiled(self) -> bool:
         return self._compiled is not None
 
-    @property
-    def spans_processes(self) -> bool:
-        """True if it is compiled, for devices of several processes."""
-        if self._compiled is None:
-            return False
-        places = self._compiled.input_shardings, self._compiled.output_shardings
-        return not all(x.is_fully_addressable for x in jax.tree.leaves(places))
-
     def trace(self, *args: Any) -> Any:
         """Trace it for arguments, or their shapes, for which it is compiled later."""
         if self._traced is None:

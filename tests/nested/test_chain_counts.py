@@ -112,7 +112,7 @@ def recording(problem: Any, api: Any, num_delete: int, num_inner_steps: int) -> 
         "loglikelihood_fn": problem.loglikelihood,
     }
     settings = {"num_delete": num_delete, "num_inner_steps": num_inner_steps}
-    return built(api, functions, settings, None, None)
+    return built(api, functions, settings, batcher=None, rejects=False)
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,6 @@ def test_checkpoints_of_ended_and_killed_runs_are_read(
     header, arrays = _file.read_file(path)
     for new_header, new_arrays in (
         ({"seconds": ["a", 1.0]}, {}),
-        ({"rejected": "x"}, {}),
         ({"identity": []}, {}),
         ({}, {"dead/0": arrays["dead/0"][:-1]}),
     ):

@@ -154,8 +154,6 @@ def run(
     num_live: int = 48,
     num_delete: int = 8,
     fraction: float = 0.05,
-    steps: int | None = None,
-    invalid: bool = False,
     fails_at: int | None = None,
     saved: bool = True,
     sampler: str = "nss",
@@ -175,14 +173,7 @@ def run(
     # However long saving takes, as on a busy machine.
     _saving._RUN_PER_COST = 0
     problem = gaussian(2)
-    if invalid:
-        whole = problem.loglikelihood
-        problem = problem._replace(
-            loglikelihood=lambda x: jnp.where(x[0] > 1.0, jnp.nan, whole(x))
-        )
-    options: dict[str, Any] = {"on_invalid": "reject"} if invalid else {}
-    if saved:
-        options["checkpoint"] = bk.Checkpoint(folder / "run.h5", every=every)
+    place = bk.Checkpoint(folder / "run.h5", every=every)
     arguments = problem.arguments(num_delete, _batcher(batcher), 3)
     if sampler != "nss":
         laid_out = arguments.pop("batcher")
@@ -195,17 +186,15 @@ def run(
             rng_key=jax.random.key(0),
             positions=problem.positions(num_live),
             progress=tell,
-            stop=bk.MaxSteps(steps) if steps else bk.RemainingEvidence(fraction),
-            **options,
+            stop=bk.RemainingEvidence(fraction),
+            checkpoint=place if saved else None,
         )
-    rejected = [x.value for x in result.warnings if x.name == "invalid likelihoods"]
     return {
         "positions": result.dead.positions,
         "loglikelihood": result.dead.loglikelihood,
         "birth": result.dead.loglikelihood_birth,
         "evidence": np.array([result.log_evidence, result.log_evidence_err]),
         "counts": np.array([result.num_steps, result.num_evaluations or 0]),
-        "rejected": np.array(rejected),
     }
 
 

@@ -129,19 +129,6 @@ def test_whole_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("batcher", ["Sharded", "Vmap"])
-def test_rejected_likelihoods_are_counted_once(
-    runs: Callable[..., Any], way: tuple[int, int], batcher: str
-) -> None:
-    options = {"batcher": batcher, "steps": 4, "invalid": True}
-    folder, expected = runs("run", **options)
-    assert expected["rejected"] > 0
-    for each in found("run", folder / f"rejected {way} {batcher}", *way, **options):
-        assert_same_run(each, expected)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("victim", [0, -1])
 def test_killed(runs: Callable[..., Any], way: tuple[int, int], victim: int) -> None:
     """The others end with an error, and the run goes on in any number of processes."""
