@@ -1,8 +1,7 @@
 """A nested run in blocks of steps, from its first live points to its result."""
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, final
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from ..run._names import parameter_names
 from ..run._packages import Provenance
 from ..run._processes import log
 from ..run._result import Diagnostic
-from ..run._resumable import AbstractResumable, Reporter, format_duration
+from ..run._resumable import AbstractResumable, Reporter
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays
 from ._chain_counts import describe_moves
@@ -23,15 +22,7 @@ from ._nested_diagnostics import diagnose
 from ._nested_programs import NestedPrograms
 from ._nested_run import NestedRun, Seconds, names_for_load
 from ._status import NestedStatus
-from ._stop import (
-    AbstractStop,
-    Combined,
-    MaxEvaluations,
-    MaxSteps,
-    MaxTime,
-    RemainingEvidence,
-    rules_met,
-)
+from ._stop import AbstractStop, MaxSteps, rules_met
 
 
 # The volumes are simulated with this key, which no step has.
@@ -40,113 +31,6 @@ _ADVICE: Final = (
     " The run is saved as it was before; with another likelihood it has to start over "
     "(`fresh=True`), with on_invalid='reject' it can go on."
 )
-
-
-@final
-class NestedProgress(NamedTuple):
-    """Progress of a nested sampling run, the argument of `progress=callable`.
-
-    ```python
-    from batchkit.nested import NestedProgress
-
-    def show(progress: NestedProgress) -> None:  # for run_nested(..., progress=show)
-        print(f"step {progress.step}: {progress}")
-    ```
-
-    - `step`: the number of steps so far.
-    - `log_evidence`: the running estimate, dead and live points together.
-    - `log_evidence_err`: its error, `sqrt(information / live points)` (Skilling 2006,
-        Bayesian Analysis 1(4), 833-859).
-    - `remaining`: the share of the evidence that the live points hold.
-    - `goal`: the share at which the run ends; None if it ends otherwise.
-    - `efficiency`: new points for each likelihood; NaN if those are not counted.
-    - `evaluations`: the number of likelihoods evaluated so far.
-    - `evaluations_per_second`: how many in a second, since the run was started or
-        resumed.
-    - `seconds`: the duration of the run so far, without compiling.
-    - `seconds_left`: an estimate, NaN if there is none. If the run ends by the
-        remaining evidence, it is too low before the bulk of the posterior is reached,
-        which cannot be foreseen.
-    """
-
-    step: int
-    log_evidence: float
-    log_evidence_err: float
-    remaining: float
-    goal: float | None
-    efficiency: float
-    evaluations: int
-    evaluations_per_second: float
-    seconds: float
-    seconds_left: float
-
-    def __str__(self) -> str:
-        goal = "" if self.goal is None else f" of {self.goal:.0e}"
-        parts = [
-            f"log-evidence {self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
-            f"remaining {self.remaining:.1e}{goal}",
-        ]
-        if not math.isnan(self.efficiency):
-            parts.append(f"efficiency {self.efficiency:.1%}")
-            parts.append(f"{self.evaluations_per_second:,.0f} likelihoods/s")
-        if not math.isnan(self.seconds_left):
-            parts.append(f"{format_duration(self.seconds_left)} left")
-        return ", ".join(parts)
-
-
-def progress_of(
-    status: NestedStatus,
-    since: NestedStatus,
-    num_live: int,
-    num_delete: int,
-    rule: AbstractStop,
-) -> NestedProgress:
-    """Return the progress; `since` is the status when the run started or resumed."""
-    step, evaluations = int(status.step), int(status.evaluations)
-    remaining, seconds = float(status.remaining), float(status.seconds)
-    elapsed = seconds - float(since.seconds)
-    steps_per_second = _ratio(step - int(since.step), elapsed)
-    speed = _ratio(evaluations - int(since.evaluations), elapsed)
-    is_counted = evaluations > num_live or step == 0
-
-    def seconds_left(rule: AbstractStop) -> float:
-        """Estimate when a rule is met; NaN if that is unknown."""
-        match rule:
-            case Combined():
-                both = seconds_left(rule.first), seconds_left(rule.second)
-                select = max if rule.needs_both else min
-                return select((x for x in both if not math.isnan(x)), default=math.nan)
-            case RemainingEvidence():
-                # The live evidence shrinks with the volume, by `num_delete / num_live`
-                # a step.
-                nats = math.log(max(remaining, rule.fraction) / rule.fraction)
-                return _ratio(nats * num_live / num_delete, steps_per_second)
-            case MaxSteps():
-                return _ratio(max(rule.steps - step, 0), steps_per_second)
-            case MaxEvaluations():
-                return _ratio(max(rule.evaluations - evaluations, 0), speed)
-            case MaxTime():
-                return max(rule.seconds - seconds, 0.0)
-        return math.nan
-
-    parts = jax.tree.leaves(rule, is_leaf=lambda x: isinstance(x, RemainingEvidence))
-    goals = (float(x.fraction) for x in parts if isinstance(x, RemainingEvidence))
-    return NestedProgress(
-        step=step,
-        log_evidence=float(status.log_evidence),
-        log_evidence_err=math.sqrt(float(status.information) / num_live),
-        remaining=remaining,
-        goal=next(goals, None),
-        efficiency=step * num_delete / evaluations if is_counted else math.nan,
-        evaluations=evaluations,
-        evaluations_per_second=speed,
-        seconds=seconds,
-        seconds_left=seconds_left(rule),
-    )
-
-
-def _ratio(number: int | float, by: float) -> float:
-    return number / by if by > 0 else math.nan
 
 
 @final
@@ -165,7 +49,6 @@ class ResumableNested(AbstractResumable):
     # Set by `begin` or `resume`.
     _state: Any = None
     _dead: list[Points] = field(default_factory=list)
-    _since: Any = None  # the status then
     _seconds_before: tuple[float, ...] = (0.0, 0.0)
     # Set by `result`.
     _run: NestedRun | None = None
@@ -180,7 +63,6 @@ class ResumableNested(AbstractResumable):
         refuse_zero_likelihood(points.loglikelihood)
         shapes = self._programs.dead_shapes(0)
         self._dead = [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)]
-        self._since = self._status(self.seconds)
 
     def resume(self, saved: Saved) -> str:
         try:
@@ -195,11 +77,10 @@ class ResumableNested(AbstractResumable):
         shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
         self._seconds_before = numbers(saved.header, "seconds", 2)
-        self._since = self._status(self.seconds)
         return f"step {saved.header['step']}"
 
     def has_ended(self, seconds: float) -> bool:
-        status = self._status(np.float32(seconds))
+        status = self._status(seconds)
         return bool(status.exhausted) or bool(rules_met(self._rule, status))
 
     def advance(self, limit: int, seconds: float, reporter: Reporter) -> int:
@@ -226,16 +107,10 @@ class ResumableNested(AbstractResumable):
             return 1
         return max(1, min(per_block, 4 * made, self._programs.capacity))
 
-    def progress(self) -> tuple[NestedProgress, int, int | None]:
-        record = progress_of(
-            self._status(self.seconds),
-            self._since,
-            self._programs.num_live,
-            self._programs.num_delete,
-            self._rule,
-        )
+    def progress(self) -> tuple[NestedStatus, int, int | None]:
+        status = self._status(self.seconds)
         total = self._rule.steps if isinstance(self._rule, MaxSteps) else None
-        return record, record.step, total
+        return status, int(status.step), total
 
     def checkpoint(self) -> tuple[dict[str, Any], dict[str, Any]]:
         dead = self._all_dead()
@@ -260,7 +135,7 @@ class ResumableNested(AbstractResumable):
     def result(self, seconds: float, provenance: tuple[Provenance, ...]) -> NestedRun:
         """Return the result of the run so far; checkpoints have it from now on."""
         dead = dead_points([self._all_dead(), self._live()])
-        status = self._status(np.float32(seconds))
+        status = self._status(seconds)
         met = rules_met(self._rule, status)
         reasons = [rule.reason(status) for rule in met]
         converged = bool(status.exhausted) or any(rule.is_convergence for rule in met)
@@ -295,9 +170,11 @@ class ResumableNested(AbstractResumable):
             run + init.seconds + block.seconds,
         )
 
-    def _status(self, seconds: Any) -> NestedStatus:
+    def _status(self, seconds: float) -> NestedStatus:
         """Return the status on the host after so many seconds."""
-        return to_host(self._state.status)._replace(seconds=seconds)
+        # Of the dtype that it has in the program, where rules compare it.
+        now = np.asarray(seconds, np.float32)
+        return replace(to_host(self._state.status), seconds=now)
 
     @property
     def _volumes_key(self) -> Any:

@@ -10,6 +10,7 @@ The key of step `n` is `fold_in(key of the run, n)`, so all that a run needs to 
 is its state and its key.
 """
 
+import dataclasses
 import inspect
 from typing import Any, Final, NamedTuple, final
 
@@ -166,7 +167,8 @@ class NestedPrograms:
         seconds: Any,
         rule: AbstractStop,
     ) -> Block:
-        status = state.status._replace(seconds=jnp.asarray(seconds, jnp.float32))
+        now = jnp.asarray(seconds, jnp.float32)
+        status = dataclasses.replace(state.status, seconds=now)
         state = state._replace(status=status)
 
         def goes_on(block: Block) -> Any:

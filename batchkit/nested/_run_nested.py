@@ -138,7 +138,7 @@ def run_nested(
         is kept as the previous generation, until the second save.
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
         of `batchkit` elsewhere; True by default. A function is called about twice a
-        second with a `batchkit.nested.NestedProgress` instead.
+        second with a `batchkit.nested.NestedStatus` instead.
     - `**settings`: the other arguments of `api`: `num_inner_steps`, which
         `blackjax.nss` needs; `num_delete`, `max_steps`, `max_shrinkage`.
 

@@ -8,12 +8,15 @@ When one of `n_i` live points dies, the volume shrinks on average by
 live points hold `mean(L) X` (Skilling 2006, Bayesian Analysis 1(4), 833-859).
 """
 
+import dataclasses
 from typing import Any, Final, NamedTuple, final
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 _LOW_BITS: Final = 30
@@ -61,23 +64,31 @@ class Count(NamedTuple):
 
 
 @final
-class NestedStatus(NamedTuple):
+class NestedStatus(eqx.Module):
     """Running estimates of a nested sampling run after a step.
+
+    Rules to stop get it with tracers, `progress=function` with scalars of NumPy. Then
+    its text, `str(status)`, is the line that a bar shows.
 
     ```python
     import jax.numpy as jnp
     from batchkit.nested import NestedStatus
 
+    def show(status: NestedStatus) -> None:  # for run_nested(..., progress=show)
+        print(f"step {status.step}: {status}")
+
     # 100 live points of one likelihood, before the first step.
     status = NestedStatus.first(jnp.zeros(100))
     assert status.remaining == 1.0
     assert status.log_evidence == 0.0
+    show(status)
     ```
 
     - `step`: the number of steps so far.
     - `evaluations`: the number of likelihoods evaluated so far, those of the first live
         points among them.
-    - `seconds`: the duration of the run, up to a second ago.
+    - `seconds`: the duration of the run without compiling, for rules up to a second
+        ago.
     - `log_volume`: the logarithm of the share of the prior that is left.
     - `log_evidence_dead`: the logarithm of the evidence of the points that have died.
     - `log_evidence_live`: that of the live points.
@@ -86,19 +97,23 @@ class NestedStatus(NamedTuple):
         the weights of both.
     - `exhausted`: True if no more points can be replaced, because there is no
         likelihood above theirs.
+    - `num_live`: the number of live points, an int.
+    - `num_delete`: the number of points that a step replaces, an int.
     """
 
-    step: Int[Array, ""]
+    step: Int[Array | np.ndarray, ""]
     evaluations: Count
-    seconds: Float[Array, ""]
-    log_volume: Float[Array, ""]
-    log_evidence_dead: Float[Array, ""]
-    log_evidence_live: Float[Array, ""]
-    mean_dead: Float[Array, ""]
-    mean_live: Float[Array, ""]
-    log_squares_dead: Float[Array, ""]
-    log_squares_live: Float[Array, ""]
-    exhausted: Any
+    seconds: Float[Array | np.ndarray, ""]
+    log_volume: Float[Array | np.ndarray, ""]
+    log_evidence_dead: Float[Array | np.ndarray, ""]
+    log_evidence_live: Float[Array | np.ndarray, ""]
+    mean_dead: Float[Array | np.ndarray, ""]
+    mean_live: Float[Array | np.ndarray, ""]
+    log_squares_dead: Float[Array | np.ndarray, ""]
+    log_squares_live: Float[Array | np.ndarray, ""]
+    exhausted: Bool[Array | np.ndarray, ""]
+    num_live: int = eqx.field(static=True)
+    num_delete: int = eqx.field(static=True)
 
     @staticmethod
     def first(live: Float[Array, " live"], num_delete: int = 1) -> "NestedStatus":
@@ -122,8 +137,10 @@ class NestedStatus(NamedTuple):
             log_squares_dead=zero - jnp.inf,
             log_squares_live=zero,
             exhausted=jnp.zeros((), bool),
+            num_live=live.shape[0],
+            num_delete=num_delete,
         )
-        return status._of_live(live, num_delete)
+        return status._of_live(live)
 
     def after(
         self,
@@ -147,7 +164,8 @@ class NestedStatus(NamedTuple):
         log_z = jnp.logaddexp(self.log_evidence_dead, logsumexp(log_weights))
         share = _exp(self.log_evidence_dead - log_z)
         mean = share * self.mean_dead + jnp.sum(_times(_exp(log_weights - log_z), dead))
-        status = self._replace(
+        status = dataclasses.replace(
+            self,
             step=self.step + 1,
             evaluations=self.evaluations.add(evaluations),
             log_volume=after[-1],
@@ -157,14 +175,15 @@ class NestedStatus(NamedTuple):
                 self.log_squares_dead, logsumexp(2 * log_weights)
             ),
         )
-        return status._of_live(live, dead.shape[0])
+        return status._of_live(live)
 
-    def _of_live(self, live: Float[Array, " live"], replaced: int) -> "NestedStatus":
-        log_n = jnp.log(jnp.asarray(live.shape[0], live.dtype))
+    def _of_live(self, live: Float[Array, " live"]) -> "NestedStatus":
+        log_n = jnp.log(jnp.asarray(self.num_live, live.dtype))
         total, squares = logsumexp(live), logsumexp(2 * live)
         # If the next batch has the highest likelihood, nothing lies above its contour.
-        lowest = jax.lax.top_k(-live, replaced)[0]
-        return self._replace(
+        lowest = jax.lax.top_k(-live, self.num_delete)[0]
+        return dataclasses.replace(
+            self,
             log_evidence_live=total + self.log_volume - log_n,
             mean_live=jnp.sum(_times(_exp(live - total), live)),
             log_squares_live=squares + 2 * (self.log_volume - log_n),
@@ -175,6 +194,14 @@ class NestedStatus(NamedTuple):
     def log_evidence(self) -> Any:
         """The logarithm of the evidence, of dead and live points together."""
         return jnp.logaddexp(self.log_evidence_dead, self.log_evidence_live)
+
+    @property
+    def log_evidence_err(self) -> Any:
+        """The error of `log_evidence`: `sqrt(information / num_live)`.
+
+        This is the estimate of Skilling 2006, Bayesian Analysis 1(4), 833-859.
+        """
+        return jnp.sqrt(self.information / self.num_live)
 
     @property
     def remaining(self) -> Any:
@@ -196,6 +223,19 @@ class NestedStatus(NamedTuple):
         squares = jnp.logaddexp(self.log_squares_dead, self.log_squares_live)
         size = jnp.exp(2 * self.log_evidence - squares)
         return jnp.where(jnp.isneginf(self.log_evidence), 0.0, size)
+
+    def __str__(self) -> str:
+        parts = [
+            f"log-evidence {self.log_evidence:.2f} +/- {self.log_evidence_err:.2f}",
+            f"remaining {self.remaining:.1e}",
+        ]
+        count = int(self.evaluations)
+        # Not in the first status, nor where the sampler does not count them.
+        if count > self.num_live and self.seconds > 0:
+            made = int(self.step) * self.num_delete
+            parts.append(f"efficiency {made / count:.1%}")
+            parts.append(f"{count / float(self.seconds):,.0f} likelihoods/s")
+        return ", ".join(parts)
 
 
 def _exp(x: Any) -> Any:

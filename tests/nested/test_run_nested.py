@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import NestedProgress, NestedStatus, finalise
+from batchkit.nested import NestedStatus, finalise
 from batchkit.nested._nested_loop import ResumableNested
 
 from ..helpers import assert_bits
@@ -87,16 +87,20 @@ def test_status_is_that_of_the_integrator(by_hand: Any) -> None:
 
 
 def test_running_estimates_come_close_to_the_result(run: bk.NestedRun) -> None:
-    seen: list[NestedProgress] = []
-    PROBLEM.run(progress=seen.append)
+    seen: list[NestedStatus] = []
+    seconds = PROBLEM.run(progress=seen.append).seconds
     last = seen[-1]
     assert last.step == run.num_steps
-    assert last.evaluations == run.num_evaluations
+    assert int(last.evaluations) == run.num_evaluations
     assert abs(last.log_evidence - run.log_evidence) < 0.1
     assert last.log_evidence_err == pytest.approx(run.log_evidence_err, rel=0.2)
-    assert last.goal == 1e-3 > last.remaining
-    assert last.efficiency == run.num_steps * 20 / last.evaluations
-    assert "log-evidence" in str(last)
+    assert last.remaining < 1e-3
+    assert (last.num_live, last.num_delete) == (100, 20)
+    efficiency = run.num_steps * 20 / int(last.evaluations)
+    assert last.seconds == pytest.approx(seconds.run, rel=1e-6)
+    speed = int(last.evaluations) / float(last.seconds)
+    assert f"log-evidence {last.log_evidence:.2f} +/- " in str(last)
+    assert f"efficiency {efficiency:.1%}, {speed:,.0f} likelihoods/s" in str(last)
 
 
 @pytest.mark.parametrize("seconds", [1e-9, 1e9])

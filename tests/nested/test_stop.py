@@ -1,5 +1,6 @@
 """Rules to stop: each alone, together, and on a run that is resumed."""
 
+import dataclasses
 import math
 from typing import Any, cast
 
@@ -20,7 +21,8 @@ PROBLEM = gaussian(2)
 
 def status(**values: Any) -> NestedStatus:
     first = NestedStatus.first(jnp.array([0.0, 1.0, 2.0]))
-    return first._replace(**{name: jnp.asarray(x) for name, x in values.items()})
+    values = {name: jnp.asarray(x) for name, x in values.items()}
+    return dataclasses.replace(first, **values)
 
 
 def test_first_status_is_that_of_the_prior() -> None:
