@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import blackjax
 import numpy as np
+import pytest
 
 from batchkit.nested import finalise
 
