@@ -12,6 +12,7 @@ from ..shards import ShardRun
 from ._figure import (
     COLOUR_MAP,
     COLOURS,
+    GREY,
     Parameter,
     format_draws,
     new_figure,
@@ -31,6 +32,8 @@ _MOST: Final = 12
 _BINS: Final = 30
 _SHOWN: Final = (0.0005, 0.9995)
 _ROW: Final = 1.6
+# Points of less relative posterior mass are small and grey.
+_VISIBLE: Final = 0.01
 _SIDEWAYS: Final[Any] = {"orientation": "horizontal"}
 # With more chains colours repeat, and there is no legend.
 _NAMED_CHAINS: Final = len(COLOURS)
@@ -46,7 +49,9 @@ def plot_trace(
     """Draw each parameter along a run, and its posterior beside it.
 
     For a nested run, all points are plotted against the prior volume `-ln X`, from the
-    whole prior on the left to the peak on the right, coloured by the posterior mass.
+    whole prior on the left to the peak on the right, coloured by the posterior mass,
+    and grey where that is below 1 % of its maximum. The posterior has an axis of its
+    own, since it may be far narrower than the prior.
     For chains, the draws of each chain are plotted in order, with marks at the bottom
     for divergent transitions. The combined draws of shards have no marks, since each is
     made from a draw of every shard.
@@ -86,14 +91,19 @@ def plot_trace(
     parameters = parameters_of(run, names, labels, _MOST, "plot_trace", transform)
     rows = len(parameters)
     figure = new_figure(10.0, 1.1 + _ROW * rows, "plot_trace", "constrained")
-    axes = figure.subplots(rows, 2, sharey="row", width_ratios=(4, 1), squeeze=False)
+    # The points of a nested run fill the whole prior, where a posterior is a line.
+    apart = isinstance(run, NestedRun)
+    axes = figure.subplots(
+        rows, 2, sharey="none" if apart else "row", width_ratios=(4, 1), squeeze=False
+    )
     for (left, right), parameter in zip(axes, parameters, strict=True):
         left.set_ylabel(parameter.label)
         left.sharex(axes[-1, 0])
         left.tick_params(labelbottom=left is axes[-1, 0])
         right.set_xticks([])
-        right.tick_params(left=False)
-        right.spines[["bottom", "left"]].set_visible(False)
+        right.tick_params(left=apart)
+        right.spines["bottom"].set_visible(False)
+        right.spines["left"].set_visible(apart)
         tidy(left)
         tidy(right)
     if isinstance(run, NestedRun):
@@ -110,9 +120,12 @@ def _nested(
     depth, mass = depth_of(run), relative_mass(run)
     # Points with much mass are drawn last, on top of the others.
     order = np.argsort(mass)
+    light, order = np.split(order, [np.searchsorted(mass[order], _VISIBLE)])
     weights = weights_of(run)
     points: Any = None
+    given: Any = {"linewidths": 0, "rasterized": True}
     for (left, right), (_, values) in zip(axes, parameters, strict=True):
+        left.scatter(depth[light], values[light], c=GREY, s=2, alpha=0.4, **given)
         points = left.scatter(
             depth[order],
             values[order],
@@ -121,8 +134,7 @@ def _nested(
             vmin=0,
             vmax=1,
             s=6,
-            linewidths=0,
-            rasterized=True,
+            **given,
         )
         heavy = weights > 0
         _posterior(right, values[heavy], weights[heavy])

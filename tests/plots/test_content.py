@@ -71,15 +71,29 @@ def test_trace_shows_all_points_of_a_nested_run() -> None:
     run = nested(six)
     figure: Any = bk.plot_trace(run, ["lens.shear"])
     for axes, column in zip(figure.axes[:4:2], (0, 1), strict=True):
-        (points,) = axes.collections
-        shown = points.get_offsets()
+        light, points = axes.collections
         colours = points.get_array()
         assert np.all(np.diff(colours) >= 0)
+        assert colours[0] >= 0.01
+        assert light.get_array() is None
+        shown = np.concatenate([light.get_offsets(), points.get_offsets()])
         order = np.argsort(shown[:, 0])
         expected = run.dead.positions["lens"]["shear"][:, column]
         np.testing.assert_array_equal(shown[order, 1], expected)
         heaviest = np.argmax(run.weights * run.dead.num_live)
         assert abs(order[heaviest] - len(order)) < 0.05 * len(order)
+
+
+def test_posterior_of_a_nested_run_has_an_axis_of_its_own() -> None:
+    # Uniform in a prior of 2, with a posterior of width 0.01.
+    x = np.random.default_rng(0).uniform(-1, 1, 2000)
+    x = x[np.argsort(-np.abs(x))]
+    logl = -0.5 * (x / 0.01) ** 2
+    dead = DeadPoints({"x": x}, logl, np.full(2000, -np.inf), np.zeros(2000))
+    figure: Any = bk.plot_trace(result(dead))
+    left, right = figure.axes[:2]
+    assert np.ptp(left.get_ylim()) > 1.9
+    assert np.ptp(right.get_ylim()) < 0.2
 
 
 def test_trace_shows_draws_and_divergences_of_chains() -> None:
