@@ -22,16 +22,17 @@ def check_number(
     meaning: str = "",
     *,
     kind: type[int] | type[float] = int,
+    above: int = 0,
     below: int | float = math.inf,
     remedy: str = "",
 ) -> None:
-    """Raise unless a number is above 0 and below a limit, and of its kind.
+    """Raise unless a number is between two limits, and of its kind.
 
     Ints are floats too, as for a type checker; bools are neither. Messages continue the
     rule by the `meaning` of the number; a `remedy` follows if it is out of range.
     """
     if kind is int:
-        rule = "an int, at least 1"
+        rule = f"an int, at least {above + 1}"
     elif below < math.inf:
         rule = f"a number between 0 and {below:g}"
     else:
@@ -39,7 +40,7 @@ def check_number(
     rule = f"{rule}, {meaning}" if meaning else rule
     is_number = isinstance(value, int | kind) and not isinstance(value, bool)
     check_type(is_number, owner, name, value, rule)
-    if not 0 < value < below:  # so written, NaN is refused
+    if not above < value < below:  # so written, NaN is refused
         text = f"{owner}({name}={value}): {name} must be {rule}. {remedy}"
         raise ValueError(text.rstrip())
 

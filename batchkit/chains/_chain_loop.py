@@ -111,7 +111,7 @@ class ChainProgress(NamedTuple):
     - `draws`: the number of draws of each chain so far, of `num_samples`.
     - `num_samples`: the number of draws of each chain at the end.
     - `warmed_up`: the number of transitions of the warm-up so far, of `num_warmup`.
-    - `num_warmup`: the number of transitions of the warm-up; 0 for an algorithm.
+    - `num_warmup`: the number of transitions of the warm-up; 0 without one.
     - `divergences`: the number of divergent transitions after the warm-up, in all
       chains; None if the sampler does not report them.
     - `acceptance`: the mean acceptance rate of all draws; None if the sampler does not

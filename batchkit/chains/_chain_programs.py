@@ -98,11 +98,11 @@ class ChainState(NamedTuple):
     """All that chains carry from one segment to the next."""
 
     states: Any
-    adaptation: Any  # an `Adaptation`; None for an algorithm
+    adaptation: Any  # an `Adaptation`; None without a warm-up
 
     @property
     def tuned(self) -> Tuned | None:
-        """The step size and the inverse mass matrix; None for an algorithm."""
+        """The step size and the inverse mass matrix; None without a warm-up."""
         return None if self.adaptation is None else Tuned(*self.adaptation[:2])
 
 
@@ -116,20 +116,20 @@ class Samplers(NamedTuple):
     shared: PyTree = None  # arrays of any shape
 
 
-def all_alike(sampler: Sampler, count: int) -> Samplers:
-    """Return the samplers of chains that are all the same."""
-    index = np.arange(count, dtype=np.uint32)
-    with_logdensity = sampler.with_logdensity
-    if with_logdensity is None:
-        return Samplers(lambda own, shared: sampler, index)
+def all_alike(
+    sampler_of: Callable[[Callable[[PyTree], Any]], Sampler],
+    logdensity_fn: Callable[[PyTree], Any],
+    count: int,
+) -> Samplers:
+    """Return the samplers of chains that all sample one log-density."""
     # Arrays of a log-density that is a pytree are operands. As constants, which JAX
     # makes of what a function closes over, every device would hold the whole of them.
-    arrays, rest = eqx.partition(sampler.logdensity_fn, eqx.is_array)
+    arrays, rest = eqx.partition(logdensity_fn, eqx.is_array)
 
     def of(own: PyTree, shared: PyTree) -> Sampler:
-        return with_logdensity(eqx.combine(shared, rest))
+        return sampler_of(eqx.combine(shared, rest))
 
-    return Samplers(of, index, shared=arrays)
+    return Samplers(of, np.arange(count, dtype=np.uint32), shared=arrays)
 
 
 @final
@@ -370,10 +370,10 @@ def shapes_of_one(
         if not hasattr(chain.states, "position"):
             is_array = isinstance(chain.states, jax.Array)
             raise TypeError(
-                "run_chains: the states of the algorithm, of type "
+                "run_chains: the states of the sampler, of type "
                 f"{'array' if is_array else type(chain.states).__name__}, have no "
-                "field `position`, so there is nothing to draw. Pass an algorithm that "
-                "moves a position, such as those of blackjax's MCMC samplers."
+                "field `position`, so there is nothing to draw. Pass a sampler that "
+                "moves a position, such as those of blackjax's MCMC."
             )
         state, statistics = _transition(sampler, chain)(key, chain)
         adaptation = chain.adaptation

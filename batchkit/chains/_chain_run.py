@@ -18,7 +18,7 @@ from ..run._packages import Provenance
 from ..run._result import AbstractResult, Arrays, Header, datatree, saved_names
 from ..run._summary import QUANTILES, AbstractSummary, quantile_labels
 from ..run._trees import array_names, names_to_save, numbers, tree_from_json, typed
-from ._convergence import OF_ALGORITHM, OF_API, Convergence, diagnose_chains
+from ._convergence import WITH_WARMUP, WITHOUT_WARMUP, Convergence, diagnose_chains
 
 
 _CONVERGENCE: Final = ("R-hat", "bulk ESS", "tail ESS")
@@ -327,7 +327,7 @@ class ChainRun(AbstractDraws):
             tree_depth=tree_depth,
             max_tree_depth=max_tree_depth,
             # Without a tuned step size there was no warm-up to prolong.
-            remedies=OF_ALGORITHM if step_size is None else OF_API,
+            remedies=WITHOUT_WARMUP if step_size is None else WITH_WARMUP,
         )
         measured = (time.perf_counter() - start,) if len(seconds) == 3 else ()
         self._seconds = ChainSeconds(*seconds, *measured)

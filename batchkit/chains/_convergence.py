@@ -169,8 +169,8 @@ class Remedies(NamedTuple):
     steps: str = "Raise `target_acceptance`, towards 0.99"
 
 
-OF_API: Final = Remedies()
-OF_ALGORITHM: Final = Remedies(longer="`num_samples`", steps="Use smaller steps")
+WITH_WARMUP: Final = Remedies()
+WITHOUT_WARMUP: Final = Remedies(longer="`num_samples`", steps="Use smaller steps")
 
 
 def diagnose_chains(
@@ -181,7 +181,7 @@ def diagnose_chains(
     diverging: Any = None,
     tree_depth: Any = None,
     max_tree_depth: int | None = None,
-    remedies: Remedies = OF_API,
+    remedies: Remedies = WITH_WARMUP,
 ) -> tuple[Diagnostic, ...]:
     """Return warnings about chains, the most serious first; None is not checked."""
     rows = _rows(samples)

@@ -1,8 +1,8 @@
 """One chain as functions: its start, its warm-up, its transition, and its statistics.
 
-`Sampler` is made of an API of blackjax and a log-density, whose step size and mass
-matrix the warm-up finds, or of an algorithm that has everything it needs. All functions
-are of one chain, however chains are laid out.
+`Sampler` is made of an API of blackjax and a log-density. The warm-up finds its step
+size and its mass matrix, or the API is given all its parameters. All functions are of
+one chain, however chains are laid out.
 
 The warm-up is Stan's, a transition at a time. Its schedule, the dual averaging of the
 step size (Hoffman and Gelman 2014, Journal of Machine Learning Research 15, section
@@ -27,15 +27,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._util._formats import format_value
+from .._util._formats import format_type, format_value
 from ..batchers import expensive
+from ..run._arguments import is_algorithm
 from ..run._packages import delayed
 
 
 # How to avoid the warm-up, by the function that the user called.
 _WITHOUT_WARMUP: Final = {
-    "run_chains": " To choose the parameters yourself, pass the algorithm, which has "
-    "no warm-up: `run_chains(api(logdensity_fn, ...), rng_key, positions)`."
+    "run_chains": " To choose the parameters yourself, pass them by name, with "
+    "`num_warmup=0`."
 }
 # Arguments of a kernel that the warm-up finds, and all that do not come from settings.
 _TUNED: Final = ("step_size", "inverse_mass_matrix")
@@ -188,19 +189,15 @@ class Sampler:
 
     - `init`: from a key and a position to a state.
     - `bind`: from an inverse mass matrix to a transition, from a key, a state and a
-        step size to a state and an info. For an algorithm both are None.
-    - `warmup`: the adaptation of both; None for an algorithm.
-    - `logdensity_fn`: from one position to a scalar; None if it is inside the others.
+        step size to a state and an info. Without a warm-up both are None.
+    - `warmup`: the adaptation of both; None if there is none.
     - `max_tree_depth`: the depth at which trees are cut; None if there are none.
-    - `with_logdensity`: from another log-density to the same chain with it.
     """
 
     init: Callable[[Any, PyTree], Any]
     bind: Callable[[Any], Callable[[Any, Any, Any], tuple[Any, Any]]]
-    warmup: Warmup | None = None
-    logdensity_fn: Callable[[PyTree], Any] | None = None
-    max_tree_depth: int | None = None
-    with_logdensity: "Callable[[Callable[[PyTree], Any]], Sampler] | None" = None
+    warmup: Warmup | None
+    max_tree_depth: int | None
 
 
 def is_api(sampler: object) -> bool:
@@ -209,19 +206,37 @@ def is_api(sampler: object) -> bool:
     return callable(sampler) and all(map(callable, parts))
 
 
-def is_algorithm(sampler: object) -> bool:
-    """Return True if it has the two functions of a `SamplingAlgorithm`."""
-    return all(callable(getattr(sampler, name, None)) for name in ("init", "step"))
+def sampler_without_warmup(
+    api: Any, logdensity_fn: Callable[[PyTree], Any], settings: Mapping[str, Any]
+) -> Sampler:
+    """Return the chain of an API that is called with all its parameters.
 
-
-def sampler_of_algorithm(algorithm: Any) -> Sampler:
-    """Return the chain of an algorithm, which has its log-density and parameters."""
+    Raise `TypeError` if they are unknown or missing, or if it returns no algorithm.
+    """
+    signature = inspect.signature(getattr(api, "differentiable", api))
+    try:
+        signature.bind(logdensity_fn, **settings)
+    except TypeError as error:
+        raise TypeError(
+            f"run_chains(num_warmup=0): {error}. Without a warm-up the log-density and "
+            "all settings are arguments of the API, which takes "
+            f"{', '.join(signature.parameters)}."
+        ) from error
+    algorithm = api(expensive(logdensity_fn), **settings)
+    if not is_algorithm(algorithm):
+        raise TypeError(
+            f"run_chains(api={format_value(api)}): api must return an algorithm, with "
+            f"`init` and `step`, from a log-density; got {format_type(algorithm)}."
+        )
     takes_key = len(_positional(algorithm.init)) > 1
 
     def init(key: Any, position: PyTree) -> Any:
         return algorithm.init(position, key) if takes_key else algorithm.init(position)
 
-    return Sampler(init, lambda _: lambda key, state, _: algorithm.step(key, state))
+    def bind(_: Any) -> Callable[..., tuple[Any, Any]]:
+        return lambda key, state, _: algorithm.step(key, state)
+
+    return Sampler(init, bind, None, _max_tree_depth(signature.parameters, settings))
 
 
 def sampler_of_api(
@@ -237,7 +252,7 @@ def sampler_of_api(
     `target_acceptance` may be traced. Raise `TypeError` if this warm-up is not for the
     API, or if settings are unknown or missing.
     """
-    building = _names(api.build_kernel)
+    building = _names(api.build_kernel) if is_api(api) else []
     kernel = _kernel_of(api, building, settings, caller)
     parameters = inspect.signature(kernel).parameters
     taken = [x for x in parameters if x not in _OWN]
@@ -260,13 +275,15 @@ def sampler_of_api(
 
         return step
 
-    def with_logdensity(logdensity_fn: Callable[[PyTree], Any]) -> Sampler:
-        return sampler_of_api(api, logdensity_fn, target_acceptance, settings, caller)
-
-    depth = parameters.get("max_num_doublings")
-    most = None if depth is None else settings.get("max_num_doublings", depth.default)
     warmup = Warmup(target_acceptance, **for_warmup)
-    return Sampler(init, bind, warmup, logdensity_fn, most, with_logdensity)
+    return Sampler(init, bind, warmup, _max_tree_depth(parameters, settings))
+
+
+def _max_tree_depth(
+    parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any]
+) -> int | None:
+    depth = parameters.get("max_num_doublings")
+    return None if depth is None else settings.get("max_num_doublings", depth.default)
 
 
 def _kernel_of(
@@ -274,13 +291,16 @@ def _kernel_of(
 ) -> Any:
     """Return the kernel of an API; raise if this warm-up is not for it."""
     kernel = None
-    starts_at_position = len(_positional(api.init, required=True)) == 2
-    if starts_at_position and not _positional(api.build_kernel, required=True):
+    if (
+        is_api(api)
+        and len(_positional(api.init, required=True)) == 2
+        and not _positional(api.build_kernel, required=True)
+    ):
         kernel = api.build_kernel(**{k: settings[k] for k in building if k in settings})
     makers = (kernel, getattr(api, "differentiable", api))
     if kernel is None or not all(set(_TUNED) <= set(_names(x)) for x in makers):
-        module = getattr(api.init, "__module__", "")
-        name = f"this API, of {module}" if module else repr(api)
+        module = getattr(getattr(api, "init", None), "__module__", "")
+        name = f"this API, of {module}" if module else format_value(api)
         raise TypeError(
             f"{caller}: there is no warm-up for {name}. Stan's warm-up finds "
             "`step_size` and `inverse_mass_matrix` for a sampler that takes both and "

@@ -22,7 +22,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, ParamSpec, TypeVar, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -49,9 +49,6 @@ from ._stop import AbstractStop
 
 
 _STRATEGY: Final = "update_strategy"
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-
 _FUNCTIONS: Final = ("logprior_fn", "loglikelihood_fn")
 _ORDER: Final = (
     "The order is run_nested(api, logprior_fn, loglikelihood_fn, rng_key, positions)."
@@ -164,26 +161,6 @@ def is_invalid(loglikelihood: Any, logprior: Any) -> Bool[Array, "..."]:
     """Return True where a likelihood is NaN or infinite, or a prior infinite."""
     invalid = jnp.isnan(loglikelihood) | jnp.isposinf(loglikelihood)
     return invalid | jnp.isposinf(logprior)
-
-
-def refusing_algorithms(run: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Refuse an algorithm in place of an API before Python misses the arguments."""
-
-    @functools.wraps(run)
-    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        first = args[0] if args else kwargs.get("api")
-        if all(callable(getattr(first, name, None)) for name in ("init", "step")):
-            others = ", ".join(map(format_value, args[1:]))
-            raise TypeError(
-                f"run_nested({type(first).__name__}, {others}): the nested sampler is "
-                "built already. Pass its API, with the functions and settings that it "
-                "was built with: `run_nested(blackjax.nss, logprior_fn, "
-                "loglikelihood_fn, rng_key, positions, num_inner_steps=..., "
-                "num_delete=...)`."
-            )
-        return run(*args, **kwargs)
-
-    return checked
 
 
 def check_api(api: Any, settings: Mapping[str, Any]) -> None:

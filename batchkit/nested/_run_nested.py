@@ -10,7 +10,7 @@ from jaxtyping import Array, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher
 from ..rebuild import AbstractPolicy
-from ..run._arguments import check_not_traced, row_of
+from ..run._arguments import check_not_traced, refusing_algorithms, row_of
 from ..run._checkpoint import Checkpoint
 from ..run._names import count_numbers, qualified_name, setting_as_json
 from ..run._processes import check_same_arguments, gather_to_host, is_multiprocess, log
@@ -38,7 +38,6 @@ from ._nested_arguments import (
     check_functions,
     check_options,
     live_points,
-    refusing_algorithms,
     refusing_mixed_dtypes,
 )
 from ._nested_loop import ResumableNested
@@ -52,7 +51,10 @@ _STOP: Final = RemainingEvidence()
 _NAMES: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
 
 
-@refusing_algorithms
+@refusing_algorithms(
+    "blackjax.nss, logprior_fn, loglikelihood_fn, rng_key, positions, "
+    "num_inner_steps=..., num_delete=..."
+)
 def run_nested(
     api: Any,
     logprior_fn: Callable[[Any], Any],

@@ -1,9 +1,10 @@
 """Checks of arguments and of starts that all kinds of run share."""
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, ParamSpec, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,9 @@ from .._util._formats import format_type, format_value
 from ..batchers._abstract import check_batcher as check_batcher
 from ._names import columns, join_few
 
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _BRANCHES: Final = (
     "Python's `if` cannot depend on a position; use `jnp.where` or `jax.lax.cond`."
@@ -136,6 +140,38 @@ def check_not_traced(owner: str, *arguments: PyTree) -> None:
             "transformation of JAX. It compiles its own programs and watches them from "
             "the host, so it cannot be traced. Call it outside, without `jax.jit`."
         )
+
+
+def is_algorithm(value: object) -> bool:
+    """Return True for an algorithm that is built, False for an API and for a class."""
+    parts = [getattr(value, name, None) for name in ("init", "step")]
+    return all(map(callable, parts)) and not isinstance(value, type)
+
+
+def refusing_algorithms(call: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Refuse an algorithm in place of an API before Python misses the arguments.
+
+    `call` has the arguments of a right call, for the message.
+    """
+
+    def decorated(run: Callable[_P, _T]) -> Callable[_P, _T]:
+        owner = run.__name__
+
+        @functools.wraps(run)
+        def checked(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+            first = args[0] if args else kwargs.get("api")
+            if is_algorithm(first):
+                others = ", ".join(map(format_value, args[1:]))
+                raise TypeError(
+                    f"{owner}({type(first).__name__}, {others}): the sampler is built "
+                    "already. Pass its API, with the functions and settings that it "
+                    f"was built with: `{owner}({call})`."
+                )
+            return run(*args, **kwargs)
+
+        return checked
+
+    return decorated
 
 
 def row_of(positions: PyTree) -> PyTree:

@@ -9,6 +9,8 @@ import numpy as np
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 from jaxtyping import PyTree
 
+from .._util._formats import format_value
+
 
 def parameter_names(positions: PyTree) -> tuple[str, ...]:
     """Name each number of a position, from arrays of shape `(n, ...)`, one row a point.
@@ -88,4 +90,6 @@ def setting_as_json(value: Any) -> Any:
         return value
     if callable(value):
         return getattr(value, "__name__", type(value).__name__)
-    return f"an array of shape {np.shape(value)}"
+    if hasattr(value, "shape"):
+        return f"an array of shape {value.shape}"
+    return format_value(value)

@@ -1,7 +1,6 @@
 """`run_shards`: one posterior from shards of the data, and the fingerprint of a run."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
@@ -15,10 +14,8 @@ from jaxtyping import PyTree
 from .._util._checks import check_number
 from ..batchers import AbstractBatcher, Vmap
 from ..chains._chain_identity import (
-    Plan,
     about as about_chains,
     identity_of as identity_of_chains,
-    names_of,
     stand_in_for,
     values_of as values_of_chains,
 )
@@ -372,16 +369,15 @@ def identity_of(model: ShardedModel) -> dict[str, Part]:
     stand_in = model.sampler(stand_in_for(value.dtype), model.target)
     assert stand_in.warmup is not None
     tuned = Tuned(*jax.eval_shape(stand_in.warmup.init, position)[:2])
-    # The log-density has parts of its own here: the prior, the likelihood, the data.
-    sampler = dataclasses.replace(stand_in, logdensity_fn=None)
-    names = names_of(model.api, model.settings)
-    plan = Plan(sampler, stand_in, _settings(model), names)
+    settings, starts = _settings(model), model.flat_starts
     return {
         "prior": of_function(model.logprior_fn, position),
         "likelihood": of_function(model.loglikelihood_fn, position, rows),
         "data": of_arrays(model.data),
         "split into shards": of_arrays((model.order, np.int64(model.num_shards))),
-        **identity_of_chains(plan, model.rng_key, model.flat_starts, tuned),
+        **identity_of_chains(
+            stand_in, model.api, settings, model.rng_key, starts, tuned
+        ),
     }
 
 
@@ -392,7 +388,6 @@ def compare_values(
     tries = tries_in(saved.header, model.num_shards)
     compare = values_of_chains(
         model.chains(saved.header["running"], tries),
-        model.flat_starts,
         ("prior", "likelihood"),
         lambda: rounding_of_function(model.loglikelihood_fn, *_examples(model)),
     )

@@ -27,13 +27,15 @@ def logdensity(x: Any) -> jax.Array:
 
 
 class Nothing(NamedTuple):
+    logdensity_fn: Any
     init: Any = lambda x: (x,)
     step: Any = lambda key, state: (state, None)
 
 
 ALGORITHM = blackjax.hmc(logdensity, 0.1, jnp.ones(2), 3)
 OF_API: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
-    "num_warmup": ({"num_warmup": 0}, ValueError, ("num_warmup=0", "without a warm")),
+    "num_warmup": ({"num_warmup": -1}, ValueError, ("num_warmup=-1", "at least 0")),
+    "warmup": ({"num_warmup": 0.0}, TypeError, ("num_warmup=0.0", "an int")),
     "num_samples": ({"num_samples": 0}, ValueError, ("num_samples=0", "at least 1")),
     "thin": ({"thin": 0}, ValueError, ("thin=0", "1 keeps every draw")),
     "block": ({"block": -1}, ValueError, ("block=-1",)),
@@ -67,7 +69,24 @@ OF_API: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
         ("a[1] is not finite", "chain 2 of 4"),
     ),
     "unknown": ({"num_steps": 3}, TypeError, ("num_steps=3", "max_num_doublings")),
-    "tuned": ({"step_size": 0.1}, TypeError, ("step_size=0.1", "initial_step_size")),
+    "tuned": (
+        {"step_size": 0.1},
+        TypeError,
+        ("step_size=0.1", "initial_step_size", "with `num_warmup=0`"),
+    ),
+    "not tuned": (
+        {"num_warmup": 0, "step_size": 0.1},
+        TypeError,
+        ("num_warmup=0", "missing a required argument: 'inverse_mass_matrix'"),
+    ),
+    "no setting": (
+        {
+            **{"num_warmup": 0, "step_size": 0.1, "inverse_mass_matrix": jnp.ones(2)},
+            "is_mass_matrix_diagonal": True,
+        },
+        TypeError,
+        ("unexpected keyword argument", "which takes logdensity_fn, step_size"),
+    ),
 }
 
 
@@ -82,13 +101,21 @@ def test_refused_before_tracing(case: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "api", [blackjax.rmh, blackjax.mala, blackjax.nss, blackjax.dhmc, blackjax.rmhmc]
+    "api",
+    [
+        blackjax.rmh,
+        blackjax.mala,
+        blackjax.nss,
+        blackjax.dhmc,
+        blackjax.rmhmc,
+        lambda _: ALGORITHM,
+    ],
 )
 def test_apis_without_a_warmup_are_refused(api: Any) -> None:
     assert_refuses(
         lambda: bk.run_chains(api, logdensity, KEY, STARTS),
         TypeError,
-        ("there is no warm-up for", "run_chains(api(logdensity_fn, ...)"),
+        ("there is no warm-up for", "pass them by name, with `num_warmup=0`"),
     )
 
 
@@ -102,8 +129,8 @@ def test_apis_without_a_warmup_are_refused(api: Any) -> None:
     ],
 )
 def test_apis_with_a_warmup_are_accepted(api: Any) -> None:
-    sampler = sampler_of_api(api, logdensity, 0.8, {})
-    chain, draw = shapes_of_one(all_alike(sampler, len(STARTS)), KEY, STARTS)
+    samplers = all_alike(lambda f: sampler_of_api(api, f, 0.8, {}), logdensity, 4)
+    chain, draw = shapes_of_one(samplers, KEY, STARTS)
     assert draw.position.shape == (2,)
     assert chain.tuned is not None
     assert chain.tuned.inverse_mass_matrix.shape == (2,)
@@ -117,29 +144,20 @@ def test_missing_setting_is_named() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"num_warmup": 10}, {"target_acceptance": 0.9}, {"max_num_doublings": 3}],
-)
-def test_settings_with_an_algorithm_are_refused(settings: dict[str, Any]) -> None:
-    (name,) = settings
-    assert_refuses(
-        lambda: bk.run_chains(ALGORITHM, KEY, STARTS, **settings),
-        TypeError,
-        (f"run_chains({name}=", "no warm-up", "blackjax.nuts, logdensity_fn"),
+def test_algorithm_that_is_built_already_is_refused() -> None:
+    run: Any = bk.run_chains
+    words = (
+        "run_chains(SamplingAlgorithm, ",
+        "built already",
+        "num_warmup=0, step_size",
     )
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        ((logdensity, KEY, STARTS), ("first argument", "blackjax.nuts", "function")),
-        ((blackjax.nuts, KEY, STARTS), ("logdensity_fn, rng_key, positions", "got 2")),
-        ((ALGORITHM, logdensity, KEY, STARTS), ("come rng_key, positions; got 3",)),
-    ],
-)
-def test_swapped_arguments_are_refused(args: Any, words: tuple[str, ...]) -> None:
-    assert_refuses(lambda: bk.run_chains(*args), TypeError, words)
+    for args in ((ALGORITHM, KEY, STARTS), (ALGORITHM, logdensity, KEY, STARTS)):
+        assert_refuses(lambda args=args: run(*args), TypeError, words)
+    assert_refuses(
+        lambda: run(lambda f: f, logdensity, KEY, STARTS, num_warmup=0),
+        TypeError,
+        ("must return an algorithm, with `init` and `step`", "got function"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,20 +197,22 @@ ONE = "one position: {'a': float32[2], 'b': float32[]}"
 def test_errors_of_a_logdensity_have_notes(
     fun: Any, error: type[Exception], note: str
 ) -> None:
-    def algorithm(fun: Any) -> Any:
-        return blackjax.hmc(fun, 0.1, jnp.ones(3), 3)
+    with unchecked(), pytest.raises(error) as info:
+        bk.run_chains(blackjax.nuts, fun, KEY, DICT)
+    # JAX has notes of its own.
+    (note_of_run,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
+    assert note_of_run.startswith("run_chains was tracing logdensity_fn")
+    assert note in note_of_run
 
-    run: Any = bk.run_chains
-    for args, name in (
-        ((blackjax.nuts, fun), "logdensity_fn"),
-        ((algorithm(fun),), "its log-density"),
-    ):
-        with unchecked(), pytest.raises(error) as info:
-            run(*args, KEY, DICT)
-        # JAX has notes of its own.
-        (note_of_run,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
-        assert note_of_run.startswith(f"run_chains was tracing {name}")
-        assert note in note_of_run
+
+def test_error_of_a_gradient_has_a_note() -> None:
+    def fun(x: Any) -> Any:
+        return jax.pure_callback(np.sum, jax.ShapeDtypeStruct((), x["a"].dtype), x["a"])
+
+    with unchecked(), pytest.raises(ValueError, match="JVP") as info:
+        bk.run_chains(blackjax.nuts, fun, KEY, DICT)
+    (note_of_run,) = [x for x in info.value.__notes__ if x.startswith("run_chains")]
+    assert note_of_run.startswith("run_chains was tracing its log-density")
 
 
 @pytest.mark.parametrize(
@@ -214,7 +234,7 @@ def test_arrays_are_elided_in_messages() -> None:
     for args, words in (
         ((blackjax.nuts, starts, KEY, logdensity), ("logdensity_fn=float32[60,2])",)),
         ((blackjax.nuts, logdensity, starts, KEY), ("rng_key=float32[60,2])",)),
-        ((starts, KEY, logdensity), ("run_chains(float32[60,2], ...)",)),
+        ((starts, logdensity, KEY, STARTS), ("run_chains(api=float32[60,2])",)),
     ):
         assert_refuses(lambda args=args: bk.run_chains(*args), TypeError, words)
     assert_refuses(
@@ -238,7 +258,9 @@ def test_run_inside_a_transformation_is_refused(transform: Any) -> None:
 
 def test_states_without_a_position_are_refused() -> None:
     assert_refuses(
-        lambda: bk.run_chains(Nothing(), KEY, STARTS), TypeError, ("`position`",)
+        lambda: bk.run_chains(Nothing, logdensity, KEY, STARTS, num_warmup=0),
+        TypeError,
+        ("no field `position`",),
     )
 
 

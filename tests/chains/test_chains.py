@@ -10,7 +10,7 @@ import pytest
 
 import batchkit as bk
 from batchkit.chains._chain_programs import Chains, all_alike
-from batchkit.chains._sampler import draws_segment, sampler_of_algorithm
+from batchkit.chains._sampler import draws_segment, sampler_without_warmup
 
 from ..helpers import assert_same, counted, mesh
 
@@ -197,21 +197,28 @@ def test_layouts_make_the_same_chains(
     assert_same_chains(found, hmc_run)
 
 
-def leapfrog(fun: Any = logdensity) -> Any:
-    return blackjax.hmc(
-        fun, step_size=0.4, inverse_mass_matrix=jnp.ones(3), num_integration_steps=3
-    )
+PARAMETERS: dict[str, Any] = {
+    "step_size": 0.4,
+    "inverse_mass_matrix": jnp.ones(3),
+    "num_integration_steps": 3,
+}
+
+
+def leapfrog(**options: Any) -> bk.ChainRun:
+    options = {"num_warmup": 0, "num_samples": 24, **PARAMETERS, **options}
+    return bk.run_chains(blackjax.hmc, logdensity, KEY, STARTS, **options)
 
 
 @pytest.fixture(scope="module")
 def plain() -> bk.ChainRun:
-    return bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24)
+    return leapfrog()
 
 
 def test_segments_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> None:
     fun, traces = counted(logdensity)
-    sampler = sampler_of_algorithm(leapfrog(fun))
-    samplers = all_alike(sampler, CHAINS)
+    samplers = all_alike(
+        lambda f: sampler_without_warmup(blackjax.hmc, f, PARAMETERS), fun, CHAINS
+    )
     chains = Chains(samplers, KEY, STARTS, bk.Vmap(), thin=1, block=24)
     state = chains.start()
     made: list[Any] = []
@@ -228,13 +235,13 @@ def test_segments_change_no_bit_and_trace_nothing_anew(plain: bk.ChainRun) -> No
 
 
 def test_block_setting_changes_no_bit(plain: bk.ChainRun) -> None:
-    found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=24, block=10)
+    found = leapfrog(block=10)
     assert_same(found.samples, plain.samples, ulps=0)
     assert_same(found.logdensity, plain.logdensity, ulps=0)
 
 
 def test_thin_keeps_every_third_draw(plain: bk.ChainRun) -> None:
-    found = bk.run_chains(leapfrog(), KEY, STARTS, num_samples=8, thin=3)
+    found = leapfrog(num_samples=8, thin=3)
     last = jax.tree.map(lambda x: x[:, 2::3], plain.samples)
     jax.tree.map(close, found.samples, last)
     assert np.all(found.num_integration_steps == 9)
@@ -244,8 +251,7 @@ def test_thin_keeps_every_third_draw(plain: bk.ChainRun) -> None:
 
 
 def test_divergences_of_thinned_transitions_are_counted() -> None:
-    wild = blackjax.hmc(logdensity, 100.0, jnp.ones(3), 3)
-    run = bk.run_chains(wild, KEY, STARTS, num_samples=5, thin=2)
+    run = leapfrog(num_samples=5, thin=2, step_size=100.0)
     assert run.divergences is not None
     assert run.divergences.tolist() == [10] * CHAINS
     assert {"divergences", "unmoved"} <= {warning.name for warning in run.warnings}
@@ -258,6 +264,7 @@ class Place(NamedTuple):
 class Walk(NamedTuple):
     """A user's algorithm, which reports nothing about its steps."""
 
+    logdensity_fn: Any
     limit: float = 2.0
 
     def init(self, position: jax.Array) -> Place:
@@ -268,9 +275,13 @@ class Walk(NamedTuple):
         return Place(jnp.where(jnp.abs(x) > self.limit, jnp.nan, x)), None
 
 
+def walk(key: Any = KEY, **options: Any) -> bk.ChainRun:
+    fun = lambda x: -jnp.sum(x**2)
+    return bk.run_chains(Walk, fun, key, np.zeros((4, 2)), num_warmup=0, **options)
+
+
 def test_draws_that_are_not_finite_are_reported() -> None:
-    starts = jnp.zeros((4, 2))
-    run = bk.run_chains(Walk(), KEY, starts, num_samples=200, batcher=bk.Chunked(2))
+    run = walk(num_samples=200, batcher=bk.Chunked(2))
     assert np.isnan(run.samples).any()
     assert np.isnan(run.rhat).all()
     assert run.warnings[0].name == "draws not finite"
@@ -279,17 +290,31 @@ def test_draws_that_are_not_finite_are_reported() -> None:
 
 
 def test_algorithm_whose_init_takes_a_key() -> None:
-    algorithm = blackjax.mclmc(logdensity, L=1.0, step_size=0.3)
-    run = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
-    again = bk.run_chains(algorithm, KEY, STARTS, num_samples=3)
+    options: Any = {"num_warmup": 0, "num_samples": 3, "L": 1.0, "step_size": 0.3}
+    run = bk.run_chains(blackjax.mclmc, logdensity, KEY, STARTS, **options)
+    again = bk.run_chains(blackjax.mclmc, logdensity, KEY, STARTS, **options)
     assert_same(run.samples, again.samples, ulps=0)
     assert len(np.unique(run.samples["y"])) == 3 * CHAINS
     assert run.step_size is None
 
 
 def test_raw_keys_and_numpy_arrays_are_accepted() -> None:
-    raw, starts = jax.random.key_data(KEY), np.zeros((4, 2))
-    walk = Walk(jnp.inf)
-    run = bk.run_chains(walk, raw, starts, num_samples=3)
-    typed = bk.run_chains(walk, KEY, starts, num_samples=3)
+    run = walk(jax.random.key_data(KEY), num_samples=3, limit=jnp.inf)
+    typed = walk(num_samples=3, limit=jnp.inf)
     assert_same(run.samples, typed.samples, ulps=0)
+
+
+def test_api_with_defaults_runs_with_and_without_a_warmup() -> None:
+    """Equal settings are not enough to share a program."""
+
+    def api(fun: Any, step_size: float = 0.4, inverse_mass_matrix: Any = 1.0) -> Any:
+        return blackjax.hmc(fun, step_size, jnp.ones(3) * inverse_mass_matrix, 3)
+
+    api.init = blackjax.barker.init
+    api.build_kernel = blackjax.barker.build_kernel
+    options: Any = {"num_samples": 3, "batcher": bk.Sequential()}
+    warm = bk.run_chains(api, logdensity, KEY, STARTS, num_warmup=20, **options)
+    cold = bk.run_chains(api, logdensity, KEY, STARTS, num_warmup=0, **options)
+    assert warm.step_size is not None
+    assert cold.step_size is None
+    assert np.all(cold.num_integration_steps == 3)

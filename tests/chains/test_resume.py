@@ -125,14 +125,15 @@ def test_bits_do_not_depend_on_where_it_was_killed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    algorithm = blackjax.dynamic_hmc(bk.expensive(logdensity), 0.2, jnp.ones(8))
+    parameters = {"step_size": 0.2, "inverse_mass_matrix": jnp.ones(8)}
     starts = jax.tree.map(lambda x: np.asarray(x, np.float64), STARTS)
 
     def sample(num_samples: int, **options: Any) -> bk.ChainRun:
         options = {"progress": False, "batcher": batcher, "block": 8, **options}
+        options |= {"num_warmup": 0, "num_samples": num_samples, **parameters}
         with jax.enable_x64(True):
             return bk.run_chains(
-                algorithm, KEY, starts, num_samples=num_samples, **options
+                blackjax.dynamic_hmc, logdensity, KEY, starts, **options
             )
 
     whole = sample(26)
@@ -296,17 +297,21 @@ def test_another_run_is_refused(saved: Path, has_other_versions: bool) -> None:
     assert saved.read_bytes() == before
 
 
-def test_steps_of_an_algorithm_are_compared_between_versions(tmp_path: Path) -> None:
+def test_parameters_are_compared_between_versions(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
 
     def sample(step_size: float, num_samples: int) -> bk.ChainRun:
-        algorithm = blackjax.hmc(logdensity, step_size, jnp.ones(8), 2)
-        options = {"num_samples": num_samples, "checkpoint": path, "progress": False}
-        return bk.run_chains(algorithm, KEY, STARTS, **options)
+        return chains(
+            num_warmup=0,
+            num_samples=num_samples,
+            step_size=step_size,
+            inverse_mass_matrix=jnp.ones(8),
+            checkpoint=path,
+        )
 
     sample(0.1, 3)
-    as_other_versions_wrote(path, "algorithm")
-    with pytest.raises(bk.CheckpointError, match=r"algorithm differs.*python 3\.0\.1"):
+    as_other_versions_wrote(path, *PARTS)
+    with pytest.raises(bk.CheckpointError, match=r"step_size differs.*python 3\.0\.1"):
         sample(0.11, 5)
     assert sample(0.1, 5).provenance[-1].start == 3
 
@@ -360,6 +365,7 @@ class Place(NamedTuple):
 class Walk(NamedTuple):
     """A user's algorithm, whose state holds a key and half-precision numbers."""
 
+    logdensity_fn: Any
     scale: float = 1.0
 
     def init(self, position: jax.Array, rng_key: jax.Array) -> Place:
@@ -372,15 +378,19 @@ class Walk(NamedTuple):
 
 
 def test_states_with_keys_and_half_precision_resume(tmp_path: Path) -> None:
-    starts = jnp.zeros((4, 2), jnp.bfloat16)
-    options = {"checkpoint": tmp_path / "run.h5", "progress": False}
-    bk.run_chains(Walk(), KEY, starts, num_samples=5, **options)
-    found = bk.run_chains(Walk(), KEY, starts, num_samples=9, **options)
-    whole = bk.run_chains(Walk(), KEY, starts, num_samples=9, progress=False)
-    assert_same(found.samples, whole.samples, ulps=0)
+    def walk(num_samples: int, **options: Any) -> bk.ChainRun:
+        options |= {"num_warmup": 0, "num_samples": num_samples, "progress": False}
+        starts = jnp.zeros((4, 2), jnp.bfloat16)
+        return bk.run_chains(Walk, lambda x: -jnp.sum(x**2), KEY, starts, **options)
+
+    path = tmp_path / "run.h5"
+    walk(5, checkpoint=path)
+    found = walk(9, checkpoint=path)
+    assert_same(found.samples, walk(9).samples, ulps=0)
     assert found.samples.dtype == jnp.bfloat16
-    for _ in range(2):
-        with pytest.raises(bk.CheckpointError, match="its algorithm differs"):
-            bk.run_chains(Walk(2.0), KEY, starts, num_samples=9, **options)
-        as_other_versions_wrote(tmp_path / "run.h5", "algorithm")
-    assert bk.run_chains(Walk(), KEY, starts, num_samples=9, **options).num_samples == 9
+    with pytest.raises(bk.CheckpointError, match="its sampler, scale differ"):
+        walk(9, checkpoint=path, scale=2.0)
+    as_other_versions_wrote(path, "sampler")
+    with pytest.raises(bk.CheckpointError, match="its scale differs"):
+        walk(9, checkpoint=path, scale=2.0)
+    assert walk(11, checkpoint=path).provenance[-1].start == 9

@@ -69,10 +69,10 @@ def walk(
     seed: int, chains: int = 3, fun: Any = logdensity, **options: Any
 ) -> bk.ChainRun:
     """Chains that compile fast."""
-    made = blackjax.additive_step_random_walk(fun, step)
-    key, positions = jax.random.key(seed), starts(seed, chains)
-    options = {"num_samples": 10, "progress": False, **options}
-    return bk.run_chains(made, key, positions, **options)
+    api, key = blackjax.additive_step_random_walk, jax.random.key(seed)
+    options = {"num_warmup": 0, "num_samples": 10, "progress": False, **options}
+    options["random_step"] = step
+    return bk.run_chains(api, fun, key, starts(seed, chains), **options)
 
 
 def step(key: Any, x: Any) -> Any:
@@ -108,20 +108,11 @@ def test_pytrees_share_programs_but_not_arrays() -> None:
     assert names == []
 
 
-def algorithm(step_size: float) -> Any:
-    return blackjax.hmc(
-        logdensity,
-        step_size=step_size,
-        inverse_mass_matrix=np.ones(2),
-        num_integration_steps=2,
-    )
-
-
-def test_algorithm_made_again_compiles_nothing() -> None:
-    def run(step_size: float, seed: int) -> Any:
-        key = jax.random.key(seed)
-        made = algorithm(step_size)
-        return bk.run_chains(made, key, starts(seed), num_samples=9, progress=False)
+def test_equal_parameters_compile_nothing() -> None:
+    def run(step_size: float, seed: int) -> None:
+        matrix = np.ones(2)
+        options = {"step_size": step_size, "inverse_mass_matrix": matrix}
+        call(logdensity, seed, num_warmup=0, **options)
 
     run(0.3, 0)
     with compilations() as names:

@@ -33,9 +33,16 @@ def chains(number: int) -> None:
         return 0.1 * jax.random.normal(key, x.shape)
 
     FUNCTIONS.append(weakref.ref(logdensity))
-    walk = blackjax.additive_step_random_walk(logdensity, step)
-    key = jax.random.key(number)
-    bk.run_chains(walk, key, np.zeros((2, 1)), num_samples=5, progress=False)
+    bk.run_chains(
+        blackjax.additive_step_random_walk,
+        logdensity,
+        jax.random.key(number),
+        np.zeros((2, 1)),
+        num_warmup=0,
+        num_samples=5,
+        progress=False,
+        random_step=step,
+    )
 
 
 def nested(number: int) -> None:

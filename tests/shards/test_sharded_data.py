@@ -232,9 +232,11 @@ def test_in_chains_a_device_holds_its_share(batcher: bk.AbstractBatcher) -> None
     data = bk.ShardedData(rows(40_003), mesh(4))
     sharded = bk.sharded_logdensity(logprior, loglikelihood, data)
     settings = {"num_integration_steps": 2}
-    sampler = sampler_of_api(blackjax.hmc, sharded, 0.8, settings)
+    samplers = all_alike(
+        lambda f: sampler_of_api(blackjax.hmc, f, 0.8, settings), sharded, 2
+    )
     starts = jax.tree.map(lambda x: jnp.stack([x, -x]), AT)
-    chains = Chains(all_alike(sampler, 2), jax.random.key(0), starts, batcher, 1, 4)
+    chains = Chains(samplers, jax.random.key(0), starts, batcher, 1, 4)
     share = 10_000 * (3 + 1) * 4
     # Also where the sampler has jitted functions inside, as in the warm-up.
     for program in (chains.compile_start(), chains.compile_advance()):
