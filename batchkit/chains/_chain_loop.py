@@ -86,7 +86,7 @@ def check_states(
 
 @final
 class ChainProgress(NamedTuple):
-    """Progress of chains, which `progress=callable` is called with.
+    """Progress of chains, or of those of shards, the argument of `progress=callable`.
 
     ```python
     from batchkit.chains import ChainProgress
@@ -98,7 +98,7 @@ class ChainProgress(NamedTuple):
         num_samples=1000,
         warmed_up=500,
         num_warmup=500,
-        divergences=2,
+        divergences=(0, 2, 0, 0),
         acceptance=0.84,
         seconds=12.0,
         seconds_left=28.0,
@@ -107,17 +107,21 @@ class ChainProgress(NamedTuple):
     ```
 
     - `phase`: `"warm-up"` or `"sampling"`.
-    - `num_chains`: the number of chains.
+    - `num_chains`: the number of chains, of all shards that run.
     - `draws`: the number of draws of each chain so far, of `num_samples`.
     - `num_samples`: the number of draws of each chain at the end.
     - `warmed_up`: the number of transitions of the warm-up so far, of `num_warmup`.
     - `num_warmup`: the number of transitions of the warm-up; 0 without one.
-    - `divergences`: the number of divergent transitions after the warm-up, in all
-      chains; None if the sampler does not report them.
+    - `divergences`: the number of divergent transitions of each chain after the
+        warm-up; None if the sampler does not report them.
     - `acceptance`: the mean acceptance rate of all draws; None if the sampler does not
       report it, NaN before the first draw.
-    - `seconds`: how long the run has taken, without compiling.
+    - `seconds`: how long the run, or the try of these shards, has taken, without
+        compiling.
     - `seconds_left`: an estimate, NaN if there is none.
+    - `shards`: the indices of the shards that run, each with as many chains; the others
+        have their draws. Empty in `run_chains`.
+    - `try_`: the number of the try of these shards, from 0.
     """
 
     phase: str
@@ -126,23 +130,41 @@ class ChainProgress(NamedTuple):
     num_samples: int
     warmed_up: int
     num_warmup: int
-    divergences: int | None
+    divergences: tuple[int, ...] | None
     acceptance: float | None
     seconds: float
     seconds_left: float
+    shards: tuple[int, ...] = ()
+    try_: int = 0
 
     def __str__(self) -> str:
-        parts = [f"{self.phase} of {self.num_chains} chains"]
+        parts = [f"{self.phase} of {self.num_chains} chains{self._of_shards}"]
+        if self.try_ > 0:
+            parts.append(f"try {self.try_ + 1}")
         if self.phase == "warm-up":
             parts.append(f"{self.warmed_up:,} of {self.num_warmup:,} transitions")
         if self.phase == "sampling":
             if self.divergences is not None:
-                parts.append(f"{self.divergences:,} divergences")
+                parts.append(f"{sum(self.divergences):,} divergences{self._worst}")
             if self.acceptance is not None and not math.isnan(self.acceptance):
                 parts.append(f"acceptance {self.acceptance:.2f}")
             if not math.isnan(self.seconds_left):
                 parts.append(f"{format_duration(self.seconds_left)} left")
         return ", ".join(parts)
+
+    @property
+    def _of_shards(self) -> str:
+        if len(self.shards) == 1:
+            return f" of shard {self.shards[0]}"
+        return f" of {len(self.shards)} shards" if self.shards else ""
+
+    @property
+    def _worst(self) -> str:
+        """The shard of most divergences, if there is more than one."""
+        if len(self.shards) < 2 or not any(self.divergences or ()):
+            return ""
+        counts = np.reshape(self.divergences, (len(self.shards), -1)).sum(axis=1)
+        return f" ({np.max(counts):,} in shard {self.shards[np.argmax(counts)]})"
 
 
 @final
@@ -167,13 +189,14 @@ class ResumableChains(AbstractResumable):
         needs_host: bool,
         caller: str = "run_chains",
         check_states: Callable[[Any], None],
-        record: Callable[[ChainProgress, Any], Any] = lambda progress, _: progress,
+        shards: Sequence[int] = (),
+        try_: int = 0,
         about: Mapping[str, Any],
     ) -> None:
         """Make a run of chains, without a warm-up if `num_warmup` is 0.
 
-        It `needs_host` if progress is shown, as `record` returns it from that of chains
-        and their divergences, or if checkpoints are saved, whose header has `about`.
+        It `needs_host` if progress is shown, that of a try of `shards` if there are
+        any, or if checkpoints are saved, whose header has `about`.
         """
         self.caller = caller
         self._chains = chains
@@ -182,7 +205,8 @@ class ResumableChains(AbstractResumable):
         self._num_samples = num_samples
         self._needs_host = needs_host
         self._check_states = check_states
-        self._record = record
+        self._shards = tuple(shards)
+        self._try = try_
         self._about = dict(about)
         self._state = ChainState(None, None)
         self._is_compiled = False
@@ -296,7 +320,9 @@ class ResumableChains(AbstractResumable):
         # Draws of all chains, so that the unit does not depend on their number.
         made, total = chains.num_chains * done, chains.num_chains * self._num_samples
         rate = self._accepted / made if made else math.nan
-        diverged = None if self._draws.diverging is None else self._diverged
+        diverged = None
+        if self._draws.diverging is not None:
+            diverged = tuple(map(int, self._diverged))
         record = ChainProgress(
             phase="sampling" if self._warmed_up == self._num_warmup else "warm-up",
             num_chains=chains.num_chains,
@@ -304,12 +330,14 @@ class ResumableChains(AbstractResumable):
             num_samples=self._num_samples,
             warmed_up=self._warmed_up,
             num_warmup=self._num_warmup,
-            divergences=None if diverged is None else int(np.sum(diverged)),
+            divergences=diverged,
             acceptance=None if self._draws.acceptance is None else rate,
             seconds=self.seconds,
             seconds_left=left,
+            shards=self._shards,
+            try_=self._try,
         )
-        return self._record(record, diverged), made, total
+        return record, made, total
 
     @property
     def _seconds(self) -> tuple[float, float, float]:

@@ -5,7 +5,6 @@ from ._combine import (
     combine_shards as combine_shards,
 )
 from ._gradients import GradientCheck as GradientCheck
-from ._rounds import ShardProgress as ShardProgress
 from ._run_shards import ShardFailure as ShardFailure, run_shards as run_shards
 from ._shard_run import ShardRun as ShardRun
 from ._shard_stats import (

@@ -18,7 +18,6 @@ and one that has ended resumes at the end of its last round.
 """
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
@@ -28,7 +27,6 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from ..batchers import AbstractBatcher, Sharded, expensive
-from ..chains import ChainProgress
 from ..chains._chain_identity import layout_of
 from ..chains._chain_loop import CompletedChains, ResumableChains, check_states
 from ..chains._chain_programs import Chains, Draw, Samplers
@@ -37,7 +35,7 @@ from ..run._checkpoint import CheckpointError
 from ..run._file import understood
 from ..run._processes import log, run_in_first_process
 from ..run._program import Program, ProgramCache
-from ..run._resumable import Reporter, complete, format_duration
+from ..run._resumable import Reporter, complete
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_from_arrays, typed
@@ -187,68 +185,6 @@ def _flattened(starts: PyTree) -> PyTree:
 
 
 @final
-class ShardProgress(NamedTuple):
-    """Progress of shards, the argument of `progress=callable`.
-
-    ```python
-    from batchkit.shards import ShardProgress
-
-    progress = ShardProgress(
-        phase="sampling",
-        number=1,
-        shards=(1, 3),
-        num_shards=4,
-        draws=300,
-        num_samples=1000,
-        divergences=(2, 0),
-        seconds=12.0,
-        seconds_left=28.0,
-    )
-    print(progress)
-    ```
-
-    - `phase`: `"warm-up"` or `"sampling"`.
-    - `number`: the number of the try, from 0.
-    - `shards`: the indices of the shards that run; the others have their draws.
-    - `num_shards`: the number of all shards.
-    - `draws`: the number of draws that each of their chains has made.
-    - `num_samples`: the number that each is to make.
-    - `divergences`: the number of divergent transitions of each shard that runs; None
-        if the sampler does not report them.
-    - `seconds`: how long the try has taken, without compiling.
-    - `seconds_left`: an estimate for the try, NaN if there is none.
-    """
-
-    phase: str
-    number: int
-    shards: tuple[int, ...]
-    num_shards: int
-    draws: int
-    num_samples: int
-    divergences: tuple[int, ...] | None
-    seconds: float
-    seconds_left: float
-
-    def __str__(self) -> str:
-        count = len(self.shards)
-        which = f"all {count}" if count == self.num_shards else f"{count}"
-        shards = f"{which} shards" if count > 1 else f"shard {self.shards[0]}"
-        parts = [f"{self.phase} of {shards}"]
-        if self.number > 0:
-            parts.append(f"try {self.number + 1}")
-        if self.phase == "sampling":
-            if self.divergences is not None:
-                parts.append(f"{sum(self.divergences):,} divergences")
-                worst = max(self.divergences)
-                if worst > 0 and count > 1:
-                    shard = self.shards[self.divergences.index(worst)]
-                    parts[-1] += f" ({worst:,} in shard {shard})"
-            if not math.isnan(self.seconds_left):
-                parts.append(f"{format_duration(self.seconds_left)} left")
-        return ", ".join(parts)
-
-
-@final
 class Results(NamedTuple):
     """All tries of each shard, and the results of the last one; None before the first.
 
@@ -328,22 +264,6 @@ def _run_round(
         which = "prior" if is_prior else "likelihood of the rows of the shard"
         return f", where the {which} is not finite"
 
-    def record(progress: ChainProgress, diverged: Any) -> ShardProgress:
-        if diverged is not None:
-            counts = np.sum(np.reshape(diverged, (len(shards), -1)), axis=1)
-            diverged = tuple(map(int, counts))
-        return ShardProgress(
-            phase=progress.phase,
-            number=number,
-            shards=tuple(shards),
-            num_shards=model.num_shards,
-            draws=progress.draws,
-            num_samples=progress.num_samples,
-            divergences=diverged,
-            seconds=progress.seconds,
-            seconds_left=progress.seconds_left,
-        )
-
     run = ResumableChains(
         chains,
         model.plan.num_warmup,
@@ -353,7 +273,8 @@ def _run_round(
         check_states=functools.partial(
             check_states, "run_shards", shards=shards, note=note
         ),
-        record=record,
+        shards=shards,
+        try_=number,
         about=about,
     )
     complete(run, saved, saver, reporter)

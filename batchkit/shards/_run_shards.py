@@ -215,7 +215,7 @@ def run_shards(
         one is kept as the previous generation, until the second save.
     - `progress`: whether to show a bar in terminals and notebooks, and lines in the log
         of `batchkit` elsewhere; True by default. A function is called after every block
-        of draws with a `batchkit.shards.ShardProgress` instead.
+        of draws with a `batchkit.chains.ChainProgress` instead.
     - `block`: the most draws of a chain that are made at a time, as in
         [`run_chains`][batchkit.run_chains].
     - `profile`: a directory for a trace of `jax.profiler`; none by default.

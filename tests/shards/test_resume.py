@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.chains import ChainProgress
 from batchkit.run import Provenance, _resumable, _saving
 from batchkit.run._file import read_file
 from batchkit.run._packages import versions
-from batchkit.shards import ShardProgress, _shard_stats
+from batchkit.shards import _shard_stats
 
 from ..helpers import assert_refuses, mesh, unchecked
 from ..run.other_versions import OTHER, as_other_versions_wrote
@@ -80,8 +81,8 @@ def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
 
 
 def killed_at(number: int, draws: int) -> Any:
-    def kill(progress: ShardProgress) -> None:
-        if (progress.number, progress.draws) >= (number, draws):
+    def kill(progress: ChainProgress) -> None:
+        if (progress.try_, progress.draws) >= (number, draws):
             raise Killed
 
     return kill
@@ -128,20 +129,27 @@ def test_bits_do_not_depend_on_where_it_was_killed(
 
 
 def test_progress_is_that_of_the_shards_that_run(some_fail: list[int]) -> None:
-    shown: list[ShardProgress] = []
+    shown: list[ChainProgress] = []
     whole = run(progress=shown.append)
-    assert [x.number for x in shown] == sorted(x.number for x in shown)
+    assert [x.try_ for x in shown] == sorted(x.try_ for x in shown)
     for number, shards in enumerate([[0, 1, 2], some_fail]):
-        of_try = [x for x in shown if x.number == number]
+        of_try = [x for x in shown if x.try_ == number]
         assert {x.shards for x in of_try} == {tuple(shards)}
         assert list(dict.fromkeys(x.phase for x in of_try)) == ["warm-up", "sampling"]
         assert (of_try[0].draws, of_try[-1].draws) == (0, 20)
         divergences = of_try[-1].divergences
         assert divergences is not None
         rates = [whole.stats[shard].tries[number].divergence_rate for shard in shards]
-        np.testing.assert_allclose(np.array(divergences) / 40, rates)
+        of_shards = np.reshape(divergences, (len(shards), -1)).sum(axis=1)
+        np.testing.assert_allclose(of_shards / 40, rates)
     assert "try 2" in str(shown[-1])
-    assert "sampling of shard 0" in str(shown[-1])
+    assert "sampling of 2 chains of shard 0" in str(shown[-1])
+    (first, *_) = [x for x in reversed(shown) if x.try_ == 0]
+    assert "sampling of 6 chains of 3 shards" in str(first)
+    assert first.divergences is not None
+    of_shards = np.reshape(first.divergences, (3, 2)).sum(axis=1)
+    worst = int(np.argmax(of_shards))
+    assert f"divergences ({of_shards[worst]} in shard {worst}), " in str(first)
 
 
 def test_a_failed_run_resumes_with_more_tries_and_not_with_fewer(
