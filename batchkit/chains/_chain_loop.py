@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from .._util._formats import format_value
 from ..run._arguments import StartError, check_scalar, locate_rows, not_finite, row_of
 from ..run._names import join_few, named_numbers
+from ..run._result import Seconds
 from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
@@ -160,8 +161,10 @@ class ChainProgress(NamedTuple):
 
     @property
     def _worst(self) -> str:
-        """The shard of most divergences, if there is more than one."""
-        if len(self.shards) < 2 or not any(self.divergences or ()):
+        """The shard of most divergences, where it is one of several."""
+        if self.divergences is None or not any(self.divergences):
+            return ""
+        if len(self.shards) < 2:
             return ""
         counts = np.reshape(self.divergences, (len(self.shards), -1)).sum(axis=1)
         return f" ({np.max(counts):,} in shard {self.shards[np.argmax(counts)]})"
@@ -173,7 +176,7 @@ class CompletedChains(NamedTuple):
 
     draws: Draw  # arrays of shape `(chains, draws, ...)`
     tuned: Tuned | None
-    seconds: tuple[float, float, float]  # to compile, to warm up and to sample
+    seconds: Seconds
 
 
 @final
@@ -217,7 +220,7 @@ class ResumableChains(AbstractResumable):
         # a block that was cut short.
         self._done = 0
         self._at = 0
-        self._before = (0.0, 0.0, 0.0)
+        self._before = Seconds()
         self._made_here = 0
         # Over the draws so far.
         self._diverged = np.zeros(chains.num_chains, np.int64)
@@ -246,7 +249,7 @@ class ResumableChains(AbstractResumable):
             raise ValueError(f"its warm-up has {self._warmed_up} transitions")
         if not 0 <= self._at <= self._done:
             raise ValueError(f"its draws are {self._done}, at {self._at}")
-        self._before = numbers(header, "seconds", 3)
+        self._before = Seconds(*numbers(header, "seconds", 4))
         shapes = self._chains.shapes_of_draws(self._done)._asdict()
         draws = Draw(
             **{x: tree_from_arrays(f"draws/{x}", arrays, shapes[x]) for x in shapes}
@@ -340,13 +343,12 @@ class ResumableChains(AbstractResumable):
         return record, made, total
 
     @property
-    def _seconds(self) -> tuple[float, float, float]:
-        chains = self._chains
-        compile, warmup, sampling = self._before
-        return (
-            compile + chains.compile_seconds,
-            warmup + chains.warmup_seconds,
-            sampling + chains.sampling_seconds,
+    def _seconds(self) -> Seconds:
+        chains, before = self._chains, self._before
+        return Seconds(
+            before.compile + chains.compile_seconds,
+            before.warmup + chains.warmup_seconds,
+            before.sampling + chains.sampling_seconds,
         )
 
     def _first(self, count: int) -> Draw:

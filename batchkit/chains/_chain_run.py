@@ -2,8 +2,8 @@
 
 import abc
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,22 @@ from jaxtyping import Float, Int, PyTree
 
 from .._util._checks import check_type
 from ..run._arguments import REAL, named_leaves
-from ..run._names import named_numbers, pooled_columns
+from ..run._names import named_numbers, pooled
 from ..run._over_draws import Transform, log_likelihoods_of, transformed
 from ..run._packages import Provenance
-from ..run._result import AbstractResult, Arrays, Header, datatree, saved_names
-from ..run._summary import QUANTILES, AbstractSummary, quantile_labels
+from ..run._result import (
+    AbstractResult,
+    Arrays,
+    Header,
+    Seconds,
+    datatree,
+    saved_names,
+)
+from ..run._summary import Summary
 from ..run._trees import array_names, names_to_save, numbers, tree_from_json, typed
 from ._convergence import WITH_WARMUP, WITHOUT_WARMUP, Convergence, diagnose_chains
 
 
-_CONVERGENCE: Final = ("R-hat", "bulk ESS", "tail ESS")
 _REAL: Final = (jnp.floating,)
 _COUNT: Final = (jnp.integer, jnp.bool_)
 # Statistics with one number for each draw.
@@ -33,85 +39,14 @@ _OF_DRAWS: Final = {
     "tree_depth": _COUNT,
     "energy": _REAL,
 }
+_NO_TIME: Final = Seconds()
 # Results of the warm-up of each chain.
 _OF_CHAINS: Final = ("step_size", "inverse_mass_matrix")
 # Fields of draws in a checkpoint that have another name in a result.
 _IN_CHECKPOINT: Final = {"samples": "position", "acceptance_rate": "acceptance"}
 
 
-@final
-class ChainSeconds(NamedTuple):
-    """How long chains took: to compile, to warm up, to sample, and to be diagnosed.
-
-    `diagnostics` is the time for R-hat, the effective sample sizes and the warnings.
-
-    ```python
-    import batchkit as bk
-    from batchkit.chains import ChainSeconds
-
-    assert sum(ChainSeconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
-    ```
-    """
-
-    compile: float
-    warmup: float
-    sampling: float
-    diagnostics: float = 0.0
-
-
-@final
-class ChainSummary(AbstractSummary):
-    """Each parameter: mean, deviation, quantiles, R-hat and effective sample sizes.
-
-    Prints as a table.
-
-    ```python
-    import numpy as np
-    import batchkit as bk
-
-    draws = np.random.default_rng(0).normal(size=(4, 1000))
-    summary = bk.ChainRun({"x": draws}).summary()
-    assert abs(summary["x"]["mean"]) < 0.1
-    assert summary["x"]["R-hat"] < 1.01
-    print(summary)
-    ```
-    """
-
-    def __init__(
-        self,
-        samples: PyTree,
-        convergence: Convergence,
-        quantiles: Sequence[float] = QUANTILES,
-    ) -> None:
-        """**Arguments:**
-
-        - `samples`: a pytree of arrays of shape `(chains, draws, ...)`.
-        - `convergence`: their R-hat and effective sample sizes.
-        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if `quantiles` are no such numbers.
-        """
-        labels = quantile_labels(quantiles)
-        values: dict[str, dict[str, float]] = {}
-        for name, x in pooled_columns(samples):
-            row = {"mean": float(np.mean(x)), "std": float(np.std(x, ddof=x.size > 1))}
-            found = np.quantile(x, list(labels.values()))
-            row.update(zip(labels, map(float, found), strict=True))
-            values[name] = row
-        diagnostics = (convergence.rhat, convergence.ess_bulk, convergence.ess_tail)
-        for column, tree in zip(_CONVERGENCE, diagnostics, strict=True):
-            for name, value in named_numbers(tree):
-                values[name][column] = value
-        self.values = values
-
-    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
-        sizes = (f"{row[column]:,.0f}" for column in _CONVERGENCE[1:])
-        return [f"{row['R-hat']:.3f}", *sizes]
-
-
-class AbstractDraws(AbstractResult[ChainSummary]):
+class AbstractDraws(AbstractResult):
     """The result of a run whose draws have equal weights, in several chains."""
 
     samples: PyTree
@@ -120,7 +55,7 @@ class AbstractDraws(AbstractResult[ChainSummary]):
 
     @property
     @abc.abstractmethod
-    def seconds(self) -> ChainSeconds:
+    def seconds(self) -> Seconds:
         """The wall time: to compile, to warm up, to sample and to diagnose."""
 
     @abc.abstractmethod
@@ -152,13 +87,12 @@ class AbstractDraws(AbstractResult[ChainSummary]):
         """The effective sample size of each number for its 5 % and 95 % quantiles."""
         return self._convergence.ess_tail
 
-    def _summary(
-        self, quantiles: Sequence[float], transform: Transform
-    ) -> ChainSummary:
+    def _summary(self, quantiles: Sequence[float], transform: Transform) -> Summary:
         caller = f"{type(self).__name__}.summary"
         samples = transformed(transform, self.samples, caller)
-        convergence = self._convergence if transform is None else Convergence(samples)
-        return ChainSummary(samples, convergence, quantiles)
+        found = self._convergence if transform is None else Convergence(samples)
+        convergence = found.rhat, found.ess_bulk, found.ess_tail
+        return Summary(pooled(samples), quantiles=quantiles, convergence=convergence)
 
     def to_arviz(
         self,
@@ -268,7 +202,7 @@ class ChainRun(AbstractDraws):
         step_size: Float[np.ndarray, " chains"] | None = None,
         inverse_mass_matrix: Float[np.ndarray, "chains *dims"] | None = None,
         max_tree_depth: int | None = None,
-        seconds: tuple[float, ...] = (0.0, 0.0, 0.0),
+        seconds: Seconds = _NO_TIME,
         provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**
@@ -286,8 +220,8 @@ class ChainRun(AbstractDraws):
         - `step_size`: of each chain.
         - `inverse_mass_matrix`: of each chain, its diagonal or the whole of it.
         - `max_tree_depth`: how often a trajectory may be doubled.
-        - `seconds`: how long it took to compile, to warm up and to sample; 0 by
-            default. A fourth, for the diagnostics, is measured if it is not given.
+        - `seconds`: how long it took, a `batchkit.run.Seconds`; 0 by default. The time
+            of the diagnostics is measured if it is 0.
         - `provenance`: which versions computed it from which draw on, a
             `batchkit.run.Provenance` for each; empty by default.
 
@@ -329,11 +263,11 @@ class ChainRun(AbstractDraws):
             # Without a tuned step size there was no warm-up to prolong.
             remedies=WITHOUT_WARMUP if step_size is None else WITH_WARMUP,
         )
-        measured = (time.perf_counter() - start,) if len(seconds) == 3 else ()
-        self._seconds = ChainSeconds(*seconds, *measured)
+        took = seconds.diagnostics or time.perf_counter() - start
+        self._seconds = seconds._replace(diagnostics=took)
 
     @property
-    def seconds(self) -> ChainSeconds:
+    def seconds(self) -> Seconds:
         """The wall time: to compile, to warm up, to sample and to diagnose."""
         return self._seconds
 
@@ -419,8 +353,7 @@ class ChainRun(AbstractDraws):
             values["samples"],
             **{name: values[name] for name in kinds},
             max_tree_depth=typed(values, "max_tree_depth", int, type(None)),
-            # Checkpoints and older files have no time of the diagnostics.
-            seconds=numbers(values, "seconds", 3, 4),
+            seconds=Seconds(*numbers(values, "seconds", 4)),
             provenance=values["provenance"],
         )
 

@@ -12,7 +12,7 @@ from ._nested_diagnostics import (
     insertion_p_value as insertion_p_value,
     insertion_ranks as insertion_ranks,
 )
-from ._nested_run import NestedRun as NestedRun, Seconds as Seconds
+from ._nested_run import NestedRun as NestedRun
 from ._run_nested import run_nested as run_nested
 from ._status import Count as Count, NestedStatus as NestedStatus
 from ._stop import (

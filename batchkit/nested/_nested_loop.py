@@ -11,7 +11,7 @@ from ..run._checkpoint import CheckpointError
 from ..run._names import parameter_names
 from ..run._packages import Provenance
 from ..run._processes import log
-from ..run._result import Diagnostic
+from ..run._result import Diagnostic, Seconds
 from ..run._resumable import AbstractResumable, Reporter
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays
@@ -20,7 +20,7 @@ from ._dead import DeadPoints, Points, concatenated, dead_points, flat_points, p
 from ._nested_arguments import refuse_invalid, refuse_zero_likelihood
 from ._nested_diagnostics import diagnose
 from ._nested_programs import NestedPrograms
-from ._nested_run import NestedRun, Seconds, names_for_load
+from ._nested_run import NestedRun, names_for_load
 from ._status import NestedStatus
 from ._stop import AbstractStop, MaxSteps, rules_met
 
@@ -49,7 +49,7 @@ class ResumableNested(AbstractResumable):
     # Set by `begin` or `resume`.
     _state: Any = None
     _dead: list[Points] = field(default_factory=list)
-    _seconds_before: tuple[float, ...] = (0.0, 0.0)
+    _seconds_before: Seconds = field(default_factory=Seconds)
     # Set by `result`.
     _run: NestedRun | None = None
 
@@ -76,7 +76,7 @@ class ResumableNested(AbstractResumable):
             ) from error
         shapes = self._programs.dead_shapes(int(self._state.status.step))
         self._dead = [tree_from_arrays("dead", saved.arrays, shapes)]
-        self._seconds_before = numbers(saved.header, "seconds", 2)
+        self._seconds_before = Seconds(*numbers(saved.header, "seconds", 4))
         return f"step {saved.header['step']}"
 
     def has_ended(self, seconds: float) -> bool:
@@ -164,10 +164,10 @@ class ResumableNested(AbstractResumable):
     @property
     def _seconds(self) -> Seconds:
         init, block = self._programs.init, self._programs.block
-        compile, run = self._seconds_before
+        before = self._seconds_before
         return Seconds(
-            compile + init.compile_seconds + block.compile_seconds,
-            run + init.seconds + block.seconds,
+            compile=before.compile + init.compile_seconds + block.compile_seconds,
+            sampling=before.sampling + init.seconds + block.seconds,
         )
 
     def _status(self, seconds: float) -> NestedStatus:

@@ -4,7 +4,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ..run._result import (
     Arrays,
     Diagnostic,
     Header,
+    Seconds,
     datatree,
     diagnostics_as_saved,
     saved_names,
@@ -58,23 +59,8 @@ _TAKEN_BY_ANESTHETIC: Final = ("logL", "logL_birth", "nlive", "insertion")
 
 
 @final
-class Seconds(NamedTuple):
-    """How long a nested run took: to compile, and to run; 0 and 0 by default.
-
-    ```python
-    from batchkit.nested import Seconds
-
-    assert sum(Seconds(compile=1.5, run=20.0)) == 21.5
-    ```
-    """
-
-    compile: float = 0.0
-    run: float = 0.0
-
-
-@final
 @dataclass(frozen=True, eq=False, repr=False)
-class NestedRun(AbstractResult[Summary]):
+class NestedRun(AbstractResult):
     """The result of nested sampling: evidence, posterior, and whether to trust them.
 
     The evidence and its error come from simulated histories of the prior volume over
@@ -114,7 +100,7 @@ class NestedRun(AbstractResult[Summary]):
     - `stop_reason`: why it ended, in words; empty by default.
     - `warnings`: reasons to doubt the result, see `batchkit.nested.diagnose`; by
         default none.
-    - `seconds`: how long it took to compile and to run; 0 and 0 by default.
+    - `seconds`: how long it took, a `batchkit.run.Seconds`; 0 by default.
     - `settings`: the arguments of the run by name; empty by default.
     - `provenance`: which versions computed it from which step on, a
         `batchkit.run.Provenance` for each; empty by default.
@@ -397,7 +383,7 @@ class NestedRun(AbstractResult[Summary]):
             "dead_points": (("point",), positions),
             "dead_stats": (("point",), of_points),
         }
-        return datatree(groups, self.seconds.run, caller)
+        return datatree(groups, self.seconds.sampling, caller)
 
     def to_anesthetic(self) -> Any:
         """Return all points for anesthetic, with their births and their deaths.
@@ -466,7 +452,11 @@ class NestedRun(AbstractResult[Summary]):
             ("steps", f"{self.num_steps:,}"),
             ("likelihoods", "unknown" if count is None else f"{count:,}"),
             ("converged", ": ".join(filter(None, (ended, self.stop_reason)))),
-            ("seconds", "{:.1f} to compile, {:.1f} to run".format(*self.seconds)),
+            (
+                "seconds",
+                f"{self.seconds.compile:.1f} to compile, "
+                f"{self.seconds.sampling:.1f} to run",
+            ),
         ]
 
     def _values(self) -> dict[str, Any]:
@@ -502,7 +492,7 @@ class NestedRun(AbstractResult[Summary]):
             stop_reason=typed(values, "stop_reason", str),
             key=key,
             warnings=tuple(record_from(values, "warnings", list[Diagnostic])),
-            seconds=Seconds(*numbers(values, "seconds", 2)),
+            seconds=Seconds(*numbers(values, "seconds", 4)),
             settings=typed(values, "settings", dict),
             provenance=values["provenance"],
         )

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from ..chains import ChainRun
 from ..nested import NestedRun
-from ..run._names import columns, join_few, leaves, pooled_columns
+from ..run._names import columns, join_few, leaves, pooled
 from ..run._over_draws import Transform, transformed
 from ..run._packages import extra
 from ..run._summary import decimal_order
@@ -157,10 +157,9 @@ def parameters_of(
         )
     if isinstance(run, NestedRun):
         tree = transformed(transform, run.dead.positions, caller, dims=1)
-        named = {name: x.astype(np.float64) for name, x in columns(tree)}
     else:
-        tree = transformed(transform, run.samples, caller)
-        named = dict(pooled_columns(tree))
+        tree = pooled(transformed(transform, run.samples, caller))
+    named = {name: x.astype(np.float64) for name, x in columns(tree)}
     # The scalars of each array, such as x[0] and x[1] of x, and each scalar itself.
     choices = {
         array: [

@@ -41,10 +41,9 @@ def columns(positions: PyTree) -> Iterator[tuple[str, np.ndarray]]:
             yield name + place, array[(slice(None), *index)]
 
 
-def pooled_columns(samples: PyTree) -> list[tuple[str, np.ndarray]]:
-    """Return the draws of each number in all chains, as float64, with its name."""
-    pooled = jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), samples)
-    return [(name, x.astype(np.float64)) for name, x in columns(pooled)]
+def pooled(samples: PyTree) -> PyTree:
+    """Return the draws of all chains together, as arrays of shape `(draws, ...)`."""
+    return jax.tree.map(lambda x: np.reshape(x, (-1, *np.shape(x)[2:])), samples)
 
 
 def named_numbers(tree: PyTree) -> list[tuple[str, float]]:

@@ -16,7 +16,7 @@ import abc
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, TypeVar, final
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar, final
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from ._packages import (
     provenance_rows,
     versions,
 )
-from ._summary import QUANTILES, AbstractSummary
+from ._summary import QUANTILES, Summary
 from ._trees import shaped_like, tree_from_json, tree_to_json
 
 
@@ -53,9 +53,29 @@ _KINDS: Final = {
 
 Header = dict[str, Any]
 Arrays = dict[str, Any]
-AnySummary = TypeVar("AnySummary", bound=AbstractSummary)
 # `typing.Self` has no meaning to a checker of types that sees one function at a time.
-_AnyResult = TypeVar("_AnyResult", bound="AbstractResult[Any]")
+_AnyResult = TypeVar("_AnyResult", bound="AbstractResult")
+
+
+@final
+class Seconds(NamedTuple):
+    """How long a run took: to compile, to warm up, to sample, and to be diagnosed.
+
+    `diagnostics` is the time for R-hat, the effective sample sizes and the warnings of
+    chains. What a run has not is 0, such as the warm-up of a nested run.
+
+    ```python
+    import batchkit as bk
+    from batchkit.run import Seconds
+
+    assert sum(Seconds(compile=1.5, warmup=2.0, sampling=20.0)) == 23.5
+    ```
+    """
+
+    compile: float = 0.0
+    warmup: float = 0.0
+    sampling: float = 0.0
+    diagnostics: float = 0.0
 
 
 @final
@@ -210,7 +230,7 @@ def saved_names(header: Header, caller: str, *parts: str) -> dict[str, Any]:
     return names
 
 
-class AbstractResult(abc.ABC, Generic[AnySummary]):
+class AbstractResult(abc.ABC):
     """The result of a run, which prints as a table and goes to a file and back."""
 
     warnings: tuple[Diagnostic, ...]
@@ -239,7 +259,7 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
         """Return the lines of the printed table, before provenance and warnings."""
 
     @abc.abstractmethod
-    def _summary(self, quantiles: Sequence[float], transform: Transform) -> AnySummary:
+    def _summary(self, quantiles: Sequence[float], transform: Transform) -> Summary:
         """Return the table of `summary`."""
 
     def summary(
@@ -247,7 +267,7 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
         *,
         quantiles: Sequence[float] = QUANTILES,
         transform: Callable[[PyTree], PyTree] | None = None,
-    ) -> AnySummary:
+    ) -> Summary:
         """Return a table of the parameters: mean, deviation and quantiles.
 
         Of chains and of shards, it also has R-hat and effective sample sizes.
@@ -275,8 +295,8 @@ class AbstractResult(abc.ABC, Generic[AnySummary]):
 
         **Returns:**
 
-        A `Summary` of a nested run, a `ChainSummary` of chains and of shards. It prints
-        as a table and has `to_dataframe` and `to_latex`.
+        A `batchkit.run.Summary`, which prints as a table and has `to_dataframe` and
+        `to_latex`.
 
         **Raises:**
 

@@ -1,6 +1,5 @@
 """A posterior as a table of moments and quantiles: as text, in LaTeX and for pandas."""
 
-import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
@@ -8,11 +7,13 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from .._util._formats import format_type, format_value, html_table, table
-from ._names import columns
+from ._names import columns, named_numbers
 from ._packages import extra
 
 
 QUANTILES: Final = (0.05, 0.5, 0.95)
+# Columns after the quantiles, with their formats.
+_CONVERGENCE: Final = {"R-hat": ".3f", "bulk ESS": ",.0f", "tail ESS": ",.0f"}
 # A printed table of more rows hides what is around it.
 _ROWS: Final = 60
 # Of float64, to which all numbers are converted.
@@ -27,19 +28,76 @@ _LATEX: Final = {
 }
 
 
-class AbstractSummary(abc.ABC):
-    """A table with a row for each parameter, whose first columns are moments.
+@final
+class Summary:
+    """The posterior of each parameter: mean, standard deviation and quantiles.
 
-    `values` has the numbers by the names of parameters and of columns. In print each
-    row is rounded to two significant digits of its standard deviation, so no digit is
+    Of chains and of shards, it also has R-hat and effective sample sizes. `values` has
+    the numbers by the names of parameters and of columns. It prints as a table, each
+    row rounded to two significant digits of its standard deviation, so that no digit is
     noise and none is missing.
+
+    ```python
+    import numpy as np
+    import batchkit as bk
+    from batchkit.run import Summary
+
+    x = np.array([0.0, 1.0, 2.0])
+    summary = Summary({"x": x}, weights=np.array([0.25, 0.5, 0.25]))
+    assert summary["x"]["mean"] == summary["x"]["50 %"] == 1.0
+    assert summary["x"]["std"] == 0.5**0.5
+
+    draws = np.random.default_rng(0).normal(size=(4, 1000))
+    summary = bk.ChainRun({"x": draws}).summary()
+    assert abs(summary["x"]["mean"]) < 0.1
+    assert summary["x"]["R-hat"] < 1.01
+    print(summary)
+    ```
     """
 
     values: Mapping[str, Mapping[str, float]]
 
-    @abc.abstractmethod
-    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
-        """Return the text of the columns after the quantiles."""
+    def __init__(
+        self,
+        positions: PyTree,
+        weights: Float[np.ndarray, " n"] | None = None,
+        quantiles: Sequence[float] = QUANTILES,
+        convergence: Sequence[PyTree] = (),
+    ) -> None:
+        """**Arguments:**
+
+        - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
+        - `weights`: the weight of each point, of shape `(n,)`; they sum to one. By
+            default points are draws, and the deviation is the estimate from a sample.
+        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
+        - `convergence`: R-hat, bulk and tail effective sample sizes, each a pytree like
+            one position; by default they are left out.
+
+        **Raises:**
+
+        `TypeError` or `ValueError` if `quantiles` are no such numbers.
+        """
+        labels = quantile_labels(quantiles)
+        levels = list(labels.values())
+        values: dict[str, dict[str, float]] = {}
+        for name, column in columns(positions):
+            x = column.astype(np.float64)
+            if weights is None:
+                mean, std = np.mean(x), np.std(x, ddof=x.size > 1)
+                found = np.quantile(x, levels)
+            else:
+                mean = weights @ x
+                std = np.sqrt(weights @ (x - mean) ** 2)
+                # The only method of NumPy that takes weights.
+                method = "inverted_cdf"
+                found = np.quantile(x, levels, weights=weights, method=method)
+            row = {"mean": float(mean), "std": float(std)}
+            row.update(zip(labels, map(float, found), strict=True))
+            values[name] = row
+        for label, tree in zip(_CONVERGENCE, convergence, strict=False):
+            for name, value in named_numbers(tree):
+                values[name][label] = value
+        self.values = values
 
     def __getitem__(self, name: str) -> Mapping[str, float]:
         return self.values[name]
@@ -65,7 +123,7 @@ class AbstractSummary(abc.ABC):
 
         `ImportError` if pandas is not installed.
         """
-        pandas = extra("pandas", "pandas", f"{type(self).__name__}.to_dataframe")
+        pandas = extra("pandas", "pandas", "Summary.to_dataframe")
         index = pandas.Index(list(self.values), name="parameter")
         return pandas.DataFrame(list(self.values.values()), index=index)
 
@@ -109,62 +167,10 @@ class AbstractSummary(abc.ABC):
         """Return the head and the rows; `show` rewrites moments and quantiles."""
         lines = [["parameter", *next(iter(self.values.values()), ())]]
         for name, row in self.values.items():
-            more = self._more_cells(row)
+            more = [f"{row[x]:{form}}" for x, form in _CONVERGENCE.items() if x in row]
             cells = rounded(row, len(row) - len(more))
             lines.append([name, *map(show, cells), *more])
         return lines
-
-
-@final
-class Summary(AbstractSummary):
-    """The posterior of each parameter: mean, standard deviation and quantiles.
-
-    Prints as a table.
-
-    ```python
-    import numpy as np
-    from batchkit.run import Summary
-
-    x = np.array([0.0, 1.0, 2.0])
-    summary = Summary({"x": x}, weights=np.array([0.25, 0.5, 0.25]))
-    assert summary["x"]["mean"] == summary["x"]["50 %"] == 1.0
-    assert summary["x"]["std"] == 0.5**0.5
-    print(summary)
-    ```
-    """
-
-    def __init__(
-        self,
-        positions: PyTree,
-        weights: Float[np.ndarray, " n"],
-        quantiles: Sequence[float] = QUANTILES,
-    ) -> None:
-        """**Arguments:**
-
-        - `positions`: a pytree of arrays of shape `(n, ...)`, one row a point.
-        - `weights`: the weight of each point, of shape `(n,)`; they sum to one.
-        - `quantiles`: the ones to show, between 0 and 1; 0.05, 0.5 and 0.95 by default.
-
-        **Raises:**
-
-        `TypeError` or `ValueError` if `quantiles` are no such numbers.
-        """
-        labels = quantile_labels(quantiles)
-        values: dict[str, dict[str, float]] = {}
-        for name, column in columns(positions):
-            x = column.astype(np.float64)
-            mean = float(weights @ x)
-            row = {"mean": mean, "std": float(np.sqrt(weights @ (x - mean) ** 2))}
-            # The only method of NumPy that takes weights.
-            found = np.quantile(
-                x, list(labels.values()), weights=weights, method="inverted_cdf"
-            )
-            row.update(zip(labels, map(float, found), strict=True))
-            values[name] = row
-        self.values = values
-
-    def _more_cells(self, row: Mapping[str, float]) -> list[str]:
-        return []
 
 
 def quantile_labels(quantiles: Any) -> dict[str, float]:

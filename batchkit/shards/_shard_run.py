@@ -16,11 +16,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._util._formats import table
-from ..chains import ChainSeconds, Convergence
+from ..chains import Convergence
 from ..chains._chain_run import AbstractDraws
 from ..run._names import named_numbers, parameter_names
 from ..run._packages import Provenance, provenance_rows
-from ..run._result import Arrays, Diagnostic, Header, diagnostics_as_saved
+from ..run._result import (
+    Arrays,
+    Diagnostic,
+    Header,
+    Seconds,
+    diagnostics_as_saved,
+)
 from ..run._trees import record_from, typed
 from ._combine import combine_shards, refined, way_to_combine
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
@@ -148,12 +154,10 @@ class ShardRun(AbstractDraws):
         )
 
     @property
-    def seconds(self) -> ChainSeconds:
+    def seconds(self) -> Seconds:
         """The wall time of all tries: to compile, to warm up and to sample."""
         rounds = {x.number: x.seconds for stats in self.stats for x in stats.tries}
-        return ChainSeconds(
-            *(sum((x[i] for x in rounds.values()), 0.0) for i in range(4))
-        )
+        return Seconds(*(sum((x[i] for x in rounds.values()), 0.0) for i in range(4)))
 
     @property
     def success_rate(self) -> float:

@@ -13,10 +13,11 @@ import jax
 import numpy as np
 
 from .._util._checks import check_number
-from ..chains import ChainSeconds, Convergence
+from ..chains import Convergence
 from ..chains._chain_programs import Draw
 from ..chains._sampler import Tuned
 from ..run._names import named_numbers
+from ..run._result import Seconds
 from ..run._trees import numbers, typed
 
 
@@ -192,10 +193,10 @@ class ShardTry:
 
     ```python
     import batchkit as bk
-    from batchkit.chains import ChainSeconds
+    from batchkit.run import Seconds
     from batchkit.shards import ShardTry
 
-    first = ShardTry(0, 0.8, 0.01, True, True, "", ChainSeconds(3.0, 0.5, 1.0))
+    first = ShardTry(0, 0.8, 0.01, True, True, "", Seconds(3.0, 0.5, 1.0))
     assert first.accepted
     ```
     """
@@ -206,7 +207,7 @@ class ShardTry:
     is_finite: bool
     accepted: bool
     reason: str
-    seconds: ChainSeconds
+    seconds: Seconds
 
 
 @final
@@ -261,9 +262,9 @@ class SamplingStats:
         return is_accepted(self.tries)
 
     @property
-    def seconds(self) -> ChainSeconds:
+    def seconds(self) -> Seconds:
         """The wall time of the call that ran the last try."""
-        return self.tries[-1].seconds if self.tries else ChainSeconds(0.0, 0.0, 0.0)
+        return self.tries[-1].seconds if self.tries else Seconds()
 
 
 def is_accepted(tries: Sequence[ShardTry]) -> bool:
@@ -271,9 +272,7 @@ def is_accepted(tries: Sequence[ShardTry]) -> bool:
     return bool(tries) and tries[-1].accepted
 
 
-def judge_draws(
-    number: int, target: float, draws: Draw, seconds: tuple[float, float, float]
-) -> ShardTry:
+def judge_draws(number: int, target: float, draws: Draw, seconds: Seconds) -> ShardTry:
     """Return the record of try `number` of one shard, which made these draws."""
     values = [*jax.tree.leaves(draws.position), *jax.tree.leaves(draws.logdensity)]
     is_finite = all(bool(np.all(np.isfinite(x))) for x in values)
@@ -291,7 +290,7 @@ def judge_draws(
         is_finite,
         not reasons,
         "; ".join(reasons),
-        ChainSeconds(*seconds),
+        seconds,
     )
 
 
@@ -310,7 +309,7 @@ def _allowed_rate(number: int) -> float:
 
 
 def tries_as_json(tries: Sequence[ShardTry]) -> list[dict[str, Any]]:
-    return [{**vars(each), "seconds": list(each.seconds[:3])} for each in tries]
+    return [{**vars(each), "seconds": list(each.seconds)} for each in tries]
 
 
 def tries_from_json(saved: Sequence[Mapping[str, Any]]) -> list[ShardTry]:
@@ -322,7 +321,7 @@ def tries_from_json(saved: Sequence[Mapping[str, Any]]) -> list[ShardTry]:
         values = {name: typed(each, name, kind) for name, kind in types.items()}
         if values["number"] != number:
             raise ValueError(f"its try {number} is {each!r}")
-        seconds = ChainSeconds(*numbers(each, "seconds", 3))
+        seconds = Seconds(*numbers(each, "seconds", 4))
         tries.append(ShardTry(**values, seconds=seconds))
     return tries
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
+from batchkit.run import Seconds
 
 from ..helpers import assert_refuses, assert_same
 
@@ -136,7 +137,7 @@ def test_table_has_ranges_over_chains() -> None:
         acceptance_rate=np.tile([0.7, 0.8, 0.8, 0.9], (1000, 1)).T,
         num_integration_steps=np.full(SHAPE, 7),
         step_size=np.array([0.1, 0.2, 0.2, 0.3]),
-        seconds=(1.25, 2.0, 30.0),
+        seconds=Seconds(1.25, 2.0, 30.0),
     )
     assert run.acceptance is not None
     np.testing.assert_allclose(run.acceptance, [0.7, 0.8, 0.8, 0.9])

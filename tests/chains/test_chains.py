@@ -307,9 +307,10 @@ def test_raw_keys_and_numpy_arrays_are_accepted() -> None:
 def test_api_with_defaults_runs_with_and_without_a_warmup() -> None:
     """Equal settings are not enough to share a program."""
 
-    def api(fun: Any, step_size: float = 0.4, inverse_mass_matrix: Any = 1.0) -> Any:
+    def hmc(fun: Any, step_size: float = 0.4, inverse_mass_matrix: Any = 1.0) -> Any:
         return blackjax.hmc(fun, step_size, jnp.ones(3) * inverse_mass_matrix, 3)
 
+    api: Any = hmc
     api.init = blackjax.barker.init
     api.build_kernel = blackjax.barker.build_kernel
     options: Any = {"num_samples": 3, "batcher": bk.Sequential()}

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,6 +27,9 @@ class Place(NamedTuple):
 
 class Still:
     """An algorithm that never moves, and compiles fast."""
+
+    def __init__(self, logdensity_fn: Any) -> None:
+        pass
 
     def init(self, position: Any) -> Any:
         return Place(position)
@@ -152,9 +156,11 @@ def test_two_runs_cannot_share_a_file(whole: Path) -> None:
     until(process, 1)
     with pytest.raises(bk.CheckpointError, match=f"in use by process {process.pid}"):
         bk.run_chains(
-            Still(),
+            Still,
+            lambda x: -jnp.sum(x**2),
             np.array([0, 0], np.uint32),
             np.zeros((4, 1)),
+            num_warmup=0,
             checkpoint=folder / "run.h5",
             progress=False,
         )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import DeadPoints, Seconds, insertion_p_value
-from batchkit.run import Diagnostic
+from batchkit.nested import DeadPoints, insertion_p_value
+from batchkit.run import Diagnostic, Seconds
 
 from .perfect import Problem, peak, plateau, result, sample
 
@@ -84,13 +84,13 @@ def test_counts_warnings_and_settings_are_merged() -> None:
     first = result(
         dead[0],
         warnings=(warning,),
-        seconds=Seconds(1.0, 2.0),
+        seconds=Seconds(compile=1.0, sampling=2.0),
         settings={"num_live": 50, "stop": "a", "array": np.ones(2)},
     )
     second = result(
         dead[1],
         warnings=(warning, other),
-        seconds=Seconds(3.0, 4.0),
+        seconds=Seconds(compile=3.0, sampling=4.0),
         settings={"num_live": 50, "stop": "b", "array": np.ones(2)},
         converged=False,
         stop_reason="time was up",
@@ -102,7 +102,7 @@ def test_counts_warnings_and_settings_are_merged() -> None:
     assert merged.stop_reason.startswith("2 runs: the live points hold")
     assert merged.stop_reason.endswith("; time was up")
     assert merged.warnings == (warning, other)
-    assert merged.seconds == (4.0, 6.0)
+    assert merged.seconds == Seconds(compile=4.0, sampling=6.0)
     assert merged.settings == {"num_live": 50}
     unknown = result(sample(peak(), 2), num_evaluations=None)
     assert bk.NestedRun.merge([first, unknown]).num_evaluations is None

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import DeadPoints, Seconds
-from batchkit.run import Diagnostic, _file
+from batchkit.nested import DeadPoints
+from batchkit.run import Diagnostic, Seconds, _file
 
 from ..helpers import assert_refuses, assert_same, unchecked
 from .perfect import Problem, peak, plateau, result, sample
@@ -42,7 +42,7 @@ def test_table_has_evidence_reasons_and_warnings() -> None:
     run = result(
         sample(peak(), 0),
         warnings=(warning,),
-        seconds=Seconds(1.25, 20.0),
+        seconds=Seconds(compile=1.25, sampling=20.0),
         converged=False,
     )
     lines = repr(run).splitlines()
@@ -75,7 +75,7 @@ def test_a_result_has_its_own_settings_and_records() -> None:
     settings["num_delete"] = 6
     assert run.settings == {"num_delete": 5}
     assert run.warnings == tuple(warnings)
-    assert (run.seconds.compile, run.seconds.run) == (1.0, 2.0)
+    assert run.seconds == Seconds(1.0, 2.0)
     with pytest.raises(dataclasses.FrozenInstanceError):
         cast(Any, run).converged = False
 

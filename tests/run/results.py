@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 import batchkit as bk
-from batchkit.chains import ChainSeconds
 from batchkit.nested import DeadPoints
+from batchkit.run import Seconds
 from batchkit.shards import SamplingStats, ShardTry, Spread
 
 from ..nested.perfect import peak, result, sample
@@ -54,14 +54,14 @@ def full_chains() -> bk.ChainRun:
         step_size=rng.uniform(size=4),
         inverse_mass_matrix=rng.uniform(size=(4, 3, 3)),
         max_tree_depth=4,
-        seconds=(1.0, 2.0, 3.0),
+        seconds=Seconds(1.0, 2.0, 3.0),
     )
 
 
 def shards(make: Callable[[Any], Any] = lambda x: x, **changes: Any) -> bk.ShardRun:
     """Three shards, whose draws are `make` of arrays of shape `(3, 4, 60)`."""
-    first = ShardTry(0, 0.8, 0.2, False, False, "wild", ChainSeconds(3.0, 0.5, 1.0))
-    second = ShardTry(1, 0.85, 0.0, True, True, "", ChainSeconds(1.0, 0.5, 2.0))
+    first = ShardTry(0, 0.8, 0.2, False, False, "wild", Seconds(3.0, 0.5, 1.0))
+    second = ShardTry(1, 0.85, 0.0, True, True, "", Seconds(1.0, 0.5, 2.0))
     plan = bk.SamplingPlan.from_shard(100, 3)
     stats = [
         SamplingStats(0, 9, plan, ()),

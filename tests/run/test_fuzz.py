@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import ChainSeconds
 from batchkit.nested import DeadPoints
+from batchkit.run import Seconds
 from batchkit.shards import SamplingStats
 
 from ..nested.perfect import peak, result, sample
@@ -68,7 +68,7 @@ def chains(path: Path) -> None:
 
 def shards(path: Path) -> None:
     draws = np.random.default_rng(0).normal(size=(2, 2, 8))
-    seconds = ChainSeconds(1.0, 2.0, 3.0)
+    seconds = Seconds(1.0, 2.0, 3.0)
     tried = bk.shards.ShardTry(0, 0.8, 0.0, True, True, "", seconds)
     plan = bk.SamplingPlan(2, 8, 2)
     bk.ShardRun(

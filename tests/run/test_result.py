@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.nested import Seconds
-from batchkit.run import Diagnostic, Provenance, _file, _result
+from batchkit.run import Diagnostic, Provenance, Seconds, _file, _result
 
 from ..helpers import assert_refuses, assert_same
 from .results import (
@@ -38,7 +37,7 @@ SETTINGS = {"num_delete": 4, "x": (np.arange(2), None), "batcher": bk.Vmap()}
 RESULTS: dict[str, Any] = {
     "nested": lambda: nested(
         warnings=WARNINGS,
-        seconds=Seconds(1.25, 20.0),
+        seconds=Seconds(compile=1.25, sampling=20.0),
         converged=False,
         num_evaluations=None,
         settings=SETTINGS,

@@ -11,7 +11,7 @@ import pytest
 import batchkit as bk
 from batchkit.continuous import LaneStats
 from batchkit.run import Summary, parameter_names
-from batchkit.run._summary import AbstractSummary, rounded
+from batchkit.run._summary import rounded
 from batchkit.shards import SamplingStats
 
 from ..helpers import assert_refuses
@@ -114,7 +114,7 @@ def test_text_is_therounded_table() -> None:
 
 @pytest.mark.parametrize("run", [CHAINS, NESTED, SHARDS], ids=["c", "n", "s"])
 def test_a_data_frame_has_the_numbers(run: Any) -> None:
-    summary: AbstractSummary = run.summary()
+    summary: Summary = run.summary()
     frame = summary.to_dataframe()
     assert isinstance(frame, pandas.DataFrame)
     assert frame.index.name == "parameter"
@@ -136,7 +136,7 @@ def test_pandas_computes_the_same_moments_and_quantiles() -> None:
 def test_without_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     words = (
-        "ChainSummary.to_dataframe needs pandas",
+        "Summary.to_dataframe needs pandas",
         "pip install 'batchkit-jax[pandas]'",
     )
     assert_refuses(CHAINS.summary().to_dataframe, ImportError, words)

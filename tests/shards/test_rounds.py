@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import ChainSeconds, Convergence
+from batchkit.chains import Convergence
 from batchkit.chains._chain_loop import CompletedChains
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
+from batchkit.run import Seconds
 from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds
 from batchkit.shards._shard_stats import next_target, stats_of
 
@@ -62,7 +63,7 @@ class Chains:
         ones = np.ones_like(x)
         draws = Draw(x, ones, diverging, 0.8 * ones, ones, 3 * ones, ones)
         tuned = Tuned(np.full(len(x), 0.5), np.ones((len(x), 1)))
-        return CompletedChains(draws, tuned, (0.5, 1.0, 2.0 + number))
+        return CompletedChains(draws, tuned, Seconds(0.5, 1.0, 2.0 + number))
 
 
 @pytest.fixture
@@ -126,7 +127,7 @@ def test_only_shards_that_fail_run_again(go: Any) -> None:
     # Seconds are those of the whole call.
     assert run.stats[0].seconds.sampling == 2.0
     assert run.stats[1].seconds.sampling == 3.0
-    assert run.stats[3].seconds == ChainSeconds(0.5, 1.0, 4.0)
+    assert run.stats[3].seconds == Seconds(0.5, 1.0, 4.0)
     # Draws of the last try stand in the place of their shard.
     first, second = (
         np.random.default_rng(i).normal(size=(n, CHAINS, SAMPLES))
@@ -185,7 +186,7 @@ def test_later_tries_may_diverge_more(go: Any) -> None:
     [(0.8, [0.8, 0.85, 0.9]), (0.93, [0.93, 0.95, 0.95]), (0.99, [0.99] * 3)],
 )
 def test_targets_rise_after_divergences(first: float, expected: list[float]) -> None:
-    seconds = ChainSeconds(0.0, 0.0, 0.0)
+    seconds = Seconds(0.0, 0.0, 0.0)
     tries = [ShardTry(i, 0.8, 0.5, True, False, "", seconds) for i in range(2)]
     found = [next_target(tries[:i], first) for i in range(3)]
     np.testing.assert_allclose(found, expected)
@@ -235,7 +236,7 @@ def draws(**fields: Any) -> Draw:
 def stats(mass: Any = None, **fields: Any) -> SamplingStats:
     mass = np.arange(1.0, 13.0).reshape(CHAINS, 3) if mass is None else mass
     tries = [
-        ShardTry(i, 0.8, rate, True, rate <= 0.05, "", ChainSeconds(1.0, 2.0 + i, 3))
+        ShardTry(i, 0.8, rate, True, rate <= 0.05, "", Seconds(1.0, 2.0 + i, 3))
         for i, rate in enumerate((0.5, 0.02))
     ]
     tuned = Tuned(np.array([0.1, 0.2, 0.4, 0.9]), mass)
@@ -253,7 +254,7 @@ def test_statistics_of_a_shard() -> None:
     # Of its last try.
     assert [x.number for x in found.tries] == [0, 1]
     assert (found.divergence_rate, found.accepted) == (0.02, True)
-    assert found.seconds == ChainSeconds(1.0, 3.0, 3.0)
+    assert found.seconds == Seconds(1.0, 3.0, 3.0)
     # Before a try, and of a sampler that reports nothing.
     never = SamplingStats(0, 9, PLAN, ())
     assert (never.accepted, never.divergence_rate) == (False, 0.0)

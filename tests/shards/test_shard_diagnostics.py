@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import norm as normal
 
 import batchkit as bk
-from batchkit.chains import ChainSeconds
+from batchkit.run import Seconds
 from batchkit.shards import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,
@@ -43,7 +43,7 @@ def stats(rates: Any = (0.0,), **others: Any) -> list[SamplingStats]:
     made = []
     for shard in range(SHARDS):
         some = [
-            ShardTry(i, 0.8, r, True, True, "", ChainSeconds(1.0, 1.0, 1.0))
+            ShardTry(i, 0.8, r, True, True, "", Seconds(1.0, 1.0, 1.0))
             for i, r in enumerate(rates if shard == 1 else (0.0,))
         ]
         usual = {"rhat": 1.0, "ess": 1500.0, **(others if shard == 1 else {})}

@@ -19,7 +19,7 @@ import numpy as np
 
 import batchkit as bk
 from batchkit.auto import LayoutPlan, Selection
-from batchkit.chains import ChainRun, ChainSummary
+from batchkit.chains import ChainRun
 from batchkit.continuous import LaneStats
 from batchkit.explain import Explanation, MemoryUse, ReachedSite
 from batchkit.nested import DeadPoints
@@ -180,6 +180,6 @@ shards = bk.run_shards(
     on_failure="raise",
 )
 assert_type(shards, bk.ShardRun)
-assert_type(shards.summary(quantiles=[0.5]), ChainSummary)
+assert_type(shards.summary(quantiles=[0.5]), Summary)
 assert_type(bk.ShardRun.load("shards.h5"), bk.ShardRun)
 bk.plot_corner(shards, transform=jnp.exp)
