@@ -1,4 +1,4 @@
-"""Identity of a run of chains: its fingerprint, its layout, and older checkpoints.
+"""Identity of a run of chains: its fingerprint, and older checkpoints.
 
 Only the same run resumes from a checkpoint. The log-density is identified by what it
 computes and by its data. The sampler is identified by what a transition computes for a
@@ -18,8 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..batchers._trace_log import LogEntry, leave, start_log
-from ..explain._explain import reached_sites
 from ..run._arguments import row_of
 from ..run._names import parameter_names, qualified_name, setting_as_json
 from ..run._same_run import Compare, Part, Values, of_arrays, of_function, of_words
@@ -27,25 +25,6 @@ from ..run._store import Saved
 from ..run._trees import to_host, tree_from_arrays
 from ._chain_programs import Chains
 from ._sampler import Sampler, Tuned
-
-
-def layout_of(chains: Chains) -> list[str]:
-    """Trace chains, and describe how they are laid out."""
-
-    def traced() -> list[str]:
-        token = start_log(root := LogEntry(None))
-        try:
-            chains.trace_advance()
-        finally:
-            leave(token)
-        return [
-            f"{x.batcher}: {x.tasks} tasks, {x.layout}" for x in reached_sites(root)
-        ]
-
-    layout = list(chains.keep("layout", traced))
-    if chains.blocks.is_fixed:
-        layout.append(f"blocks of {chains.blocks.most} draws")
-    return layout
 
 
 def about(settings: Mapping[str, Any], positions: PyTree) -> dict[str, Any]:

@@ -51,6 +51,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..batchers import AbstractBatcher, Chunked, Sequential, Sharded, Vmap
+from ..explain._explain import format_batcher
 from ..run._program import Program, ProgramCache, shapes_of, type_of
 from ..run._trees import to_host
 from ._sampler import (
@@ -155,10 +156,10 @@ class Chains:
         self._positions = positions
         self._thin = thin
         self._kept = ProgramCache() if kept is None else kept
-        self._type = type_of((self._shapes, shapes_of(positions))), thin, block
         self.num_chains = len(samplers.index)
-        self._chain, self._draw = self.keep(
-            "shapes", lambda: shapes_of_one(samplers, rng_key, positions)
+        key = "shapes", type_of((self._shapes, shapes_of(positions))), thin, block
+        self._chain, self._draw = self._kept.get(
+            key, lambda: shapes_of_one(samplers, rng_key, positions)
         )
         self.blocks = blocks_for(batcher, self.draw_shapes, block)
 
@@ -170,10 +171,6 @@ class Chains:
         self._start = program(self._start_one, 0)
         self._advance = program(self._advance_one, 0, None)
         self.warmup_seconds = self.sampling_seconds = 0.0
-
-    def keep(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what `make` finds by tracing; it is cached with the programs."""
-        return self._kept.get((name, self._type), make)
 
     @property
     def tuned_shapes(self) -> Tuned | None:
@@ -196,10 +193,6 @@ class Chains:
 
     def compile_start(self) -> Any:
         return self._start.compile(*self._shapes, self._positions)
-
-    def trace_advance(self) -> None:
-        """Trace `advance`, which logs how chains are laid out."""
-        self._advance.trace(*self._shapes, self.chain_shapes, _SEGMENT)
 
     def compile_advance(self) -> Any:
         return self._advance.compile(*self._shapes, self.chain_shapes, _SEGMENT)
@@ -448,6 +441,16 @@ def blocks_for(batcher: AbstractBatcher, draws: PyTree, block: int | None) -> Bl
     room = min(_BYTES // max(size, 1), _FIXED if fixed else _MOST)
     most = max(room, 1) if block is None else block
     return Blocks(max(most, _LEAST), most, fixed)
+
+
+def layout_of(batcher: AbstractBatcher, block: int | None) -> list[str]:
+    """Describe how chains are laid out, as far as their bits depend on it."""
+    count = len(jax.devices())
+    devices = f"{count} device{'s' if count > 1 else ''}"
+    layout = [f"{format_batcher(batcher)}, {devices}"]
+    if block is not None and not keeps_places(batcher):
+        layout.append(f"blocks of {block} draws")
+    return layout
 
 
 def keeps_places(batcher: AbstractBatcher) -> bool:

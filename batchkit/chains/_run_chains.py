@@ -31,9 +31,9 @@ from ..run._program import program_cache
 from ..run._resumable import Reporter, complete
 from ..run._same_run import Part, digests, of_function, rounding_of_function
 from ..run._saving import Saver, check_run
-from ._chain_identity import about, identity_of, layout_of, stand_in_for, values_of
+from ._chain_identity import about, identity_of, stand_in_for, values_of
 from ._chain_loop import ResumableChains, check_logdensity, check_states
-from ._chain_programs import Chains, all_alike
+from ._chain_programs import Chains, all_alike, layout_of
 from ._chain_run import ChainRun
 from ._sampler import Sampler, sampler_of_api, sampler_without_warmup
 
@@ -242,7 +242,7 @@ def run_chains(
         checkpoint=place is not None,
         fresh=fresh,
     )
-    layout = layout_of(chains)
+    layout = layout_of(batcher, block)
     log.info(
         "run_chains: %d chains of %s, %d draws of each; %s; %s",
         num_chains,

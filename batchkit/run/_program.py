@@ -17,11 +17,10 @@ anew whenever one of them changes, and holds what it traced until `jax.clear_cac
 the trace of an empty function is part of the key, and entries go with it.
 """
 
-import contextlib
 import functools
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeVar, final
 
@@ -113,7 +112,6 @@ class Program:
         self._jitted = jax.jit(fun)
         self._kept = ProgramCache() if kept is None else kept
         self._name = name
-        self._traced: Any = None
         self._compiled: Any = None
         self.compile_seconds = 0.0
         self.seconds = 0.0
@@ -122,32 +120,20 @@ class Program:
     def is_compiled(self) -> bool:
         return self._compiled is not None
 
-    def trace(self, *args: Any) -> Any:
-        """Trace it for arguments, or their shapes, for which it is compiled later."""
-        if self._traced is None:
-            with self._compiling():
-                self._traced = self._jitted.trace(*shapes_of(args))
-        return self._traced
-
     def compile(self, *args: Any) -> Any:
         """Compile it for arguments, or their shapes, unless it is compiled already."""
 
         def compiled() -> Any:
-            traced = self.trace(*args)
-            with self._compiling():
-                return traced.lower().compile()
+            start = time.perf_counter()
+            found = self._jitted.lower(*shapes).compile()
+            self.compile_seconds += time.perf_counter() - start
+            return found
 
         if self._compiled is None:
-            key = self._name, type_of(shapes_of(args))
+            shapes = shapes_of(args)
+            key = self._name, type_of(shapes)
             self._compiled = self._kept.get(key, compiled)
-            self._traced = None
         return self._compiled
-
-    @contextlib.contextmanager
-    def _compiling(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.compile_seconds += time.perf_counter() - start
 
     def placed(self, *args: Any) -> tuple[Any, ...]:
         """Put arguments on the devices where the program reads them."""

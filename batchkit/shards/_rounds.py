@@ -27,9 +27,8 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from ..batchers import AbstractBatcher, Sharded, expensive
-from ..chains._chain_identity import layout_of
 from ..chains._chain_loop import CompletedChains, ResumableChains, check_states
-from ..chains._chain_programs import Chains, Draw, Samplers
+from ..chains._chain_programs import Chains, Draw, Samplers, layout_of
 from ..chains._sampler import Sampler, Tuned, sampler_of_api
 from ..run._checkpoint import CheckpointError
 from ..run._file import understood
@@ -225,7 +224,7 @@ def run_rounds(
         chains = model.chains(shards, results.tries)
         # A shard whose draws are accepted never runs again, so all have as many tries.
         number = len(results.tries[shards[0]])
-        plan, layout = model.plan, "; ".join(layout_of(chains))
+        plan, layout = model.plan, "; ".join(layout_of(model.batcher, model.block))
         if number > 0:
             log.warning(
                 "run_shards: try %d of shards %s, whose draws cannot be used; %s",

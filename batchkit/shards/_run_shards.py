@@ -19,7 +19,7 @@ from ..chains._chain_identity import (
     stand_in_for,
     values_of as values_of_chains,
 )
-from ..chains._chain_programs import keeps_places
+from ..chains._chain_programs import layout_of
 from ..chains._sampler import Tuned
 from ..run._arguments import check_acceptance, check_batcher
 from ..run._checkpoint import Checkpoint
@@ -298,9 +298,6 @@ def run_shards(
         checkpoint=path is not None,
         fresh=fresh,
     )
-    layout = [f"{batcher!r}, {len(jax.devices())} devices"]
-    if block is not None and not keeps_places(batcher):
-        layout.append(f"blocks of {block} draws")
     trace: Any = contextlib.nullcontext()
     if profile is not None:
         trace = jax.profiler.trace(str(profile))
@@ -311,7 +308,7 @@ def run_shards(
             identity,
             compare=functools.partial(compare_values, model),
             start_of=functools.partial(draw_at, num_samples=plan.num_samples),
-            layout=layout,
+            layout=layout_of(batcher, block),
             fresh=fresh,
         )
         with saver, Reporter(progress, "shards", " draws") as reporter:

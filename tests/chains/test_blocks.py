@@ -139,7 +139,7 @@ def test_log_names_settings_layout_and_progress(
     assert lines[0] == (
         "run_chains: 4 chains of 2 numbers (float32), 30 draws of each; num_warmup=20, "
         "target_acceptance=0.8, thin=1, num_integration_steps=2; "
-        "Vmap(): 4 tasks, all at once"
+        f"Vmap(), {len(jax.devices())} devices"
     )
     assert any("compiled transitions in" in x for x in lines)
     assert any(x.startswith("chains: 28 of 120 draws; sampling of 4 ") for x in lines)

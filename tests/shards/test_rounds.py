@@ -73,7 +73,6 @@ def go(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(_rounds, "Chains", chains.make)
         monkeypatch.setattr(_rounds, "ResumableChains", lambda chains, *_, **__: chains)
         monkeypatch.setattr(_rounds, "complete", chains.complete)
-        monkeypatch.setattr(_rounds, "layout_of", lambda chains: [])
         rows = np.arange(10.0)
         slopes = lambda x: np.sum(rows[:, None] - x, axis=0)
         gradients = lambda model, used: slopes
