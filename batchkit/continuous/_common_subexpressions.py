@@ -3,15 +3,13 @@
 A sampler may call the same function in several of its loops. Calls that are the same
 computation on arguments of the same types are of one kind, and lanes that wait at
 different pauses wait for the same evaluation. JAX traces a function anew for each of
-its derivatives, so equal jaxprs need not be the same objects: they are compared by
-structure.
+its derivatives, so equal jaxprs need not be the same objects. So a computation has a
+key: its structure, with variables numbered in order of appearance.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
-
-import numpy as np
 
 from .._util._jaxprs import is_literal, literal_value
 from ._basic_blocks import Immediate, Instruction, Operand, Pause, Value, execute
@@ -37,6 +35,7 @@ class CallKind:
 
     region: list[Instruction]
     args: list[Value]
+    values: list[Value]  # of the region, in order of appearance
     results: list[Value] = field(default_factory=list)
     # For each pause its arguments, in the order of `args`, and for each of its results
     # the one of `results` that it is.
@@ -72,188 +71,96 @@ class CallKind:
 
 def call_kinds(pauses: Sequence[Pause]) -> list[CallKind]:
     """Sort pauses by the computation that they wait for."""
-    kinds: list[CallKind] = []
+    keys = EquationKeys()
+    kinds: dict[Hashable, CallKind] = {}
     for pause in pauses:
-        for kind in kinds:
-            to_pause = _match(kind, pause)
-            if to_pause is not None:
-                break
-        else:
-            kind = CallKind(pause.region, list(pause.args))
-            kinds.append(kind)
-            made = [x for i in pause.region for x in i.outputs if x is not None]
-            to_pause = {x: x for x in (*pause.args, *made)}
-        to_kind = {of_pause: of_kind for of_kind, of_pause in to_pause.items()}
+        key, values = _region_key(keys, pause.region)
+        kind = kinds.setdefault(key, CallKind(pause.region, list(pause.args), values))
+        to_pause = dict(zip(kind.values, values, strict=True))
+        to_kind = dict(zip(values, kind.values, strict=True))
         results = {result: to_kind[result] for result in pause.results}
         kind.results += [x for x in results.values() if x not in kind.results]
         kind.pauses.append((pause, [to_pause[x] for x in kind.args], results))
-    return kinds
+    return list(kinds.values())
 
 
-def _match(kind: CallKind, pause: Pause) -> dict[Value, Value] | None:
-    """Return a pause's counterpart of each value of a kind; None if they differ."""
-    if len(kind.region) != len(pause.region) or len(kind.args) != len(pause.args):
-        return None
-    counterpart: dict[Value, Value] = {}
+def _region_key(
+    keys: "EquationKeys", region: Sequence[Instruction]
+) -> tuple[Hashable, list[Value]]:
+    """Return a key that equal regions share, and the values in order of appearance."""
+    numbers: dict[Value, int] = {}
 
-    def matches(x: Operand | None, y: Operand | None) -> bool:
-        if isinstance(x, Value) and isinstance(y, Value):
-            is_uniform = x.uniform or y.uniform
-            if x is not y and is_uniform and x.bytes > _MAX_COPIED_BYTES:
-                return False
-            same_type = x.shape == y.shape and x.dtype == y.dtype
-            return same_type and counterpart.setdefault(x, y) is y
-        return (x is None and y is None) or _same_immediate(x, y)
+    def operand(x: Operand | None) -> Hashable:
+        if not isinstance(x, Value):
+            return operand_key(x)
+        is_fixed = x.uniform and x.bytes > _MAX_COPIED_BYTES
+        number = numbers.setdefault(x, len(numbers))
+        return number, x.shape, x.dtype, x if is_fixed else None
 
-    for one, other in zip(kind.region, pause.region, strict=True):
-        if not (
-            one.eqn is not None
-            and other.eqn is not None
-            and _same_equation(one.eqn, other.eqn)
-            and all(map(matches, one.inputs, other.inputs))
-            and all(map(matches, one.outputs, other.outputs))
-        ):
-            return None
-    # Two values of the kind must not be one of the pause: it may pass them others.
-    if len(set(counterpart.values())) != len(counterpart):
-        return None
-    return counterpart if all(arg in counterpart for arg in kind.args) else None
-
-
-def without_repetitions(
-    instructions: Sequence[Instruction],
-) -> tuple[list[Instruction], dict[int, Operand]]:
-    """Drop instructions that repeat an earlier one.
-
-    **Returns:**
-
-    The remaining instructions, and by the `id` of each value that is gone the equal one
-    that is left.
-    """
-    same: dict[int, Operand] = {}
-    candidates: dict[Any, list[Instruction]] = {}
-    kept: list[Instruction] = []
-    for instruction in instructions:
-        instruction.inputs = [same.get(id(x), x) for x in instruction.inputs]
-        values = tuple(id(x) for x in instruction.inputs if isinstance(x, Value))
-        # Comparing is slow, so only with those of the same primitive and inputs.
-        alike = candidates.setdefault((str(instruction.eqn.primitive), values), [])
-        twin = next((x for x in alike if _is_repetition(instruction, x)), None)
-        if twin is None:
-            alike.append(instruction)
-            kept.append(instruction)
-            continue
-        for output, earlier in zip(instruction.outputs, twin.outputs, strict=True):
-            if output is not None and earlier is not None:
-                same[id(output)] = earlier
-    return kept, same
-
-
-def _is_repetition(instruction: Instruction, earlier: Instruction) -> bool:
-    return (
-        len(earlier.inputs) == len(instruction.inputs)
-        and all(map(same_operand, earlier.inputs, instruction.inputs))
-        and _same_equation(earlier.eqn, instruction.eqn)
-        and all(
-            x is not None or output is None
-            for x, output in zip(earlier.outputs, instruction.outputs, strict=True)
-        )
+    key = tuple(
+        (keys.of(x.eqn), tuple(map(operand, x.inputs)), tuple(map(operand, x.outputs)))
+        for x in region
     )
+    return key, list(numbers)
 
 
-def same_operand(one: Operand, other: Operand) -> bool:
-    """Return whether two operands are one value, or constants of the same bits."""
-    return one is other or _same_immediate(one, other)
+def operand_key(x: Operand | None) -> Hashable:
+    """Return a key that a value, or constants of the same bits, share."""
+    return _bits(x.value) if isinstance(x, Immediate) else x
 
 
-def _same_immediate(one: Any, other: Any) -> bool:
-    are_immediate = isinstance(one, Immediate) and isinstance(other, Immediate)
-    return are_immediate and _same_bits(one.value, other.value)
-
-
-def _same_bits(one: np.ndarray | np.generic, other: np.ndarray | np.generic) -> bool:
+def _bits(x: Any) -> Hashable:
     # Not `==`: zero equals minus zero, and NaN does not equal NaN.
-    return one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    return x.dtype, x.shape, x.tobytes()
 
 
-def _same_equation(one: Any, other: Any) -> bool:
-    """Return whether two equations compute the same from the same inputs."""
-    if one is other:
-        return True
-    ignored = _IGNORED.get(one.primitive.name, ())
-    return (
-        one.primitive is other.primitive
-        and len(one.invars) == len(other.invars)
-        and len(one.outvars) == len(other.outvars)
-        and one.params.keys() == other.params.keys()
-        and all(
-            name in ignored or _same_param(value, other.params[name])
-            for name, value in one.params.items()
-        )
-    )
+@final
+class EquationKeys:
+    """Keys that equations share which compute the same from the same inputs."""
 
+    def __init__(self) -> None:
+        # By id; a jaxpr is kept alive so that its id stays unique.
+        self._jaxprs: dict[int, tuple[Any, int]] = {}
+        self._numbers: dict[Hashable, int] = {}  # of the keys of jaxprs
 
-def _same_param(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if _is_jaxpr(one):
-        return _is_jaxpr(other) and _same_jaxpr(one, other)
-    if isinstance(one, tuple | list):
-        return (
-            type(one) is type(other)
-            and len(one) == len(other)
-            and all(map(_same_param, one, other))
-        )
-    try:
-        return type(one) is type(other) and bool(one == other)
-    except Exception:  # a parameter may be of any type, whose `==` may do anything
-        return False
+    def of(self, eqn: Any) -> Hashable:
+        ignored = _IGNORED.get(eqn.primitive.name, ())
+        params = {k: self._param(x) for k, x in eqn.params.items() if k not in ignored}
+        return eqn.primitive, len(eqn.outvars), frozenset(params.items())
 
+    def _param(self, x: Any) -> Hashable:
+        if hasattr(x, "eqns") or hasattr(x, "jaxpr"):
+            return self._jaxpr(x)
+        if isinstance(x, tuple | list):
+            return type(x), tuple(map(self._param, x))
+        try:
+            hash(x)
+        except Exception:  # a parameter may be of any type
+            return id(x)
+        return type(x), x
 
-def _is_jaxpr(x: Any) -> bool:
-    return hasattr(x, "eqns") or hasattr(x, "jaxpr")
+    def _jaxpr(self, x: Any) -> int:
+        """Return the number of a jaxpr; equal ones have the same."""
+        if id(x) not in self._jaxprs:
+            key = self._structure(closed_jaxpr(x))
+            number = self._numbers.setdefault(key, len(self._numbers))
+            self._jaxprs[id(x)] = x, number
+        return self._jaxprs[id(x)][1]
 
+    def _structure(self, closed: Any) -> Hashable:
+        numbers: dict[Any, int] = {}
 
-def _same_jaxpr(one: Any, other: Any) -> bool:
-    first, second = closed_jaxpr(one), closed_jaxpr(other)
-    if len(first.consts) != len(second.consts):
-        return False
-    if not all(a is b for a, b in zip(first.consts, second.consts, strict=True)):
-        return False
-    a, b = first.jaxpr, second.jaxpr
-    if a is b:
-        return True
-    # Variables correspond if they are bound at the same place: both get its number.
-    numbers: tuple[dict[Any, int], dict[Any, int]] = {}, {}
+        def bind(xs: Sequence[Any]) -> Hashable:
+            numbers.update({x: len(numbers) + i for i, x in enumerate(xs)})
+            return tuple((x.aval.shape, x.aval.dtype) for x in xs)
 
-    def same_types(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
-        if len(xs) != len(ys):
-            return False
-        for x, y in zip(xs, ys, strict=True):
-            if (x.aval.shape, x.aval.dtype) != (y.aval.shape, y.aval.dtype):
-                return False
-            numbers[0][x] = numbers[1][y] = len(numbers[0])
-        return True
+        def read(xs: Sequence[Any]) -> Hashable:
+            return tuple(
+                _bits(literal_value(x)) if is_literal(x) else numbers[x] for x in xs
+            )
 
-    def same_atom(x: Any, y: Any) -> bool:
-        if is_literal(x) and is_literal(y):
-            return _same_bits(literal_value(x), literal_value(y))
-        if is_literal(x) or is_literal(y):
-            return False
-        return numbers[0].get(x) == numbers[1].get(y)
-
-    def same_atoms(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
-        return len(xs) == len(ys) and all(map(same_atom, xs, ys))
-
-    return (
-        len(a.eqns) == len(b.eqns)
-        and same_types(a.constvars, b.constvars)
-        and same_types(a.invars, b.invars)
-        and all(
-            _same_equation(x, y)
-            and same_atoms(x.invars, y.invars)
-            and same_types(x.outvars, y.outvars)
-            for x, y in zip(a.eqns, b.eqns, strict=True)
-        )
-        and same_atoms(a.outvars, b.outvars)
-    )
+        jaxpr = closed.jaxpr
+        types = bind(jaxpr.constvars), bind(jaxpr.invars)
+        eqns = [(self.of(x), read(x.invars), bind(x.outvars)) for x in jaxpr.eqns]
+        consts = tuple(map(id, closed.consts))
+        return consts, types, tuple(eqns), read(jaxpr.outvars)

@@ -7,7 +7,7 @@ from one pause to the next without entering a block twice.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, final
 
 import jax
@@ -29,6 +29,7 @@ from ._basic_blocks import (
     Value,
     varying,
 )
+from ._common_subexpressions import EquationKeys, operand_key
 from ._equations import (
     Cond,
     Scan,
@@ -57,6 +58,8 @@ class _Lowering:
         self._points = points
         self._constants: dict[int, tuple[Value, Any]] = {}
         self._prologue: list[Instruction] = []
+        self._keys = EquationKeys()
+        self._hoisted: dict[Hashable, list[Value | None]] = {}  # outputs by key
         self._now = BasicBlock()
         self._loop_depth = 0
         self._branch_depth = 0
@@ -95,16 +98,10 @@ class _Lowering:
             call = called_jaxpr(eqn) if is_split else None
             if call is not None:
                 return inline(call, inputs)
-            uniform = not is_split and self._is_uniform(eqn, inputs)
-            outputs = [
-                None
-                if is_dropped(var)
-                else Value(var.aval.shape, var.aval.dtype, uniform)
-                for var in eqn.outvars
-            ]
-            run = functools.partial(evaluate_masked, eqn)
-            instructions.append(Instruction(run, inputs, outputs, eqn))
-            return outputs
+            if not is_split and self._is_uniform(eqn, inputs):
+                return self._hoist(eqn, inputs)
+            instructions.append(_evaluation(eqn, inputs, uniform=False))
+            return instructions[-1].outputs
 
         def inline(jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[Operand]:
             consts = [self._constant(array) for array in jaxpr.consts]
@@ -128,15 +125,23 @@ class _Lowering:
         is_conditional = self._loop_depth + self._branch_depth > 0
         return not (is_conditional and has_while_loop(eqn))
 
+    def _hoist(self, eqn: Any, inputs: list[Operand]) -> list[Value | None]:
+        """Compute an equation in the prologue, once for all equal ones."""
+        # Elsewhere XLA finds common subexpressions: a value that is kept for another
+        # block costs memory in every lane.
+        dropped = tuple(map(is_dropped, eqn.outvars))
+        key = self._keys.of(eqn), tuple(map(operand_key, inputs)), dropped
+        if key not in self._hoisted:
+            self._prologue.append(_evaluation(eqn, inputs, uniform=True))
+            self._hoisted[key] = self._prologue[-1].outputs
+        return self._hoisted[key]
+
     def _block(self, params: list[Value]) -> BasicBlock:
         """Make a block at the current loop depth."""
         return BasicBlock(params, loop_depth=self._loop_depth)
 
     def _instruction(self, instruction: Instruction) -> None:
         inputs, outputs = instruction.inputs, instruction.outputs
-        if all(x is None or x.uniform for x in outputs):
-            self._prologue.append(instruction)
-            return
         is_split = self._points.is_inside(instruction.eqn, inputs)
         match control_flow(instruction.eqn, inputs) if is_split else None:
             case WhileLoop() as loop:
@@ -256,6 +261,15 @@ class _Lowering:
         return output
 
 
+def _evaluation(eqn: Any, inputs: list[Operand], uniform: bool) -> Instruction:
+    outputs = [
+        None if is_dropped(x) else Value(x.aval.shape, x.aval.dtype, uniform)
+        for x in eqn.outvars
+    ]
+    run = functools.partial(evaluate_masked, eqn)
+    return Instruction(run, inputs, outputs, eqn)
+
+
 def _store_row(active: Any, buffer: Any, index: Any, row: Any) -> list[Any]:
     """Store one row in place; an inactive lane stores past the end, which is dropped.
 
@@ -293,8 +307,7 @@ def _fuse_calls(
     """Make a pause of each call, in an order that keeps a region together."""
 
     def is_call(group: list[Instruction]) -> bool:
-        varies = any(x is not None and not x.uniform for x in group[0].outputs)
-        return points.is_call(group[0].eqn) and varies
+        return points.is_call(group[0].eqn)
 
     done: list[list[Instruction]] = []
     groups = [[instruction] for instruction in instructions]

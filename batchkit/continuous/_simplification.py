@@ -24,16 +24,11 @@ from ._basic_blocks import (
     operands,
     varying,
 )
-from ._common_subexpressions import same_operand, without_repetitions
+from ._common_subexpressions import operand_key
 
 
 def simplify(program: TaskProgram) -> None:
     """Run all passes on a program, in place."""
-    # Common subexpressions only of the prologue: calls with the same uniform arguments
-    # are of one kind. In a block XLA finds them, and a value that is kept for another
-    # block costs memory in every lane.
-    program.prologue, same = without_repetitions(program.prologue)
-    _replace(program, same)
     _eliminate_parameters(program)
     # Dead code may have been the only use of other code, and the only instructions of
     # a pause, after which blocks can be merged.
@@ -127,7 +122,7 @@ def _eliminate_parameters(program: TaskProgram) -> None:
                 args = [resolve(jump.args[i]) for jump in jumps]
                 # A loop that passes its parameter on does not change it.
                 others = [x for x in args if x is not param]
-                if others and all(same_operand(x, others[0]) for x in others):
+                if len(set(map(operand_key, others))) == 1:
                     same[id(param)] = others[0]
                     changed = True
     for block, jumps in incoming.items():

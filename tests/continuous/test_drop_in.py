@@ -251,6 +251,23 @@ def test_functions_that_differ_only_in_their_derivatives() -> None:
     assert_same(run(bk.Continuous(3)), run(jax.vmap), ulps=16)
 
 
+def test_equations_that_differ_little_are_not_merged() -> None:
+    """Those in the prologue: two callbacks, and products with zero and minus zero."""
+    like = jax.ShapeDtypeStruct((), np.float32)
+
+    def run(mapped: Any) -> Any:
+        def batched(w: Any) -> Any:
+            one = lambda: jax.pure_callback(lambda x: x, like, w)
+            two = lambda: jax.pure_callback(lambda x: 2 * x, like, w)
+            inverse = lambda zero: 1 / jax.jit(lambda w: w * zero)(w)
+            uniform = lambda: (one(), two(), inverse(0.0), inverse(-0.0))
+            return mapped(lambda x: (_halvings(x)[0], uniform()))(X)
+
+        return jax.jit(batched)(np.float32(2))
+
+    assert_same(run(bk.Continuous(3)), run(jax.vmap), ulps=0)
+
+
 @pytest.mark.parametrize("marked", [True, False])
 def test_loops_under_vmap_inside_a_task(marked: bool) -> None:
     """`jax.vmap` gives such a loop a test for each row."""

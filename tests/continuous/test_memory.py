@@ -1,6 +1,8 @@
 """Memory: what a lane stores, what is not copied, and what is compiled once."""
 
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +13,7 @@ import pytest
 
 import batchkit as bk
 
-from ..helpers import counted, explained, temp_bytes
+from ..helpers import counted, explained, primitives, temp_bytes
 
 
 SIDE = 256
@@ -126,22 +128,66 @@ def test_task_is_traced_once(tasks: int, marked: bool) -> None:
     assert len(traces) == 1
 
 
-def test_equal_calls_are_compiled_once() -> None:
+@bk.expensive
+def _factor(x: Any, matrix: Any) -> Any:
+    return jnp.sum(jnp.linalg.cholesky(matrix + x**2))
 
-    @bk.expensive
-    def value(x: Any) -> Any:
-        return jnp.sum(jnp.linalg.cholesky(jnp.eye(3) + x**2))
 
-    def search(x: Any) -> Any:
-        return jax.lax.while_loop(lambda x: value(x) > 4, lambda x: x / 2, x)
+def _value(x: Any) -> Any:
+    return _factor(x, jnp.eye(3))
+
+
+def _search(f: Callable[[Any], Any], x: Any) -> Any:
+    return jax.lax.while_loop(lambda x: f(x) > 4, lambda x: x / 2, x)
+
+
+def _branches(x: Any) -> Any:
+    one = lambda x: _search(_value, x)
+    other = lambda x: _search(_value, x + _value(x))
+    x = jax.lax.cond(_value(x) > 5, one, other, x)
+    return _search(_value, x), _value(x)
+
+
+def _gradients(x: Any) -> Any:
+    return _search(jax.grad(_value), _search(lambda x: jax.grad(_value)(x), x))
+
+
+def _on_data(size: int, factor: float) -> Callable[[Any], Any]:
+    """Make a task with two calls on data, which are computed for all tasks at once."""
+
+    def call(factor: float, x: Any) -> Any:
+        # A function of its own, so that JAX's caches do not find an earlier trace.
+        data = jax.jit(lambda: jax.nn.relu(factor * jnp.eye(size)))()
+        return _factor(x, data)
 
     def task(x: Any) -> Any:
-        x = jax.lax.cond(value(x) > 5, search, lambda x: search(x + value(x)), x)
-        return search(x), value(x)
+        x = _search(functools.partial(call, 2.0), x)
+        return _search(functools.partial(call, factor), x)
 
-    def factorisations(lanes: int) -> int:
-        batched = jax.jit(bk.Continuous(lanes)(task))
-        text = batched.lower(np.arange(1.0, 7.0)).as_text()
-        return len(re.findall(r"@lapack_spotrf\w*\(", text))
+    return task
 
-    assert factorisations(3) == 1
+
+def _value_twice(x: Any) -> Any:
+    f = bk.expensive(lambda x, y: _value(x) + y)
+    return _search(lambda y: f(x, y), _search(lambda x: f(x, x), x))
+
+
+# Tasks, and how many computations all of their calls are.
+CALLS: dict[Callable[[Any], Any], int] = {
+    _branches: 1,
+    _gradients: 1,
+    _on_data(3, 3.0): 1,
+    _on_data(9, 3.0): 2,  # too large to be copied for each lane
+    _on_data(9, 2.0): 1,
+    _value_twice: 2,
+}
+
+
+def test_equal_calls_are_compiled_once() -> None:
+    x = np.arange(1, 7, dtype=np.float32)
+
+    def factorisations(task: Callable[[Any], Any]) -> int:
+        return primitives(bk.Continuous(3)(task), x).count("cholesky")
+
+    once = factorisations(lambda x: _search(_value, x))
+    assert [factorisations(x) // once for x in CALLS] == list(CALLS.values())
