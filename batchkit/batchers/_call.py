@@ -97,9 +97,7 @@ class TracedTask:
         return [out for out, aval in pairs if aval.dtype != jax.dtypes.float0]
 
     def finish(self, outs: Sequence[Any]) -> PyTree:
-        """Arrange leaves of all tasks as `out_axes` demand; rows of padding are cut
-        off.
-        """
+        """Arrange leaves of all tasks as `out_axes` demand, without rows of padding."""
         remaining = iter(outs)
         leaves: list[Any] = []
         for aval, is_mapped in zip(self.jaxpr.out_avals, self.is_mapped, strict=True):
@@ -192,12 +190,7 @@ class Call:
     def trace(
         self, batcher: object, lanes: int | None = None, splits: bool = True
     ) -> TracedTask:
-        """Trace the function once, for one task, on behalf of a splitting `batcher`.
-
-        `lanes`, by default all tasks, share the memory of a device. With `splits=False`
-        the batcher may leave the tasks together, and calls `refusal` before it splits
-        them.
-        """
+        """Trace the function once, for one task, on behalf of a splitting `batcher`."""
         size = self.size
         if self.maps_refs:
             raise ValueError(
@@ -263,12 +256,9 @@ class Call:
         return task
 
     def stays_vmap(self, task: TracedTask) -> bool:
-        """Return True if the tasks are left to `jax.vmap`, whatever the batcher.
-
-        At a site of a rebuilt sampler, tasks that only move data (such as ravelling a
-        pytree for every particle) are: they cost nothing there, and split they would
-        become a loop. A batcher asks once it has traced a task.
-        """
+        """Return True if the tasks are left to `jax.vmap`, whatever the batcher."""
+        # Such as ravelling a pytree for every particle: it costs nothing there, and
+        # split it would become a loop.
         stays = self.in_sampler and only_moves_data(task.jaxpr.jaxpr)
         if stays:
             log_note("only moves data, kept as vmap")
@@ -343,12 +333,9 @@ class Call:
         return [axis is not None for axis in leaf_axes(self.out_axes, out_shapes)]
 
     def _with_varying_outputs(self, task: TracedTask) -> TracedTask:
-        """Map the outputs that vary although `out_axes` is `None`.
-
-        `TracedTask.finish` sums them, if `sum_match` is set. The sums are over the
-        results of all tasks, in one reduction as under `jax.vmap`, so rounding does not
-        depend on the layout. Otherwise `jax.vmap`'s error is raised.
-        """
+        """Sum outputs that vary although `out_axes` is `None`, or refuse them."""
+        # `TracedTask.finish` sums the results of all tasks, in one reduction as under
+        # `jax.vmap`, so rounding does not depend on the layout.
         varies = batched_outputs(
             task.jaxpr,
             task.row_types(task.size),

@@ -168,10 +168,8 @@ def _axes_of(prefix: Any, tree: Any, name: str) -> Any:
 
 
 def _refuse_custom_vmap_types(tree: Any, axes: Any, name: str) -> None:
-    """Raise for types that `jax.vmap` maps by rules of their own, as Equinox does.
-
-    Their leaves alone do not determine a row: the shape of a sparse array is no leaf.
-    """
+    """Raise for types that `jax.vmap` maps by rules of their own, as Equinox does."""
+    # Their leaves alone do not determine a row: the shape of a sparse array is no leaf.
     arrays = jax.tree.map(lambda x: zeros(x) if eqx.is_array(x) else 0.0, tree)
     try:
         jax.eval_shape(jax.vmap(lambda: arrays, out_axes=axes, axis_size=1))

@@ -218,12 +218,10 @@ class Sharded(AbstractBatcher):
 
 
 def with_auto_axes(mesh: Mesh, arrays: list[Any]) -> Mesh:
-    """Return the mesh with automatic axes, unless the program uses explicit ones.
-
-    Explicit axes, which `jax.make_mesh` makes by default, are a part of the types of
-    arrays. If the results had them, JAX would demand explicit shardings in a program
-    that has none.
-    """
+    """Return the mesh with automatic axes, unless the program uses explicit ones."""
+    # Explicit axes, which `jax.make_mesh` makes by default, are a part of the types of
+    # arrays. If the results had them, JAX would demand explicit shardings in a program
+    # that has none.
     meshes = [jax.sharding.get_abstract_mesh(), *(type_mesh(x) for x in arrays)]
     if any(AxisType.Explicit in each.axis_types for each in meshes):
         return mesh

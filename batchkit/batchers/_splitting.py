@@ -95,11 +95,7 @@ def only_moves_data(jaxpr: Any) -> bool:
 def batch_dependent_draws(
     eqns: Sequence[Any], run: Callable[..., Any], row: Sequence[Any]
 ) -> str | None:
-    """Name the random generator whose draws under `jax.vmap` depend on the batch.
-
-    `run` is a function with these equations, and `row` the types of its arguments for
-    one index, all of them mapped. None is returned if there is no such generator.
-    """
+    """Name a generator whose draws under `jax.vmap` depend on the batch, if any."""
     every = [x for eqn in eqns for x in (eqn, *inner_equations(eqn))]
     if not any(map(_generator, every)):
         return None
@@ -136,11 +132,9 @@ def _generator(eqn: Any) -> str | None:
 
 
 def batch_reduction(jaxpr: Any) -> str | None:
-    """Name a primitive that reduces over the batch under `jax.vmap`, if there is one.
-
-    JAX has none, except for collectives. Others are mapped, by abstract evaluation, to
-    see if their results have lost the axis.
-    """
+    """Name a primitive that reduces over the batch under `jax.vmap`, if any."""
+    # JAX has none, except for collectives. Others are mapped, by abstract evaluation,
+    # to see if their results have lost the axis.
     for eqn in equations(jaxpr):
         primitive = eqn.primitive
         if primitive in JAX_PRIMITIVES or primitive.name in _REDUCES_ANY_BATCH:

@@ -197,10 +197,8 @@ def logging_disabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def profiler_paused() -> Iterator[None]:
-    """Pause the log's profiler in the body, which reaches no site.
-
-    The profiler is called for every Python function, which slows down a long trace.
-    """
+    """Pause the log's profiler in the body, which reaches no site."""
+    # The profiler is called for every Python function, which slows down a long trace.
     profiler = sys.getprofile()
     is_paused = current_entry() is not None and callable(profiler)
     if is_paused:

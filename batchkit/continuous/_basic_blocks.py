@@ -61,11 +61,10 @@ Operand: TypeAlias = Value | Immediate
 @final
 @dataclass(eq=False)
 class Instruction:
-    """One step of a block: `run(active, *inputs)` returns the outputs.
+    """One step of a block, which all lanes execute."""
 
-    All lanes execute it; where the mask `active` is false, the outputs are dropped.
-    """
-
+    # From the mask of active lanes and the inputs to the outputs, which are dropped
+    # where the mask is false.
     run: Callable[..., Sequence[Any]]
     inputs: list[Operand]
     outputs: list[Value | None]  # None where unused
@@ -96,15 +95,11 @@ class Branch:
 @final
 @dataclass(eq=False)
 class Pause:
-    """A call of the expensive function, for which a lane waits.
-
-    All waiting lanes evaluate `region` together; its results become the parameters of
-    `resume`.
-    """
+    """A call of the expensive function, which all waiting lanes evaluate together."""
 
     region: list[Instruction]
     args: list[Value]
-    results: list[Value]
+    results: list[Value]  # the parameters of `resume`
     resume: "BasicBlock"
     trip_count: int = 1  # calls in one task; a `while` loop turns `TURNS` times
 

@@ -348,10 +348,7 @@ def _refuse_effects(jaxpr: Any, points: AbstractPausePoints, batcher: object) ->
 def _innermost(
     jaxpr: Any, points: AbstractPausePoints, is_expensive: bool, is_sharded: bool
 ) -> Iterator[tuple[Any, bool, bool]]:
-    """Yield each equation that holds no jaxpr.
-
-    With whether it is in the expensive function, and whether in a `shard_map`.
-    """
+    """Yield equations, if in the expensive function, and if in a `shard_map`."""
     for eqn in jaxpr.eqns:
         expensive = is_expensive or points.is_call(eqn)
         sharded = is_sharded or eqn.primitive.name == "shard_map"
@@ -363,11 +360,9 @@ def _innermost(
 
 
 def _refuse_draws_by_batch(program: TaskProgram, batcher: object) -> None:
-    """Raise if lanes draw random bits that depend on the key of another lane.
-
-    A key may be the same for all tasks. Under `jax.vmap` it stays one key then, but
-    lanes at different turns of a loop have different keys.
-    """
+    """Raise if lanes draw random bits that depend on the key of another lane."""
+    # A key may be the same for all tasks. Under `jax.vmap` it stays one key then, but
+    # lanes at different turns of a loop have different keys.
     for instruction in program.instructions():
         primitive = _draws_by_batch(instruction)
         if primitive is not None:

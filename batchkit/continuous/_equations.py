@@ -160,11 +160,9 @@ def is_callback(eqn: Any) -> bool:
 
 
 def needs_valid_inputs(eqn: Any) -> bool:
-    """Return whether an equation may do harm if some lanes have stale inputs.
-
-    A loop might never end. A primitive that is not JAX's own may hide a loop, call the
-    host, or reduce over the lanes.
-    """
+    """Return whether an equation may do harm if some lanes have stale inputs."""
+    # A loop might never end. A primitive that is not JAX's own may hide a loop, call
+    # the host, or reduce over the lanes.
     primitives = {each.primitive for each in (eqn, *inner_equations(eqn))}
     return has_while_loop(eqn) or bool(eqn.effects or primitives - JAX_PRIMITIVES)
 
@@ -203,12 +201,10 @@ def interpret(
 
 
 def evaluate_masked(eqn: Any, active: Any, *values: Any) -> list[Any]:
-    """Evaluate an equation under a lane mask: no loop in it runs for inactive lanes.
-
-    Under `jax.vmap` a loop runs until its last lane is done. Inactive lanes hold stale
-    values, with which a loop might never end, and an error might be raised. Other
-    results of theirs do no harm, since they are dropped.
-    """
+    """Evaluate an equation under a lane mask: no loop in it runs for inactive lanes."""
+    # Under `jax.vmap` a loop runs until its last lane is done. Inactive lanes hold
+    # stale values, with which a loop might never end, and an error might be raised.
+    # Other results of theirs do no harm, since they are dropped.
     if not _holds(eqn, ("while", *UNVMAP)):
         return evaluate(eqn, *values)
     if eqn.primitive.name in UNVMAP:
@@ -282,10 +278,8 @@ def _strong(values: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _with_scalar_test(loop: WhileLoop) -> WhileLoop:
-    """Return the loop with a scalar test where `jax.vmap` left one test for each row.
-
-    It runs as long as the test of any row holds; the other rows keep their values.
-    """
+    """Return a loop with a scalar test where `jax.vmap` left one test for each row."""
+    # It runs as long as the test of any row holds; the other rows keep their values.
     (test,) = loop.cond.jaxpr.outvars
     if not test.aval.shape:
         return loop

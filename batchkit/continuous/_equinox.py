@@ -143,11 +143,9 @@ def _implementation(eqn: Any) -> Callable[..., Any]:
 
 
 def _bounded_loop(eqn: Any) -> Callable[..., Any] | None:
-    """Return a `while` loop for a `scan` that does nothing once a condition is false.
-
-    Its body is `cond(condition(carry), step, identity, carry)`. Where the condition is
-    false the carry stays, and with it the condition.
-    """
+    """Return a `while` loop for a `scan` that does nothing once a test is false."""
+    # Its body is `cond(condition(carry), step, identity, carry)`. Where the condition
+    # is false the carry stays, and with it the condition.
     scan = control_flow(eqn, eqn.invars) if eqn.primitive.name == "scan" else None
     if not isinstance(scan, Scan) or scan.rows or len(eqn.outvars) != len(scan.init):
         return None
@@ -209,11 +207,9 @@ def _without_wrapper(jaxpr: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _guarding(jaxpr: Any, in_guard: bool = False) -> set[Any]:
-    """Return the variables that decide whether a host callback is made, and its inputs.
-
-    They must be the same in all lanes, so that the branch to it stays a branch. With
-    `in_guard` the jaxpr is such a branch.
-    """
+    """Return the inputs of host callbacks, and the conditions that guard them."""
+    # They must be the same in all lanes, so that the branch to it stays a branch. With
+    # `in_guard` the jaxpr is such a branch.
     found: set[Any] = set()
     for eqn in reversed(jaxpr.eqns):
         atoms: Sequence[Any] = ()

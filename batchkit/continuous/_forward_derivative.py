@@ -33,10 +33,7 @@ ComputeTasks: TypeAlias = Callable[[list[Any], list[Any]], tuple[list[Any], Any]
 def with_derivative(
     lay_out: Callable[[TracedTask], ComputeTasks], task: TracedTask
 ) -> tuple[list[Any], Any]:
-    """Compute all tasks by a function with a forward derivative.
-
-    `lay_out` compiles the task for lanes, and its derivative when JAX asks for that.
-    """
+    """Compute all tasks by a function with a forward derivative."""
     compute = lay_out(task)
     if any(isinstance(x, jax.Ref) for x in task.closure):
         return compute(task.rows, task.closure)  # `custom_jvp` takes no mutable array
@@ -70,10 +67,7 @@ def with_derivative(
 def _derivative(
     task: TracedTask, row_tangents: Sequence[Any], closure_tangents: Sequence[Any]
 ) -> tuple[TracedTask, list[int | None]]:
-    """Return a task that also returns tangents, and the place of each output's one.
-
-    The place is None where no tangent reaches an output.
-    """
+    """Return a task that also returns tangents, and the place of each output's one."""
     active_rows = [i for i, t in enumerate(row_tangents) if _is_active(t)]
     active_closure = [i for i, t in enumerate(closure_tangents) if _is_active(t)]
     directions = [closure_tangents[i] for i in active_closure]
@@ -114,6 +108,7 @@ def _derivative(
     reached = _is_reached(jaxpr, jaxpr.jaxpr.invars[count:], directions)
     place_of = {i: len(is_mapped) + n for n, i in enumerate(inexact)}
     places = [place_of.get(i) for i in range(len(is_mapped))]
+    # An output that no tangent reaches has none.
     return derivative, [
         place if place is not None and reached[place] else None for place in places
     ]

@@ -75,11 +75,9 @@ class Schedule:
         return [jnp.isin(pc, pcs) for pcs in self.waiting_pcs]
 
     def choose_call(self, pc: Array, credit: Array, min_lanes: Any) -> CallChoice:
-        """Choose the kind of call that most lanes wait for.
-
-        No call is made while lanes are on their way to a pause. Waiting lanes earn
-        credit for their kind, so that a kind with few lanes is not starved.
-        """
+        """Choose the kind of call that most lanes wait for, if no lane is moving."""
+        # Waiting lanes earn credit for their kind, so that a kind with few lanes is not
+        # starved.
         counts = jnp.stack([jnp.sum(each) for each in self.waiting(pc)])
         counts = counts.astype(jnp.int32)
         moving = jnp.any(jnp.isin(pc, self.moving_pcs))
@@ -134,12 +132,10 @@ class LaneLoop:
     def run(
         self, rows: Sequence[Array], closure: Mapping[int, Any], count: bool
     ) -> tuple[list[Any], tuple[Array, Array]]:
-        """Compute all tasks, and count the evaluations made and needed.
-
-        `closure` has the arrays to use for the program's constants, by their `id`.
-        """
+        """Compute all tasks, and count the evaluations made and needed."""
         layout = self._layout
         constants = self._program.constants
+        # The arrays that take the place of the program's constants have their `id`.
         uniform: dict[Value, Any] = {x: closure.get(id(a), a) for x, a in constants}
         execute(self._program.prologue, True, uniform)
         row_stores = [x for placed in layout.sweep for x in placed.row_stores]
@@ -402,12 +398,11 @@ def _cumulative_count(mask: Any) -> Array:
 def _branch_on_cpu(
     predicate: Any, run: Callable[..., Any], skip: Callable[..., Any], *operands: Any
 ) -> Any:
-    """Branch on a CPU; `run` on an accelerator, where it must change nothing in vain.
-
-    On a CPU a branch that is not taken saves its work. On an accelerator a conditional
-    makes the host wait for the device, which takes longer than the small kernels in it.
-    XLA removes a conditional whose predicate is a constant.
-    """
+    """Branch on a CPU; on an accelerator `run`, whatever the predicate."""
+    # On a CPU a branch that is not taken saves its work. On an accelerator a
+    # conditional makes the host wait for the device, which takes longer than the small
+    # kernels in it; so `run` must change nothing where the predicate is false. XLA
+    # removes a conditional whose predicate is a constant.
     predicate = _on_cpu(predicate, jnp.ones_like(predicate))
     return jax.lax.cond(predicate, run, skip, *operands)
 
@@ -436,10 +431,7 @@ def _execute_in_all(
     active: Any,
     uniform: Mapping[Value, Any],
 ) -> tuple[Any, dict[Value, Any], list[tuple[Any, list[Any]]]]:
-    """Execute a block in all lanes, and keep what it computes for active ones.
-
-    Also returns the rows that it writes to the results, each with its index.
-    """
+    """Execute a block in all lanes, and keep what it computes for active ones."""
     end = placed.block.terminator
     slots = dict(slots)
 

@@ -83,12 +83,7 @@ class PlacedBlock:
 
 @final
 class LaneLayout:
-    """A program laid out on lanes.
-
-    The program counter of a lane is the place in the sweep of the block that it is to
-    execute next, or a number past the last block: `returned_pc` if its task is done,
-    `idle_pc` if no task is left, and one for each pause at which it waits.
-    """
+    """A program laid out on lanes."""
 
     def __init__(self, program: TaskProgram, patient: bool) -> None:
         self.program = program
@@ -100,10 +95,12 @@ class LaneLayout:
         order = _reverse_postorder(program)
         self.live = live_values(program)
         self.slots = _coalesced_slots(order, self.live)
+        # The program counter of a lane is the place in the sweep of the block that it
+        # is to execute next, or a number past the last block.
         self.block_pc = {block: pc for pc, block in enumerate(order)}
-        self.returned_pc = len(order)
-        self.idle_pc = self.returned_pc + 1
-        self.pause_pc: dict[Pause, int] = {}
+        self.returned_pc = len(order)  # its task is done
+        self.idle_pc = self.returned_pc + 1  # no task is left
+        self.pause_pc: dict[Pause, int] = {}  # it waits there
         # For each kind the slots of its arguments, and for each pause what it stores in
         # them. Common arguments need none.
         self.arg_slots: list[list[Value]] = []
@@ -137,11 +134,7 @@ class LaneLayout:
         return [x in results for x in self.program.exit.outputs]
 
     def _carried_slots(self, order: Sequence[BasicBlock]) -> list[Value]:
-        """Return the slots whose contents live from one turn of the loop to the next.
-
-        In the order in which they are first written, so that equal programs have equal
-        layouts.
-        """
+        """Return the slots that are live from one turn of the loop to the next."""
         entry = self.program.entry
         backward = _backward_targets(self.program, order)
         carried = {x for slots in self.arg_slots for x in slots}
@@ -152,6 +145,8 @@ class LaneLayout:
             carried |= {self.slots[x] for x in self.live[block]}
         if entry in backward:
             carried |= set(self.output_slots.values())
+        # In the order in which they are first written, so that equal programs have
+        # equal layouts.
         results = [x for pause in self.pause_pc for x in pause.results]
         written = [self.slots.get(x, x) for x in (*entry.params, *results)]
         written += [x for placed in self.sweep for x in placed.written_slots]
@@ -239,19 +234,16 @@ def _row_stores(block: BasicBlock) -> list[RowStores]:
 def _coalesced_slots(
     blocks: Sequence[BasicBlock], live: Mapping[BasicBlock, set[Value]]
 ) -> dict[Value, Value]:
-    """Slot coalescing: values with disjoint live ranges share a slot.
-
-    Returns for each value the one that stands for its slot. Only values between which
-    there is a copy are tried, the largest first: sharing saves the copy. Live ranges
-    are sets of blocks, since slots are read at the start of a block and written at its
-    end.
-    """
+    """Slot coalescing: return for each value the one that stands for its slot."""
+    # Live ranges are sets of blocks, since slots are read at the start of a block and
+    # written at its end.
     ranges: dict[Value, int] = {}  # a bit for each block
     for i, block in enumerate(blocks):
         for x in live[block]:
             ranges[x] = ranges.get(x, 0) | 1 << i
     slot: dict[Value, Value] = {x: x for x in ranges}
     members: dict[Value, list[Value]] = {x: [x] for x in ranges}
+    # Only values between which there is a copy, the largest first: sharing saves it.
     for one, other in sorted(_copies(blocks), key=lambda pair: -pair[0].bytes):
         if one not in slot or other not in slot:
             continue
@@ -280,13 +272,11 @@ def _copies(blocks: Sequence[BasicBlock]) -> Iterator[tuple[Value, Value]]:
 
 
 def _reverse_postorder(program: TaskProgram) -> list[BasicBlock]:
-    """Return the blocks in reverse postorder of a depth-first search.
-
-    So a block comes after those that jump to it, and one sweep takes a lane from one
-    pause to the next. At a back edge, which no pause interrupts, the lane waits for the
-    next sweep. Unlikely jumps are not followed: if a cycle has one, it becomes the back
-    edge.
-    """
+    """Return the blocks in reverse postorder of a depth-first search."""
+    # So a block comes after those that jump to it, and one sweep takes a lane from one
+    # pause to the next. At a back edge, which no pause interrupts, the lane waits for
+    # the next sweep. Unlikely jumps are not followed: if a cycle has one, it becomes
+    # the back edge.
     blocks = program.blocks()
     postorder: list[BasicBlock] = []
     seen: set[BasicBlock] = set()

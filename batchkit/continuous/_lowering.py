@@ -87,10 +87,8 @@ class _Lowering:
     def _inline(
         self, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]
     ) -> tuple[list[Instruction], list[Operand]]:
-        """Return the equations as instructions, with calls that hold a pause inlined.
-
-        Loops and branches that hold a pause are instructions, too, for the time being.
-        """
+        """Return equations as instructions, with calls that hold a pause inlined."""
+        # Loops and branches that hold a pause are instructions, too, for now.
         instructions: list[Instruction] = []
 
         def rule(eqn: Any, inputs: list[Operand]) -> Sequence[Any]:
@@ -271,10 +269,8 @@ def _evaluation(eqn: Any, inputs: list[Operand], uniform: bool) -> Instruction:
 
 
 def _store_row(active: Any, buffer: Any, index: Any, row: Any) -> list[Any]:
-    """Store one row in place; an inactive lane stores past the end, which is dropped.
-
-    A select between the old buffer and the new one would copy it at every turn.
-    """
+    """Store one row in place; an inactive lane stores past the end, and so nothing."""
+    # A select between the old buffer and the new one would copy it at every turn.
     index = jnp.where(active, index, buffer.shape[0])
     return [buffer.at[index].set(row, mode="drop")]
 
@@ -329,10 +325,8 @@ def _with_derivative(
     rest: list[list[Instruction]],
     points: AbstractPausePoints,
 ) -> list[list[Instruction]] | None:
-    """Return all groups, with the next derivative of a call in `group` moved into it.
-
-    None if there is none, or if a pause stands between the two.
-    """
+    """Move the next derivative of a call in `group` into it, or return None."""
+    # None if there is no derivative, or if a pause stands between the two.
     is_derivative = (
         i
         for i, each in enumerate(rest)
@@ -366,10 +360,8 @@ def _with_derivative(
 
 
 def _is_derivative(instruction: Instruction, of: Instruction) -> bool:
-    """Return whether a call pulls back through `of`.
-
-    Then it has the same name, reads what `of` computes, and calls another jaxpr.
-    """
+    """Return whether a call pulls back through `of`."""
+    # Then it has the same name, reads what `of` computes, and calls another jaxpr.
     name = jit_name(instruction.eqn)
     if not name or name != jit_name(of.eqn):
         return False

@@ -50,15 +50,9 @@ def weighted_sum(
     weight: Callable[[Any, float], float],
     of_sides: Callable[[Any, list[float]], float] = lambda _, sides: max(sides),
 ) -> float:
-    """Sum a weight over the equations that an execution of a jaxpr evaluates.
-
-    **Arguments:**
-
-    - `jaxpr`: an open jaxpr.
-    - `weight`: of an equation apart from the jaxprs that it holds, and of the bytes
-        that the innermost loop around it carries.
-    - `of_sides`: from a branch and the sums of its sides to what counts.
-    """
+    """Sum a weight over the equations that an execution of a jaxpr evaluates."""
+    # A weight is of an equation apart from the jaxprs that it holds, and of the bytes
+    # that the innermost loop around it carries.
 
     def total(jaxpr: Any, around: float) -> float:
         return sum((of(eqn, around) for eqn in jaxpr.eqns), 0.0)

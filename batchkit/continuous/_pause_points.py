@@ -77,11 +77,7 @@ class CallPausePoints(AbstractPausePoints):
 
 @final
 class LoopPausePoints(AbstractPausePoints):
-    """Pauses at each turn of a loop whose trip count varies between lanes.
-
-    So does that of a loop in a branch that only some lanes take. There is no call to
-    make together: a pause is the end of a turn.
-    """
+    """Pauses at the end of each turn of loops whose trip count varies by lane."""
 
     def is_call(self, eqn: Any) -> bool:
         del eqn
@@ -142,10 +138,8 @@ def _short(name: str) -> str:
 
 
 def _can_be_split(eqn: Any) -> bool:
-    """Return whether an equation is a call or control flow.
-
-    A lane cannot pause in the middle of others, such as a linear solver.
-    """
+    """Return whether an equation is a call or control flow."""
+    # A lane cannot pause in the middle of others, such as a linear solver.
     return called_jaxpr(eqn) is not None or control_flow(eqn, eqn.invars) is not None
 
 
@@ -165,11 +159,9 @@ def _marked_calls(jaxpr: Any) -> dict[str, list[Any]]:
 
 
 def _without_callers(calls: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return the functions that call no other marked function.
-
-    A sampling kernel costs more than the log-density that it calls, but lanes that
-    wait for whole kernels wait for the slowest of them.
-    """
+    """Return the functions that call no other marked function."""
+    # A sampling kernel costs more than the log-density that it calls, but lanes that
+    # wait for whole kernels wait for the slowest of them.
 
     def calls_another(name: str, eqn: Any) -> bool:
         return any(_marked_calls(x).keys() - {name} for x in inner_jaxprs(eqn))
@@ -196,13 +188,12 @@ def loop_operations(jaxpr: Any) -> float:
 
 @final
 class Divergence:
-    """Which values vary between tasks, and where the paths of tasks part.
-
-    An equation that is analysed several times, as in a loop whose carried values turn
-    out to vary, counts as it is analysed last: a value that varies never ceases to.
-    """
+    """Divergence analysis: the values that vary between tasks, and where paths part."""
 
     def __init__(self) -> None:
+        # An equation that is analysed several times, as in a loop whose carried values
+        # turn out to vary, counts as it is analysed last: a value that varies never
+        # ceases to.
         # Branches and loops at which tasks part, by the `id` of their equations.
         self.parting: dict[int, Any] = {}
         # By `id` the other equations, so that no other gets the same one, and which of
@@ -211,11 +202,9 @@ class Divergence:
 
     @property
     def in_loops(self) -> bool:
-        """True if tasks turn a different number of times in some loop.
-
-        So do tasks of which only some take a branch with a loop in it, such as the rest
-        of a loop of bounded length.
-        """
+        """True if tasks turn a different number of times in some loop."""
+        # So do tasks of which only some take a branch with a loop in it, such as the
+        # rest of a loop of bounded length.
         return any(map(has_loop, self.parting.values()))
 
     def varies(self, eqn: Any) -> bool:

@@ -41,10 +41,8 @@ def simplify(program: TaskProgram) -> None:
 
 
 def live_values(program: TaskProgram) -> dict[BasicBlock, set[Value]]:
-    """Liveness analysis: the varying values that are live at the start of each block.
-
-    A block's own parameters are live if it, or a block after it, reads them.
-    """
+    """Liveness analysis: the varying values that are live at the start of blocks."""
+    # A block's own parameters are live if it, or a block after it, reads them.
     blocks = program.blocks()
     live: dict[BasicBlock, set[Value]] = {block: set() for block in blocks}
     changed = True
@@ -79,11 +77,7 @@ def _live_at_end(
 def _live_instructions(
     instructions: Sequence[Instruction], needed: set[Value]
 ) -> list[Instruction]:
-    """Return the instructions on which values depend.
-
-    `needed` becomes the values that are needed before them. Values used only by dead
-    instructions are dead.
-    """
+    """Drop dead instructions, and turn `needed` into what is needed before them."""
     kept: list[Instruction] = []
     for instruction in reversed(instructions):
         outputs = [x for x in instruction.outputs if x is not None]
@@ -173,11 +167,9 @@ def _eliminate_dead_code(program: TaskProgram) -> None:
 
 
 def _store_in_results(program: TaskProgram) -> None:
-    """Write the rows of a scan's results to the results of all tasks at once.
-
-    This is possible for a result that nothing else reads. It saves a copy of all rows
-    in each lane, and copying them to the results when the task ends.
-    """
+    """Write the rows of a scan's results to the results of all tasks at once."""
+    # This is possible for a result that nothing else reads. It saves a copy of all rows
+    # in each lane, and copying them to the results when the task ends.
     outputs = [id(x) for x in program.exit.outputs]
     read = Counter(outputs)
     for block in program.blocks():
