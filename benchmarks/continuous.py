@@ -139,7 +139,7 @@ def nested_step(
     api = bk.rebuild_sampler(blackjax.nss, batcher={"step": batcher})
     algorithm = api(
         logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf),
-        loglikelihood_fn=loglikelihood,
+        loglikelihood_fn=bk.expensive(loglikelihood),
         num_inner_steps=3,
         num_delete=num_delete,
     )
@@ -174,7 +174,7 @@ def nested(
             continue
         candidates[f"Chunked({k})"] = nested_step(bk.Chunked(k), num_delete, work)
         candidates[f"lax.map({k})"] = nested_step(LaxMap(k), num_delete, work)
-        batcher = bk.Continuous(k, expensive="loglikelihood_fn")
+        batcher = bk.Continuous(k)
         candidates[f"Continuous({k})"] = nested_step(batcher, num_delete, work)
         stats = stats_of_step(batcher, num_delete, key, state)
         bound = made / int(stats.needed)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Int, PyTree
 
-from .._util._checks import check_number, check_type
+from .._util._checks import check_number
 from .._util._jaxprs import evaluate, inner_jaxprs, zeros
 from ..batchers import AbstractBatcher, Vmap
 from ..batchers._call import Call, TracedTask, mapped_function
@@ -85,9 +85,11 @@ class Continuous(AbstractBatcher):
     Every result is stored at the index of its task.
 
     Mark the expensive function with `batchkit.expensive`; in a rebuilt sampler it is
-    found among your functions. Where no function is marked, tasks pause at the turns of
-    their loops. If all tasks take the same path through their loops and branches, it
-    runs as `Chunked(lanes)`. `batchkit.explain` prints which of these applies.
+    found among your functions. Of several marked functions tasks pause at the one with
+    the most operations: numbers that it computes, in loops of known length as often as
+    they turn. Where no function is marked, tasks pause at the turns of their loops. If
+    all tasks take the same path through their loops and branches, it runs as
+    `Chunked(lanes)`. `batchkit.explain` prints which of these applies.
 
     Compile it with `jax.jit`: uncompiled it is as slow as any loop of JAX. A lane
     stores the values that are live across a pause; arrays that the function closes over
@@ -114,28 +116,20 @@ class Continuous(AbstractBatcher):
     """
 
     lanes: int = eqx.field(static=True)
-    expensive: str | None = eqx.field(static=True)
 
     uses_expensive_marks: ClassVar[bool] = True
 
-    def __init__(self, lanes: int, expensive: str | None = None) -> None:
+    def __init__(self, lanes: int) -> None:
         """**Arguments:**
 
         - `lanes`: the number of tasks in progress at once; at least 1. Lanes stay busy
             to the end if there are several tasks for each.
-        - `expensive`: the name of the function whose calls lanes make together, if
-            several are marked: the function's own name, or in a rebuilt sampler the
-            name of the argument, such as `"loglikelihood_fn"`. A second function of the
-            same name has `#2` after it. By default the one with the most operations:
-            numbers that it computes, in loops of known length as often as they turn.
 
         **Raises:**
 
-        `TypeError` if `lanes` is not an int or `expensive` not a string, `ValueError`
-        if `lanes` is below 1.
+        `TypeError` if `lanes` is not an int, `ValueError` if it is below 1.
         """
         self.lanes = lanes
-        self.expensive = expensive
 
     def __check_init__(self) -> None:
         check_number(
@@ -144,14 +138,6 @@ class Continuous(AbstractBatcher):
             self.lanes,
             "the number of tasks in progress at once",
             remedy="For one at a time, without a batch axis, use `Sequential()`.",
-        )
-        check_type(
-            isinstance(self.expensive, str | None),
-            "Continuous",
-            "expensive",
-            self.expensive,
-            "the name of a marked function, a string, or None to take the costliest",
-            "To mark a function use `batchkit.expensive(fun)`.",
         )
 
     def batch(self, call: Call) -> PyTree:
@@ -220,7 +206,7 @@ class Continuous(AbstractBatcher):
     def _compute(
         self, task: TracedTask, lanes: int, count: bool
     ) -> tuple[PyTree, LaneStats]:
-        program, pauses = compile_task(task, self.expensive)
+        program, pauses = compile_task(task)
         if not program.divergent_branches:
             log_note("all tasks take the same path, so run as Chunked")
             out = run_in_chunks(task, self.lanes, Vmap())
@@ -234,7 +220,7 @@ class Continuous(AbstractBatcher):
             # `each` is the task or its derivative, which is compiled as another task.
             compiled = program, pauses
             if each is not task:
-                compiled = compile_task(each, self.expensive)
+                compiled = compile_task(each)
             layout = LaneLayout(compiled[0], patient=compiled[1].operations < _CHEAP)
             loop = LaneLoop(layout, lanes, task.size, compiled[1].operations)
             if each is task:
@@ -253,11 +239,9 @@ class Continuous(AbstractBatcher):
         return task.finish(outs), LaneStats(*counts)
 
 
-def compile_task(
-    task: TracedTask, expensive: str | None = None
-) -> tuple[TaskProgram, PauseChoice]:
+def compile_task(task: TracedTask) -> tuple[TaskProgram, PauseChoice]:
     """Compile a task to basic blocks, and return where it pauses."""
-    pauses = choose_pause_points(task.jaxpr.jaxpr, expensive)
+    pauses = choose_pause_points(task.jaxpr.jaxpr)
     program = lower(_as_one_task(task, pauses), pauses.points)
     program.exit.outputs = task.with_values(program.exit.outputs)
     simplify(program)

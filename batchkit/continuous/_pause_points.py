@@ -104,24 +104,13 @@ class PauseChoice:
     operations: float = 0.0  # of one of its calls
 
 
-def choose_pause_points(jaxpr: Any, expensive: str | None) -> PauseChoice:
-    """Choose calls of `expensive`, or of the costliest marked function, or loops."""
+def choose_pause_points(jaxpr: Any) -> PauseChoice:
+    """Choose calls of the costliest marked function, or turns of loops."""
     calls = _marked_calls(jaxpr)
     if not calls:
         return PauseChoice(LoopPausePoints(), "pauses at turns of loops")
     by_user = {k: v for k, v in calls.items() if k.startswith(MARKED)}
     candidates = by_user or _without_callers(calls) or calls
-    if expensive is not None:
-        wanted = (MARKED + expensive, CANDIDATE + expensive)
-        candidates = {k: v for k, v in calls.items() if k in wanted}
-        if not candidates:
-            names = sorted(_short(name) for name in calls)
-            raise ValueError(
-                f"Continuous(expensive={expensive!r}): the task calls no "
-                "marked function of that name. It calls "
-                f"{', '.join(map(repr, names))}; name one of them, or leave "
-                "`expensive` out to take the costliest."
-            )
     costs = {
         name: max(sum(map(count_operations, inner_jaxprs(eqn))) for eqn in eqns)
         for name, eqns in candidates.items()

@@ -22,9 +22,8 @@ def _square(x: Any) -> Any:
     return x * x
 
 
-def _note(task: Callable[..., Any], batcher: Any = None) -> str:
-    batcher = bk.Continuous(3) if batcher is None else batcher
-    (reached,) = explained(batcher(task), X)
+def _note(task: Callable[..., Any]) -> str:
+    (reached,) = explained(bk.Continuous(3)(task), X)
     return reached.note
 
 
@@ -229,14 +228,6 @@ def _cheap_and_costly(x: Any) -> Any:
 def test_costliest_function_is_chosen() -> None:
     assert _note(_cheap_and_costly).startswith("pauses at costly, not at _square; ")
     _check(_cheap_and_costly, CALLS)
-
-
-@pytest.mark.parametrize("name", ["_square", "costly"])
-def test_function_is_chosen_by_name(name: str) -> None:
-    batcher = bk.Continuous(3, expensive=name)
-    assert _note(_cheap_and_costly, batcher).startswith(f"pauses at {name}, ")
-    expected = jax.jit(jax.vmap(_cheap_and_costly))(X)
-    assert_same(jax.jit(batcher(_cheap_and_costly))(X), expected, ulps=0)
 
 
 def test_second_function_of_one_name_is_numbered() -> None:
