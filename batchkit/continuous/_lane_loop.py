@@ -7,7 +7,7 @@ takes the next task, so that it misses no evaluation.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -285,7 +285,6 @@ class LaneLoop:
         pairs = zip(entry.params, rows, strict=True)
         row_of = {layout.slots[x]: row for x, row in pairs if x in layout.slots}
         is_done = lanes.pc == layout.returned_pc
-        old = [lanes.slots.get(x) for x in row_of]
         results = layout.output_packing.pack(
             [
                 _as_type_of(x, lanes.slots[slot])
@@ -293,40 +292,40 @@ class LaneLoop:
             ]
         )
 
-        def refill(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
-            place = jnp.where(is_done, task, self._tasks)
+        def refill() -> Any:
+            place = jnp.where(is_done, lanes.task, self._tasks)
             outs = [
                 out.at[place].set(result, mode="drop")
-                for out, result in zip(outs, results, strict=True)
+                for out, result in zip(lanes.outs, results, strict=True)
             ]
             taken = _cumulative_count(is_done)
-            new_task = next_task + taken - 1
+            new_task = lanes.next_task + taken - 1
             is_refilled = is_done & (new_task < self._tasks)
-            task = jnp.where(is_refilled, new_task, task)
-            args: list[Any] = []
-            for (slot, row), before in zip(row_of.items(), old, strict=True):
-                index = jnp.where(is_refilled, new_task, 0)
-                new = _as_type_of(slot, row.at[index].get(mode="clip"))
-                args.append(
-                    new if before is None else _select(is_refilled, new, before)
-                )
+            task = jnp.where(is_refilled, new_task, lanes.task)
+            index = jnp.where(is_refilled, new_task, 0)
+            slots = dict(lanes.slots)
+            for slot, row in row_of.items():
+                _store(slots, slot, row.at[index].get(mode="clip"), is_refilled)
             next_pc = jnp.where(is_refilled, layout.block_pc[entry], layout.idle_pc)
-            pc = jnp.where(is_done, next_pc, pc)
+            pc = jnp.where(is_done, next_pc, lanes.pc)
             # Past the last task it grows by at most the number of lanes.
-            return pc, task, next_task + taken[-1], outs, args
+            next_task = lanes.next_task + taken[-1]
+            return pc, task, next_task, outs, [slots[x] for x in row_of]
 
-        def keep(pc: Any, task: Any, next_task: Any, outs: Any, old: Any) -> Any:
-            args = [
-                slot.zeros(self._lanes) if before is None else before
-                for slot, before in zip(row_of, old, strict=True)
-            ]
-            return pc, task, next_task, outs, args
+        def keep() -> Any:
+            slots = self._contents(lanes, row_of)
+            return lanes.pc, lanes.task, lanes.next_task, lanes.outs, slots
 
         # Behind a branch, as most sweeps end no task and this gathers and scatters.
-        state = (lanes.pc, lanes.task, lanes.next_task, lanes.outs, old)
-        new = _branch_on_cpu(jnp.any(is_done), refill, keep, *state)
-        lanes.pc, lanes.task, lanes.next_task, lanes.outs, args = new
-        lanes.slots.update(zip(row_of, args, strict=True))
+        new = _branch_on_cpu(jnp.any(is_done), refill, keep)
+        lanes.pc, lanes.task, lanes.next_task, lanes.outs, slots = new
+        lanes.slots.update(zip(row_of, slots, strict=True))
+
+    def _contents(self, lanes: LaneState, slots: Iterable[Value]) -> list[Array]:
+        """Return what slots hold, and zeros for empty ones."""
+        return [
+            lanes.slots[x] if x in lanes.slots else x.zeros(self._lanes) for x in slots
+        ]
 
     def _execute(
         self,
@@ -337,48 +336,35 @@ class LaneLoop:
     ) -> None:
         """Execute a block for the lanes at it, if they are at least `min_lanes`."""
         active = lanes.pc == placed.pc
-        written = placed.written_slots
         place = jnp.where(active, lanes.task, self._tasks)
 
-        def run(pc: Any, slots: dict[Value, Any], stored: list[list[Any]]) -> Any:
-            pc, slots, rows = _execute_in_all(placed, pc, slots, active, uniform)
+        def run() -> Any:
+            pc, slots, rows = _execute_in_all(
+                placed, lanes.pc, lanes.slots, active, uniform
+            )
             stored = [
                 [
                     buffer.at[place, index].set(row, mode="drop")
                     for buffer, row in zip(
-                        buffers, stores.packing.pack(each), strict=True
+                        lanes.rows[stores], stores.packing.pack(each), strict=True
                     )
                 ]
-                for stores, buffers, (index, each) in zip(
-                    placed.row_stores, stored, rows, strict=True
-                )
+                for stores, (index, each) in zip(placed.row_stores, rows, strict=True)
             ]
-            return pc, [slots[x] for x in written], stored
+            return pc, [slots[x] for x in placed.written_slots], stored
 
-        def skip(pc: Any, slots: dict[Value, Any], stored: list[list[Any]]) -> Any:
-            new = [slots[x] if x in slots else x.zeros(self._lanes) for x in written]
-            return pc, new, stored
-
-        # Lists, because JAX sorts the keys of a dict, and slots have no order.
-        touched = dict.fromkeys([*placed.reads.values(), *written])
-        keys = [x for x in touched if x in lanes.slots]
-        slots = [lanes.slots[x] for x in keys]
-        stored = [lanes.rows[x] for x in placed.row_stores]
-        state = lanes.pc, slots, stored
-
-        def with_names(run: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda pc, xs, rows: run(pc, dict(zip(keys, xs, strict=True)), rows)
+        def skip() -> Any:
+            stored = [lanes.rows[x] for x in placed.row_stores]
+            return lanes.pc, self._contents(lanes, placed.written_slots), stored
 
         # A hot block has lanes in nearly every sweep, so a branch would cost more than
         # it saves.
         if placed.is_hot:
-            lanes.pc, new, stored = with_names(run)(*state)
+            lanes.pc, slots, stored = run()
         else:
             is_run = jnp.sum(active) >= min_lanes
-            lanes.pc, new, stored = _branch_on_cpu(
-                is_run, with_names(run), with_names(skip), *state
-            )
-        lanes.slots.update(zip(written, new, strict=True))
+            lanes.pc, slots, stored = _branch_on_cpu(is_run, run, skip)
+        lanes.slots.update(zip(placed.written_slots, slots, strict=True))
         lanes.rows.update(zip(placed.row_stores, stored, strict=True))
 
 
