@@ -152,7 +152,7 @@ class TaskSeconds:
         self, lanes: int, of_parting: Callable[[Any], Callable[[list[float]], float]]
     ) -> float:
         def of_sides(eqn: Any, sides: list[float]) -> float:
-            if id(eqn) in self._divergence.parting:
+            if eqn in self._divergence.parting:
                 return of_parting(eqn)(sides)
             return min(sides)  # the same one for all tasks, which raises no error
 

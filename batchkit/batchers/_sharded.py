@@ -297,18 +297,17 @@ class _MeshRemover:
     """Rewrites a jaxpr and the jaxprs nested in it, each of them once."""
 
     def __init__(self) -> None:
-        # By id; the old jaxpr is kept alive so that its id stays unique.
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: dict[Any, Any] = {}
 
     def rewritten(self, jaxpr: Any) -> Any:
-        if id(jaxpr) not in self._done:
+        if jaxpr not in self._done:
             if isinstance(jaxpr, jex.core.ClosedJaxpr):
                 # Since JAX 0.11 it is of the same type as its `jaxpr`.
                 new = jex.core.ClosedJaxpr(self._rewrite(jaxpr.jaxpr), jaxpr.consts)
             else:
                 new = self._rewrite(jaxpr)
-            self._done[id(jaxpr)] = jaxpr, new
-        return self._done[id(jaxpr)][1]
+            self._done[jaxpr] = new
+        return self._done[jaxpr]
 
     def _rewrite(self, jaxpr: Any) -> Any:
         new: dict[Any, Any] = {}

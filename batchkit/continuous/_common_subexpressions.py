@@ -119,9 +119,9 @@ class EquationKeys:
     """Keys that equations share which compute the same from the same inputs."""
 
     def __init__(self) -> None:
-        # By id; a jaxpr is kept alive so that its id stays unique.
-        self._jaxprs: dict[int, tuple[Any, int]] = {}
-        self._numbers: dict[Hashable, int] = {}  # of the keys of jaxprs
+        # JAX hashes jaxprs by identity; equal ones get the same number here.
+        self._jaxprs: dict[Any, int] = {}
+        self._numbers: dict[Hashable, int] = {}
 
     def of(self, eqn: Any) -> Hashable:
         ignored = _IGNORED.get(eqn.primitive.name, ())
@@ -141,11 +141,10 @@ class EquationKeys:
 
     def _jaxpr(self, x: Any) -> int:
         """Return the number of a jaxpr; equal ones have the same."""
-        if id(x) not in self._jaxprs:
+        if x not in self._jaxprs:
             key = self._structure(closed_jaxpr(x))
-            number = self._numbers.setdefault(key, len(self._numbers))
-            self._jaxprs[id(x)] = x, number
-        return self._jaxprs[id(x)][1]
+            self._jaxprs[x] = self._numbers.setdefault(key, len(self._numbers))
+        return self._jaxprs[x]
 
     def _structure(self, closed: Any) -> Hashable:
         numbers: dict[Any, int] = {}

@@ -75,18 +75,17 @@ class _Rewriter:
 
     def __init__(self, is_call: Callable[[Any], bool]) -> None:
         self._is_call = is_call
-        # By id; the old jaxpr is kept alive so that its id stays unique.
-        self._done: dict[int, tuple[Any, Any]] = {}
+        self._done: dict[Any, Any] = {}
 
     def rewritten(self, jaxpr: Any) -> Any:
-        if id(jaxpr) not in self._done:
+        if jaxpr not in self._done:
             if isinstance(jaxpr, ClosedJaxpr):
                 # Since JAX 0.11 it is of the same type as its `jaxpr`.
                 new = ClosedJaxpr(self._rewrite(jaxpr.jaxpr), jaxpr.consts)
             else:
                 new = self._rewrite(jaxpr)
-            self._done[id(jaxpr)] = jaxpr, new
-        return self._done[id(jaxpr)][1]
+            self._done[jaxpr] = new
+        return self._done[jaxpr]
 
     def _rewrite(self, jaxpr: Any) -> Any:
         guarding = _guarding(jaxpr)

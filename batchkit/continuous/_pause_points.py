@@ -52,8 +52,7 @@ class CallPausePoints(AbstractPausePoints):
 
     def __init__(self, name: str) -> None:
         self._name = name
-        # By the `id` of a jaxpr, which is kept so that no other one gets the same.
-        self._found: dict[int, tuple[Any, bool]] = {}
+        self._found: dict[Any, bool] = {}  # by jaxpr
 
     def is_call(self, eqn: Any) -> bool:
         return jit_name(eqn) == self._name
@@ -69,10 +68,10 @@ class CallPausePoints(AbstractPausePoints):
         return _can_be_split(eqn) and any(map(self._in_jaxpr, inner_jaxprs(eqn)))
 
     def _in_jaxpr(self, jaxpr: Any) -> bool:
-        if id(jaxpr) not in self._found:
+        if jaxpr not in self._found:
             found = any(self.is_call(eqn) or self._holds(eqn) for eqn in jaxpr.eqns)
-            self._found[id(jaxpr)] = jaxpr, found
-        return self._found[id(jaxpr)][1]
+            self._found[jaxpr] = found
+        return self._found[jaxpr]
 
 
 @final
@@ -183,28 +182,27 @@ class Divergence:
         # An equation that is analysed several times, as in a loop whose carried values
         # turn out to vary, counts as it is analysed last: a value that varies never
         # ceases to.
-        # Branches and loops at which tasks part, by the `id` of their equations.
-        self.parting: dict[int, Any] = {}
-        # By `id` the other equations, so that no other gets the same one, and which of
-        # their operands vary.
-        self._varying: dict[int, tuple[Any, Sequence[bool]]] = {}
+        # Branches and loops at which tasks part.
+        self.parting: set[Any] = set()
+        # Of other equations, which of their operands vary.
+        self._varying: dict[Any, Sequence[bool]] = {}
 
     @property
     def in_loops(self) -> bool:
         """True if tasks turn a different number of times in some loop."""
         # So do tasks of which only some take a branch with a loop in it, such as the
         # rest of a loop of bounded length.
-        return any(map(has_loop, self.parting.values()))
+        return any(map(has_loop, self.parting))
 
     def varies(self, eqn: Any) -> bool:
         """Return whether an equation computes something else for each task."""
-        return id(eqn) not in self._varying or any(self._varying[id(eqn)][1])
+        return eqn not in self._varying or any(self._varying[eqn])
 
     def common_bytes(self, eqn: Any) -> int:
         """Return the bytes of the arrays that an equation reads for all tasks."""
-        if id(eqn) not in self._varying:
+        if eqn not in self._varying:
             return 0
-        pairs = zip(eqn.invars, self._varying[id(eqn)][1], strict=True)
+        pairs = zip(eqn.invars, self._varying[eqn], strict=True)
         common = [x.aval for x, varies in pairs if not varies]
         return sum(size_of(x) for x in common if getattr(x, "shape", ()))
 
@@ -228,7 +226,7 @@ class Divergence:
                 carry = [True] * len(carry)
                 self._results(loop.cond, [*loop.cond_consts, *carry])
                 self._results(loop.body, [*loop.body_consts, *carry])
-                self.parting[id(eqn)] = eqn
+                self.parting.add(eqn)
                 return carry
             case Scan() as scan:
                 carry = self._carry(scan.body, scan.consts, scan.init, scan.rows)
@@ -236,10 +234,10 @@ class Divergence:
             case Cond() as cond:
                 results = [self._results(side, cond.args) for side in cond.branches]
                 if cond.index:
-                    self.parting[id(eqn)] = eqn
+                    self.parting.add(eqn)
                 return [any(x) or cond.index for x in zip(*results, strict=True)]
             case None:
-                self._varying[id(eqn)] = eqn, inputs
+                self._varying[eqn] = inputs
                 # Equinox's reductions over a batch are the same for all its tasks.
                 varies = any(inputs) and eqn.primitive.name not in UNVMAP
                 return [varies] * len(eqn.outvars)

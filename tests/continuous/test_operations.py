@@ -56,7 +56,7 @@ def test_costliest_side_of_a_branch_counts() -> None:
 
 def parting(task: Callable[..., Any], *args: Any) -> list[str]:
     divergence = Divergence().of_task(jax.make_jaxpr(task)(*args))
-    return [eqn.primitive.name for eqn in divergence.parting.values()]
+    return [eqn.primitive.name for eqn in divergence.parting]
 
 
 def test_tasks_part_where_jax_vmap_selects() -> None:
