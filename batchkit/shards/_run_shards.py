@@ -1,10 +1,8 @@
 """`run_shards`: one posterior from shards of the data, and the fingerprint of a run."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, final
 
 import jax
@@ -121,7 +119,6 @@ def run_shards(
     fresh: bool = False,
     progress: bool | Callable[[Any], object] = True,
     block: int | None = None,
-    profile: str | Path | None = None,
     **settings: Any,
 ) -> ShardRun:
     """Sample the posterior of each shard of the data, and combine the draws.
@@ -194,8 +191,8 @@ def run_shards(
         default.
     - `combine`: `"consensus"`, the default, `"robust"` or `"kde"`: see
         [`combine_shards`][batchkit.combine_shards].
-    - `strata`: a label for each row; every shard gets its part of each stratum. None,
-        the default, splits at random.
+    - `strata`: a label for each row, all numbers or all words; every shard gets its
+        part of each stratum. None, the default, splits at random.
     - `target_acceptance`: the acceptance rate that the warm-up tunes the step size for,
         between 0 and 1; 0.8 by default.
     - `max_tries`: how often a shard runs at most; 3 by default.
@@ -218,7 +215,6 @@ def run_shards(
         of draws with a `batchkit.chains.ChainProgress` instead.
     - `block`: the most draws of a chain that are made at a time, as in
         [`run_chains`][batchkit.run_chains].
-    - `profile`: a directory for a trace of `jax.profiler`; none by default.
     - `**settings`: what else the warm-up and the sampler take, as in
         [`run_chains`][batchkit.run_chains].
 
@@ -243,7 +239,7 @@ def run_shards(
     check_split(num_shards, strata, rows)
     if api is None:
         api = delayed("blackjax").nuts
-    check_options(api, on_failure, refine, profile)
+    check_options(api, on_failure, refine)
     check_batcher("run_shards", batcher)
     check_acceptance("run_shards", target_acceptance)
     check_number("run_shards", "max_tries", max_tries)
@@ -298,44 +294,40 @@ def run_shards(
         checkpoint=path is not None,
         fresh=fresh,
     )
-    trace: Any = contextlib.nullcontext()
-    if profile is not None:
-        trace = jax.profiler.trace(str(profile))
-    with trace:
-        saver = Saver(
-            path,
-            "run of shards",
-            identity,
-            compare=functools.partial(compare_values, model),
-            start_of=functools.partial(draw_at, num_samples=plan.num_samples),
-            layout=layout_of(batcher, block),
-            fresh=fresh,
+    saver = Saver(
+        path,
+        "run of shards",
+        identity,
+        compare=functools.partial(compare_values, model),
+        start_of=functools.partial(draw_at, num_samples=plan.num_samples),
+        layout=layout_of(batcher, block),
+        fresh=fresh,
+    )
+    with saver, Reporter(progress, "shards", " draws") as reporter:
+        results = run_rounds(model, max_tries, saver, reporter, about(model))
+    # All is saved, so that from here on Ctrl-C acts at once.
+    with explaining_loss("run_shards", saver.path):
+        failed = _failed(results, may_drop=on_failure == "drop")
+        assert results.arrays is not None
+        return ShardRun(
+            results.arrays[1].position,
+            [
+                stats_of(
+                    shard,
+                    model.size(shard),
+                    model.plan,
+                    tries,
+                    *jax.tree.map(lambda x, i=shard: x[i], results.arrays),
+                )
+                for shard, tries in enumerate(results.tries)
+            ],
+            fold(rng_key, _COMBINE),
+            combine,
+            failed,
+            model.gradients,
+            refine,
+            provenance=saver.provenance,
         )
-        with saver, Reporter(progress, "shards", " draws") as reporter:
-            results = run_rounds(model, max_tries, saver, reporter, about(model))
-        # All is saved, so that from here on Ctrl-C acts at once.
-        with explaining_loss("run_shards", saver.path):
-            failed = _failed(results, may_drop=on_failure == "drop")
-            assert results.arrays is not None
-            return ShardRun(
-                results.arrays[1].position,
-                [
-                    stats_of(
-                        shard,
-                        model.size(shard),
-                        model.plan,
-                        tries,
-                        *jax.tree.map(lambda x, i=shard: x[i], results.arrays),
-                    )
-                    for shard, tries in enumerate(results.tries)
-                ],
-                fold(rng_key, _COMBINE),
-                combine,
-                failed,
-                model.gradients,
-                refine,
-                provenance=saver.provenance,
-            )
 
 
 def _failed(results: Results, may_drop: bool) -> dict[int, str]:

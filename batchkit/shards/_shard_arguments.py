@@ -1,7 +1,6 @@
 """Arguments of `run_shards`, and starts, that are refused before shards are sampled."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -21,9 +20,7 @@ from ._sharded_logdensity import check_likelihood
 _ROUNDING: Final = 1e-3
 
 
-def check_options(
-    api: object, on_failure: object, refine: object, profile: object
-) -> None:
+def check_options(api: object, on_failure: object, refine: object) -> None:
     rule = "an API whose step size and mass matrix a warm-up finds, such as "
     check_type(is_api(api), "run_shards", "api", api, f"{rule}blackjax.nuts")
     if on_failure not in ("raise", "drop"):
@@ -32,9 +29,6 @@ def check_options(
             "'drop' to go on without the shards that fail."
         )
     check_flag("run_shards", "refine", refine)
-    is_right = isinstance(profile, str | Path | None)
-    rule = "a directory, as a str or a Path, or None"
-    check_type(is_right, "run_shards", "profile", profile, rule)
 
 
 def check_split(num_shards: Any, strata: Any, rows: int) -> None:
@@ -46,27 +40,11 @@ def check_split(num_shards: Any, strata: Any, rows: int) -> None:
             f"every shard needs one. Use {rows} shards or fewer; a shard should have "
             "many more rows than there are parameters."
         )
-    if strata is None:
-        return
-    rule = f"strata must be one label for each of {rows} rows"
-    try:
-        labels = np.asarray(strata)
-    except ValueError as error:
+    if strata is not None and (shape := np.shape(strata)) != (rows,):
         raise ValueError(
-            f"run_shards(strata=...): {rule}, but it is no array: {error}."
-        ) from None
-    if labels.shape != (rows,):
-        raise ValueError(
-            f"run_shards(strata=...): {rule}; got the shape {labels.shape}."
+            f"run_shards(strata=...): strata must be one label for each of {rows} "
+            f"rows; got the shape {shape}."
         )
-    try:
-        np.unique(labels)
-    except TypeError as error:
-        raise TypeError(
-            f"run_shards(strata=...): {rule}, all of one kind, numbers or words; got "
-            f"labels that cannot be sorted: {error}. Give what is missing a label of "
-            "its own."
-        ) from None
 
 
 def check_lengths(
