@@ -62,7 +62,7 @@ def of_shards(
         batcher=batcher,
         progress=False,
     )
-    rounds = {x.number: x.seconds for stats in run.stats for x in stats.tries}
+    rounds = {x.number: x.seconds for tries in run.tries for x in tries}
     compiling = sum(x.compile for x in rounds.values())
     return run, compiling, sum(x.warmup + x.sampling for x in rounds.values())
 

@@ -285,3 +285,8 @@ def collectives(fun: Callable[..., Any], *args: Any) -> tuple[list[str], list[st
         m for n in looped for line in bodies[n] for m in _COLLECTIVE.findall(line)
     ]
     return found, inside
+
+
+def shard_samples(run: bk.ShardRun) -> Any:
+    """The draws of all shards, arrays of shape `(shards, chains, draws, ...)`."""
+    return jax.tree.map(lambda *x: np.stack(x), *(each.samples for each in run.shards))

@@ -11,12 +11,13 @@ from jaxtyping import PyTree
 from .._util._formats import format_value
 from ..run._arguments import StartError, check_scalar, locate_rows, not_finite, row_of
 from ..run._names import join_few, named_numbers
+from ..run._packages import Provenance
 from ..run._result import Seconds
 from ..run._resumable import AbstractResumable, Reporter, format_duration
 from ..run._store import Saved
 from ..run._trees import named_arrays, numbers, to_host, tree_from_arrays, typed
 from ._chain_programs import Chains, ChainState, Draw
-from ._chain_run import names_for_load
+from ._chain_run import ChainRun, names_for_load
 from ._sampler import Tuned, draws_segment, windows_of
 
 
@@ -177,6 +178,29 @@ class CompletedChains(NamedTuple):
     draws: Draw  # arrays of shape `(chains, draws, ...)`
     tuned: Tuned | None
     seconds: Seconds
+
+
+def chain_run(
+    made: CompletedChains,
+    max_tree_depth: int | None,
+    provenance: Sequence[Provenance] = (),
+) -> ChainRun:
+    """Return the result of complete chains."""
+    draws, tuned, seconds = made
+    return ChainRun(
+        draws.position,
+        logdensity=draws.logdensity,
+        diverging=draws.diverging,
+        acceptance_rate=draws.acceptance,
+        num_integration_steps=draws.num_integration_steps,
+        tree_depth=draws.tree_depth,
+        energy=draws.energy,
+        step_size=tuned and tuned.step_size,
+        inverse_mass_matrix=tuned and tuned.inverse_mass_matrix,
+        max_tree_depth=max_tree_depth,
+        seconds=seconds,
+        provenance=provenance,
+    )
 
 
 @final

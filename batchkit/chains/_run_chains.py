@@ -32,7 +32,7 @@ from ..run._resumable import Reporter, complete
 from ..run._same_run import Part, digests, of_function, rounding_of_function
 from ..run._saving import Saver, check_run
 from ._chain_identity import about, identity_of, stand_in_for, values_of
-from ._chain_loop import ResumableChains, check_logdensity, check_states
+from ._chain_loop import ResumableChains, chain_run, check_logdensity, check_states
 from ._chain_programs import Chains, all_alike, layout_of
 from ._chain_run import ChainRun
 from ._sampler import Sampler, sampler_of_api, sampler_without_warmup
@@ -278,21 +278,7 @@ def run_chains(
             about={**about(all_settings, starts), "max_tree_depth": depth},
         )
         complete(run, saver.resume(), saver, reporter)
-    draws, tuned, seconds = run.made
-    result = ChainRun(
-        draws.position,
-        logdensity=draws.logdensity,
-        diverging=draws.diverging,
-        acceptance_rate=draws.acceptance,
-        num_integration_steps=draws.num_integration_steps,
-        tree_depth=draws.tree_depth,
-        energy=draws.energy,
-        step_size=tuned and tuned.step_size,
-        inverse_mass_matrix=tuned and tuned.inverse_mass_matrix,
-        max_tree_depth=depth,
-        seconds=seconds,
-        provenance=saver.provenance,
-    )
+    result = chain_run(run.made, depth, saver.provenance)
     for warning in result.warnings:
         log.warning("run_chains: %s", warning)
     return result

@@ -37,7 +37,7 @@ from ._packages import (
     versions,
 )
 from ._summary import QUANTILES, Summary
-from ._trees import shaped_like, tree_from_json, tree_to_json
+from ._trees import record_from, shaped_like, tree_from_json, tree_to_json
 
 
 FORMAT: Final = 1
@@ -237,8 +237,10 @@ class AbstractResult(abc.ABC):
     provenance: tuple[Provenance, ...]
 
     _title: ClassVar[str]
-    # The values of a file that have the structure of positions.
+    # The values of a file that have the structure of positions, and those that are
+    # lists of the values of other results, which have such positions too.
     _positions: ClassVar[tuple[str, ...]]
+    _inner: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def _values(self) -> dict[str, Any]:
@@ -309,10 +311,10 @@ class AbstractResult(abc.ABC):
         """Write the run to a file, from which `load` makes it again, bit for bit.
 
         It is an HDF5 file without pickles, which any reader of HDF5 can read: the
-        arrays are in `arrays`, such as `arrays/samples/mass` of chains and shards, and
-        `arrays/positions/mass` and `arrays/weights` of a nested run; the rest is JSON
-        in `header`. Another result at that path is replaced whole or not at all; any
-        other file stays.
+        arrays are in `arrays`, such as `arrays/samples/mass` of chains and shards (of
+        each shard in `arrays/shards`), and `arrays/positions/mass` and `arrays/weights`
+        of a nested run; the rest is JSON in `header`. Another result at that path is
+        replaced whole or not at all; any other file stays.
 
         ```python
         import os
@@ -338,8 +340,7 @@ class AbstractResult(abc.ABC):
         `TypeError` if positions hold anything but numbers. Of settings that are neither
         numbers, text nor arrays, the text is saved.
         """
-        provenance = provenance_as_saved(self.provenance)
-        values = {**self._values(), "provenance": provenance}
+        values = self._all_values()
         path = os.fspath(path)
         if os.path.exists(path):
             _check_replaceable(path)
@@ -394,17 +395,26 @@ class AbstractResult(abc.ABC):
                 values = cls._read_checkpoint(header, arrays)
             else:
                 values = _values_in(path, kind, header, arrays)
-            values["provenance"] = provenance_from(values)
-            for name in cls._positions:
-                leaves = jax.tree.leaves(values[name])
+            results = [values]
+            for name in cls._inner:
+                results += record_from(values, name, list[dict])
+            for each in results:
+                each["provenance"] = provenance_from(each)
+            positions = [(x, name) for x in results for name in cls._positions]
+            for each, name in positions:
+                leaves = jax.tree.leaves(each[name])
                 if not leaves or any(type(x) is not np.ndarray for x in leaves):
                     raise ValueError(f"its {name} are no arrays")
         # A mistake in `like` is not one in the file.
         if like is not None:
-            for name in cls._positions:
-                values[name] = shaped_like(f"{cls.__name__}.load", like, values[name])
+            for each, name in positions:
+                each[name] = shaped_like(f"{cls.__name__}.load", like, each[name])
         with understood(path, AGAIN):
             return cls._from_values(values)
+
+    def _all_values(self) -> dict[str, Any]:
+        provenance = provenance_as_saved(self.provenance)
+        return {**self._values(), "provenance": provenance}
 
     def __repr__(self) -> str:
         return table((self._title, ""), self._all_rows())

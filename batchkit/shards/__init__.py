@@ -7,14 +7,12 @@ from ._combine import (
 from ._gradients import GradientCheck as GradientCheck
 from ._run_shards import ShardFailure as ShardFailure, run_shards as run_shards
 from ._shard_run import ShardRun as ShardRun
-from ._shard_stats import (
+from ._shard_tries import (
     DIVERGENCE_NOTE as DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE as DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING as DIVERGENCE_WARNING,
     SamplingPlan as SamplingPlan,
-    SamplingStats as SamplingStats,
     ShardTry as ShardTry,
-    Spread as Spread,
 )
 from ._sharded_logdensity import (
     ShardedData as ShardedData,

@@ -81,16 +81,13 @@ class GradientCheck:
     both within their errors. All is in units of the standard deviations of the draws.
 
     ```python
-    import jax
     import numpy as np
     import batchkit as bk
-    from batchkit.shards import SamplingStats
 
     # Draws of N(0, 1 / 3), for a posterior that is N(0.2, 1 / 3).
     draws = np.random.default_rng(0).normal(size=(3, 4, 500))
     run = bk.ShardRun(
-        {"x": draws},
-        [SamplingStats(s, 9, bk.SamplingPlan(9, 500), ()) for s in range(3)],
+        [bk.ChainRun({"x": x}) for x in draws],
         gradients_fn=lambda used: lambda position: {"x": -3 * (position["x"] - 0.2)},
         refine=False,
     )

@@ -18,7 +18,7 @@ and one that has ended resumes at the end of its last round.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -38,7 +38,7 @@ from ..run._resumable import Reporter, complete
 from ..run._saving import Saver
 from ..run._store import Saved
 from ..run._trees import named_arrays, to_host, tree_from_arrays, typed
-from ._shard_stats import (
+from ._shard_tries import (
     SamplingPlan,
     ShardTry,
     is_accepted,
@@ -192,6 +192,12 @@ class Results(NamedTuple):
 
     tries: list[list[ShardTry]]
     arrays: tuple[Tuned, Draw] | None
+
+    def of_shards(self) -> Iterator[CompletedChains]:
+        """Return the chains of the last try of each shard."""
+        for shard, tries in enumerate(self.tries):
+            tuned, draws = jax.tree.map(lambda x, i=shard: x[i], self.arrays)
+            yield CompletedChains(draws, tuned, tries[-1].seconds)
 
 
 def run_rounds(

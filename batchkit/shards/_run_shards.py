@@ -17,6 +17,7 @@ from ..chains._chain_identity import (
     stand_in_for,
     values_of as values_of_chains,
 )
+from ..chains._chain_loop import chain_run
 from ..chains._chain_programs import layout_of
 from ..chains._sampler import Tuned
 from ..run._arguments import check_acceptance, check_batcher
@@ -51,7 +52,7 @@ from ._shard_arguments import (
     starts_of,
 )
 from ._shard_run import ShardRun
-from ._shard_stats import SamplingPlan, is_accepted, stats_of
+from ._shard_tries import SamplingPlan, is_accepted
 from ._sharded_logdensity import (
     check_functions,
     count_rows,
@@ -220,8 +221,8 @@ def run_shards(
 
     **Returns:**
 
-    A `ShardRun`: the combined draws, those of each shard, statistics and tries of each
-    shard, warnings, and a report.
+    A `ShardRun`: the combined draws, a `ChainRun` of each shard, its tries, warnings,
+    and a report.
 
     **Raises:**
 
@@ -278,7 +279,7 @@ def run_shards(
         kept=kept,
     )
     # Refuse settings that the sampler does not take, before anything is traced.
-    model.sampler(logprior_fn, 0.8)
+    sampler = model.sampler(logprior_fn, 0.8)
     if rows >= 2 * num_shards:  # no likelihood is called with two rows otherwise
         check_additive(loglikelihood_fn, one, take_rows(data, model.order[:2]))
     identity = identity_of(model) if path is not None or is_multiprocess() else {}
@@ -308,24 +309,15 @@ def run_shards(
     # All is saved, so that from here on Ctrl-C acts at once.
     with explaining_loss("run_shards", saver.path):
         failed = _failed(results, may_drop=on_failure == "drop")
-        assert results.arrays is not None
+        depth = sampler.max_tree_depth
         return ShardRun(
-            results.arrays[1].position,
-            [
-                stats_of(
-                    shard,
-                    model.size(shard),
-                    model.plan,
-                    tries,
-                    *jax.tree.map(lambda x, i=shard: x[i], results.arrays),
-                )
-                for shard, tries in enumerate(results.tries)
-            ],
-            fold(rng_key, _COMBINE),
-            combine,
-            failed,
-            model.gradients,
-            refine,
+            [chain_run(made, depth) for made in results.of_shards()],
+            tries=results.tries,
+            rng_key=fold(rng_key, _COMBINE),
+            combine=combine,
+            failed=failed,
+            gradients_fn=model.gradients,
+            refine=refine,
             provenance=saver.provenance,
         )
 

@@ -12,7 +12,7 @@ from .._util._checks import check_flag, check_number, check_type
 from ..chains._sampler import is_api
 from ..run._arguments import checked_starts
 from ..run._program import Program, program_cache
-from ._shard_stats import SamplingPlan
+from ._shard_tries import SamplingPlan
 from ._sharded_logdensity import check_likelihood
 
 

@@ -1,20 +1,22 @@
 """Diagnostics of draws combined from shards, and what to do about them."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ..chains import ChainRun
 from ..chains._convergence import Convergence, Remedies, diagnose_chains
-from ..run._names import join_few
+from ..run._names import join_few, named_numbers
 from ..run._packages import delayed
 from ..run._result import Diagnostic
-from ._shard_stats import (
+from ._combine import as_matrix
+from ._shard_tries import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
-    SamplingStats,
+    ShardTry,
 )
 
 
@@ -62,10 +64,9 @@ _REMEDIES: Final = Remedies(
 def diagnose_shards(
     samples: PyTree,
     convergence: Convergence,
-    shards: Float[np.ndarray, "shards chains draws dim"],
+    shards: Sequence[ChainRun],
+    tries: Sequence[Sequence[ShardTry]],
     names: Sequence[str],
-    stats: Sequence[SamplingStats],
-    used: Sequence[int],
     left_out: dict[int, str],
     combine: str,
     of_gradients: Sequence[Diagnostic] = (),
@@ -74,20 +75,20 @@ def diagnose_shards(
 ) -> tuple[Diagnostic, ...]:
     """Return everything that may be wrong, the most serious first.
 
-    `shards` are the draws of those that were combined, whose indices are `used`;
     `shift` is by how many standard deviations the combined draws were moved, None if
     they were not, and `is_refined` whether they were to be.
     """
-    combined = [stats[shard] for shard in used]
+    used = {i: x for i, x in enumerate(shards) if i not in left_out}
+    draws = {i: as_matrix(x.samples, 2)[0] for i, x in used.items()}
     diagnostics = [
-        *_left_out(left_out, len(stats)),
+        *_left_out(left_out, len(shards)),
         *of_gradients,
-        *_divergences(combined),
-        *_disagree(shards, names, used),
-        *_modes(shards, names, used),
-        *_of_shards(combined),
+        *_divergences(used),
+        *_disagree(used, draws, names),
+        *_modes(draws, names),
+        *_of_shards(used),
         *diagnose_chains(samples, convergence, remedies=_REMEDIES),
-        *_retried(stats),
+        *_retried(tries),
         *_many_parameters(combine, names),
         *_moved(shift, is_refined, names),
     ]
@@ -117,18 +118,19 @@ def _left_out(left_out: dict[int, str], total: int) -> Iterator[Diagnostic]:
     )
 
 
-def _divergences(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
+def _divergences(shards: Mapping[int, ChainRun]) -> Iterator[Diagnostic]:
+    all_rates = {
+        shard: float(np.mean(run.diverging > 0))
+        for shard, run in shards.items()
+        if run.diverging is not None
+    }
     highest = np.inf
     for level, threshold in (
         ("unreliable", DIVERGENCE_UNRELIABLE),
         ("warning", DIVERGENCE_WARNING),
         ("note", DIVERGENCE_NOTE),
     ):
-        rates = {
-            x.shard: x.divergence_rate
-            for x in stats
-            if threshold < x.divergence_rate <= highest
-        }
+        rates = {i: x for i, x in all_rates.items() if threshold < x <= highest}
         highest = threshold
         if rates:
             worst = max(rates.values())
@@ -143,18 +145,19 @@ def _divergences(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
 
 
 def _disagree(
-    shards: np.ndarray, names: Sequence[str], used: Sequence[int]
+    runs: Mapping[int, ChainRun], draws: Mapping[int, np.ndarray], names: Sequence[str]
 ) -> Iterator[Diagnostic]:
     """Apply Cochran's Q (1954, Biometrics 10(1), 101-129) to each parameter.
 
     If all shards are of one model, the mean of a shard lies about as far from the
     common one as the shard is wide; Monte Carlo adds its own error.
     """
-    count = len(shards)
+    count = len(runs)
     if count < 2:
         return
+    shards = np.stack(list(draws.values()))
     means = np.mean(shards, axis=(1, 2))
-    sizes = np.array([Convergence(x).ess_bulk for x in shards])
+    sizes = np.array([_numbers(x.ess_bulk) for x in runs.values()])
     weights = 1 / (np.var(shards, axis=(1, 2)) * (1 + 1 / np.maximum(sizes, 1.0)))
     center = np.sum(weights * means, axis=0) / np.sum(weights, axis=0)
     each = weights * (means - center) ** 2
@@ -165,24 +168,24 @@ def _disagree(
     if bad.size:
         worst = int(np.argmax(np.nan_to_num(q, nan=np.inf)))
         ratio = float(np.sqrt(q[worst] / (count - 1)))
+        farthest = list(runs)[int(np.argmax(each[:, worst]))]
         yield Diagnostic(
             "shards disagree",
             ratio,
             float(np.sqrt(limit / (count - 1))),
             f"the means of {join_few([names[int(i)] for i in bad])} are spread up to "
             f"{ratio:.1f} times as far as the widths of the shards predict, shard "
-            f"{used[int(np.argmax(each[:, worst]))]} farthest. The shards are not of "
-            "one model: split the rows at random, stratify by what makes them differ, "
-            "let the model have it vary, or use `combine='robust'` if few shards are "
-            "spoilt.",
+            f"{farthest} farthest. The shards are not of one model: split the rows at "
+            "random, stratify by what makes them differ, let the model have it vary, "
+            "or use `combine='robust'` if few shards are spoilt.",
         )
 
 
 def _modes(
-    shards: np.ndarray, names: Sequence[str], used: Sequence[int]
+    shards: Mapping[int, np.ndarray], names: Sequence[str]
 ) -> Iterator[Diagnostic]:
     bimodal: dict[str, list[int]] = {}
-    for shard, draws in zip(used, shards, strict=True):
+    for shard, draws in shards.items():
         # Of each chain by itself. Together, chains that stay in one mode each have next
         # to no effective sample size, and that is how most modes are found.
         of_chains = [np.atleast_1d(Convergence(x[None]).ess_bulk) for x in draws]
@@ -240,9 +243,10 @@ def is_bimodal(draws: Float[np.ndarray, " draws"], ess: float) -> bool:
     return bool(np.any(is_between & is_deep))
 
 
-def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
-    # Not `>`, so that NaN counts as high.
-    high = {x.shard: x.rhat for x in stats if not x.rhat <= HIGHEST_SHARD_RHAT}
+def _of_shards(shards: Mapping[int, ChainRun]) -> Iterator[Diagnostic]:
+    # NaN wins over every number in NumPy, and not `>`, so that it counts as high.
+    rhats = {i: float(np.max(_numbers(x.rhat))) for i, x in shards.items()}
+    high = {i: rhat for i, rhat in rhats.items() if not rhat <= HIGHEST_SHARD_RHAT}
     if high:
         yield Diagnostic(
             "R-hat of shards",
@@ -252,7 +256,8 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
             "chains have not found the same distribution. Use more "
             f"{_REMEDIES.longer}; if that does not help, there may be several modes.",
         )
-    low = {x.shard: x.ess for x in stats if not x.ess >= LOWEST_SHARD_ESS}
+    sizes = {i: float(np.min(_numbers(x.ess_bulk))) for i, x in shards.items()}
+    low = {i: size for i, size in sizes.items() if not size >= LOWEST_SHARD_ESS}
     if low:
         yield Diagnostic(
             "ESS of shards",
@@ -264,10 +269,10 @@ def _of_shards(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
         )
 
 
-def _retried(stats: Sequence[SamplingStats]) -> Iterator[Diagnostic]:
-    again = {x.shard: len(x.tries) for x in stats if len(x.tries) > 1}
+def _retried(tries: Sequence[Sequence[ShardTry]]) -> Iterator[Diagnostic]:
+    again = {shard: len(x) for shard, x in enumerate(tries) if len(x) > 1}
     if again:
-        rate = 1 - len(again) / len(stats)
+        rate = 1 - len(again) / len(tries)
         yield Diagnostic(
             "tries",
             float(len(again)),
@@ -316,6 +321,10 @@ def _moved(
             "where the gradient of all data says that it is. It has been moved, but "
             "the shape of the draws is as uncertain. Use fewer shards.",
         )
+
+
+def _numbers(tree: PyTree) -> list[float]:
+    return [value for _, value in named_numbers(tree)]
 
 
 def _shards(values: Collection[int]) -> str:

@@ -11,12 +11,12 @@ from types import NoneType
 from typing import Any, Final, final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._util._checks import check_type
 from .._util._formats import table
-from ..chains import Convergence
+from ..chains import ChainRun, Convergence
 from ..chains._chain_run import AbstractDraws
 from ..run._names import named_numbers, parameter_names
 from ..run._packages import Provenance, provenance_rows
@@ -31,7 +31,7 @@ from ..run._trees import record_from, typed
 from ._combine import combine_shards, refined, way_to_combine
 from ._gradients import GRADIENT_WARNINGS, GradientCheck, check_gradients
 from ._shard_diagnostics import FATAL, diagnose_shards
-from ._shard_stats import SamplingStats
+from ._shard_tries import ShardTry, tries_as_json, tries_from_json
 
 
 _VECTORS: Final = ("mean_gradient", "mean_gradient_err", "shift", "shift_err")
@@ -51,35 +51,34 @@ class ShardRun(AbstractDraws):
     """The result of chains on shards: the combined draws, and whether to believe them.
 
     R-hat and the effective sample sizes are those of the combined draws. They count the
-    noise of the draws, not the bias of combining them.
+    noise of the draws, not the bias of combining them. `shards[i]` has the chains of
+    shard `i`, and `tries[i]` a `batchkit.shards.ShardTry` for each time that it ran;
+    `used` are the indices of the shards that are combined, and `left_out` has the
+    reasons for those that are not.
 
     ```python
-    import jax
     import numpy as np
     import batchkit as bk
-    from batchkit.shards import SamplingStats
 
     draws = np.random.default_rng(0).normal(size=(3, 4, 500, 2))
-    plan = bk.SamplingPlan(100, 500)
-    run = bk.ShardRun(
-        {"x": draws},
-        [SamplingStats(s, 10, plan, (), rhat=1.0, ess=2000.0) for s in range(3)],
-        jax.random.key(0),
-    )
+    run = bk.ShardRun([bk.ChainRun({"x": x}) for x in draws])
     assert run.samples["x"].shape == (4, 500, 2)
     assert abs(np.std(run.samples["x"]) - 3**-0.5) < 0.05
     print(run.report())
+    print(run.shards[2])
     print(run.summary())
     ```
     """
 
     _title = "shards"
-    _positions = ("samples", "shard_samples")
+    _positions = ("samples",)
+    _inner = ("shards",)
 
     def __init__(
         self,
-        shard_samples: PyTree,
-        stats: Sequence[SamplingStats],
+        shards: Sequence[ChainRun],
+        *,
+        tries: Sequence[Sequence[ShardTry]] = (),
         rng_key: Any = None,
         combine: str = "consensus",
         failed: dict[int, str] | None = None,
@@ -89,9 +88,10 @@ class ShardRun(AbstractDraws):
     ) -> None:
         """**Arguments:**
 
-        - `shard_samples`: the draws of each shard, a pytree of arrays of shape
-            `(shards, chains, draws, ...)`.
-        - `stats`: how the chains of each shard went.
+        - `shards`: a [`ChainRun`][batchkit.ChainRun] of each shard, all of the same
+            parameters, with as many chains and draws.
+        - `tries`: of each shard a `batchkit.shards.ShardTry` for each time that it ran;
+            unknown by default.
         - `rng_key`: a key of JAX, for combinations that draw; None by default.
         - `combine`: how draws are combined, as in
             [`combine_shards`][batchkit.combine_shards]; `"consensus"` by default.
@@ -108,19 +108,21 @@ class ShardRun(AbstractDraws):
 
         **Raises:**
 
-        `ValueError` or `TypeError` as `combine_shards` does, `ValueError` also if there
-        are not as many `stats` as shards, or if `failed` has all shards, or an index
-        that is no shard.
+        `ValueError` or `TypeError` as `combine_shards` does, and for shards that differ
+        in parameters, chains or draws. `ValueError` if there are tries of more shards
+        or of fewer, or if `failed` has all shards, or an index that is no shard.
         """
         failed = failed or {}
-        self.shard_samples = jax.tree.map(np.asarray, shard_samples)
-        self.stats = tuple(stats)
-        _check_shards(self.shard_samples, len(self.stats), failed)
+        self.shards = tuple(shards)
+        count = len(self.shards)
+        self.tries = tuple(map(tuple, tries or [()] * count))
+        _check_shards(self.shards, self.tries, failed)
         self.combine = combine
         self.provenance = tuple(provenance)
-        kept = [s for s in range(len(self.stats)) if s not in failed]
-        good = jax.tree.map(lambda x: x[kept], self.shard_samples)
-        combined = combine_shards(good, combine, rng_key)
+        kept = [s for s in range(count) if s not in failed]
+        good = [self.shards[s].samples for s in kept]
+        stacked = jax.tree.map(lambda *x: np.stack(x), *good)
+        combined = combine_shards(stacked, combine, rng_key)
         out = {kept[place]: reason for place, reason in combined.left_out.items()}
         self.used = tuple(kept[place] for place in combined.used)
         self.samples, self.shift = combined.samples, None
@@ -135,17 +137,12 @@ class ShardRun(AbstractDraws):
             )
         self.left_out = dict(sorted({**failed, **out}.items()))
         self._convergence = Convergence(self.samples)
-        of_used = [
-            np.asarray(x[list(self.used)], np.float64)
-            for x in jax.tree.leaves(self.shard_samples)
-        ]
         self.warnings = diagnose_shards(
             self.samples,
             self._convergence,
-            np.concatenate([x.reshape(*x.shape[:3], -1) for x in of_used], axis=3),
+            self.shards,
+            self.tries,
             names,
-            self.stats,
-            self.used,
             self.left_out,
             combine,
             of_gradients,
@@ -156,13 +153,13 @@ class ShardRun(AbstractDraws):
     @property
     def seconds(self) -> Seconds:
         """The wall time of all tries: to compile, to warm up and to sample."""
-        rounds = {x.number: x.seconds for stats in self.stats for x in stats.tries}
+        rounds = {x.number: x.seconds for tries in self.tries for x in tries}
         return Seconds(*(sum((x[i] for x in rounds.values()), 0.0) for i in range(4)))
 
     @property
     def success_rate(self) -> float:
         """The fraction of shards that are in the result."""
-        return len(self.used) / len(self.stats)
+        return len(self.used) / len(self.shards)
 
     @property
     def verdict(self) -> str:
@@ -177,7 +174,7 @@ class ShardRun(AbstractDraws):
             "doubtful": "Doubtful: look at what was found before you use it.",
             "unreliable": "Unreliable: do not use this result.",
         }[self.verdict]
-        again = sum(len(x.tries) > 1 for x in self.stats)
+        again = sum(len(x) > 1 for x in self.tries)
         rhat = np.max([value for _, value in named_numbers(self.rhat)])
         ess = np.min([value for _, value in named_numbers(self.ess_bulk)])
         moved = ""
@@ -186,10 +183,12 @@ class ShardRun(AbstractDraws):
                 " The gradient of all data has moved them by up to "
                 f"{np.max(np.abs(self.shift)):.2f} deviations."
             )
-        shards = [_row(x) for x in self.stats]
+        shards = [
+            _row(i, *x) for i, x in enumerate(zip(self.shards, self.tries, strict=True))
+        ]
         lines = [
             first,
-            f"{len(self.used)} of {len(self.stats)} shards are combined by "
+            f"{len(self.used)} of {len(self.shards)} shards are combined by "
             f"{self.combine!r}; {again} ran more than once. R-hat of the combined "
             f"draws is at most {rhat:.3f}, their bulk ESS at least {ess:,.0f}.{moved}",
             *(f"- {warning}" for warning in self.warnings),
@@ -219,7 +218,7 @@ class ShardRun(AbstractDraws):
     def _rows(self) -> list[tuple[str, str]]:
         return [
             ("verdict", self.verdict),
-            ("shards", f"{len(self.used)} of {len(self.stats)}, {self.combine}"),
+            ("shards", f"{len(self.used)} of {len(self.shards)}, {self.combine}"),
             ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
         ]
 
@@ -228,19 +227,15 @@ class ShardRun(AbstractDraws):
 
     def _values(self) -> dict[str, Any]:
         check = self.gradient_check
-        stats = [dataclasses.asdict(x) for x in self.stats]
         return {
             "samples": self.samples,
-            "shard_samples": self.shard_samples,
+            "shards": [x._all_values() for x in self.shards],
+            "tries": list(map(tries_as_json, self.tries)),
             "combine": self.combine,
             "used": list(self.used),
             "left_out": self.left_out,
             "shift": self.shift,
             "gradient_check": None if check is None else dataclasses.asdict(check),
-            # Scalars of NumPy would be stored as arrays.
-            "stats": jax.tree.map(
-                lambda x: x.item() if isinstance(x, np.generic) else x, stats
-            ),
             "warnings": diagnostics_as_saved(self.warnings),
         }
 
@@ -250,40 +245,56 @@ class ShardRun(AbstractDraws):
 
     @classmethod
     def _from_values(cls, values: dict[str, Any]) -> "ShardRun":
-        stats = tuple(record_from(values, "stats", list[SamplingStats]))
-        _check_draws(values["samples"], values["shard_samples"], len(stats))
+        shards = tuple(map(ChainRun._from_values, values["shards"]))
+        tries = tuple(tuple(tries_from_json(x)) for x in typed(values, "tries", list))
         used = tuple(typed(values, "used", list))
         left_out = typed(values, "left_out", dict)
-        if sorted((*used, *left_out)) != list(range(len(stats))):
-            raise ValueError(f"it has {len(stats)} shards, but uses {used!r}")
+        _check_shards(shards, tries, left_out)
+        combined = ChainRun(values["samples"])  # refuses what are no draws
+        if _structure(combined) != _structure(shards[0]):
+            raise ValueError("its combined draws are not like those of a shard")
+        if sorted((*used, *left_out)) != list(range(len(shards))):
+            raise ValueError(f"it has {len(shards)} shards, but uses {used!r}")
         if not all(type(reason) is str for reason in left_out.values()):
             raise ValueError(f"it leaves out shards for {left_out!r}")
         way_to_combine(typed(values, "combine", str))
         # Not by `__init__`, which combines draws anew, with functions of the user.
         run = object.__new__(cls)
         vars(run).update(
-            samples=values["samples"],
-            shard_samples=values["shard_samples"],
+            samples=combined.samples,
+            shards=shards,
+            tries=tries,
             combine=values["combine"],
             used=used,
             left_out=left_out,
             shift=typed(values, "shift", np.ndarray, NoneType),
             gradient_check=_check_from(values),
-            stats=stats,
             warnings=tuple(record_from(values, "warnings", list[Diagnostic])),
             provenance=values["provenance"],
-            _convergence=Convergence(values["samples"]),
+            _convergence=combined._convergence,
         )
         return run
 
 
-def _check_shards(samples: PyTree, count: int, failed: dict[int, str]) -> None:
-    sizes = {x.shape[:1] for x in jax.tree.leaves(samples)}
-    if sizes != {(count,)}:
+def _check_shards(
+    shards: Sequence[ChainRun],
+    tries: Sequence[Sequence[ShardTry]],
+    failed: dict[int, str],
+) -> None:
+    for shard in shards:
+        is_right = isinstance(shard, ChainRun)
+        check_type(is_right, "ShardRun", "shards", shard, "ChainRuns, one for a shard")
+    count = len(shards)
+    structures = [_structure(x) for x in shards]
+    if any(x != structures[0] for x in structures):
         raise ValueError(
-            f"ShardRun(stats=...): there must be one SamplingStats for each shard, but "
-            f"there are {count}, and the first axes of shard_samples are "
-            f"{sorted(sizes)}."
+            "ShardRun(shards=...): all shards must have the same parameters, and as "
+            f"many chains and draws; got the shapes {[x for _, x in structures]}."
+        )
+    if len(tries) != count:
+        raise ValueError(
+            f"ShardRun(tries=...): there must be tries of each shard, but there are "
+            f"{count} shards, and tries of {len(tries)}."
         )
     if not set(failed) < set(range(count)):
         raise ValueError(
@@ -292,35 +303,26 @@ def _check_shards(samples: PyTree, count: int, failed: dict[int, str]) -> None:
         )
 
 
-def _row(stats: SamplingStats) -> dict[str, str]:
-    last = stats.tries[-1] if stats.tries else None
+def _structure(run: ChainRun) -> tuple[Any, list[tuple[int, ...]]]:
+    leaves, treedef = jax.tree.flatten(run.samples)
+    return treedef, [x.shape for x in leaves]
+
+
+def _row(shard: int, run: ChainRun, tries: Sequence[ShardTry]) -> dict[str, str]:
+    last = tries[-1] if tries else None
     failed = ", failed" if last is not None and not last.accepted else ""
-    rate, step = stats.divergence_rate, stats.step_size
+    step = run.step_size
+    diverging = run.diverging
+    rate = "unknown" if diverging is None else f"{np.mean(diverging > 0):.1%}"
     return {
-        "shard": str(stats.shard),
-        "rows": f"{stats.num_rows:,}",
-        "tries": f"{len(stats.tries)}{failed}",
-        "divergences": "unknown" if stats.divergences is None else f"{rate:.1%}",
-        "R-hat": f"{stats.rhat:.3f}",
-        "ESS": f"{stats.ess:,.0f}",
-        "step size": "" if step is None else f"{step.median:.3g}",
+        "shard": str(shard),
+        "tries": f"{len(tries)}{failed}",
+        "divergences": rate,
+        "R-hat": f"{np.max([x for _, x in named_numbers(run.rhat)]):.3f}",
+        "ESS": f"{np.min([x for _, x in named_numbers(run.ess_bulk)]):,.0f}",
+        "step size": "" if step is None else f"{np.median(step):.3g}",
         "target": "" if last is None else f"{last.target_acceptance:.2f}",
     }
-
-
-def _check_draws(samples: PyTree, shard_samples: PyTree, count: int) -> None:
-    """Refuse draws of a file that do not agree with those of its shards."""
-    leaves, treedef = jax.tree.flatten(samples)
-    others, structure = jax.tree.flatten(shard_samples)
-    shapes, found = [x.shape for x in leaves], [x.shape for x in others]
-    if (
-        treedef != structure
-        or found != [(count, *shape) for shape in shapes]
-        or len({shape[:2] for shape in shapes}) > 1
-        or len(shapes[0]) < 2
-        or not all(jnp.issubdtype(x.dtype, jnp.floating) for x in leaves)
-    ):
-        raise ValueError(f"it has draws of shapes {shapes}, of shards of {found}")
 
 
 def _check_from(values: Mapping[str, Any]) -> GradientCheck | None:

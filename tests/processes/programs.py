@@ -247,10 +247,10 @@ def shards(
     saved: bool = True,
 ) -> dict[str, Any]:
     """Shards, of which some run again, with a checkpoint after every block."""
-    from batchkit.shards import _shard_stats
+    from batchkit.shards import _shard_tries
 
     # Every shard of which a transition diverges runs again.
-    _shard_stats.DIVERGENCE_NOTE = 0.0
+    _shard_tries.DIVERGENCE_NOTE = 0.0
     with unchecked():
         result = bk.run_shards(
             lambda x: -0.5 * jnp.sum(x**2),
@@ -273,11 +273,11 @@ def shards(
     return {
         "matrix": check.matrix,
         "mean gradient": check.mean_gradient,
-        "shards": result.shard_samples,
+        "shards": np.stack([x.samples for x in result.shards]),
         "samples": result.samples,
-        "tries": np.array([len(x.tries) for x in result.stats]),
+        "tries": np.array([len(x) for x in result.tries]),
         "used": np.array(result.used),
-        "divergences": np.array([x.divergences for x in result.stats]),
+        "divergences": np.array([x.divergences for x in result.shards]),
     }
 
 

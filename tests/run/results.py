@@ -8,8 +8,8 @@ import numpy as np
 
 import batchkit as bk
 from batchkit.nested import DeadPoints
-from batchkit.run import Seconds
-from batchkit.shards import SamplingStats, ShardTry, Spread
+from batchkit.run import Provenance, Seconds
+from batchkit.shards import ShardTry
 
 from ..nested.perfect import peak, result, sample
 
@@ -59,28 +59,21 @@ def full_chains() -> bk.ChainRun:
 
 
 def shards(make: Callable[[Any], Any] = lambda x: x, **changes: Any) -> bk.ShardRun:
-    """Three shards, whose draws are `make` of arrays of shape `(3, 4, 60)`."""
+    """Three shards, whose draws are `make` of arrays of shape `(4, 60)`."""
     first = ShardTry(0, 0.8, 0.2, False, False, "wild", Seconds(3.0, 0.5, 1.0))
     second = ShardTry(1, 0.85, 0.0, True, True, "", Seconds(1.0, 0.5, 2.0))
-    plan = bk.SamplingPlan.from_shard(100, 3)
-    stats = [
-        SamplingStats(0, 9, plan, ()),
-        SamplingStats(
-            1,
-            8,
-            plan,
-            (first, second),
-            divergences=3,
-            acceptance=np.float64(0.9),
-            step_size=Spread(0.2, 0.1, 0.4),
-            tree_depth=Spread(3, 1, 4),
-            rhat=1.001,
-            ess=700.0,
-        ),
-        SamplingStats(2, 8, plan, (first, second)),
-    ]
     draws = np.random.default_rng(0).normal(size=(3, *SHAPE))
-    return bk.ShardRun(make(draws), stats, **changes)
+    runs = [bk.ChainRun(make(x)) for x in draws]
+    runs[1] = bk.ChainRun(
+        make(draws[1]),
+        diverging=(np.arange(240).reshape(SHAPE) % 80 == 9).astype(int),
+        step_size=np.array([0.1, 0.2, 0.4, 0.3]),
+        max_tree_depth=4,
+        seconds=Seconds(1.0, 0.5, 2.0),
+        provenance=(Provenance(0, {"jax": "0.0.1"}),),
+    )
+    tries = (), (first, second), (first, second)
+    return bk.ShardRun(runs, tries=tries, **changes)
 
 
 def checked_shards() -> bk.ShardRun:

@@ -25,7 +25,6 @@ import pytest
 import batchkit as bk
 from batchkit.nested import DeadPoints
 from batchkit.run import Seconds
-from batchkit.shards import SamplingStats
 
 from ..nested.perfect import peak, result, sample
 from .sealed import header_of, header_place, seal
@@ -70,13 +69,21 @@ def shards(path: Path) -> None:
     draws = np.random.default_rng(0).normal(size=(2, 2, 8))
     seconds = Seconds(1.0, 2.0, 3.0)
     tried = bk.shards.ShardTry(0, 0.8, 0.0, True, True, "", seconds)
-    plan = bk.SamplingPlan(2, 8, 2)
     bk.ShardRun(
-        {"x": draws, "y": [draws[..., ::-1, None] ** 2]},
-        [SamplingStats(i, 9, plan, (tried,)) for i in range(2)],
+        [
+            bk.ChainRun({"x": x, "y": [x[..., ::-1, None] ** 2]}, logdensity=x)
+            for x in draws
+        ],
+        tries=[(tried,), (tried,)],
         gradients_fn=lambda used: lambda position: position,
         refine=False,
     ).save(path)
+
+
+def of_chains(run: bk.ChainRun) -> tuple[Any, Any]:
+    """Return arrays of a result, and all else."""
+    arrays = run.samples, run.logdensity, run.diverging, run.step_size
+    return arrays, (run.warnings, run.seconds, run.max_tree_depth, run.provenance)
 
 
 def everything(run: Any) -> list[Any]:
@@ -96,15 +103,15 @@ def everything(run: Any) -> list[Any]:
         check = vars(run.gradient_check) if run.gradient_check else {}
         arrays = (
             run.samples,
-            run.shard_samples,
+            [of_chains(x)[0] for x in run.shards],
             run.shift,
             {name: x for name, x in check.items() if isinstance(x, np.ndarray)},
         )
         words = check.get("names"), check.get("num_draws"), run.combine, run.warnings
-        numbers = *words, run.stats, run.used, run.left_out
+        chains = [of_chains(x)[1] for x in run.shards]
+        numbers = *words, chains, run.tries, run.used, run.left_out
     else:
-        arrays = run.samples, run.logdensity, run.diverging, run.step_size
-        numbers = run.warnings, run.seconds, run.max_tree_depth
+        arrays, numbers = of_chains(run)
     leaves, treedef = jax.tree.flatten(arrays)
     return [
         str(treedef),

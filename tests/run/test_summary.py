@@ -12,7 +12,6 @@ import batchkit as bk
 from batchkit.continuous import LaneStats
 from batchkit.run import Summary, parameter_names
 from batchkit.run._summary import rounded
-from batchkit.shards import SamplingStats
 
 from ..helpers import assert_refuses
 from ..nested.perfect import peak, result, sample
@@ -23,10 +22,8 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(4, 300, 2)).astype(np.float32)
 CHAINS = bk.ChainRun({"log_mass": X[..., 0], "b": X[..., 1]})
 NESTED = result(sample(peak(), 0))
-PLAN = bk.SamplingPlan(9, 300)
 SHARDS = bk.ShardRun(
-    {"log_mass": RNG.normal(size=(2, 4, 300)), "b": RNG.normal(size=(2, 4, 300))},
-    [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)],
+    [bk.ChainRun({"log_mass": x, "b": y}) for x, y in RNG.normal(size=(2, 2, 4, 300))]
 )
 
 

@@ -15,9 +15,9 @@ from batchkit.chains import ChainProgress
 from batchkit.run import Provenance, _resumable, _saving
 from batchkit.run._file import read_file
 from batchkit.run._packages import versions
-from batchkit.shards import _shard_stats
+from batchkit.shards import _shard_tries
 
-from ..helpers import assert_refuses, mesh, unchecked
+from ..helpers import assert_refuses, mesh, shard_samples, unchecked
 from ..run.other_versions import OTHER, as_other_versions_wrote
 
 
@@ -64,16 +64,16 @@ def run(**options: Any) -> bk.ShardRun:
 def rates() -> list[float]:
     """The rates of divergences of the shards in their first try."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
-        return [stats.divergence_rate for stats in run(max_tries=1).stats]
+        patch.setattr(_shard_tries, "DIVERGENCE_NOTE", 1.0)
+        return [x.divergence_rate for (x,) in run(max_tries=1).tries]
 
 
 @pytest.fixture
 def some_fail(monkeypatch: pytest.MonkeyPatch, rates: list[float]) -> list[int]:
     """The shards that run again, which are not all."""
     limit = min(rates)
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", limit)
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", 1.0)
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_NOTE", limit)
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_WARNING", 1.0)
     # Every block is saved, and as long as it may be.
     monkeypatch.setattr(_resumable, "_BLOCK_SECONDS", 1e9)
     monkeypatch.setattr(_saving, "seconds_until_next", lambda every, cost: 0.0)
@@ -89,12 +89,13 @@ def killed_at(number: int, draws: int) -> Any:
 
 
 def assert_same_run(found: bk.ShardRun, expected: bk.ShardRun) -> None:
-    np.testing.assert_array_equal(found.shard_samples, expected.shard_samples)
+    np.testing.assert_array_equal(*map(shard_samples, (found, expected)))
     np.testing.assert_array_equal(found.samples, expected.samples)
-    for one, other in zip(found.stats, expected.stats, strict=True):
-        assert [x.reason for x in one.tries] == [x.reason for x in other.tries]
-        assert one.step_size == other.step_size
-        assert one.divergences == other.divergences
+    for one, other in zip(found.tries, expected.tries, strict=True):
+        assert [x.reason for x in one] == [x.reason for x in other]
+    for one, other in zip(found.shards, expected.shards, strict=True):
+        np.testing.assert_array_equal(one.step_size, other.step_size)
+        np.testing.assert_array_equal(one.diverging, other.diverging)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_bits_do_not_depend_on_where_it_was_killed(
     batcher: bk.AbstractBatcher, some_fail: list[int], tmp_path: Path
 ) -> None:
     whole = run(batcher=batcher)
-    assert [s for s, x in enumerate(whole.stats) if len(x.tries) == 2] == some_fail
+    assert [s for s, x in enumerate(whole.tries) if len(x) == 2] == some_fail
     place = tmp_path / "run.h5"
     for number, draws in ((0, 9), (1, 0), (1, 9)):
         with pytest.raises(Killed):
@@ -139,7 +140,7 @@ def test_progress_is_that_of_the_shards_that_run(some_fail: list[int]) -> None:
         assert (of_try[0].draws, of_try[-1].draws) == (0, 20)
         divergences = of_try[-1].divergences
         assert divergences is not None
-        rates = [whole.stats[shard].tries[number].divergence_rate for shard in shards]
+        rates = [whole.tries[shard][number].divergence_rate for shard in shards]
         of_shards = np.reshape(divergences, (len(shards), -1)).sum(axis=1)
         np.testing.assert_allclose(of_shards / 40, rates)
     assert "try 2" in str(shown[-1])
@@ -155,8 +156,8 @@ def test_progress_is_that_of_the_shards_that_run(some_fail: list[int]) -> None:
 def test_a_failed_run_resumes_with_more_tries_and_not_with_fewer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", -1.0)
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", -1.0)
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_NOTE", -1.0)
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_WARNING", -1.0)
     path = tmp_path / "run.h5"
     for tries, words in ((1, "1 try failed"), (2, "2 tries failed")):
         with pytest.raises(bk.ShardFailure, match=words):
@@ -164,8 +165,8 @@ def test_a_failed_run_resumes_with_more_tries_and_not_with_fewer(
     refused = "saved in try 2 of shard 0, and max_tries=1", "Pass max_tries=2 or more"
     fewer = lambda: run(checkpoint=path, max_tries=1)
     assert_refuses(fewer, bk.CheckpointError, refused)
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_WARNING", 1.0)
-    assert [len(x.tries) for x in run(checkpoint=path).stats] == [2, 2, 2]
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_WARNING", 1.0)
+    assert [len(x) for x in run(checkpoint=path).tries] == [2, 2, 2]
 
 
 CHANGED: dict[str, tuple[dict[str, Any], str]] = {
@@ -187,7 +188,7 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
 def test_blocks_of_another_length_are_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
+    monkeypatch.setattr(_shard_tries, "DIVERGENCE_NOTE", 1.0)
     path = tmp_path / "run.h5"
     options: Any = {"batcher": bk.Continuous(2), "checkpoint": path}
     run(**options)
@@ -202,14 +203,14 @@ def test_checkpoints_of_other_runs_are_refused(
 ) -> None:
     path = tmp_path / "run.h5"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_shard_stats, "DIVERGENCE_NOTE", 1.0)
+        patch.setattr(_shard_tries, "DIVERGENCE_NOTE", 1.0)
         first = run(checkpoint=path)
         for changed, words in CHANGED.values():
             error: Any = bk.CheckpointError
             assert_refuses(lambda x=changed: run(checkpoint=path, **x), error, (words,))
         # Options that only count after the chains may change.
         robust = run(checkpoint=path, combine="robust", refine=True, max_tries=7)
-        np.testing.assert_array_equal(robust.shard_samples, first.shard_samples)
+        np.testing.assert_array_equal(*map(shard_samples, (robust, first)))
         header = read_file(path)[0]
         assert header["settings"]["num_samples"] == 20
         fresh = run(checkpoint=path, fresh=True, rng_key=jax.random.key(6))

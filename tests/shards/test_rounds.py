@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.chains import Convergence
 from batchkit.chains._chain_loop import CompletedChains
 from batchkit.chains._chain_programs import Draw
 from batchkit.chains._sampler import Tuned
 from batchkit.run import Seconds
-from batchkit.shards import SamplingStats, ShardTry, Spread, _rounds
-from batchkit.shards._shard_stats import next_target, stats_of
+from batchkit.shards import ShardTry, _rounds
+from batchkit.shards._shard_tries import next_target
 
-from ..helpers import unchecked
+from ..helpers import shard_samples, unchecked
 
 
 CHAINS, SAMPLES = 4, 100
@@ -99,12 +98,17 @@ def go(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_shards_that_succeed_at_once_run_once(go: Any) -> None:
     run, chains = go({(1, 0): 0.05})
     assert chains.shards == [[0, 1, 2, 3]]
-    assert [len(x.tries) for x in run.stats] == [1, 1, 1, 1]
-    assert run.stats[1].divergences == 20
+    assert [len(x) for x in run.tries] == [1, 1, 1, 1]
     assert "tries" not in [warning.name for warning in run.warnings]
-    stats = run.stats[2]
-    assert (stats.shard, stats.num_rows, stats.plan) == (2, 2, PLAN)
-    assert [x.num_rows for x in run.stats] == [3, 3, 2, 2]
+    # Each shard is a run of its own, with all that the sampler reports.
+    shard = run.shards[1]
+    np.testing.assert_array_equal(shard.divergences, [20, 0, 0, 0])
+    np.testing.assert_array_equal(shard.step_size, [0.5] * CHAINS)
+    assert shard.inverse_mass_matrix.shape == (CHAINS, 1)
+    assert shard.max_tree_depth == 10
+    assert shard.seconds[:3] == (0.5, 1.0, 2.0)
+    statistics = shard._sample_stats()
+    assert {name: x is None for name, x in statistics.items() if x is None} == {}
 
 
 def test_only_shards_that_fail_run_again(go: Any) -> None:
@@ -117,23 +121,24 @@ def test_only_shards_that_fail_run_again(go: Any) -> None:
     for number, used in enumerate(chains.keys):
         expected = jax.random.key_data(jax.random.fold_in(key, number))
         np.testing.assert_array_equal(used, expected)
-    assert [len(x.tries) for x in run.stats] == [1, 2, 1, 3]
-    tries = run.stats[3].tries
+    assert [len(x) for x in run.tries] == [1, 2, 1, 3]
+    tries = run.tries[3]
     assert [x.accepted for x in tries] == [False, False, True]
     assert tries[0].reason == "draws are not finite"
     assert tries[0].is_finite is False
-    assert run.stats[1].tries[0].reason.startswith("6.0% of the transitions diverged")
+    assert run.tries[1][0].reason.startswith("6.0% of the transitions diverged")
     # Seconds are those of the whole call.
-    assert run.stats[0].seconds.sampling == 2.0
-    assert run.stats[1].seconds.sampling == 3.0
-    assert run.stats[3].seconds == Seconds(0.5, 1.0, 4.0)
+    assert run.tries[0][-1].seconds.sampling == 2.0
+    assert run.tries[1][-1].seconds.sampling == 3.0
+    assert run.tries[3][-1].seconds == Seconds(0.5, 1.0, 4.0)
+    assert run.shards[3].seconds[:3] == (0.5, 1.0, 4.0)
     # Draws of the last try stand in the place of their shard.
     first, second = (
         np.random.default_rng(i).normal(size=(n, CHAINS, SAMPLES))
         for i, n in ((0, 4), (1, 2))
     )
-    np.testing.assert_array_equal(run.shard_samples[[0, 2]], first[[0, 2]])
-    np.testing.assert_array_equal(run.shard_samples[1], second[0])
+    np.testing.assert_array_equal(shard_samples(run)[[0, 2]], first[[0, 2]])
+    np.testing.assert_array_equal(run.shards[1].samples, second[0])
     assert np.isfinite(run.samples).all()
     # A checkpoint of each round has the tries before it, and the draws of all shards.
     headers, arrays = zip(*chains.saved, strict=True)
@@ -207,73 +212,9 @@ def test_a_shard_that_always_fails_is_an_error_unless_dropped(go: Any) -> None:
     assert chains.shards == [[0, 1, 2, 3], [2], [2]]
     assert run.used == (0, 1, 3)
     assert run.left_out == {2: "3 tries failed, the last because draws are not finite"}
-    assert not run.stats[2].accepted
-    assert np.isnan(run.stats[2].rhat)
+    assert not run.tries[2][-1].accepted
+    assert np.isnan(run.shards[2].rhat)
     assert "3, failed" in run.report()
     # Nothing is left if all are dropped.
     error, _ = go(dict.fromkeys(np.ndindex(4, 3), 0.5), on_failure="drop")
     assert error.shards == (0, 1, 2, 3)
-
-
-def draws(**fields: Any) -> Draw:
-    rng = np.random.default_rng(0)
-    shape = CHAINS, 50
-    a = rng.normal(size=(*shape, 2))
-    a[..., 1] += np.arange(CHAINS)[:, None]  # chains that do not agree
-    usual: dict[str, Any] = {
-        "position": {"a": a, "b": rng.normal(size=shape)},
-        "logdensity": np.zeros(shape),
-        "diverging": np.arange(200).reshape(shape) % 50 == 0,
-        "acceptance": np.linspace(0.6, 1.0, 200).reshape(shape),
-        "num_integration_steps": np.ones(shape),
-        "tree_depth": np.full(shape, 3) + (np.arange(50) == 7),
-        **fields,
-    }
-    return Draw(*(usual.get(field) for field in Draw._fields))
-
-
-def stats(mass: Any = None, **fields: Any) -> SamplingStats:
-    mass = np.arange(1.0, 13.0).reshape(CHAINS, 3) if mass is None else mass
-    tries = [
-        ShardTry(i, 0.8, rate, True, rate <= 0.05, "", Seconds(1.0, 2.0 + i, 3))
-        for i, rate in enumerate((0.5, 0.02))
-    ]
-    tuned = Tuned(np.array([0.1, 0.2, 0.4, 0.9]), mass)
-    return stats_of(7, 123, PLAN, tries, tuned, draws(**fields))
-
-
-def test_statistics_of_a_shard() -> None:
-    found = stats()
-    assert (found.shard, found.num_rows, found.plan) == (7, 123, PLAN)
-    assert found.divergences == 4
-    assert found.acceptance == pytest.approx(0.8)
-    assert found.step_size == pytest.approx(Spread(0.3, 0.1, 0.9))
-    assert found.tree_depth == (3.0, 3.0, 4.0)
-    assert found.inverse_mass_matrix == (6.5, 1.0, 12.0)
-    # Of its last try.
-    assert [x.number for x in found.tries] == [0, 1]
-    assert (found.divergence_rate, found.accepted) == (0.02, True)
-    assert found.seconds == Seconds(1.0, 3.0, 3.0)
-    # Before a try, and of a sampler that reports nothing.
-    never = SamplingStats(0, 9, PLAN, ())
-    assert (never.accepted, never.divergence_rate) == (False, 0.0)
-    assert sum(never.seconds) == 0.0
-    silent = stats(diverging=None, acceptance=None, tree_depth=None)
-    assert (silent.divergences, silent.acceptance, silent.tree_depth) == (None,) * 3
-
-
-def test_convergence_of_a_shard_is_that_of_its_worst_parameter() -> None:
-    found, each = stats(), Convergence(draws().position)
-    assert found.rhat == each.rhat["a"][1] > 1.4 > each.rhat["b"]
-    assert found.ess == each.ess_bulk["a"][1] < 20 < each.ess_bulk["b"]
-    bad = draws().position
-    bad["b"][2, 3] = np.nan
-    assert np.isnan(stats(position=bad).rhat)
-    assert np.isnan(stats(position=bad).ess)
-
-
-def test_the_spread_of_a_dense_mass_matrix_is_that_of_its_diagonal() -> None:
-    mass = np.full((CHAINS, 3, 3), -50.0)
-    for chain in range(CHAINS):
-        np.fill_diagonal(mass[chain], [1.0, 2.0, 3.0 + chain])
-    assert stats(mass).inverse_mass_matrix == (2.0, 1.0, 6.0)

@@ -1,5 +1,6 @@
 """`run_shards` with real chains: exact posteriors, layouts, starts, failures."""
 
+import logging
 from collections import Counter
 from typing import Any
 
@@ -16,7 +17,14 @@ from batchkit.shards._rounds import ShardedModel
 from batchkit.shards._run_shards import _SPLIT
 from batchkit.shards._sharded_logdensity import generator, order_of_rows
 
-from ..helpers import assert_refuses, assert_same, counted, mesh, unchecked
+from ..helpers import (
+    assert_refuses,
+    assert_same,
+    counted,
+    mesh,
+    shard_samples,
+    unchecked,
+)
 from ..run.compilations import compilations
 
 
@@ -71,17 +79,17 @@ def test_combined_draws_are_of_the_exact_posterior(plain: bk.ShardRun) -> None:
     x = plain.samples.reshape(-1, 2)
     np.testing.assert_allclose((np.mean(x, 0) - mean) / width, 0, atol=0.12)
     np.testing.assert_allclose(np.std(x, 0) / width, 1, atol=0.1)
-    assert [x.num_rows for x in plain.stats] == [51, 51, 51, 50]
     assert plain.used == (0, 1, 2, 3)
-    assert all(x.accepted and len(x.tries) == 1 for x in plain.stats)
-    assert min(plain.stats[0].seconds[:3]) > 0  # diagnostics are of all shards
-    assert plain.stats[0].seconds == plain.stats[3].seconds
-    assert plain.stats[0].tree_depth is None
+    assert all(len(x) == 1 and x[0].accepted for x in plain.tries)
+    assert min(plain.tries[0][0].seconds[:3]) > 0
+    assert plain.tries[0][0].seconds == plain.tries[3][0].seconds
+    assert plain.shards[0].tree_depth is None
 
-    # Each shard is about as wide as that many rows of the data make it.
-    for shard, draws in enumerate(plain.shard_samples):
-        expected = np.sqrt(1 / (plain.stats[shard].num_rows + 3.0 / SHARDS))
-        assert np.all(np.abs(np.std(draws.reshape(-1, 2), 0) / expected - 1) < 0.4)
+    # Each shard is about as wide as its rows of the data make it.
+    for shard in plain.shards:
+        expected = np.sqrt(1 / (ROWS / SHARDS + 3.0 / SHARDS))
+        width = np.std(shard.samples.reshape(-1, 2), 0)
+        assert np.all(np.abs(width / expected - 1) < 0.4)
 
 
 def model(
@@ -133,7 +141,7 @@ def test_layouts_draw_the_same(batcher: bk.AbstractBatcher) -> None:
     with jax.enable_x64(True):  # chains amplify rounding
         short["positions"] = STARTS.astype(np.float64)
         found, expected = (run(batcher=b, **short) for b in (batcher, bk.Vmap()))
-    np.testing.assert_allclose(found.shard_samples, expected.shard_samples, rtol=1e-6)
+    np.testing.assert_allclose(*map(shard_samples, (found, expected)), rtol=1e-6)
 
 
 def test_a_device_holds_its_share_of_rows() -> None:
@@ -145,15 +153,16 @@ def test_a_device_holds_its_share_of_rows() -> None:
     assert stats.argument_size_in_bytes < 1.1 * count * 3 * 4 / 4
 
 
-def test_lengths_that_are_not_passed_are_those_of_a_plan() -> None:
+def test_lengths_that_are_not_passed_are_those_of_a_plan(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "batchkit")
     found = run(
         plan=None, num_chains=2, positions=STARTS[:2], num_warmup=7, max_tries=1
     )
     usual = bk.SamplingPlan.from_shard(51, 2, num_chains=2)
-    plan = found.stats[0].plan
-    assert (plan.num_warmup, plan.num_samples) == (7, usual.num_samples)
-    assert (plan.shard_size, plan.num_params) == (51, 2)
-    assert found.samples.shape == (2, plan.num_samples, 2)
+    assert found.samples.shape == (2, usual.num_samples, 2)
+    assert "7 transitions of warm-up" in caplog.text
 
 
 @pytest.mark.parametrize("changed", [{}, {"data": {**DATA, "y": DATA["y"] + 1}}])
@@ -166,7 +175,7 @@ def test_another_key_and_other_data_compile_nothing(changed: dict[str, Any]) -> 
     likelihood = lambda *args: loglikelihood(*args)
     short["loglikelihood_fn"] = likelihood
     fresh = run(**short, rng_key=jax.random.key(6), **changed)
-    assert_same(second.shard_samples, fresh.shard_samples, ulps=0)
+    assert_same(*map(shard_samples, (second, fresh)), ulps=0)
 
 
 def test_nuts_starts_from_draws_of_the_prior() -> None:
@@ -180,7 +189,8 @@ def test_nuts_starts_from_draws_of_the_prior() -> None:
         plan=bk.SamplingPlan(50, 100),
         max_num_doublings=4,
     )
-    assert found.stats[0].tree_depth is not None
+    assert found.shards[0].tree_depth is not None
+    assert found.shards[0].max_tree_depth == 4
     mean, covariance = posterior()
     away = np.mean(found.samples, (0, 1)) - mean
     assert np.all(np.abs(away) < 0.3 * np.sqrt(np.diag(covariance)))
@@ -216,8 +226,8 @@ def test_a_shard_that_diverges_runs_again_and_no_other() -> None:
     COUNTS.clear()
     found = run(**problem, on_failure="drop", max_tries=2)
     jax.effects_barrier()
-    (bad,) = [x.shard for x in found.stats if len(x.tries) > 1]
-    tries = found.stats[bad].tries
+    (bad,) = [shard for shard, x in enumerate(found.tries) if len(x) > 1]
+    tries = found.tries[bad]
     assert len(tries) == 2
     targets = [x.target_acceptance for x in tries]
     np.testing.assert_allclose(targets, [0.8, 0.85])

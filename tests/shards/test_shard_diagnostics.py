@@ -15,7 +15,6 @@ from batchkit.shards import (
     DIVERGENCE_NOTE,
     DIVERGENCE_UNRELIABLE,
     DIVERGENCE_WARNING,
-    SamplingStats,
     ShardTry,
     _shard_diagnostics,
 )
@@ -24,7 +23,6 @@ from ..helpers import assert_refuses
 
 
 SHARDS, CHAINS, DRAWS, DIM = 5, 4, 500, 2
-PLAN = bk.SamplingPlan(100, DRAWS)
 RNG = np.random.default_rng(0)
 
 
@@ -39,22 +37,25 @@ def draws() -> np.ndarray:
     return means + np.random.default_rng(1).normal(size=shape)
 
 
-def stats(rates: Any = (0.0,), **others: Any) -> list[SamplingStats]:
-    made = []
-    for shard in range(SHARDS):
-        some = [
-            ShardTry(i, 0.8, r, True, True, "", Seconds(1.0, 1.0, 1.0))
-            for i, r in enumerate(rates if shard == 1 else (0.0,))
-        ]
-        usual = {"rhat": 1.0, "ess": 1500.0, **(others if shard == 1 else {})}
-        made.append(SamplingStats(shard, 100, PLAN, tuple(some), **usual))
-    return made
-
-
-def run(x: np.ndarray | None = None, **options: Any) -> bk.ShardRun:
+def run(x: np.ndarray | None = None, rate: float = 0.0, **options: Any) -> bk.ShardRun:
+    """A run with this rate of divergences in shard 1."""
     x = draws() if x is None else x
-    options = {"stats": stats(), "rng_key": jax.random.key(0), **options}
-    return bk.ShardRun({"a": x}, **options)
+    options = {"rng_key": jax.random.key(0), **options}
+    shards = [bk.ChainRun({"a": y}, diverging=np.zeros(y.shape[:2], int)) for y in x]
+    diverging = np.array(shards[1].diverging)
+    diverging.flat[: round(rate * diverging.size)] = 2
+    shards[1] = bk.ChainRun({"a": x[1]}, diverging=diverging)
+    return bk.ShardRun(shards, **options)
+
+
+# Of shard 1 two, as after divergences.
+TRIES = [
+    tuple(
+        ShardTry(i, 0.8, 0.0, True, True, "", Seconds(1.0, 1.0, 1.0))
+        for i in range(2 if shard == 1 else 1)
+    )
+    for shard in range(SHARDS)
+]
 
 
 def names(*args: Any, **options: Any) -> list[str]:
@@ -65,13 +66,14 @@ def test_fatal_warnings_come_first() -> None:
     x = draws()
     x[3, ..., 1] += 6.0
     # What was left out is looked at before what disagrees.
-    found = names(x, failed={0: "bad"}, stats=stats((0.2, 0.0)))
+    found = names(x, failed={0: "bad"}, tries=TRIES)
     assert found == ["shards disagree", "shards left out", "tries"]
 
 
 def test_shards_that_are_left_out_are_not_diagnosed() -> None:
-    found = run(stats=stats((0.4,), rhat=3.0, ess=9.0), failed={1: "bad"})
-    assert [warning.name for warning in found.warnings] == ["shards left out"]
+    x = draws()
+    x[1] += 9 * np.arange(CHAINS)[:, None, None]
+    assert names(x, 0.4, failed={1: "bad"}) == ["shards left out"]
 
 
 def test_slow_chains_do_not_make_shards_disagree() -> None:
@@ -83,9 +85,7 @@ def test_slow_chains_do_not_make_shards_disagree() -> None:
     ess = min(float(bk.chains.Convergence(y).ess_bulk[0]) for y in x)
     assert ess < 20
     x[1] += np.sqrt(2 * 6.635 * (1 + 0.9 / ess))
-    some = [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
-    found = [warning.name for warning in bk.ShardRun(x, some).warnings]
-    assert "shards disagree" not in found
+    assert "shards disagree" not in names(x)
 
 
 def test_shards_disagree_beyond_a_quantile_of_chi_squared() -> None:
@@ -98,9 +98,7 @@ def test_shards_disagree_beyond_a_quantile_of_chi_squared() -> None:
             moved = np.repeat(x, dim, axis=-1)
             moved += 1e-9 * np.random.default_rng(1).normal(size=moved.shape)
             moved[1, ..., -1] += np.sqrt(2 * part * limit * (1 + 1 / 16_000))
-            some = [SamplingStats(s, 9, PLAN, (), rhat=1.0, ess=999.0) for s in (0, 1)]
-            found = bk.ShardRun(shuffled(moved), some).warnings
-            assert any(w.name == "shards disagree" for w in found) == expected
+            assert ("shards disagree" in names(shuffled(moved))) == expected
 
 
 def shuffled(x: np.ndarray) -> np.ndarray:
@@ -114,8 +112,7 @@ def test_a_result_without_most_shards_is_unreliable() -> None:
     assert found.warnings[0].name == "few shards"
     assert "only 40% of the shards" in found.report()
     assert found.verdict == "unreliable"
-    half = bk.ShardRun({"a": draws()[:4]}, stats()[:4], failed={0: "bad", 2: "bad"})
-    assert [w.name for w in half.warnings] == ["shards left out"]
+    assert names(draws()[:4], failed={0: "bad", 2: "bad"}) == ["shards left out"]
 
 
 def test_good_draws_are_reliable() -> None:
@@ -125,7 +122,7 @@ def test_good_draws_are_reliable() -> None:
     assert found.report().startswith("Reliable:")
     assert found.success_rate == 1.0
     assert found.samples["a"].shape == (CHAINS, DRAWS, DIM)
-    assert found.shard_samples["a"].shape == (SHARDS, CHAINS, DRAWS, DIM)
+    assert found.tries == ((),) * SHARDS
     assert found.rhat["a"].shape == found.ess_bulk["a"].shape == (DIM,)
     assert found.ess_tail["a"].shape == (DIM,)
     assert abs(found.summary()["a[0]"]["std"] - SHARDS**-0.5) < 0.05
@@ -159,9 +156,7 @@ def test_shards_that_agree_are_hardly_ever_said_to_disagree() -> None:
     for _ in range(60):
         means = rng.normal(size=(8, 1, 1, 3))
         x = means + rng.normal(size=(8, 2, 150, 3))
-        some = [SamplingStats(s, 9, PLAN, ()) for s in range(8)]
-        found = bk.ShardRun(x, some).warnings
-        count += any(warning.name == "shards disagree" for warning in found)
+        count += "shards disagree" in names(x)
     assert count <= 3
 
 
@@ -184,32 +179,47 @@ def test_divergences_are_warned_of_at_three_levels(
         0.10,
         0.30,
     )
-    found = run(stats=stats((rate,)))
+    found = run(rate=rate)
     assert [warning.name for warning in found.warnings] == expected
     assert found.verdict == (
         "unreliable" if rate > 0.3 else "doubtful" if expected else "reliable"
     )
 
 
-@pytest.mark.parametrize(
-    ("others", "expected"),
-    [
-        ({"rhat": 1.2}, ["R-hat of shards"]),
-        ({"rhat": np.nan}, ["R-hat of shards"]),
-        ({"ess": 50.0}, ["ESS of shards"]),
-        ({"ess": np.nan}, ["ESS of shards"]),
-    ],
-)
-def test_shards_that_have_not_converged_are_named(
-    others: Any, expected: list[str]
-) -> None:
-    found = run(stats=stats(**others))
-    assert [warning.name for warning in found.warnings] == expected
-    assert "shard 1" in found.warnings[0].message
+def test_shards_that_have_not_converged_are_named() -> None:
+    x = draws()
+    x[1, ..., 0] += np.linspace(-0.7, 0.7, CHAINS)[:, None]
+    x[3, ..., 1] = np.repeat(x[3, :, ::20, 1], 20, axis=1)
+    found = run(x)
+    of_shards = {w.name: w for w in found.warnings if "of shards" in w.name}
+    rhat, ess = of_shards["R-hat of shards"], of_shards["ESS of shards"]
+    assert rhat.value == np.max([np.max(y.rhat["a"]) for y in found.shards]) > 1.05
+    assert ess.value == np.min([np.min(y.ess_bulk["a"]) for y in found.shards]) < 200
+    assert "shard 1" in rhat.message or "shards 1, 3" in rhat.message
+    assert "in shards 1, 3" in ess.message
+    # What is NaN counts as failed.
+    few = [w for w in run(x[:, :, :3]).warnings if "of shards" in w.name]
+    assert [w.name for w in few] == ["R-hat of shards", "ESS of shards"]
+    assert all(np.isnan(w.value) and "shards 0, 1, 2" in w.message for w in few)
+
+
+def test_shards_that_differ_are_refused() -> None:
+    chains = bk.ChainRun({"a": draws()[0]})
+    for other in (
+        {"b": draws()[1]},
+        {"a": draws()[1][:, 1:]},
+        {"a": draws()[1, ..., 0]},
+    ):
+        words = ("shards=", "the same parameters")
+        some = [chains, bk.ChainRun(other)]
+        assert_refuses(lambda some=some: bk.ShardRun(some), ValueError, words)
+    plain: Any = bk.ShardRun
+    assert_refuses(lambda: plain(draws()), TypeError, ("shards=", "ChainRuns"))
+    assert_refuses(lambda: plain([]), ValueError, ("leave one",))
 
 
 def test_shards_that_ran_again_are_reported() -> None:
-    found = run(stats=stats((0.2, 0.0)))
+    found = run(tries=TRIES)
     (warning,) = found.warnings
     assert warning.name == "tries"
     assert "80% of the shards succeeded at once" in warning.message
@@ -234,8 +244,7 @@ def test_warnings_name_settings_of_run_shards() -> None:
     accepted = set(inspect.signature(bk.run_shards).parameters)
     x = draws()[:, :2, :50]
     x[:, 0] += 3.0
-    some = stats((0.2,), rhat=1.2, ess=9.0)
-    found = bk.ShardRun({"a": x}, some)
+    found = run(x, rate=0.2)
     named = set(re.findall(r"`(\w+)`", " ".join(w.message for w in found.warnings)))
     assert {"num_warmup", "num_samples", "num_chains", "plan"} <= named
     assert named <= accepted | {"sharded_logdensity"}
@@ -329,13 +338,12 @@ def test_kernel_densities_of_many_parameters_are_warned_of() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"stats": stats()[:4]}, ("stats=", "there are 4", "(5,)")),
-        ({"stats": [*stats(), *stats()]}, ("there are 10",)),
+        ({"tries": TRIES[:4]}, ("tries=", "5 shards", "tries of 4")),
         ({"failed": {5: "bad"}}, ("failed={5: 'bad'}", "below 5")),
         ({"failed": dict.fromkeys(range(5), "bad")}, ("leave one",)),
     ],
 )
-def test_statistics_and_failures_of_other_shards_are_refused(
+def test_tries_and_failures_of_other_shards_are_refused(
     options: Any, words: tuple[str, ...]
 ) -> None:
     assert_refuses(lambda: run(**options), ValueError, words)
@@ -352,7 +360,7 @@ def test_the_report_has_the_worst_parameter() -> None:
 
 
 def test_a_run_prints_as_a_table() -> None:
-    text = repr(run(stats=stats((0.2,))))
+    text = repr(run(rate=0.2))
     assert "5 of 5, consensus" in text
     assert "4 chains of 500" in text
     assert "doubtful" in text

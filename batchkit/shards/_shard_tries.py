@@ -1,24 +1,20 @@
-"""Lengths of the chains of a shard, its tries, and statistics of the last one.
+"""Lengths of the chains of a shard, and its tries.
 
 The draws of a try are accepted if all are finite and few transitions diverged. More may
 diverge in a later try, since by then the step size has been tuned for fewer.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
 import jax
 import numpy as np
 
 from .._util._checks import check_number
-from ..chains import Convergence
 from ..chains._chain_programs import Draw
-from ..chains._sampler import Tuned
-from ..run._names import named_numbers
 from ..run._result import Seconds
-from ..run._trees import numbers, typed
+from ..run._trees import record_from
 
 
 # The rows from which on a shard gets the whole warm-up and all draws.
@@ -162,23 +158,7 @@ class SamplingPlan:
 
 
 @final
-class Spread(NamedTuple):
-    """The median, the smallest and the largest of some numbers.
-
-    ```python
-    from batchkit.shards import Spread
-
-    assert Spread(0.2, 0.1, 0.4).median == 0.2
-    ```
-    """
-
-    median: float
-    min: float
-    max: float
-
-
-@final
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class ShardTry:
     """One try of a shard: whether its draws were accepted, and why not.
 
@@ -208,63 +188,6 @@ class ShardTry:
     accepted: bool
     reason: str
     seconds: Seconds
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class SamplingStats:
-    """Statistics of the chains of one shard; None for what the sampler does not report.
-
-    - `shard`, `num_rows`: the index of the shard, and its number of rows.
-    - `plan`: how long its chains ran.
-    - `tries`: a [`ShardTry`][batchkit.shards.ShardTry] for each time it ran. All else
-      is of the last.
-    - `divergences`: the number of divergent transitions.
-    - `acceptance`: the mean acceptance rate.
-    - `step_size`: its spread over chains.
-    - `tree_depth`: its spread over all draws.
-    - `inverse_mass_matrix`: the spread of the diagonals of all chains.
-    - `rhat`: the largest of all parameters; NaN if one of them is.
-    - `ess`: the smallest bulk effective sample size; NaN if one of them is.
-    - `seconds`: the wall time of the call that ran the shard, for all shards in it
-      together: to compile, to warm up, to sample.
-
-    ```python
-    import batchkit as bk
-    from batchkit.shards import SamplingStats
-
-    plan = bk.SamplingPlan.from_shard(500, 3)
-    stats = SamplingStats(0, 500, plan, ())
-    assert stats.divergence_rate == 0.0
-    ```
-    """
-
-    shard: int
-    num_rows: int
-    plan: SamplingPlan
-    tries: tuple[ShardTry, ...]
-    divergences: int | None = None
-    acceptance: float | None = None
-    step_size: Spread | None = None
-    tree_depth: Spread | None = None
-    inverse_mass_matrix: Spread | None = None
-    rhat: float = np.nan
-    ess: float = np.nan
-
-    @property
-    def divergence_rate(self) -> float:
-        """The rate of divergent transitions in the last try."""
-        return self.tries[-1].divergence_rate if self.tries else 0.0
-
-    @property
-    def accepted(self) -> bool:
-        """True if there are draws that can be used."""
-        return is_accepted(self.tries)
-
-    @property
-    def seconds(self) -> Seconds:
-        """The wall time of the call that ran the last try."""
-        return self.tries[-1].seconds if self.tries else Seconds()
 
 
 def is_accepted(tries: Sequence[ShardTry]) -> bool:
@@ -313,49 +236,8 @@ def tries_as_json(tries: Sequence[ShardTry]) -> list[dict[str, Any]]:
 
 
 def tries_from_json(saved: Sequence[Mapping[str, Any]]) -> list[ShardTry]:
-    """Return the tries of one shard in a checkpoint; raise `ValueError` if damaged."""
-    types = dict(ShardTry.__annotations__)
-    del types["seconds"]
-    tries = []
-    for number, each in enumerate(saved):
-        values = {name: typed(each, name, kind) for name, kind in types.items()}
-        if values["number"] != number:
-            raise ValueError(f"its try {number} is {each!r}")
-        seconds = Seconds(*numbers(each, "seconds", 4))
-        tries.append(ShardTry(**values, seconds=seconds))
+    """Return the tries of one shard in a file; raise `ValueError` if damaged."""
+    tries = record_from({"tries": saved}, "tries", list[ShardTry])
+    if [each.number for each in tries] != list(range(len(tries))):
+        raise ValueError(f"its tries are {tries!r}")
     return tries
-
-
-def stats_of(
-    shard: int,
-    num_rows: int,
-    plan: SamplingPlan,
-    tries: Sequence[ShardTry],
-    tuned: Tuned,
-    draws: Draw,
-) -> SamplingStats:
-    """Return the statistics of one shard, from arrays of shape `(chains, ...)`."""
-    convergence = Convergence(draws.position)
-    mass = np.asarray(tuned.inverse_mass_matrix)
-    if mass.ndim == 3:
-        mass = np.diagonal(mass, axis1=1, axis2=2)
-    rate, depth = draws.acceptance, draws.tree_depth
-    # NaN wins over every number in NumPy, as it must here.
-    return SamplingStats(
-        shard,
-        num_rows,
-        plan,
-        tuple(tries),
-        None if draws.diverging is None else int(np.sum(draws.diverging)),
-        None if rate is None else float(np.mean(rate)),
-        _spread(tuned.step_size),
-        None if depth is None else _spread(depth),
-        _spread(mass),
-        float(np.max([x for _, x in named_numbers(convergence.rhat)])),
-        float(np.min([x for _, x in named_numbers(convergence.ess_bulk)])),
-    )
-
-
-def _spread(values: Any) -> Spread:
-    values = np.asarray(values, np.float64)
-    return Spread(*(float(f(values)) for f in (np.median, np.min, np.max)))
