@@ -87,6 +87,16 @@ class AbstractDraws(AbstractResult):
         """The effective sample size of each number for its 5 % and 95 % quantiles."""
         return self._convergence.ess_tail
 
+    def _rows_of_draws(self) -> list[tuple[str, str]]:
+        bulk, tail = _extreme(self.ess_bulk, min), _extreme(self.ess_tail, min)
+        rhat = _extreme(self.rhat, max)
+        return [
+            ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
+            ("R-hat", f"at most {rhat[1]:.3f} ({rhat[0]})"),
+            ("bulk ESS", f"at least {bulk[1]:,.0f} ({bulk[0]})"),
+            ("tail ESS", f"at least {tail[1]:,.0f} ({tail[0]})"),
+        ]
+
     def _summary(self, quantiles: Sequence[float], transform: Transform) -> Summary:
         caller = f"{type(self).__name__}.summary"
         samples = transformed(transform, self.samples, caller)
@@ -302,14 +312,7 @@ class ChainRun(AbstractDraws):
         }
 
     def _rows(self) -> list[tuple[str, str]]:
-        bulk, tail = _extreme(self.ess_bulk, min), _extreme(self.ess_tail, min)
-        rhat = _extreme(self.rhat, max)
-        rows = [
-            ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
-            ("R-hat", f"at most {rhat[1]:.3f} ({rhat[0]})"),
-            ("bulk ESS", f"at least {bulk[1]:,.0f} ({bulk[0]})"),
-            ("tail ESS", f"at least {tail[1]:,.0f} ({tail[0]})"),
-        ]
+        rows = self._rows_of_draws()
         if self.divergences is not None:
             rows.append(("divergences", f"{np.sum(self.divergences):,}"))
         for name, values, form in (

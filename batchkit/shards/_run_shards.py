@@ -159,7 +159,7 @@ def run_shards(
         num_shards=4,
         batcher=bk.Chunked(8),
     )
-    print(run.report())
+    print(run)
     row = run.summary()["x"]
     assert abs(row["mean"] - np.mean(x)) < 0.3 * 2001**-0.5
     assert abs(row["std"] / 2001**-0.5 - 1) < 0.15
@@ -221,8 +221,8 @@ def run_shards(
 
     **Returns:**
 
-    A `ShardRun`: the combined draws, a `ChainRun` of each shard, its tries, warnings,
-    and a report.
+    A `ShardRun`: the combined draws, a `ChainRun` of each shard, its tries, a verdict
+    and warnings.
 
     **Raises:**
 

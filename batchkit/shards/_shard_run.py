@@ -1,4 +1,4 @@
-"""The result of chains on shards, its report, and its file.
+"""The result of chains on shards, and its file.
 
 The file holds the combined draws and the check by gradients as they are: to make them
 again takes the user's functions, which no file holds. So a checkpoint is not read as a
@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._util._checks import check_type
-from .._util._formats import table
 from ..chains import ChainRun, Convergence
 from ..chains._chain_run import AbstractDraws
-from ..run._names import named_numbers, parameter_names
-from ..run._packages import Provenance, provenance_rows
+from ..run._names import parameter_names
+from ..run._packages import Provenance
 from ..run._result import (
     Arrays,
     Diagnostic,
@@ -38,12 +37,11 @@ _VECTORS: Final = ("mean_gradient", "mean_gradient_err", "shift", "shift_err")
 _MATRICES: Final = ("matrix", "matrix_err", "excess", "excess_err")
 # From positions, arrays of shape `(positions, ...)`, to the gradients at them.
 _Gradients = Callable[[PyTree], PyTree]
-# The limit of all checks, with which the report ends.
-_BLIND: Final = (
-    "No check sees what no chain has visited, such as another mode of the posterior: "
-    "gradients are local. Start from points as far apart as the posterior may be wide; "
-    "draws of the prior (`prior_sample_fn`) are."
-)
+_VERDICTS: Final = {
+    "reliable": "nothing was found that speaks against it",
+    "doubtful": "look at the warnings before you use it",
+    "unreliable": "do not use this result",
+}
 
 
 @final
@@ -51,7 +49,8 @@ class ShardRun(AbstractDraws):
     """The result of chains on shards: the combined draws, and whether to believe them.
 
     R-hat and the effective sample sizes are those of the combined draws. They count the
-    noise of the draws, not the bias of combining them. `shards[i]` has the chains of
+    noise of the draws, not the bias of combining them. No check sees what no chain has
+    visited, such as another mode of the posterior. `shards[i]` has the chains of
     shard `i`, and `tries[i]` a `batchkit.shards.ShardTry` for each time that it ran;
     `used` are the indices of the shards that are combined, and `left_out` has the
     reasons for those that are not.
@@ -64,7 +63,7 @@ class ShardRun(AbstractDraws):
     run = bk.ShardRun([bk.ChainRun({"x": x}) for x in draws])
     assert run.samples["x"].shape == (4, 500, 2)
     assert abs(np.std(run.samples["x"]) - 3**-0.5) < 0.05
-    print(run.report())
+    print(run)
     print(run.shards[2])
     print(run.summary())
     ```
@@ -167,60 +166,26 @@ class ShardRun(AbstractDraws):
         names = {warning.name for warning in self.warnings}
         return "unreliable" if names & FATAL else "doubtful" if names else "reliable"
 
-    def report(self) -> str:
-        """Return a report on whether to believe the result, why, and what to do."""
-        first = {
-            "reliable": "Reliable: nothing was found that speaks against it.",
-            "doubtful": "Doubtful: look at what was found before you use it.",
-            "unreliable": "Unreliable: do not use this result.",
-        }[self.verdict]
-        again = sum(len(x) > 1 for x in self.tries)
-        rhat = np.max([value for _, value in named_numbers(self.rhat)])
-        ess = np.min([value for _, value in named_numbers(self.ess_bulk)])
-        moved = ""
-        if self.shift is not None:
-            moved = (
-                " The gradient of all data has moved them by up to "
-                f"{np.max(np.abs(self.shift)):.2f} deviations."
-            )
-        shards = [
-            _row(i, *x) for i, x in enumerate(zip(self.shards, self.tries, strict=True))
-        ]
-        lines = [
-            first,
-            f"{len(self.used)} of {len(self.shards)} shards are combined by "
-            f"{self.combine!r}; {again} ran more than once. R-hat of the combined "
-            f"draws is at most {rhat:.3f}, their bulk ESS at least {ess:,.0f}.{moved}",
-            *(f"- {warning}" for warning in self.warnings),
-            *(f"- {name} {text}" for name, text in provenance_rows(self.provenance)),
-            *self._report_gradients(),
-            table(list(shards[0]), [list(row.values()) for row in shards]),
-            "",
-            _BLIND,
-        ]
-        return "\n".join(lines)
-
-    def _report_gradients(self) -> list[str]:
-        check = self.gradient_check
-        if check is None:
-            return ["There are no gradients of all data to check means by.", ""]
-        passed = []
-        if not any(warning.name in GRADIENT_WARNINGS for warning in self.warnings):
-            shift, variance = check.bounds
-            passed = [
-                "Over the draws the mean gradient of all data is zero and integration "
-                f"by parts holds: means are within {shift:.2f} standard deviations of "
-                f"those of the posterior, and variances within {variance:.0%}, "
-                "allowing for two standard errors."
-            ]
-        return [*passed, "", str(check), ""]
-
     def _rows(self) -> list[tuple[str, str]]:
-        return [
-            ("verdict", self.verdict),
-            ("shards", f"{len(self.used)} of {len(self.shards)}, {self.combine}"),
-            ("draws", f"{self.num_chains:,} chains of {self.num_samples:,}"),
+        count = f"{len(self.used)} of {len(self.shards)}"
+        rows = [
+            ("verdict", f"{self.verdict}: {_VERDICTS[self.verdict]}"),
+            ("shards", f"{count}, combined by {self.combine!r}"),
+            *self._rows_of_draws(),
         ]
+        if self.shift is not None:
+            moved = np.max(np.abs(self.shift))
+            rows.append(("moved", f"by up to {moved:.2f} standard deviations"))
+        if self.gradient_check is None:
+            rows.append(("means", "not checked by gradients of all data"))
+        elif not any(warning.name in GRADIENT_WARNINGS for warning in self.warnings):
+            # Two standard errors are allowed for.
+            shift, variance = self.gradient_check.bounds
+            rows += [
+                ("means", f"within {shift:.2f} standard deviations of the posterior's"),
+                ("variances", f"within {variance:.0%} of the posterior's"),
+            ]
+        return rows
 
     def _sample_stats(self) -> dict[str, Any]:
         return {}
@@ -285,12 +250,14 @@ def _check_shards(
         is_right = isinstance(shard, ChainRun)
         check_type(is_right, "ShardRun", "shards", shard, "ChainRuns, one for a shard")
     count = len(shards)
-    structures = [_structure(x) for x in shards]
-    if any(x != structures[0] for x in structures):
-        raise ValueError(
-            "ShardRun(shards=...): all shards must have the same parameters, and as "
-            f"many chains and draws; got the shapes {[x for _, x in structures]}."
-        )
+    structures = list(map(_structure, shards))
+    for i, structure in enumerate(structures):
+        if structure != structures[0]:
+            raise ValueError(
+                "ShardRun(shards=...): all shards must have the same parameters, and "
+                f"as many chains and draws; shard 0 has {structures[0]}, and shard {i} "
+                f"{structure}."
+            )
     if len(tries) != count:
         raise ValueError(
             f"ShardRun(tries=...): there must be tries of each shard, but there are "
@@ -306,23 +273,6 @@ def _check_shards(
 def _structure(run: ChainRun) -> tuple[Any, list[tuple[int, ...]]]:
     leaves, treedef = jax.tree.flatten(run.samples)
     return treedef, [x.shape for x in leaves]
-
-
-def _row(shard: int, run: ChainRun, tries: Sequence[ShardTry]) -> dict[str, str]:
-    last = tries[-1] if tries else None
-    failed = ", failed" if last is not None and not last.accepted else ""
-    step = run.step_size
-    diverging = run.diverging
-    rate = "unknown" if diverging is None else f"{np.mean(diverging > 0):.1%}"
-    return {
-        "shard": str(shard),
-        "tries": f"{len(tries)}{failed}",
-        "divergences": rate,
-        "R-hat": f"{np.max([x for _, x in named_numbers(run.rhat)]):.3f}",
-        "ESS": f"{np.min([x for _, x in named_numbers(run.ess_bulk)]):,.0f}",
-        "step size": "" if step is None else f"{np.median(step):.3g}",
-        "target": "" if last is None else f"{last.target_acceptance:.2f}",
-    }
 
 
 def _check_from(values: Mapping[str, Any]) -> GradientCheck | None:

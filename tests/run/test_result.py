@@ -85,8 +85,6 @@ def test_everything_comes_back(name: str, tmp_path: Path) -> None:
         else:
             assert_same(a, b, ulps=0)
     assert repr(again) == repr(run)
-    if isinstance(run, bk.ShardRun):
-        assert again.report() == run.report()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -132,7 +132,6 @@ def test_starts_from_the_prior_find_a_mode_that_starts_in_one_place_miss() -> No
     # Half of the posterior is missing, and no gradient is wrong where draws are.
     assert np.all(missed.samples > 0)
     assert missed.verdict == "reliable"
-    assert "No check sees what no chain has visited" in missed.report()
     found = either_sign(prior_sample_fn=lambda key: 2 * jax.random.normal(key))
     assert found.verdict == "unreliable"
     assert np.any(shard_samples(found) < 0)

@@ -239,7 +239,7 @@ def test_other_versions_resume_the_same_run_and_refuse_another(
     found = run(checkpoint=path)
     assert_same_run(found, run())
     assert found.provenance == (Provenance(0, OTHER), Provenance(20 + at, versions()))
-    assert "computed with jax 0.0.1, python 3.0.1 from 0 on" in found.report()
+    assert "jax 0.0.1, python 3.0.1 from 0 on" in repr(found)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {

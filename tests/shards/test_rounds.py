@@ -214,7 +214,6 @@ def test_a_shard_that_always_fails_is_an_error_unless_dropped(go: Any) -> None:
     assert run.left_out == {2: "3 tries failed, the last because draws are not finite"}
     assert not run.tries[2][-1].accepted
     assert np.isnan(run.shards[2].rhat)
-    assert "3, failed" in run.report()
     # Nothing is left if all are dropped.
     error, _ = go(dict.fromkeys(np.ndindex(4, 3), 0.5), on_failure="drop")
     assert error.shards == (0, 1, 2, 3)
