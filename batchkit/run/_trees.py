@@ -31,7 +31,7 @@ from jax.tree_util import (
     SequenceKey,
     tree_flatten_with_path,
 )
-from jaxtyping import PyTree
+from jaxtyping import AbstractArray, PyTree, jaxtyped
 
 from ._names import path_name
 from ._processes import gather_to_host
@@ -204,8 +204,9 @@ def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
     """Return a value of a file as a type says, else raise `ValueError`.
 
     A dataclass or a named tuple is made from a dict or a list of its fields, whose
-    types are its annotations. Further types are `tuple[kind, ...]`, `list[kind]`,
-    `kind | None`, and those of `typed`; a `float` may be an `int`.
+    types are its annotations; an axis has one size in all its arrays. Further types are
+    `tuple[kind, ...]`, `list[kind]`, `kind | None`, arrays as jaxtyping writes them,
+    and those of `typed`; a `float` may be an `int`.
     """
     value = values[name]
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
@@ -214,11 +215,17 @@ def record_from(values: Mapping[str, Any], name: str, kind: Any) -> Any:
         return origin(record_from({name: item}, name, inner[0]) for item in items)
     if origin is types.UnionType:
         return None if value is None else record_from(values, name, inner[0])
+    if issubclass(kind, AbstractArray):
+        if not isinstance(value, kind):
+            raise ValueError(f"its {name} is {value!r}, and not {kind}")
+        return value
     if fields := typing.get_type_hints(kind):
         found = typed(values, name, dict, list)
         if type(found) is list:
             found = dict(zip(fields, found, strict=True))
-        return kind(**{x: record_from(found, x, hint) for x, hint in fields.items()})
+        with jaxtyped("context"):
+            parts = {x: record_from(found, x, hint) for x, hint in fields.items()}
+        return kind(**parts)
     return typed(values, name, *((int, float) if kind is float else (kind,)))
 
 

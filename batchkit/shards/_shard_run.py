@@ -6,7 +6,7 @@ result; calling `run_shards` with it returns the result without sampling.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any, Final, final
 
@@ -33,8 +33,6 @@ from ._shard_diagnostics import FATAL, diagnose_shards
 from ._shard_tries import ShardTry, tries_as_json, tries_from_json
 
 
-_VECTORS: Final = ("mean_gradient", "mean_gradient_err", "shift", "shift_err")
-_MATRICES: Final = ("matrix", "matrix_err", "excess", "excess_err")
 # From positions, arrays of shape `(positions, ...)`, to the gradients at them.
 _Gradients = Callable[[PyTree], PyTree]
 _VERDICTS: Final = {
@@ -223,6 +221,9 @@ class ShardRun(AbstractDraws):
         if not all(type(reason) is str for reason in left_out.values()):
             raise ValueError(f"it leaves out shards for {left_out!r}")
         way_to_combine(typed(values, "combine", str))
+        check = record_from(values, "gradient_check", GradientCheck | None)
+        if check is not None and len(check.names) != len(check.shift):
+            raise ValueError(f"its gradients are of {check.names!r}")
         # Not by `__init__`, which combines draws anew, with functions of the user.
         run = object.__new__(cls)
         vars(run).update(
@@ -233,7 +234,7 @@ class ShardRun(AbstractDraws):
             used=used,
             left_out=left_out,
             shift=typed(values, "shift", np.ndarray, NoneType),
-            gradient_check=_check_from(values),
+            gradient_check=check,
             warnings=tuple(record_from(values, "warnings", list[Diagnostic])),
             provenance=values["provenance"],
             _convergence=combined._convergence,
@@ -273,19 +274,3 @@ def _check_shards(
 def _structure(run: ChainRun) -> tuple[Any, list[tuple[int, ...]]]:
     leaves, treedef = jax.tree.flatten(run.samples)
     return treedef, [x.shape for x in leaves]
-
-
-def _check_from(values: Mapping[str, Any]) -> GradientCheck | None:
-    saved = typed(values, "gradient_check", dict, NoneType)
-    if saved is None:
-        return None
-    names = record_from(saved, "names", tuple[str, ...])
-    typed(saved, "num_draws", int)
-    shapes = {
-        **dict.fromkeys(_VECTORS, (len(names),)),
-        **dict.fromkeys(_MATRICES, (len(names), len(names))),
-    }
-    for name, shape in shapes.items():
-        if typed(saved, name, np.ndarray).shape != shape:
-            raise ValueError(f"its {name} is of shape {saved[name].shape}")
-    return GradientCheck(**saved)

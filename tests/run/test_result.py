@@ -298,19 +298,34 @@ def test_arrays_of_no_value_are_refused(tmp_path: Path) -> None:
         ('["accepted", true]', '["accepted", 1]'),
         ('["seconds", [3.0, ', '["seconds", ["x", '),
         ('["seconds", [3.0, ', '["seconds", ['),
+        ('["num_draws", ', '["num_draws", 0.'),
+        ('{"tuple": ["a[0]", "a[1]"]}', '{"tuple": ["a[0]"]}'),
     ],
 )
 def test_records_of_shards_with_a_wrong_field_are_refused(
     old: str, new: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "result.h5"
-    shards().save(path)
+    checked_shards().save(path)
     header, arrays = _file.read_file(path)
     text = json.dumps(header)
     assert old in text
     _file.write_file(path, json.loads(text.replace(old, new)), arrays)
     with pytest.raises(bk.CheckpointError, match="cannot be understood"):
         bk.ShardRun.load(path)
+
+
+def test_checks_by_gradients_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.h5"
+    checked_shards().save(path)
+    header, arrays = _file.read_file(path)
+    of_check = [name for name in arrays if name.startswith("gradient_check/")]
+    assert len(of_check) == 8
+    for name in of_check:
+        for array in (arrays[name][..., :1], arrays[name].astype(int)):
+            _file.write_file(path, header, {**arrays, name: array})
+            with pytest.raises(bk.CheckpointError, match="cannot be understood"):
+                bk.ShardRun.load(path)
 
 
 def test_positions_that_are_no_numbers_are_not_saved(tmp_path: Path) -> None:
