@@ -72,8 +72,11 @@ def main() -> None:
     options = parser.parse_args()
     print_machine()
     for logdensity in (funnel, gaussian):
-        sampler = sampler_of_api(blackjax.nuts, logdensity, 0.8, {})
-        chains = all_alike(sampler, len(STARTS))
+        chains = all_alike(
+            lambda fun: sampler_of_api(blackjax.nuts, fun, 0.8, {}),
+            logdensity,
+            len(STARTS),
+        )
         programs = {
             name: Chains(chains, KEY, STARTS, batcher, 1, block)
             for name, (batcher, block) in LAYOUTS.items()

@@ -172,7 +172,7 @@ def evidences() -> None:
         print(
             f"{name:20}{num_live:12}{problem.exact:12.3f}{run.log_evidence:12.3f}"
             f"{run.log_evidence_err:12.3f}{off:12.2f}{run.num_evaluations:12,}"
-            f"{run.seconds.compile:11.1f}s{run.seconds.run:11.1f}s",
+            f"{run.seconds.compile:11.1f}s{run.seconds.sampling:11.1f}s",
             flush=True,
         )
     print()
