@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +13,7 @@ from .auto import BudgetError, plan
 from .auto._lane_memory import budget_on
 from .auto._layout_plan import check_measurable
 from .devices import described_device
+from .devices._target import check_device
 from .explain._explain import format_batcher
 
 
@@ -23,7 +25,7 @@ PROBLEM is MODULE:FUNCTION. The function takes no arguments and returns a dictio
 with those of batchkit.plan: "api", "positions" (jax.ShapeDtypeStruct may stand for an
 array, unless layouts are measured) and the settings of the sampler.
 
-The exit status is 1 if not even one task at a time fits, and 2 if an argument is wrong.
+The exit status is 1 if not even one task at a time fits, and 2 after any other error.
 """
 
 
@@ -44,14 +46,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fastest = "run the layouts that fit, and take the fastest"
     place.add_argument("--measure", action="store_true", help=fastest)
     options = parser.parse_args(arguments)
-    wanted = {"budget": None, **_problem(options.problem, command)}
+    try:
+        wanted = {"budget": None, **_problem(options.problem, command)}
+    except Exception:
+        # Of the user's module. Python's own status would be 1.
+        traceback.print_exc()
+        return 2
     if options.budget is not None:
-        wanted["budget"] = options.budget
+        text = options.budget
+        wanted["budget"] = int(text) if text.isdecimal() else text
     if options.measure:
         wanted["measure"] = True
     try:
         if options.device is not None:
             wanted["device"] = described_device(options.device)
+        check_device(f"{options.problem}()", wanted.get("device"), or_mesh=False)
         budget_on(wanted["budget"], wanted.get("device"), "--budget")
         if wanted.get("measure"):
             check_measurable(wanted.get("device"), wanted["positions"])
@@ -62,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BudgetError as error:
         print(error, file=sys.stderr)
         return 1
+    except Exception:
+        traceback.print_exc()
+        return 2
     init, step = map(format_batcher, (found.init.batcher, found.step.batcher))
     print(f"{found}\n\nbatcher=bk.ByPhase(init=bk.{init}, step=bk.{step})")
     return 0

@@ -38,7 +38,7 @@ from jaxtyping import PyTree
 
 from .._util._checks import check_flag
 from .._util._formats import format_bytes
-from .._util._jaxprs import digest, equations
+from .._util._jaxprs import axis_names, digest, equations
 from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..batchers._call import Call, TracedTask
 from ..batchers._marks import in_task
@@ -107,6 +107,9 @@ def select(
         return bytes_of_lanes(task, call.axis_name, lanes, device)
 
     bound = size * bound_of_lane(task)
+    if refusal is None and has_unbatched_callback(task.jaxpr.jaxpr):
+        reason = "a callback has no `vmap_method`, so tasks run one at a time"
+        return Selection(Sequential(), reason, None, share)
     if refusal is None and call.spmd_axis_name is None and size > 1:
         seconds = TaskSeconds(task.jaxpr, size, outer, on_cpu)
         selection = None
@@ -243,6 +246,14 @@ def _in_cache(
         f"need {_of(found.bytes, budget)}"
     )
     return Selection(Chunked(found.size), reason, found.bytes, budget)
+
+
+def has_unbatched_callback(jaxpr: Any) -> bool:
+    """Return whether a callback can only be called for one task."""
+    return any(
+        eqn.primitive.name == "pure_callback" and eqn.params["vmap_method"] is None
+        for eqn in equations(jaxpr)
+    )
 
 
 def _depends_on_batch(task: TracedTask) -> bool:
@@ -403,7 +414,7 @@ class Auto(AbstractBatcher):
             chosen.append(self._choose(call)[1])
             return ()
 
-        jax.eval_shape(choose, *args)
+        eqx.filter_eval_shape(choose, *args)
         return chosen[0]
 
     def _choose(self, call: Call) -> tuple[TracedTask | None, Selection]:
@@ -430,11 +441,14 @@ class Auto(AbstractBatcher):
             return None, Selection(Vmap(), reason, None, budget // around)
         # All that the choice depends on. The dtype of zeros shows whether x64 is on,
         # and the batcher is in the key because it is named in messages.
+        outer = axis_names(task.jaxpr.jaxpr) - {call.axis_name}
+        outer_sizes = tuple((x, jax.lax.axis_size(x)) for x in sorted(outer, key=str))
         key = (
             digest(task.jaxpr, values=False),
             tuple((x.shape, str(x.dtype)) for x in task.rows),
             tuple(task.is_mapped),
             (task.size, budget, around, self, call.axis_name, call.spmd_axis_name),
+            outer_sizes,
             (in_task(), platform_of(self.device), str(jnp.zeros(()).dtype)),
         )
         selection = _CHOICES.get(key)

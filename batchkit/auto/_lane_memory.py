@@ -97,7 +97,7 @@ class BudgetError(ValueError):
 
 
 def parse_budget(budget: Any, argument: str) -> int:
-    """Return in bytes what is a positive int, or a text such as `"512 MB"`."""
+    """Return the bytes of a budget: a positive int, or a text such as `"512 MB"`."""
     if isinstance(budget, bool) or not isinstance(budget, int | str):
         raise TypeError(
             f"{argument}: budget must be an int of bytes or a text such as '8 GiB'; "
@@ -263,7 +263,7 @@ def _compiled(
     # Shapes instead of arrays: nothing is allocated, and the rows may be tracers.
     closure = [jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for x in task.closure]
     shapes = shapes_on(device, (closure, task.row_types(tasks)))
-    compiled = compile_for(jax.jit(run).lower(*shapes), device)
+    compiled = compile_for(jax.jit(run).trace(*shapes), device)
     stats = compiled.memory_analysis()
     if stats is None:
         raise NotImplementedError(

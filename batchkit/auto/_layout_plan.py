@@ -4,6 +4,7 @@
 data outside of them. So here each phase is compiled as a whole.
 """
 
+import inspect
 import itertools
 import os
 import time
@@ -152,8 +153,8 @@ def plan(
 
     **Arguments:**
 
-    - `api`: a blackjax API that makes an algorithm with `init` and `step`, such as
-        `blackjax.nss`.
+    - `api`: a blackjax API that makes an algorithm with `init(positions)` and
+        `step(rng_key, state)`, such as `blackjax.nss`.
     - `budget`: the bytes on each device, as for [`Auto`][batchkit.Auto]; `None` for
         half of the free memory, or half of the memory of a described device.
     - `positions`: the argument of `init`; `jax.ShapeDtypeStruct` may stand for an
@@ -164,7 +165,9 @@ def plan(
         (`jax.distributed`) get a `RuntimeError`: they would choose differently.
     - `max_seconds`: the time after which nothing more is measured, and what has been
         decides; 300 by default. A compilation or a call is not begun if it is expected
-        to end later. Finding the sizes that fit counts, and is not cut short.
+        to end later, by what was compiled and called before; the first call of `step`
+        may take longer than expected. Finding the sizes that fit counts, and is not
+        cut short.
     - `remember`: whether what was measured is kept in, and taken from, a file in
         `$XDG_CACHE_HOME/batchkit`, which is `~/.cache/batchkit` by default; or another
         folder.
@@ -206,6 +209,7 @@ def plan(
 
         return PhaseProgram(phase, make, args, allowed, device)
 
+    _check_calls(api, algorithm)
     # Of the original algorithm: states have the same types and shapes in any layout.
     state = jax.eval_shape(algorithm.init, positions)
     init = program("init", positions)
@@ -213,12 +217,26 @@ def plan(
     if measure:
         folder = cache_folder() if remember is True else None
         if not isinstance(remember, bool):
-            folder = Path(remember)
+            folder = Path(remember).expanduser()
         options = Measuring(started, max_seconds, folder, progress)
         layouts = _fastest(init, step, positions, device, options)
     else:
         layouts = init.fitting(), step.fitting()
     return LayoutPlan(device_of(device).device_kind, allowed, source, *layouts)
+
+
+def _check_calls(api: Any, algorithm: Any) -> None:
+    """Raise `TypeError` unless `init` takes positions, and `step` a key and a state."""
+    for phase, given in (("init", ("positions",)), ("step", ("rng_key", "state"))):
+        signature = inspect.signature(getattr(algorithm, phase))
+        try:
+            signature.bind(*given)
+        except TypeError as error:
+            raise TypeError(
+                f"plan(api={api!r}): plan calls `{phase}({', '.join(given)})`, but "
+                f"here it is `{phase}{signature}` ({error}). For other programs give "
+                "the budget to `Auto`, and measure their memory with `batchkit.memory`."
+            ) from error
 
 
 def _fastest(
@@ -231,10 +249,13 @@ def _fastest(
     """Measure both phases from the user's positions, or recall their layouts."""
     keys = (jax.device_put(jax.random.key(i), device) for i in itertools.count())
     first = init.fastest(options, lambda: (positions,), share=_TIME_FOR_INIT)
+    # A first step is expected to take as long as `init`, which makes its state.
+    of_init = min(first.seconds.values(), default=0.0)
     second = step.fastest(
         options,
         lambda: (next(keys), init.run(first.batcher, positions)),
         lambda out: (next(keys), out[0]),
+        before=init.longest + 2 * of_init,
     )
     return first, second
 

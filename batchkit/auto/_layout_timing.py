@@ -35,19 +35,21 @@ class SideBySide(Generic[_T]):
         prepare: Callable[[_T], Callable[[], Any] | None],
         advance: Callable[[Callable[[], Any]], object] = lambda fastest: None,
         longest: float = 0.0,
+        before: float = 0.0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Compare the calls that `prepare` compiles, which are None if they cannot run.
 
         `advance` is called between rounds, with the fastest call, and may change the
         arguments of all calls. `longest` is how many seconds a compilation is expected
-        to take.
+        to take, `before` how many the first call and what comes before it.
         """
         self.num_tried = 0
         self.is_complete = False
         self._prepare = prepare
         self._advance = advance
         self._longest = longest
+        self._before = before
         self._clock = clock
         self._calls: dict[_T, Callable[[], Any]] = {}
         self._seconds: dict[_T, list[float]] = {}
@@ -72,7 +74,8 @@ class SideBySide(Generic[_T]):
         Later candidates may depend on the times of those before.
         """
         for candidate in candidates:
-            first = self._longest + HOPELESS * min(self.medians.values(), default=0.0)
+            fastest = min(self.medians.values(), default=self._before / HOPELESS)
+            first = self._longest + HOPELESS * fastest
             if self._clock() + first + self._round_seconds() > deadline:
                 break
             start = self._clock()

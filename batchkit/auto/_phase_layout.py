@@ -24,14 +24,17 @@ from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..continuous import Continuous
 from ..explain import MemoryUse
 from ..explain._explain import format_batcher
-from ..run import CheckpointError
-from ..run._file import disk_errors, replace_file
+from ..run._file import remove
 from ..run._packages import versions
 
 
 _BATCHERS: Final[dict[str, Callable[..., AbstractBatcher]]] = {
     x.__name__: x for x in (Vmap, Sequential, Chunked, Continuous)
 }
+# Limits that differ by less are the same: `step` has what `init` has left.
+_AS_LONG: Final = 0.8
+# The user's line, of warnings about a file.
+_USER: Final = 6
 _WRITTEN: Final = re.compile(r"(\w+)\((\d*)\)")
 
 
@@ -66,54 +69,62 @@ class LayoutFile(NamedTuple):
     depends_on: dict[str, Any]
 
     def layout(
-        self, max_seconds: float, measure: Callable[[], tuple[PhaseLayout, bool]]
+        self, seconds: float, measure: Callable[[], tuple[PhaseLayout, bool]]
     ) -> PhaseLayout:
         """Return the layout in the file, or measure it and write the file.
 
-        A layout that was measured in less time, because of a limit, is measured again.
+        `seconds` are left for it. A layout is measured again if a limit ended its
+        measurement and there is more time now, and not written if nothing was compared.
         """
         found = self._read()
-        if found is not None and (found[1] is None or found[1] >= max_seconds):
+        if found is not None and (found[1] is None or found[1] >= _AS_LONG * seconds):
             return found[0]
         layout, is_complete = measure()
-        self._write(layout, None if is_complete else max_seconds)
+        if is_complete or len(layout.seconds) > 1:
+            self._write(layout, None if is_complete else seconds)
         return layout
 
     def _read(self) -> tuple[PhaseLayout, float | None] | None:
         """Read a layout and the limit that cut its measurement short, if any did."""
         try:
             content = json.loads(self.path.read_text("utf-8"))
-            layout, limit = _from_json(content["layout"]), content["max_seconds"]
+            layout, limit = _from_json(content["layout"]), content["limit"]
             reason = f"{layout.reason} (measured on {content['date']})"
             layout = dataclasses.replace(layout, reason=reason)
             return layout, None if limit is None else float(limit)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            *(OSError, ValueError, LookupError, TypeError, AttributeError),
+            *(OverflowError, RecursionError),
+        ) as error:
             warnings.warn(
                 f"plan: {str(self.path)!r} cannot be read, so that layouts are "
                 f"measured again ({type(error).__name__}: {error}).",
-                stacklevel=5,
+                stacklevel=_USER,
             )
             return None
 
-    def _write(self, layout: PhaseLayout, max_seconds: float | None) -> None:
+    def _write(self, layout: PhaseLayout, limit: float | None) -> None:
         content = {
             "layout": _to_json(layout),
-            "max_seconds": max_seconds,
+            "limit": limit,
             "date": datetime.date.today().isoformat(),
             "depends_on": self.depends_on,
         }
-        folder = str(self.path.parent)
+        # Two processes may write it at once, each to a file of its own.
+        new = self.path.with_suffix(f".{os.getpid()}")
         try:
-            with disk_errors("make the folder", folder):
-                os.makedirs(folder, exist_ok=True)
-            replace_file(str(self.path), json.dumps(content, indent=2).encode())
-        except CheckpointError as error:
+            new.parent.mkdir(parents=True, exist_ok=True)
+            new.write_text(json.dumps(content, indent=2), "utf-8")
+            new.replace(self.path)
+        except OSError as error:
+            remove(str(new))
             warnings.warn(
-                f"plan: what was measured is not remembered. {error} Another folder "
-                "can be given as `remember=`.",
-                stacklevel=5,
+                f"plan: what was measured is not remembered, since {str(self.path)!r} "
+                f"cannot be written ({type(error).__name__}: {error}). Give another "
+                "folder as `remember=`, or `remember=False`.",
+                stacklevel=_USER,
             )
 
 
@@ -167,11 +178,18 @@ def _from_json(content: Mapping[str, Any]) -> PhaseLayout:
     larger = content["larger"]
     return PhaseLayout(
         _batcher(content["batcher"]),
-        MemoryUse(**content["memory"]),
+        _memory(content["memory"]),
         str(content["reason"]),
         larger and (_batcher(larger[0]), int(larger[1])),
         {str(name): float(x) for name, x in content["seconds"].items()},
     )
+
+
+def _memory(content: Mapping[str, Any]) -> MemoryUse:
+    sizes = [x for name, x in content.items() if name != "device"]
+    if not all(type(x) is int for x in sizes):
+        raise TypeError(f"bytes must be integers, not {sizes}")
+    return MemoryUse(**content)
 
 
 def _batcher(written: str) -> AbstractBatcher:

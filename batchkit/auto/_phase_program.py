@@ -68,7 +68,7 @@ class PhaseProgram:
         self._device = device
         self._memory: dict[AbstractBatcher, MemoryUse] = {}
         self._auto = Auto(_UNLIMITED, device=device)
-        self._longest = 0.0  # seconds of a compilation
+        self.longest = 0.0  # seconds of a compilation
 
     def trace(self, batcher: AbstractBatcher) -> jax.stages.Traced:
         return trace_uncached(self._make(batcher), self._args, {}, self._device)
@@ -81,9 +81,9 @@ class PhaseProgram:
         """Return the bytes that XLA allocates for the program under a batcher."""
         if batcher not in self._memory:
             start = time.perf_counter()
-            compiled = compile_for(self.trace(batcher).lower(), self._device)
+            compiled = compile_for(self.trace(batcher), self._device)
             self._memory[batcher] = memory_of(compiled, self._device)
-            self._longest = max(self._longest, time.perf_counter() - start)
+            self.longest = max(self.longest, time.perf_counter() - start)
         return self._memory[batcher]
 
     @functools.cached_property
@@ -183,6 +183,7 @@ class PhaseProgram:
         start: Callable[[], tuple[Any, ...]],
         following: Callable[[Any], tuple[Any, ...]] | None = None,
         share: float = 1.0,
+        before: float = 0.0,
     ) -> PhaseLayout:
         """Measure which layout is the fastest of those that fit, or recall it.
 
@@ -191,16 +192,18 @@ class PhaseProgram:
         - `start`: makes values of the arguments.
         - `following`: makes those of the next round from the results of a call.
         - `share`: the share of the time after which the measurement ends.
+        - `before`: seconds that `start` and the first call are expected to take.
         """
 
         def measure() -> tuple[PhaseLayout, bool]:
-            return self._measured(options, start, following, share)
+            return self._measured(options, start, following, share, before)
 
         if options.folder is None:
             return measure()[0]
         kind, traced = device_of(self._device).device_kind, self.trace(Vmap())
         file = layout_file(options.folder, self.phase, traced, kind, self._budget)
-        return file.layout(options.max_seconds, measure)
+        ends = options.started + share * options.max_seconds
+        return file.layout(ends - time.perf_counter(), measure)
 
     def _measured(
         self,
@@ -208,6 +211,7 @@ class PhaseProgram:
         start: Callable[[], tuple[Any, ...]],
         following: Callable[[Any], tuple[Any, ...]] | None,
         share: float,
+        before: float,
     ) -> tuple[PhaseLayout, bool]:
         """Return the fastest layout, and whether there was time for all of them."""
         fitting = self.fitting()
@@ -254,14 +258,15 @@ class PhaseProgram:
             if following is not None:
                 args = following(fastest())
 
-        times = SideBySide(prepare, advance, self._longest)
+        times = SideBySide(prepare, advance, self.longest, before)
         with Reporter(options.progress, f"measuring {self.phase}", "") as reporter:
             deadline = options.started + share * options.max_seconds
             times.measure(all_candidates(), deadline)
         layout = self._first_of(times.medians, fitting)
         if not times.is_complete:
             limit = f"max_seconds={options.max_seconds:g} ended the measurement"
-            reason = f"{layout.reason}; {limit} after {times.num_tried} layouts"
+            plural = "" if times.num_tried == 1 else "s"
+            reason = f"{layout.reason}; {limit} after {times.num_tried} layout{plural}"
             layout = dataclasses.replace(layout, reason=reason)
         return layout, times.is_complete
 
@@ -270,7 +275,8 @@ class PhaseProgram:
         try:
             with recording() as root:
                 traced = self.trace(batcher)
-        except ValueError:
+        # A callback without a rule for `jax.vmap` is the second.
+        except (ValueError, NotImplementedError):
             return None
         kinds = {split.kind for site in _entries(root) for split in site.splits}
         has_lanes = "lane" in kinds

@@ -27,7 +27,7 @@ _BY_NAME: Final = {hardware.name: hardware for hardware in HARDWARE.values()}
 
 
 def check_device(owner: str, device: object, *, or_mesh: bool) -> None:
-    """Raise `TypeError` for what is neither a device nor, where it may be, a mesh."""
+    """Raise `TypeError` unless it is a device or, where it may be, a mesh."""
     kinds = jax.Device | Mesh if or_mesh else jax.Device
     rule = "a device or a mesh of JAX" if or_mesh else "a device of JAX"
     remedy = 'Such as `batchkit.described_device("H100")`, or `jax.devices()[0]`.'
@@ -91,8 +91,24 @@ def shapes_on(target: Target, tree: Any) -> Any:
     return jax.tree.map(place, tree)
 
 
-def compile_for(lowered: jax.stages.Lowered, target: Target) -> jax.stages.Compiled:
+def lower_for(traced: jax.stages.Traced, target: Target) -> jax.stages.Lowered:
+    """Lower a program that was traced for a target."""
+    try:
+        return traced.lower()
+    except RuntimeError as error:
+        if not is_described(target) or "Unknown backend" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"device={device_of(target).device_kind!r}: JAX cannot compile a callback "
+            "to Python, such as `jax.debug.print` or `jax.pure_callback`, for a GPU "
+            "that is not here. Leave it out of the program that is described. "
+            "`equinox.error_if` makes none with EQX_ON_ERROR=nan in the environment."
+        ) from error
+
+
+def compile_for(traced: jax.stages.Traced, target: Target) -> jax.stages.Compiled:
     """Compile a program that will not run."""
+    lowered = lower_for(traced, target)
     with warnings.catch_warnings():
         # JAX keeps the program in its cache on disk, if the user has one, but cannot
         # load it without the device.

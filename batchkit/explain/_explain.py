@@ -412,9 +412,11 @@ def explain(
         traced = trace_uncached(fun, args, kwargs, device)
     # On a device that is there, the kernels are those of the program that will run.
     is_cpu = platform_of(device) == "cpu"
-    lowered, will_not_run = traced.lower(), is_cpu or is_described(device)
-    compiled = compile_for(lowered, device) if will_not_run else lowered.compile()
-    loops = () if is_cpu else loops_of(compiled.as_text() or "")
+    will_not_run = is_cpu or is_described(device)
+    compiled = compile_for(traced, device) if will_not_run else traced.lower().compile()
+    # Loops and branches of a TPU stay on it.
+    waits = platform_of(device) == "gpu"
+    loops = () if is_cpu else loops_of(compiled.as_text() or "", waits)
     return Explanation(reached_sites(root), memory_of(compiled, device), loops)
 
 
@@ -467,7 +469,8 @@ def format_batcher(value: Any) -> str:
             parameter.default is None and argument == Vmap()
         ):
             continue
-        text = format_batcher(argument)
+        kind = getattr(argument, "device_kind", None)
+        text = format_batcher(argument) if kind is None else f"<{kind}>"
         is_short = type(argument) is int and not arguments
         arguments.append(text if is_short else f"{name}={text}")
     return f"{type(value).__name__}({', '.join(arguments)})"
@@ -476,7 +479,7 @@ def format_batcher(value: Any) -> str:
 _MEMORY_COLUMNS = ("memory", "size", "bytes")
 # The end of a figure for an accelerator.
 UNSEEN: Final = (
-    "Not counted: workspaces of libraries such as cuBLAS and cuSOLVER, kernels that "
+    "Not counted: workspaces of libraries (on a GPU cuBLAS and cuSOLVER), kernels that "
     "are tuned on the device itself, and fragmentation."
 )
 
@@ -531,8 +534,8 @@ def memory(
     where XLA does not report the memory.
     """
     check_device("memory", device, or_mesh=True)
-    lowered = trace(fun, args, kwargs, device).lower()
-    return memory_of(compile_for(lowered, device), device)
+    traced = trace(fun, args, kwargs, device)
+    return memory_of(compile_for(traced, device), device)
 
 
 def memory_of(compiled: jax.stages.Compiled, device: Target = None) -> MemoryUse:

@@ -54,8 +54,9 @@ class Loop:
     - `turns`: the number of turns if the compiler knows it, else `None`.
     - `launches`: the kernels that a turn launches.
     - `copies`: those of them that only copy.
-    - `round_trips`: how often in a turn the host waits for a value from the device:
+    - `round_trips`: how often in a turn the host of a GPU waits for a value from it:
         once for each conditional, and for the loop's own test if `turns` is `None`.
+        None on a TPU.
     - `branch_launches`: the kernels in all branches of its conditionals, of which a
         turn takes some.
     """
@@ -101,8 +102,11 @@ class _Computation:
         return [x for x in self.kinds if x not in _FREE and not x.endswith("-done")]
 
 
-def loops_of(text: str) -> tuple[Loop, ...]:
-    """Count what each loop launches, in the text of an optimised HLO module."""
+def loops_of(text: str, waits: bool = True) -> tuple[Loop, ...]:
+    """Count what each loop launches, in the text of an optimised HLO module.
+
+    `waits` says whether the host waits for the values that loops and branches test.
+    """
     computations = dict(_computations(text))
     loops = {
         body: (name, turns)
@@ -118,7 +122,7 @@ def loops_of(text: str) -> tuple[Loop, ...]:
             turns=turns,
             launches=len(inside.launched),
             copies=sum(x.startswith("copy") for x in inside.launched),
-            round_trips=inside.kinds.count("conditional") + (turns is None),
+            round_trips=waits * (inside.kinds.count("conditional") + (turns is None)),
             branch_launches=sum(len(x.launched) for x in branches),
         )
 

@@ -418,3 +418,33 @@ def test_invalid_budget_is_refused(
     make: Callable[[], Any], error: type[Exception], words: tuple[str, ...]
 ) -> None:
     assert_refuses(make, error, words)
+
+
+def test_callback_for_one_task_at_a_time_is_called_so() -> None:
+    def task(x: jax.Array) -> jax.Array:
+        return jax.pure_callback(np.sin, x, x)
+
+    x = jnp.arange(5.0)
+    chosen = bk.Auto("1 MB").select(task, x)
+    assert chosen.batcher == bk.Sequential()
+    np.testing.assert_allclose(jax.jit(bk.Auto("1 MB")(task))(x), np.sin(x), 1e-6)
+
+
+def test_select_takes_arguments_that_are_no_arrays() -> None:
+    def task(count: int, fun: Any, x: jax.Array) -> jax.Array:
+        return jnp.zeros(count) + fun(x).sum()
+
+    axes = (None, None, 0)
+    chosen = bk.Auto("1 MB").select(task, 3, jnp.sin, jnp.ones((4, 5)), in_axes=axes)
+    assert chosen.batcher == bk.Vmap()
+
+
+def test_choice_depends_on_the_size_of_an_outer_axis() -> None:
+    def task(x: jax.Array) -> jax.Array:
+        return jnp.outer(x, jax.lax.psum(x, "outer"))
+
+    _auto._CHOICES.clear()
+    for size in (2, 50, 50):
+        fun = jax.vmap(bk.Auto("1 MB")(task), axis_name="outer")
+        jax.eval_shape(fun, jnp.ones((size, 3, 4)))
+    assert len(_auto._CHOICES) == 2

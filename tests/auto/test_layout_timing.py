@@ -34,8 +34,9 @@ class Machine:
         deadline: float = 1e9,
         advance: Any = lambda fastest: None,
         longest: float = 0.0,
+        before: float = 0.0,
     ) -> SideBySide[str]:
-        times = SideBySide(self.prepare, advance, longest, lambda: self.now)
+        times = SideBySide(self.prepare, advance, longest, before, lambda: self.now)
         times.measure(list(self.seconds), deadline)
         return times
 
@@ -65,6 +66,12 @@ def test_dropped_candidate_does_not_win_when_calls_get_longer() -> None:
     times = Machine({"a": longer, "dropped": [5.5], "b": longer}).measured()
     assert list(times.medians) == ["a", "b", "dropped"]
     assert times.fastest() == "a"
+
+
+def test_nothing_is_begun_that_is_expected_to_end_too_late() -> None:
+    machine = Machine({"a": [1.0], "b": [1.0]})
+    assert machine.measured(deadline=9.0, before=10.0).num_tried == 0
+    assert machine.measured(deadline=30.0, before=10.0).num_tried == 2
 
 
 def test_what_cannot_run_is_left_out_and_one_alone_is_called_once() -> None:

@@ -204,6 +204,11 @@ def changed(file: Path, **values: Any) -> None:
     file.write_text(json.dumps(content | values))
 
 
+def changed_layout(file: Path, **values: Any) -> None:
+    layout = json.loads(file.read_text())["layout"]
+    changed(file, layout=layout | values)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -211,9 +216,15 @@ def changed(file: Path, **values: Any) -> None:
         lambda file: file.write_bytes(b"\xff\xfe"),
         lambda file: file.write_text("[]"),
         lambda file: changed(file, layout={"batcher": "Vmap()"}),
-        lambda file: changed(file, max_seconds="long"),
+        lambda file: changed(file, limit="long"),
+        lambda file: changed_layout(file, larger=["Chunked(3)", float("inf")]),
+        lambda file: changed_layout(file, memory={"argument": None}),
+        lambda file: file.write_text("[" * 100_000),
     ],
-    ids=["cut off", "no text", "a list", "a part", "other values"],
+    ids=[
+        *("cut off", "no text", "a list", "a part", "other values"),
+        *("an infinite size", "no bytes", "many lists"),
+    ],
 )
 def test_damaged_file_is_ignored_with_a_warning(
     damage: Callable[[Path], object], tmp_path: Path
@@ -235,12 +246,38 @@ def test_damaged_file_is_ignored_with_a_warning(
 def test_file_of_a_limited_measurement_serves_no_longer_one(tmp_path: Path) -> None:
     file = _phase_layout.LayoutFile(tmp_path / "step.json", {})
     memory = bk.memory(jnp.sin, 1.0)
-    short, long = (PhaseLayout(x, memory, "why") for x in (bk.Vmap(), bk.Chunked(3)))
+    seconds = {"Vmap()": 1.0, "Chunked(3)": 2.0}
+    short, long = (
+        PhaseLayout(x, memory, "why", seconds=seconds)
+        for x in (bk.Vmap(), bk.Chunked(3))
+    )
     file.layout(5.0, lambda: (short, False))
-    for seconds in (5.0, 4.0):
-        assert file.layout(seconds, lambda: (long, False)).batcher == bk.Vmap()
-    for seconds in (6.0, 5.5):
-        assert file.layout(seconds, lambda: (long, False)).batcher == bk.Chunked(3)
+    for left in (5.1, 4.0):
+        assert file.layout(left, lambda: (long, False)).batcher == bk.Vmap()
+    for left in (9.0, 8.0):
+        assert file.layout(left, lambda: (long, False)).batcher == bk.Chunked(3)
+
+
+def test_measurement_without_a_comparison_is_not_remembered(tmp_path: Path) -> None:
+    file = _phase_layout.LayoutFile(tmp_path / "step.json", {})
+    layout = PhaseLayout(bk.Vmap(), bk.memory(jnp.sin, 1.0), "why")
+    file.layout(5.0, lambda: (layout, False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_warning_about_a_file_points_at_the_call_of_plan(
+    sampler: Any, clock: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.warns(UserWarning, match="is not remembered") as caught:
+        bk.plan(
+            *(sampler, "1 GB", POSITIONS),
+            measure=True,
+            remember=tmp_path / "taken",
+            progress=False,
+            **SETTINGS,
+        )
+    assert {x.filename for x in caught} == {__file__}
 
 
 def test_other_versions_devices_and_budgets_have_other_files(

@@ -10,6 +10,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import batchkit as bk
@@ -362,3 +363,11 @@ def test_invalid_options_are_refused(
     options = {option: value}
     with pytest.raises(error, match=words):
         bk.plan(blackjax.nss, "1 MB", POSITIONS, **options, **NSS)
+
+
+def test_algorithm_that_is_called_otherwise_is_refused() -> None:
+    grad = lambda x: -x
+    settings = {"grad_logdensity_fn": grad, "optimizer": optax.sgd(0.1)}
+    words = r"plan calls `step\(rng_key, state\)`, but here it is `step\("
+    with pytest.raises(TypeError, match=words):
+        bk.plan(blackjax.svgd, "1 GB", jnp.ones((5, 2)), **settings)

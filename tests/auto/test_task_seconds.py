@@ -153,3 +153,9 @@ def test_tasks_whose_batch_matters_are_not_split(task: Callable[..., Any]) -> No
 def test_longest_task_is_that_of_exponential_lengths() -> None:
     lengths = np.random.default_rng(0).exponential(size=(20_000, 12))
     assert longest_of(12) == pytest.approx(lengths.max(1).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 50, 1000])
+def test_longest_of_exponential_times_is_a_harmonic_number(tasks: int) -> None:
+    harmonic = sum(1 / i for i in range(1, tasks + 1))
+    assert longest_of(tasks) == pytest.approx(harmonic, rel=1e-3)

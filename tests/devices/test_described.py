@@ -132,6 +132,26 @@ def test_mesh_of_described_hosts() -> None:
     assert site.layout == "8 devices of 8, 4 chunks of 2"
 
 
+@needs_cuda
+def test_callback_in_a_program_for_a_gpu_is_refused() -> None:
+    def fun(x: jax.Array) -> jax.Array:
+        jax.debug.print("{}", x)
+        return jnp.sin(x)
+
+    device = bk.described_device("H100")
+    for look in (bk.memory, bk.explain):
+        with pytest.raises(NotImplementedError, match=r"a callback.*EQX_ON_ERROR=nan"):
+            look(fun, jnp.ones(3), device=device)
+
+
+@needs_tpu
+def test_host_of_a_tpu_does_not_wait_in_loops() -> None:
+    fun = lambda x: jax.lax.fori_loop(0, 10, lambda i, y: jnp.sin(y) @ y, x)
+    device = bk.described_device("TPU v5e")
+    loops = bk.explain(fun, jnp.ones((256, 256)), device=device).loops
+    assert [loop.round_trips for loop in loops] == [0] * len(loops)
+
+
 @needs_tpu
 @pytest.mark.parametrize(("hosts", "per_host"), [(1, 1), (1, 8), (2, 4)])
 def test_slices_of_tpus(hosts: int, per_host: int) -> None:
