@@ -198,8 +198,8 @@ def described(kind: str, hosts: int, per_host: int) -> None:
         ("step, 32 replaced a device", made.step, (key, state)),
     ):
         start = time.perf_counter()
-        lowered = jax.jit(fun).lower(*shapes_on(mesh, args))
-        program = compile_for(lowered, mesh)
+        traced = jax.jit(fun).trace(*shapes_on(mesh, args))
+        program = compile_for(traced, mesh)
         seconds = time.perf_counter() - start
         used = memory_of(program, mesh)
         names = [name for name, _ in collectives(program)]
