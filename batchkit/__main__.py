@@ -47,11 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place.add_argument("--measure", action="store_true", help=fastest)
     options = parser.parse_args(arguments)
     try:
-        wanted = {"budget": None, **_problem(options.problem, command)}
+        return _plan(options, command)
+    except BudgetError as error:
+        print(error, file=sys.stderr)
+        return 1
     except Exception:
-        # Of the user's module. Python's own status would be 1.
+        # Python's own status would be 1 for an error in the user's module, too.
         traceback.print_exc()
         return 2
+
+
+def _plan(options: argparse.Namespace, command: argparse.ArgumentParser) -> int:
+    """Plan the problem that the options name, and print what to write."""
+    wanted = {"budget": None, **_problem(options.problem, command)}
     if options.budget is not None:
         text = options.budget
         wanted["budget"] = int(text) if text.isdecimal() else text
@@ -66,14 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_measurable(wanted.get("device"), wanted["positions"])
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
         command.error(str(error))
-    try:
-        found = plan(**wanted)
-    except BudgetError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception:
-        traceback.print_exc()
-        return 2
+    found = plan(**wanted)
     init, step = map(format_batcher, (found.init.batcher, found.step.batcher))
     print(f"{found}\n\nbatcher=bk.ByPhase(init=bk.{init}, step=bk.{step})")
     return 0

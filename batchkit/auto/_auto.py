@@ -107,7 +107,7 @@ def select(
         return bytes_of_lanes(task, call.axis_name, lanes, device)
 
     bound = size * bound_of_lane(task)
-    if refusal is None and has_unbatched_callback(task.jaxpr.jaxpr):
+    if refusal is None and _has_unbatched_callback(task.jaxpr.jaxpr):
         reason = "a callback has no `vmap_method`, so tasks run one at a time"
         return Selection(Sequential(), reason, None, share)
     if refusal is None and call.spmd_axis_name is None and size > 1:
@@ -248,7 +248,7 @@ def _in_cache(
     return Selection(Chunked(found.size), reason, found.bytes, budget)
 
 
-def has_unbatched_callback(jaxpr: Any) -> bool:
+def _has_unbatched_callback(jaxpr: Any) -> bool:
     """Return whether a callback can only be called for one task."""
     return any(
         eqn.primitive.name == "pure_callback" and eqn.params["vmap_method"] is None

@@ -252,7 +252,7 @@ def test_functions_that_differ_only_in_their_derivatives() -> None:
 
 
 def test_equations_that_differ_little_are_not_merged() -> None:
-    """Those in the prologue: two callbacks, and products with zero and minus zero."""
+    """Two callbacks, and products with zero and minus zero, in the prologue."""
     like = jax.ShapeDtypeStruct((), np.float32)
 
     def run(mapped: Any) -> Any:
