@@ -102,6 +102,7 @@ def test_kills_at_random_times_change_no_bit(whole: Path) -> None:
     assert_same(whole, folder)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_run(whole: Path) -> None:
     folder = whole.parent / "interrupted"
     # Nothing but the signal makes it save.
