@@ -3,6 +3,7 @@
 No clock decides here: each layout runs, and its seconds are made up.
 """
 
+import inspect
 import json
 import math
 from collections.abc import Callable
@@ -269,6 +270,8 @@ def test_warning_about_a_file_points_at_the_call_of_plan(
     sampler: Any, clock: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "taken").write_text("")
+    if inspect.unwrap(bk.plan) is not bk.plan:
+        pytest.skip("checks of types are between the warning and its user")
     with pytest.warns(UserWarning, match="is not remembered") as caught:
         bk.plan(
             *(sampler, "1 GB", POSITIONS),
