@@ -100,8 +100,10 @@ def axis_names(jaxpr: Any) -> set[Any]:
 
 def axes_of_effects(x: Any) -> set[Any]:
     """Return the names of the mapped axes among the effects of a jaxpr or equation."""
-    # Reading or writing a mutable array has a name as well, but also an input.
-    axes = [effect for effect in x.effects if not hasattr(effect, "input")]
+    # Reading or writing a mutable array has a name as well, but also an input, which
+    # JAX 0.9 calls `input_index`.
+    of_arrays = ("input", "input_index")
+    axes = [e for e in x.effects if not any(hasattr(e, name) for name in of_arrays)]
     return {effect.name for effect in axes if hasattr(effect, "name")}
 
 
