@@ -82,8 +82,9 @@ def closed_over_ref(over: Any, x: jax.Array) -> Any:
 
 def ref_of_a_task(over: Any, x: jax.Array) -> Any:
     def task(x: jax.Array) -> Any:
+        # Under vmap JAX 0.9 cannot write to a part of an array.
         ref = jax.new_ref(x)
-        ref[0] = work(x)
+        ref[...] = ref[...] * work(x)
         return ref[...]
 
     return over(task)(x)
