@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test lint types docs serve unit blocks slow beartype matrix bench coverage example clean
+.PHONY: help test lint types docs gallery screens serve unit blocks slow beartype matrix bench coverage example clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,8 +42,16 @@ types: $(DEV) ## Check types, and a user's program also with mypy.
 	$(BIN)/pyright
 	$(BIN)/mypy
 
-docs: $(DEV) ## Build the documentation into site/.
-	$(BIN)/mkdocs build --strict --quiet
+docs: $(DEV) ## Build the documentation into site/, and check it.
+	JAX_PLATFORMS=cpu $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python tools/check_site.py site
+
+gallery: $(DEV) ## Run the notebooks of the gallery, and store what they print and draw.
+	JAX_PLATFORMS=cpu $(BIN)/python -m tools.gallery docs/gallery/*.ipynb
+
+# It needs Chromium.
+screens: docs $(VENV)/.with-screens ## Take pictures of pages of the documentation.
+	$(BIN)/python -m tools.screens build/screens
 
 serve: $(DEV) ## Serve the documentation while you write it.
 	$(BIN)/mkdocs serve

@@ -38,6 +38,7 @@ from .nested import (
 )
 from .plots import (
     plot_corner as plot_corner,
+    plot_layout as plot_layout,
     plot_run as plot_run,
     plot_trace as plot_trace,
 )
@@ -104,6 +105,7 @@ __all__ = [
     "memory",
     "plan",
     "plot_corner",
+    "plot_layout",
     "plot_run",
     "plot_trace",
     "rebuild_sampler",

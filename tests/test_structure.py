@@ -39,7 +39,7 @@ IMPORTS = {
     "nested": {"_util", "batchers", "explain", "rebuild", "run"},
     "chains": {"_util", "batchers", "explain", "run"},
     "shards": {"_util", "batchers", "chains", "run"},
-    "plots": {"chains", "nested", "run", "shards"},
+    "plots": {"_util", "chains", "explain", "nested", "run", "shards"},
     "__main__": {"auto", "devices", "explain"},
 }
 # Runs call blackjax itself; everything else works on the API that it is given.

@@ -4,9 +4,11 @@
 data outside of them. So here each phase is compiled as a whole.
 """
 
+import html
 import inspect
 import itertools
 import os
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from ._phase_program import Measuring, PhaseProgram
 # Measuring `init`, which a run calls once, ends after this share of the time.
 _TIME_FOR_INIT: Final = 0.25
 
+_WRAPPED: Final[Any] = {"width": 96, "subsequent_indent": "  "}
 _COLUMNS: Final = (
     "phase",
     "batcher",
@@ -38,7 +41,6 @@ _COLUMNS: Final = (
     "total",
     "of budget",
     "next size",
-    "reason",
 )
 
 
@@ -69,11 +71,12 @@ class LayoutPlan:
         return ByPhase(init=self.init.batcher, step=self.step.batcher)
 
     def __repr__(self) -> str:
-        lines = [self._title, table(_COLUMNS, self._rows()), *self._unseen]
-        return "\n".join(lines)
+        lines = [self._title, table(_COLUMNS, self._rows()), *self._reasons]
+        return "\n".join([*lines, *self._unseen])
 
     def _repr_html_(self) -> str:
-        lines = [self._title, html_table(_COLUMNS, self._rows()), *self._unseen]
+        lines = [self._title, html_table(_COLUMNS, self._rows())]
+        lines += [html.escape(line) for line in (*self._reasons, *self._unseen)]
         return "".join(f"<div>{line}</div>" for line in lines)
 
     @property
@@ -82,8 +85,15 @@ class LayoutPlan:
         return f"{self.device}, budget {format_bytes(self.budget)}{source}"
 
     @property
+    def _reasons(self) -> list[str]:
+        return [
+            *textwrap.wrap(f"init: {self.init.reason}", **_WRAPPED),
+            *textwrap.wrap(f"step: {self.step.reason}", **_WRAPPED),
+        ]
+
+    @property
     def _unseen(self) -> list[str]:
-        return [] if self.device == "cpu" else [UNSEEN]
+        return [] if self.device == "cpu" else textwrap.wrap(UNSEEN, **_WRAPPED)
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [
@@ -94,7 +104,6 @@ class LayoutPlan:
                 format_bytes(layout.memory.total),
                 f"{100 * layout.memory.total / self.budget:.1f} %",
                 _next_size(layout),
-                layout.reason,
             )
             for phase, layout in (("init", self.init), ("step", self.step))
         ]

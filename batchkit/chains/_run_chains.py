@@ -17,6 +17,7 @@ from ..run._arguments import (
     checked_starts,
     noting_position,
     refusing_algorithms,
+    refusing_mixed_dtypes,
     row_of,
 )
 from ..run._checkpoint import Checkpoint
@@ -38,7 +39,6 @@ from ._chain_run import ChainRun
 from ._sampler import Sampler, sampler_of_api, sampler_without_warmup
 
 
-_VMAP: Final = Vmap()
 _CALL: Final = "blackjax.nuts, logdensity_fn, rng_key, positions"
 _ORDER: Final = f"The order is run_chains({_CALL})."
 
@@ -52,7 +52,7 @@ def run_chains(
     *,
     num_warmup: int = 1000,
     num_samples: int = 1000,
-    batcher: AbstractBatcher = _VMAP,
+    batcher: AbstractBatcher = Vmap(),
     thin: int = 1,
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     fresh: bool = False,
@@ -217,7 +217,11 @@ def run_chains(
     # The number of transitions is no part of a program.
     kept = program_cache("run_chains", api, logdensity_fn, batcher, tunes, all_settings)
     all_settings = {"num_warmup": num_warmup, **all_settings}
-    with noting_position("run_chains", "its log-density", row):
+    functions = {"logdensity_fn": logdensity_fn}
+    with (
+        refusing_mixed_dtypes("run_chains", functions, starts),
+        noting_position("run_chains", "its log-density", row),
+    ):
         samplers = all_alike(sampler_of, logdensity_fn, num_chains)
         chains = Chains(samplers, rng_key, starts, batcher, thin, block, kept)
     identity: dict[str, Part] = {}

@@ -301,6 +301,11 @@ def _kernel_of(
     if kernel is None or not all(set(_TUNED) <= set(_names(x)) for x in makers):
         module = getattr(getattr(api, "init", None), "__module__", "")
         name = f"this API, of {module}" if module else format_value(api)
+        if "loglikelihood_fn" in _names(makers[1]):
+            raise TypeError(
+                f"{caller}: {name} is a nested sampler, which takes `logprior_fn` and "
+                "`loglikelihood_fn`. For nested samplers use `run_nested`."
+            )
         raise TypeError(
             f"{caller}: there is no warm-up for {name}. Stan's warm-up finds "
             "`step_size` and `inverse_mass_matrix` for a sampler that takes both and "

@@ -18,10 +18,9 @@ functions, and `update_strategy`, the function by which chains make new points. 
 strategy is given one step of a chain, which is wrapped on its way.
 """
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
 import jax
@@ -257,37 +256,6 @@ def check_counts(positions: PyTree, num_delete: int) -> None:
             f"and than the {num_delete} that are replaced at once. Draw each live "
             "point from the prior, with a key of its own."
         )
-
-
-@contextlib.contextmanager
-def refusing_mixed_dtypes(
-    functions: Mapping[str, Callable], positions: PyTree
-) -> Iterator[None]:
-    """Name the dtypes if the body cannot trace a step because they are mixed.
-
-    Mixed dtypes are refused only then, since some algorithms accept them.
-    """
-    try:
-        yield
-    except TypeError as error:
-        dtypes = {
-            f"positions{jax.tree_util.keystr(path)} is": str(leaf.dtype)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(positions)
-        }
-        for name, function in functions.items():
-            out = jax.eval_shape(function, row_of(positions))
-            dtypes[f"{name} returns"] = str(out.dtype)
-        default = str(jnp.zeros(()).dtype)
-        if set(dtypes.values()) == {default}:
-            raise
-        found = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
-        raise TypeError(
-            f"run_nested(positions={format_value(positions)}): a step of this "
-            f"algorithm mixes dtypes: {found}, and random numbers are {default}. Make "
-            f"all of them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
-            "positions)`. If `jax_enable_x64` was switched on after positions were "
-            "drawn, switch it on before."
-        ) from error
 
 
 def refuse_zero_likelihood(loglikelihood: np.ndarray) -> None:

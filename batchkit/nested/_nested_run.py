@@ -49,7 +49,6 @@ from ._dead import (
 )
 
 
-_VMAP: Final = Vmap()
 _OF_RUN: Final = ("log_evidence", "log_evidence_err", "information", "ess")
 _OF_POINTS: Final = Points._fields
 # anesthetic leaves out points that are born and die at minus infinity, which are those
@@ -191,7 +190,7 @@ class NestedRun(AbstractResult):
         n: int,
         derived_fn: Callable[[PyTree], PyTree] | None = None,
         *,
-        batcher: AbstractBatcher = _VMAP,
+        batcher: AbstractBatcher = Vmap(),
     ) -> PyTree:
         """Draw positions from the posterior, all of equal weight.
 

@@ -10,7 +10,12 @@ from jaxtyping import Array, Key, PyTree, UInt32
 
 from ..batchers import AbstractBatcher
 from ..rebuild import AbstractPolicy
-from ..run._arguments import check_not_traced, refusing_algorithms, row_of
+from ..run._arguments import (
+    check_not_traced,
+    refusing_algorithms,
+    refusing_mixed_dtypes,
+    row_of,
+)
 from ..run._checkpoint import Checkpoint
 from ..run._names import count_numbers, qualified_name, setting_as_json
 from ..run._processes import check_same_arguments, gather_to_host, is_multiprocess, log
@@ -38,7 +43,6 @@ from ._nested_arguments import (
     check_functions,
     check_options,
     live_points,
-    refusing_mixed_dtypes,
 )
 from ._nested_loop import ResumableNested
 from ._nested_programs import NestedPrograms
@@ -46,7 +50,6 @@ from ._nested_run import NestedRun
 from ._stop import AbstractStop, RemainingEvidence
 
 
-_STOP: Final = RemainingEvidence()
 # The names of the functions in fingerprints and messages.
 _NAMES: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
 
@@ -66,7 +69,7 @@ def run_nested(
     | AbstractPolicy
     | Mapping[str, AbstractBatcher]
     | None = None,
-    stop: AbstractStop = _STOP,
+    stop: AbstractStop = RemainingEvidence(1e-3),
     checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     on_invalid: Literal["raise", "reject"] = "raise",
     fresh: bool = False,
@@ -186,7 +189,7 @@ def run_nested(
     if isinstance(num_delete, int):  # before a step is traced, which would fail
         check_counts(live, num_delete)
     algorithm = built(api, functions, settings, batcher, on_invalid == "reject")
-    with refusing_mixed_dtypes(functions, live):
+    with refusing_mixed_dtypes("run_nested", functions, live):
         programs = NestedPrograms(algorithm, rng_key, live, kept)
     check_counts(live, programs.num_delete)
     log.info(

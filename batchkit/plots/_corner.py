@@ -1,23 +1,27 @@
 """`plot_corner`: the posterior of each parameter and of each pair."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, final
 
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from ..chains import ChainRun
 from ..nested import NestedRun
-from ..run._packages import extra
+from ..run._names import join_few, named_numbers
 from ..shards import ShardRun
 from ._figure import (
     COLOURS,
+    GREY,
+    Parameter,
+    Scale,
     format_draws,
     format_median,
     new_figure,
     parameters_of,
     quantiles,
     scale_of,
+    tidy,
     weights_of,
 )
 from ._run import evidence_of
@@ -27,29 +31,43 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 
+_Run: TypeAlias = NestedRun | ChainRun | ShardRun
+
 _MOST: Final = 10
 # The range of an axis: these quantiles, and a margin relative to their distance.
 _SHOWN: Final = (0.003, 0.997)
 _MARGIN: Final = 0.1
-_LEVELS: Final = (0.68, 0.95)
-# The width of the Gaussian filter, in bins.
-_SMOOTH: Final = 0.8
+# What is within one and two standard deviations of a Gaussian in two dimensions.
+_LEVELS: Final = tuple(1 - np.exp(-0.5 * k**2) for k in (1, 2))
 _QUANTILES: Final = (0.16, 0.5, 0.84)
+# Cells of a density, in coordinates without correlation and of a contour plot.
+_CELLS: Final = 80
+_PIXELS: Final = 200
+# Inches, of one of several histograms and of a single one.
+_PANEL: Final = 1.9
+_SINGLE: Final = 3.2
+_MARGINS: Final = (0.95, 0.75, 0.15)  # left, bottom, right
+_LINE: Final = 0.2
 
 
 def plot_corner(
-    run: NestedRun | ChainRun | ShardRun,
+    run: NestedRun
+    | ChainRun
+    | ShardRun
+    | Mapping[str, NestedRun | ChainRun | ShardRun],
     names: Sequence[str] | None = None,
     labels: Mapping[str, str] | None = None,
     *,
+    truths: PyTree = None,
     transform: Callable[[PyTree], PyTree] | None = None,
 ) -> "matplotlib.figure.Figure":
     """Draw the posterior of each parameter, and of each pair of them.
 
-    The points of a nested run are weighted, draws have equal weights.
-    The title of each histogram has the median and its distances to the 16 % and 84 %
-    quantiles; the contours contain about 68 % and 95 % of the posterior. The figure is
-    made by [corner](https://corner.readthedocs.io).
+    The points of a nested run are weighted, draws have equal weights. The title of each
+    histogram has the median and its distances to the 16 % and 84 % quantiles. The
+    contours contain 39 % and 86 % of the posterior: one and two standard deviations of
+    a Gaussian in two dimensions. Their shape is that of a kernel density; its levels
+    are those above which the points have these shares of the weight.
 
     It needs `pip install 'batchkit-jax[plots]'`.
 
@@ -60,14 +78,21 @@ def plot_corner(
     draws = np.random.default_rng(0).normal(size=(4, 500, 2))
     run = bk.ChainRun({"mass": draws[..., 0], "shear": draws})
     figure = bk.plot_corner(run, ["mass", "shear"], {"mass": "mass [kg]"})
+
+    other = bk.ChainRun({"mass": 1.5 * draws[..., 0], "shear": draws + 1})
+    truths = {"mass": 0.0, "shear": np.zeros(2)}
+    figure = bk.plot_corner({"first": run, "second": other}, truths=truths)
     ```
 
     **Arguments:**
 
-    - `run`: a nested run, chains, or shards, whose combined draws are shown.
+    - `run`: a nested run, chains, or shards, whose combined draws are shown. Several
+        runs are drawn over each other as a dict from the names in the legend.
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
         array (`"shear"`). By default all, if they are at most 10.
     - `labels`: axis labels by name, for example with a unit; names by default.
+    - `truths`: values to mark by lines, such as those that data were simulated from: a
+        pytree like the parameters that are shown, or a dict of some of them by name.
     - `transform`: a function from one position to the parameters to show, such as those
         whose logarithms were sampled. It is mapped over points or draws in chunks. By
         default the parameters of the positions are shown.
@@ -80,67 +105,278 @@ def plot_corner(
     **Raises:**
 
     `TypeError` if `run` is of another type; `ValueError` if there are more than 10
-    parameters and no `names`, if a name is unknown, if values are not finite, or if
-    there are fewer points than parameters; `ImportError` if corner is not installed.
+    parameters and no `names`, if a name is unknown, if values are not finite, if there
+    are fewer points than parameters, or if there are more runs than colours, 6;
+    `ImportError` if matplotlib is not installed.
     """
-    parameters = parameters_of(run, names, labels, _MOST, "plot_corner", transform)
+    runs = run if isinstance(run, Mapping) else {"": run}
+    if not 1 <= len(runs) <= len(COLOURS):
+        raise ValueError(
+            f"plot_corner(run=...): there are {len(runs)} runs, but a figure shows at "
+            f"least one and at most {len(COLOURS)}."
+        )
+    layers: list[_Layer] = []
+    for (name, each), colour in zip(runs.items(), COLOURS, strict=False):
+        parameters = parameters_of(each, names, labels, _MOST, "plot_corner", transform)
+        layers.append(_layer(name, each, parameters, colour))
+        # All runs show the parameters of the first one.
+        names = [x.name for x in parameters]
+    parameters = layers[0].parameters
+    marks = _marks(truths, [x.name for x in parameters])
+    count = len(parameters)
+    ranges = [_range(layers, i, marks[i]) for i in range(count)]
+    figure, axes = _grid(count, len(layers))
+    for i in range(count):
+        for j in range(i):
+            for layer in layers:
+                _contours(axes[i, j], layer, j, i, ranges[j], ranges[i])
+            _mark(axes[i, j], marks[j], marks[i])
+            axes[i, j].set(xlim=ranges[j], ylim=ranges[i])
+        for layer in layers:
+            _histogram(axes[i, i], layer, i)
+        _mark(axes[i, i], marks[i], None)
+        axes[i, i].set(xlim=ranges[i], yticks=[])
+        axes[i, i].set_ylim(bottom=0)
+        _title(axes[i, i], layers, i)
+    scales = [scale_of(*ends) for ends in ranges]
+    _label(axes, [x.label for x in parameters], scales)
+    _caption(figure if count > 1 else axes[0, 0], layers, count)
+    return figure
+
+
+@final
+class _Layer(NamedTuple):
+    """One run of a figure: the points with a weight."""
+
+    name: str
+    parameters: list[Parameter]
+    weights: Float[np.ndarray, " n"]
+    colour: str
+    caption: str
+
+    @property
+    def size(self) -> float:
+        """The effective sample size (Kish 1965)."""
+        return 1 / np.sum(self.weights**2)
+
+    def median(self, i: int) -> str:
+        values = self.parameters[i].values
+        return format_median(*quantiles(values, self.weights, _QUANTILES))
+
+
+def _layer(name: str, run: _Run, parameters: list[Parameter], colour: str) -> _Layer:
     weights = weights_of(run)
     # Points without weight would only widen the ranges, and may have NaN.
     heavy = weights > 0
     weights = weights[heavy]
-    count = len(parameters)
-    if len(weights) < count:
+    if len(weights) < len(parameters):
         raise ValueError(
-            f"plot_corner(run=...): there are {len(weights)} points for {count} "
-            "parameters, but a figure needs at least as many points as parameters. "
-            "Choose fewer parameters with `names=`."
+            f"plot_corner(run=...): there are {len(weights)} points for "
+            f"{len(parameters)} parameters, but a figure needs at least as many points "
+            "as parameters. Choose fewer parameters with `names=`."
         )
-    columns = [x.values[heavy] for x in parameters]
-    ranges = [_range(x, weights) for x in columns]
-    scales = [scale_of(*ends) for ends in ranges]
-    # Bins and filter are narrow enough that the contours of 1,000 normal draws contain
-    # 70 % and 96 %.
-    size = 1 / np.sum(weights**2)
-    side = 1.4 + 2.0 * count * (1 if count <= 5 else 0.8)
-    figure = new_figure(side, side, "plot_corner")
-    extra("corner", "plots", "plot_corner").corner(
-        np.stack(columns, axis=1),
-        bins=int(np.clip(3 * size ** (1 / 3), 15, 50)),
-        range=ranges,
-        weights=weights,
-        color=COLOURS[0],
-        smooth=_SMOOTH,
-        labels=[
-            scale.label(x.label) for x, scale in zip(parameters, scales, strict=True)
-        ],
-        levels=_LEVELS,
-        plot_datapoints=False,
-        plot_density=False,
-        fill_contours=True,
-        quiet=True,
-        max_n_ticks=4,
-        use_math_text=True,
-        hist_kwargs={"linewidth": 1.5},
-        fig=figure,
-    )
-    axes = np.array(figure.axes).reshape(count, count)
-    for i, column in enumerate(columns):
-        low, middle, high = quantiles(column, weights, _QUANTILES)
-        axes[i, i].set_title(format_median(low, middle, high), fontsize=11)
-        scales[i].rewrite(axes[-1, i].xaxis)
-        scales[i].rewrite(axes[i, 0].yaxis)
     if isinstance(run, NestedRun):
         caption = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
     else:
         caption = format_draws(run)
-    if count > 1:
-        caption += f"\ncontours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}"
-        figure.text(0.98, 0.98, caption, ha="right", va="top")
-    return figure
+    parameters = [x._replace(values=x.values[heavy]) for x in parameters]
+    return _Layer(name, parameters, weights, colour, caption)
 
 
-def _range(values: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    low, high = quantiles(values, weights, _SHOWN)
+def _marks(truths: PyTree, names: list[str]) -> list[float | None]:
+    """Return the true value of each parameter, None where there is none."""
+    found = {} if truths is None else dict(named_numbers(truths))
+    if unknown := found.keys() - set(names):
+        raise ValueError(
+            f"plot_corner(truths=...): no parameter of the figure is named "
+            f"{min(unknown)!r}. They are {join_few(names, 20)}."
+        )
+    return [found.get(name) for name in names]
+
+
+def _range(layers: list[_Layer], i: int, mark: float | None) -> tuple[float, float]:
+    ends = [quantiles(x.parameters[i].values, x.weights, _SHOWN) for x in layers]
+    shown = [*np.ravel(ends), *([] if mark is None else [mark])]
+    low, high = min(shown), max(shown)
     # A constant parameter needs a range, too.
     width = high - low or abs(high) or 1.0
     return low - _MARGIN * width, high + _MARGIN * width
+
+
+def _grid(count: int, lines: int) -> tuple[Any, np.ndarray]:
+    """Make a figure, and its axes on and below the diagonal."""
+    left, bottom, right = _MARGINS
+    panel = _PANEL if count > 1 else _SINGLE
+    # Above the first histogram are its title, the medians of several runs, and, where
+    # no panel is missing beside it, the legend.
+    top = _LINE * (2.5 + (lines if lines > 1 else 0.5))
+    if lines > 1 and 1 < count < 4:
+        top += _LINE * (lines + 1.5)
+    width = left + panel * count + right
+    height = bottom + panel * count + top
+    figure = new_figure(width, height, "plot_corner")
+    spec = figure.add_gridspec(
+        *(count, count),
+        left=left / width,
+        right=(left + panel * count) / width,
+        bottom=bottom / height,
+        top=1 - top / height,
+        wspace=0.06,
+        hspace=0.06,
+    )
+    axes = np.full((count, count), None, object)
+    for i in range(count):
+        for j in range(i + 1):
+            axes[i, j] = figure.add_subplot(
+                spec[i, j], sharex=None if i == j else axes[j, j]
+            )
+            tidy(axes[i, j])
+            axes[i, j].tick_params(labelbottom=i == count - 1, labelleft=j == 0 < i)
+    return figure, axes
+
+
+def _histogram(axes: Any, layer: _Layer, i: int) -> None:
+    bins = int(np.clip(3 * layer.size ** (1 / 3), 15, 50))
+    values = layer.parameters[i].values
+    ends = quantiles(values, layer.weights, (0.0005, 0.9995))
+    heights, edges = np.histogram(
+        values, np.histogram_bin_edges(ends, bins), weights=layer.weights, density=True
+    )
+    axes.stairs(heights, edges, color=layer.colour, lw=1.5, label=layer.name)
+
+
+def _contours(
+    axes: Any,
+    layer: _Layer,
+    j: int,
+    i: int,
+    across: tuple[float, float],
+    up: tuple[float, float],
+) -> None:
+    points = np.stack([layer.parameters[j].values, layer.parameters[i].values])
+    density = _density(points, layer.weights, layer.size)
+    if density is None:
+        axes.plot(*points, ".", ms=2, color=layer.colour, rasterized=True)
+        return
+    at_points = density(points)
+    order = np.argsort(-at_points)
+    share = np.cumsum(layer.weights[order])
+    places = np.searchsorted(share, _LEVELS[::-1]).clip(max=len(order) - 1)
+    levels = at_points[order[places]]
+    grid = np.meshgrid(np.linspace(*across, _PIXELS), np.linspace(*up, _PIXELS))
+    heights = density(np.stack([np.ravel(x) for x in grid])).reshape(grid[0].shape)
+    # Contours of many points with one density would coincide.
+    levels = np.unique(levels[levels > 0])
+    for k, level in enumerate(levels):
+        top = levels[k + 1] if k + 1 < len(levels) else np.inf
+        alpha = 0.2 + 0.25 * k
+        axes.contourf(*grid, heights, [level, top], colors=layer.colour, alpha=alpha)
+    axes.contour(*grid, heights, levels, colors=layer.colour, linewidths=1.2)
+
+
+def _density(
+    points: Float[np.ndarray, "2 n"], weights: Float[np.ndarray, " n"], size: float
+) -> Callable[[Float[np.ndarray, "2 m"]], Float[np.ndarray, " m"]] | None:
+    """Estimate a density by a Gaussian kernel of the points' own covariance.
+
+    The width of the kernel is that of Scott (1992, Multivariate Density Estimation,
+    section 6.3), `size^(-1/6)`. Without the covariance a narrow ridge would get as wide
+    as the kernel. Points are counted in cells before the kernel is applied, which takes
+    a thousandth of the time of a sum over all of them. It is None where the points are
+    on a line.
+    """
+    from scipy.interpolate import RegularGridInterpolator
+    from scipy.ndimage import gaussian_filter
+
+    # From the first point on, so that a constant has a spread of exactly zero.
+    centre = points[:, :1]
+    centre = centre + ((points - centre) @ weights)[:, None]
+    spread = np.sqrt(weights @ (points - centre).T ** 2)
+    if not np.all(spread > 0):
+        return None
+    scaled = (points - centre) / spread[:, None]
+    values, vectors = np.linalg.eigh((weights * scaled) @ scaled.T)
+    if values[0] < 1e-12:
+        return None
+    whiten = (vectors / np.sqrt(values)).T / spread
+    white = whiten @ (points - centre)
+    width = size ** (-1 / 6)
+    ends = [quantiles(x, weights, (0.0005, 0.9995)) for x in white]
+    edges = [np.linspace(a - 4 * width, b + 4 * width, _CELLS + 1) for a, b in ends]
+    counts, *_ = np.histogram2d(white[0], white[1], edges, weights=weights)
+    smooth = gaussian_filter(
+        counts, [width / (x[1] - x[0]) for x in edges], mode="constant"
+    )
+    centres = [(x[1:] + x[:-1]) / 2 for x in edges]
+    at = RegularGridInterpolator(centres, smooth, bounds_error=False, fill_value=0.0)
+    return lambda points: at((whiten @ (points - centre)).T)
+
+
+def _mark(axes: Any, across: float | None, up: float | None) -> None:
+    """Draw the true values as lines, and as a point where there are two."""
+    style: Any = {"color": GREY, "lw": 1, "zorder": 3}
+    if across is not None:
+        axes.axvline(across, **style)
+    if up is not None:
+        axes.axhline(up, **style)
+    if across is not None and up is not None:
+        axes.plot(across, up, "s", ms=4, color=GREY, zorder=3)
+
+
+def _title(axes: Any, layers: list[_Layer], i: int) -> None:
+    """Write the name of a parameter, and its median in each run, above an axis."""
+    label = layers[0].parameters[i].label
+    if len(layers) == 1:
+        axes.set_title(f"{label}\n{layers[0].median(i)}", fontsize=10, pad=4)
+        return
+    height = 72 * _LINE
+    axes.set_title(label, fontsize=10, pad=4 + height * len(layers))
+    for line, layer in enumerate(reversed(layers)):
+        axes.annotate(
+            layer.median(i),
+            (0.5, 1.0),
+            xytext=(0, 4 + height * line),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=layer.colour,
+        )
+
+
+def _label(axes: np.ndarray, labels: list[str], scales: list[Scale]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = len(labels) - 1
+    for i, (label, scale) in enumerate(zip(labels, scales, strict=True)):
+        axes[last, i].set_xlabel(scale.label(label))
+        axes[last, i].xaxis.set_major_locator(MaxNLocator(4, prune="both"))
+        axes[last, i].tick_params(axis="x", rotation=30)
+        scale.rewrite(axes[last, i].xaxis)
+        if i:
+            axes[i, 0].set_ylabel(scale.label(label))
+            scale.rewrite(axes[i, 0].yaxis)
+        for j in range(i):
+            axes[i, j].yaxis.set_major_locator(MaxNLocator(4, prune="both"))
+    axes[last, 0].figure.align_labels([x for x in axes.flat if x is not None])
+
+
+def _caption(place: Any, layers: list[_Layer], count: int) -> None:
+    """Say what was drawn, in the corner above the diagonal, or on a single axis."""
+    from matplotlib.lines import Line2D
+
+    levels = f"contours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}" if count > 1 else None
+    if len(layers) == 1:
+        if levels:
+            text = f"{layers[0].caption}\n{levels}"
+            place.text(0.99, 0.99, text, ha="right", va="top")
+        return
+    lines = [Line2D([], [], color=x.colour) for x in layers]
+    words = [f"{x.name}: {x.caption}" if count > 1 else x.name for x in layers]
+    place.legend(
+        lines,
+        [x.replace("\n", ", ") for x in words],
+        title=levels,
+        loc="upper right",
+        frameon=False,
+    )

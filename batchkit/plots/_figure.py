@@ -112,6 +112,7 @@ def _power(largest: float) -> int:
 class Parameter(NamedTuple):
     """One scalar of a position, with its value at each point or draw."""
 
+    name: str
     label: str
     values: Float[np.ndarray, " n"]
 
@@ -203,4 +204,4 @@ def parameters_of(
                 f"{caller}: {np.sum(bad):,} of {len(bad):,} values of {name} are not "
                 "finite. Choose other parameters with `names=`."
             )
-    return [Parameter(labels.get(name, name), named[name]) for name in shown]
+    return [Parameter(x, labels.get(x, x), named[x]) for x in shown]

@@ -104,6 +104,13 @@ def evidence_of(run: NestedRun) -> str:
     return rf"$\ln Z = {run.log_evidence:.2f} \pm {run.log_evidence_err:.2f}$"
 
 
+def format_p_value(p: float) -> str:
+    """Format a probability, which is never shown as exactly zero or one."""
+    if p < 0.001:
+        return "p < 0.001"
+    return "p > 0.99" if p > 0.99 else f"p = {p:.2g}"
+
+
 def depth_of(run: NestedRun) -> np.ndarray:
     """Return the expected `-ln X` at each point: the cumulative sum of `1 / n`.
 
@@ -150,7 +157,8 @@ def _ranks(axes: Any, ranks: np.ndarray, num_live: int) -> None:
     spread = 1.96 * np.sqrt(len(ranks) * share * (1 - share))
     axes.axhspan(max(0, mean - spread), mean + spread, color=GREY, alpha=0.3, lw=0)
     axes.axhline(mean, color=GREY, lw=1)
-    axes.set_title(f"Insertion ranks (p = {p_value_of_ranks(ranks, num_live):.2g})")
+    p = format_p_value(p_value_of_ranks(ranks, num_live))
+    axes.set_title(f"Insertion ranks ({p})")
 
 
 def _order(axes: Any, ranks: np.ndarray) -> None:

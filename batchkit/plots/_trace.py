@@ -124,7 +124,7 @@ def _nested(
     weights = weights_of(run)
     points: Any = None
     given: Any = {"linewidths": 0, "rasterized": True}
-    for (left, right), (_, values) in zip(axes, parameters, strict=True):
+    for (left, right), (*_, values) in zip(axes, parameters, strict=True):
         left.scatter(depth[light], values[light], c=GREY, s=2, alpha=0.4, **given)
         points = left.scatter(
             depth[order],
@@ -151,7 +151,7 @@ def _chains(
 ) -> None:
     shape, weights = (run.num_chains, run.num_samples), weights_of(run)
     diverging = run.diverging if isinstance(run, ChainRun) else None
-    for (left, right), (_, values) in zip(axes, parameters, strict=True):
+    for (left, right), (*_, values) in zip(axes, parameters, strict=True):
         draws = values.reshape(shape)
         found = Convergence(draws)
         for i, chain in enumerate(draws):

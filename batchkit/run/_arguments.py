@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar, final
 
 import jax
@@ -51,7 +51,9 @@ def check_key(rng_key: Any, owner: str, name: str = "rng_key") -> None:
     dtype, shape = getattr(rng_key, "dtype", None), getattr(rng_key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     rule = "a key of JAX, such as jax.random.key(0)"
-    check_type(typed or dtype == jnp.uint32, owner, name, rng_key, rule)
+    is_array = isinstance(rng_key, jax.Array | np.ndarray)
+    swapped = "Arrays like this one are `positions`." if is_array else ""
+    check_type(typed or dtype == jnp.uint32, owner, name, rng_key, rule, swapped)
     assert shape is not None
     if len(shape) != (0 if typed else 1):
         raise ValueError(
@@ -128,6 +130,37 @@ def checked_starts(
             names,
         )
     return positions
+
+
+@contextlib.contextmanager
+def refusing_mixed_dtypes(
+    owner: str, functions: Mapping[str, Callable[[PyTree], Any]], positions: PyTree
+) -> Iterator[None]:
+    """Name the dtypes if the body cannot trace a step because they are mixed.
+
+    Mixed dtypes are refused only then, since some algorithms accept them.
+    """
+    try:
+        yield
+    except TypeError as error:
+        dtypes = {
+            f"positions{jax.tree_util.keystr(path)} is": str(leaf.dtype)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(positions)
+        }
+        for name, function in functions.items():
+            out = jax.eval_shape(function, row_of(positions))
+            dtypes[f"{name} returns"] = str(out.dtype)
+        default = str(jnp.zeros(()).dtype)
+        if set(dtypes.values()) == {default}:
+            raise
+        found = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
+        raise TypeError(
+            f"{owner}(positions={format_value(positions)}): a step of this algorithm "
+            f"mixes dtypes: {found}, and random numbers are {default}. Make all of "
+            f"them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
+            "positions)`. If `jax_enable_x64` was switched on after positions were "
+            "drawn, switch it on before."
+        ) from error
 
 
 def check_not_traced(owner: str, *arguments: PyTree) -> None:

@@ -361,7 +361,8 @@ def evenly_spaced_indices(count: int, most: int = 8) -> np.ndarray:
 
 
 def _another(path: str, differ: Sequence[str], details: Sequence[str]) -> str:
-    verb = "differs" if len(differ) == 1 else "differ"
+    # Some parts have names in the plural, such as its settings.
+    verb = "differ" if len(differ) > 1 or differ[0].endswith("s") else "differs"
     more = f": {'; '.join(details)}." if details else "."
     return (
         f"{path!r} holds another run: its {', '.join(differ)} {verb} from what was "

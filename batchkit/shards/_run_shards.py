@@ -62,7 +62,6 @@ from ._sharded_logdensity import (
 )
 
 
-_VMAP: Final = Vmap()
 # Folded into the key of the run; chains fold it with the number of a try.
 _SPLIT: Final = 2**31
 _STARTS: Final = 2**31 + 1
@@ -105,7 +104,7 @@ def run_shards(
     num_shards: int,
     prior_sample_fn: Callable[[Any], PyTree] | None = None,
     api: Any = None,
-    batcher: AbstractBatcher = _VMAP,
+    batcher: AbstractBatcher = Vmap(),
     num_chains: int | None = None,
     num_warmup: int | None = None,
     num_samples: int | None = None,

@@ -154,7 +154,7 @@ def test_plan_prints_as_a_table(sampler: Any) -> None:
     plan = bk.plan(sampler, "60 kB", POSITIONS, **SETTINGS)
     assert isinstance(plan.init.batcher, bk.Chunked)
     size = plan.init.batcher.size
-    title, heads, init, step = repr(plan).splitlines()
+    title, heads, init, step, *reasons = repr(plan).splitlines()
     assert title == "cpu, budget 60 kB"
     assert heads.split()[:4] == ["phase", "batcher", "temporaries", "total"]
     needed, larger = plan.init.memory, plan.init.larger
@@ -171,10 +171,13 @@ def test_plan_prints_as_a_table(sampler: Any) -> None:
         format_bytes(needed.total),
         f"{needed.total / 600:.1f} %",
         f"{more[0]}: {more[1]}",
-        f"{size} of 40 tasks at once need {format_bytes(needed.total)} of 60 kB, "
-        f"{more[0]} would need {more[1]}",
     ]
     assert step.startswith("step")
+    assert reasons[0] == (
+        f"init: {size} of 40 tasks at once need {format_bytes(needed.total)} of 60 kB, "
+        f"{more[0]} would need {more[1]}"
+    )
+    assert max(map(len, reasons)) <= 96
     assert "<table" in plan._repr_html_()
 
 

@@ -105,7 +105,6 @@ def test_refused_before_tracing(case: Any) -> None:
     [
         blackjax.rmh,
         blackjax.mala,
-        blackjax.nss,
         blackjax.dhmc,
         blackjax.rmhmc,
         lambda _: ALGORITHM,
@@ -117,6 +116,34 @@ def test_apis_without_a_warmup_are_refused(api: Any) -> None:
         TypeError,
         ("there is no warm-up for", "pass them by name, with `num_warmup=0`"),
     )
+
+
+def test_nested_samplers_are_refused() -> None:
+    assert_refuses(
+        lambda: bk.run_chains(blackjax.nss, logdensity, KEY, STARTS),
+        TypeError,
+        ("is a nested sampler", "use `run_nested`"),
+    )
+
+
+def test_key_and_positions_the_other_way_round_are_told() -> None:
+    swapped: Any = {"rng_key": STARTS, "positions": KEY}
+    assert_refuses(
+        lambda: bk.run_chains(blackjax.nuts, logdensity, **swapped),
+        TypeError,
+        ("rng_key must be a key of JAX", "Arrays like this one are `positions`."),
+    )
+
+
+def test_starts_from_before_double_precision_are_told() -> None:
+    with jax.enable_x64(True):
+        wide = lambda x: logdensity(x.astype(jnp.float64))
+        starts = jnp.asarray(STARTS, jnp.float32)
+        assert_refuses(
+            lambda: bk.run_chains(blackjax.nuts, wide, KEY, starts),
+            TypeError,
+            ("positions is float32", "logdensity_fn returns float64", "switch it on"),
+        )
 
 
 @pytest.mark.parametrize(

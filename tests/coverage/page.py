@@ -38,7 +38,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "coverage.md"
 TITLES = ("Vmap()", "Chunked(3)", "Sequential()", "Sharded", "Continuous(3)")
 
 _HEAD = """\
-# Coverage
+# Coverage of blackjax
 
 <!-- Written by `make coverage`. Do not edit. -->
 
@@ -80,10 +80,15 @@ def main() -> None:
         f"blackjax {blackjax.__version__}, JAX {jax.__version__}, "
         f"Python {platform.python_version()}, CPU."
     )
+    same = ["0", *["same program"] * len(TITLES)]
+    without = [row[0] for row in rows if list(row[2:]) == same]
+    rows = [row for row in rows if row[0] not in without]
     results = table(("case", "steps", "sites reached", *TITLES), rows)
     parts = [
         _HEAD,
         versions,
+        f"These {len(without)} cases have no site, and trace upstream's program in "
+        f"every layout: {', '.join(without)}.",
         results,
         "Several cases of one API reach its different sites: the text in brackets says "
         "which settings.",

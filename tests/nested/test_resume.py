@@ -139,8 +139,8 @@ def test_a_finished_run_returns_at_once(saved: Path) -> None:
     [
         ({"seed": 1}, "first live points, key differ"),
         ({"num_live": 120}, "first live points, settings differ"),
-        ({"num_delete": 30}, "settings differs.*`num_delete` was 20, is 30"),
-        ({"num_inner_steps": 6}, "settings differs.*`num_inner_steps` was 5, is 6"),
+        ({"num_delete": 30}, "settings differ.*`num_delete` was 20, is 30"),
+        ({"num_inner_steps": 6}, "settings differ.*`num_inner_steps` was 5, is 6"),
     ],
 )
 def test_a_checkpoint_of_other_arguments_is_refused(

@@ -1,14 +1,18 @@
 """Figures show the values that independent code computes."""
 
+import itertools
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from scipy import stats
 
 import batchkit as bk
 from batchkit.nested import DeadPoints, insertion_ranks
 from batchkit.plots._figure import Scale, format_median, scale_of
+from batchkit.plots._run import format_p_value
 
 from ..nested.perfect import plateau, result, sample
 from .runs import chains, nested, six, two
@@ -121,31 +125,168 @@ def shown_in_corner(run: Any, names: list[str]) -> tuple[np.ndarray, np.ndarray]
     return np.stack(columns), np.full(columns[0].size, 1 / columns[0].size)
 
 
+def panels(figure: Any) -> list[list[Any]]:
+    """The axes of a corner plot, row by row from the left to the diagonal."""
+    axes, rows = iter(figure.axes), []
+    while len(row := list(itertools.islice(axes, len(rows) + 1))):
+        rows.append(row)
+    return rows
+
+
 @pytest.mark.parametrize("make", [nested, chains])
 def test_corner_counts_points_by_weight(make: Any) -> None:
     run = make(two)
-    axes = np.array(bk.plot_corner(run).axes).reshape(2, 2)
+    rows = panels(bk.plot_corner(run))
     values, weights = shown_in_corner(run, ["mass", "slope"])
     for i, column in enumerate(values):
-        outline = axes[i, i].patches[0].get_xy()
-        edges, heights = np.unique(outline[:, 0]), outline[1:-1:2, 1]
-        expected, _ = np.histogram(column, edges, weights=weights)
-        np.testing.assert_allclose(heights, expected, atol=1e-12)
-        assert expected.sum() > 0.995
+        heights, edges, _ = rows[i][i].patches[0].get_data()
+        expected, _ = np.histogram(column, edges, weights=weights, density=True)
+        np.testing.assert_allclose(heights, expected, rtol=1e-9)
+        assert np.histogram(column, edges, weights=weights)[0].sum() > 0.995
         middle = np.quantile(column, 0.5, weights=weights, method="inverted_cdf")
-        printed = float(axes[i, i].get_title().strip("$").split("^")[0])
-        assert printed == pytest.approx(middle, abs=0.005)
+        name, median = rows[i][i].get_title().split("\n")
+        assert name == ["mass", "slope"][i]
+        assert float(median.strip("$").split("^")[0]) == pytest.approx(middle, abs=5e-3)
+
+
+def ridge(x: np.ndarray) -> Any:
+    """Two parameters with a correlation of 0.995."""
+    return {"mass": x[..., 0], "slope": x[..., 0] + 0.1 * x[..., 1]}
+
+
+def bent(x: np.ndarray) -> Any:
+    return {"mass": x[..., 0], "slope": x[..., 0] ** 2 + 0.3 * x[..., 1]}
+
+
+def apart(x: np.ndarray) -> Any:
+    """Two peaks, one of each sign."""
+    return {"mass": x[..., 0] + 4 * np.sign(x[..., 2]), "slope": x[..., 1]}
 
 
 @pytest.mark.parametrize("make", [nested, chains])
-def test_contours_contain_their_nominal_mass(make: Any) -> None:
-    run = make(two)
-    axes = np.array(bk.plot_corner(run).axes).reshape(2, 2)
+@pytest.mark.parametrize("shape", [two, ridge, bent, apart])
+def test_contours_contain_one_and_two_sigma(make: Any, shape: Any) -> None:
+    run = make(shape)
+    panel = panels(bk.plot_corner(run))[1][0]
     values, weights = shown_in_corner(run, ["mass", "slope"])
-    lines = axes[1, 0].collections[-1].get_paths()
+    lines = panel.collections[-1].get_paths()
+    # Points between two pixels of the grid may be on either side.
     inside = sorted(weights @ path.contains_points(values.T) for path in lines)
-    # Bins and their smoothing widen them.
-    assert inside == pytest.approx([0.68, 0.95], abs=0.06)
+    assert inside == pytest.approx([0.393, 0.865], abs=0.02)
+
+
+@pytest.mark.parametrize("make", [nested, chains])
+def test_contours_of_a_gaussian_are_single_curves(make: Any) -> None:
+    panel = panels(bk.plot_corner(make(two)))[1][0]
+    paths = panel.collections[-1].get_paths()
+    assert [len(path.to_polygons(closed_only=False)) for path in paths] == [1, 1]
+
+
+def test_constant_parameters_are_shown_as_points() -> None:
+    run = chains(lambda x: {"constant": 0 * x[..., 0] + 0.1, "x": x[..., 0]})
+    panel = panels(bk.plot_corner(run))[1][0]
+    assert len(panel.lines[0].get_xdata()) == 1200
+
+
+def test_truths_are_marked() -> None:
+    truths = {"lens": {"shear": np.array([1e-5, 2e-5])}, "source": {"flux": 9e7}}
+    rows = panels(bk.plot_corner(nested(six), truths=truths))
+    names = ["einstein_radius", "shear[0]", "shear[1]", "at[0]", "at[1]", "flux"]
+    titles = [row[-1].get_title().split("\n")[0].split(".")[1] for row in rows]
+    assert titles == names
+    vertical = [[x.get_xdata()[0] for x in row[-1].lines] for row in rows]
+    assert vertical == [[], [1e-5], [2e-5], [], [], [9e7]]
+    cross = rows[2][1].lines
+    assert [x.get_xdata()[0] for x in cross[::2]] == [1e-5, 1e-5]
+    assert cross[1].get_ydata()[0] == cross[2].get_ydata()[0] == 2e-5
+    # A value far from the posterior is in the figure.
+    assert rows[5][5].get_xlim()[1] > 9e7
+
+
+def test_truth_of_an_unknown_parameter_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"truths=.*'mas'\. They are mass, slope"):
+        bk.plot_corner(nested(two), truths={"mas": 1.0})
+
+
+def test_several_runs_share_axes_and_have_a_legend() -> None:
+    runs = {"one": nested(two), "other": chains(two)}
+    figure: Any = bk.plot_corner(runs)
+    rows = panels(figure)
+    for name, run in runs.items():
+        values, weights = shown_in_corner(run, ["mass", "slope"])
+        for i, column in enumerate(values):
+            (outline,) = [x for x in rows[i][i].patches if x.get_label() == name]
+            edges = outline.get_data().edges
+            heights, _ = np.histogram(column, edges, weights=weights, density=True)
+            np.testing.assert_allclose(outline.get_data().values, heights, rtol=1e-9)
+            low, high = rows[i][i].get_xlim()
+            assert weights @ ((column > low) & (column < high)) > 0.99
+            middle = np.quantile(column, 0.5, weights=weights, method="inverted_cdf")
+            medians = [x.get_text().strip("$").split("^")[0] for x in rows[i][i].texts]
+            assert min(abs(float(x) - middle) for x in medians) < 0.005
+    words = [x.get_text().split(":")[0] for x in figure.legends[0].texts]
+    assert words == ["one", "other"]
+
+
+def test_runs_without_a_common_parameter_are_refused() -> None:
+    runs = {"one": chains(two), "other": chains(six)}
+    with pytest.raises(ValueError, match="no parameter 'mass'"):
+        bk.plot_corner(runs)
+    with pytest.raises(ValueError, match="there are 0 runs"):
+        bk.plot_corner({})
+
+
+@pytest.mark.parametrize(
+    ("p", "words"),
+    [(1.0, "p > 0.99"), (0.5, "p = 0.5"), (0.012, "p = 0.012"), (1e-9, "p < 0.001")],
+)
+def test_p_values_are_neither_zero_nor_one(p: float, words: str) -> None:
+    assert format_p_value(p) == words
+
+
+def layout_of(batcher: bk.AbstractBatcher, tasks: int) -> tuple[list[str], Any]:
+    """The words of a drawn layout, and the pictures of the tasks of its sites."""
+    figure: Any = bk.plot_layout(bk.explain(batcher(jnp.sin), jnp.ones(tasks)))
+    axes = figure.axes[0]
+    pictures = [x for x in axes.patches if isinstance(x, Rectangle)]
+    return [x.get_text() for x in axes.texts], (pictures, axes.collections)
+
+
+def test_layout_shows_a_cell_for_each_task() -> None:
+    words, (pictures, lines) = layout_of(bk.Chunked(4), 10)
+    assert words[1] == "Chunked(4): 10 tasks, 3 chunks of 4 (2 repeated)"
+    assert words[2] == "4 B in and 4 B out a task, 4 at once on a device"
+    whole, repeated = pictures
+    cells = [len(x.get_segments()) + 1 for x in lines]
+    assert cells == [4, 3]
+    area = lambda x: x.get_width() * x.get_height()
+    assert area(repeated) / area(whole) == pytest.approx(2 / 12)
+
+
+def test_layout_nests_sites() -> None:
+    inner = lambda x: jnp.sum(bk.Chunked(4)(jnp.sin)(x))
+    explanation = bk.explain(bk.Chunked(16)(inner), jnp.ones((50, 10)))
+    axes: Any = bk.plot_layout(explanation).axes[0]
+    outer, inside = [x for x in axes.patches if isinstance(x, FancyBboxPatch)]
+    assert outer.get_bbox().containsx(inside.get_bbox().x1)
+    assert outer.get_bbox().containsy(inside.get_bbox().y1)
+    # 13 tasks of the outer site each have 4 lanes of the inner one.
+    cells = [len(x.get_segments()) + 1 for x in axes.collections]
+    assert cells == [13, 4, 4, 3]
+
+
+def test_layout_shows_the_bytes_of_the_program() -> None:
+    explanation = bk.explain(lambda x: x @ x.T, jnp.ones((50, 10)))
+    figure: Any = bk.plot_layout(explanation)
+    assert figure.axes[0].texts[0].get_text() == "no site was reached"
+    bars = [x.get_width() for x in figure.axes[1].patches]
+    memory = explanation.memory
+    assert bars == [memory.argument, memory.output, memory.temporary]
+
+
+def test_layout_of_something_else_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"`explain\(fun, \*args\)` returns; got int"):
+        bk.plot_layout(3)  # pyright: ignore
 
 
 def test_fewer_points_than_parameters_are_refused() -> None:

@@ -181,7 +181,7 @@ def test_changed_settings_are_named_with_both_values() -> None:
     now = {"num_inner_steps": 6, "num_delete": 20}
     for with_versions in (None, OTHER):
         file = saved({"settings": of_words(before)}, with_versions)
-        words = "its settings differs", "`num_inner_steps` was 5, is 6"
+        words = "its settings differ", "`num_inner_steps` was 5, is 6"
         run = SameRun({"settings": of_words(now)})
         assert_refuses(
             lambda run=run, file=file: run.check(file), CheckpointError, words

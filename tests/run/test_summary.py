@@ -189,7 +189,7 @@ def test_figures_in_other_parameters() -> None:
     rhat = CHAINS.summary(transform=natural)["mass"]["R-hat"]
     assert f"R-hat {rhat:.3f}" in figure.axes[1].get_title()
     corner: Any = bk.plot_corner(CHAINS, ["mass"], transform=natural)
-    median = float(corner.axes[0].get_title()[1:5])
+    median = float(corner.axes[0].get_title().split("$")[1][:4])
     assert abs(median - np.median(mass)) < 0.02
     nested: Any = bk.plot_trace(NESTED, transform=lambda p: {"root": p["u"] ** 0.5})
     assert nested.axes[0].get_ylabel() == "root"

@@ -1,0 +1,117 @@
+"""Take pictures of pages of the built site in a browser, and measure what is cut off.
+
+    python tools/screens.py FOLDER [PAGE ...]
+
+writes a picture of each page in the light theme, the dark theme and on a phone, and
+fails if a page asks for something from elsewhere, reports an error, or cuts off a line
+of code at a width of 1,280 pixels. It needs Chromium; `CHROMIUM` says where it is.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from playwright.sync_api import Page, sync_playwright
+
+
+SITE: Final = Path(os.environ.get("SITE") or Path(__file__).parents[1] / "site")
+PAGES: Final = ("", "getting-started", "runs", "api/figures", "coming-from")
+VIEWS: Final[dict[str, dict[str, Any]]] = {
+    "light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
+}
+# Chromium looks for updates and reports, which nobody has asked for.
+OPTIONS: Final = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# The first line of every block of code that is wider than its box.
+CUT: Final = """() => [...document.querySelectorAll("article pre > code")]
+    .filter((x) => x.scrollWidth > x.clientWidth + 1)
+    .map((x) => x.textContent.split("\\n"))
+    .map((lines) => lines.reduce((a, b) => (a.length < b.length ? b : a)))
+"""
+# A page that is wider than the window scrolls as a whole.
+WIDE: Final = "() => document.documentElement.scrollWidth > window.innerWidth + 1"
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder to this machine, and yield its address."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def look(page: Page, address: str, name: str, path: Path) -> list[str]:
+    """Take a picture of a page in one view; return what is wrong with it."""
+    wrong: list[str] = []
+    page.on(
+        "request",
+        lambda x: (
+            None
+            if x.url.startswith((address, "data:"))
+            else wrong.append(f"asks for {x.url}")
+        ),
+    )
+    page.on("pageerror", lambda x: wrong.append(f"error: {x}"))
+    page.on(
+        "response",
+        lambda x: wrong.append(f"{x.status} {x.url}") if x.status >= 400 else None,
+    )
+    page.goto(f"{address}/{name}", wait_until="networkidle")
+    page.screenshot(path=path, full_page=True)
+    if page.viewport_size and page.viewport_size["width"] >= 1280:
+        wrong += [f"cuts off {line!r}" for line in page.evaluate(CUT)]
+    if page.evaluate(WIDE):
+        wrong.append("is wider than the window")
+    return wrong
+
+
+def main() -> None:
+    folder, *pages = sys.argv[1:]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        sys.exit("there is no chromium on PATH: install it, or set CHROMIUM=path")
+    failed = False
+    with served(SITE) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=list(OPTIONS)
+        )
+        for name in pages or PAGES:
+            for view, options in VIEWS.items():
+                context = browser.new_context(**options)
+                file = f"{name.replace('/', '-') or 'home'}-{view}.png"
+                for line in look(context.new_page(), address, name, Path(folder, file)):
+                    failed = True
+                    print(f"{name or 'home'} ({view}): {line}")
+                context.close()
+        browser.close()
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
