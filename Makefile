@@ -54,7 +54,7 @@ screens: docs $(VENV)/.with-screens ## Take pictures of pages of the documentati
 	$(BIN)/python -m tools.screens build/screens
 
 serve: $(DEV) ## Serve the documentation while you write it.
-	$(BIN)/mkdocs serve
+	JAX_PLATFORMS=cpu $(BIN)/mkdocs serve
 
 unit: $(DEV) ## Run the unit tests, but not the slow ones.
 	$(BIN)/pytest $(PARALLEL)

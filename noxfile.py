@@ -63,7 +63,7 @@ def _lowest() -> list[str]:
 
 
 def _install(session: nox.Session, *pins: str) -> None:
-    session.install("--quiet", *pins, "-e", ".[test]")
+    session.install("--quiet", *pins, "-e", ".[test,docs]")
     session.run("python", "-m", "pip", "check")
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
 

@@ -38,6 +38,11 @@ def site(tmp_path: Path) -> Callable[[str], list[str]]:
         ('<a href="none/">x</a>', "the link 'none/' leads nowhere"),
         ('<a href="api/all/#none">x</a>', "the link 'api/all/#none' leads nowhere"),
         ('<img src="none.png">', "the link 'none.png' leads nowhere"),
+        ('<link href="none.css">', "the link 'none.css' leads nowhere"),
+        ('<img src="index.html">', "the image 'index.html' lacks { .figure }"),
+        ('<img alt="MEASURED" src="x">', "'MEASURED' looks like a placeholder"),
+        ("<pre><code>TODO_LATER</code></pre>", "'TODO' in a block looks like"),
+        ("<p>[X][batchkit.X]</p>", "the reference '][batchkit.X]' leads nowhere"),
         (f"<pre><code>{'x' * 101}</code></pre>", "a line of code has 101 letters"),
         (
             f'<div class="columns"><pre><code>{"x" * 48}</code></pre></div>',
@@ -45,23 +50,40 @@ def site(tmp_path: Path) -> Callable[[str], list[str]]:
         ),
     ],
 )
-def test_checks_find(site: Callable[[str], list[str]], body: str, words: str) -> None:
+def test_defect_of_a_page_is_found(
+    site: Callable[[str], list[str]], body: str, words: str
+) -> None:
     found = site(body)
     assert any(words in line for line in found), found
 
 
-def test_checks_pass_what_is_right(site: Callable[[str], list[str]]) -> None:
+def test_page_without_defects_passes(site: Callable[[str], list[str]]) -> None:
     link = '<a href="api/all/#batchkit.Vmap">x</a><a href="https://a.b/c">y</a>'
-    code = f"<p>NUTS and <code>SECONDS</code></p><pre><code>{'x' * 100}</code></pre>"
+    code = f"<p>NUTS and <code>STATE</code></p><pre><code>{'x' * 100}</code></pre>"
     assert site(link + code) == []
 
 
-def test_name_without_an_entry_is_found(
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        ("other", "api: batchkit.Vmap has 0 entries, and must have one"),
+        ("Chunked", "api: batchkit.Chunked has 2 entries, and must have one"),
+    ],
+)
+def test_name_without_one_entry_is_found(
+    site: Callable[[str], list[str]], tmp_path: Path, now: str, words: str
+) -> None:
+    page = tmp_path / "api" / "all" / "index.html"
+    page.write_text(page.read_text().replace("batchkit.Vmap", f"batchkit.{now}"))
+    assert words in site("")
+
+
+def test_private_default_in_a_signature_is_found(
     site: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
     page = tmp_path / "api" / "all" / "index.html"
-    page.write_text(page.read_text().replace("batchkit.Vmap", "batchkit.other"))
-    assert site("") == ["api: batchkit.Vmap has 0 entries, and must have one"]
+    page.write_text(page.read_text() + "<pre><code>f(x = _X)</code></pre>")
+    assert site("") == ["api/all/index.html: a signature shows '= _X'"]
 
 
 def test_page_is_cut_into_cells() -> None:

@@ -1,1 +1,1 @@
-"""What builds and checks the documentation."""
+"""Programs that build and check the documentation."""

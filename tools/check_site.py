@@ -27,7 +27,12 @@ WORDS: Final = frozenset(
         *("SLURM", "SIGTERM", "SIGINT", "SIGABRT", "NCCL", "JSON"),
     }
 )
-_PLACEHOLDER: Final = re.compile(r"\b(?:[A-Z]{4,}|TODO|FIXME|XXX|TBD)\b")
+_PLACEHOLDER: Final = re.compile(r"\b[A-Z]{4,}\b")
+# Also in code, where a word in capitals may be a constant.
+_TO_DO: Final = re.compile(r"\b(?:TODO|FIXME|XXX|TBD|SECONDS|MEASURED)(?![A-Z])")
+# A reference to a name that has no entry.
+_REFERENCE: Final = re.compile(r"\]\[batchkit[\w.]*\]")
+_PRIVATE: Final = re.compile(r"= _[A-Za-z]\w*")
 # Elements that have no end.
 _VOID: Final = frozenset({"br", "hr", "img", "input", "link", "meta", "source", "wbr"})
 
@@ -39,7 +44,8 @@ class _Page(HTMLParser):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.links: list[str] = []
-        self.anchors: set[str] = set()
+        self.anchors: list[str] = []
+        self.images: list[dict[str, str]] = []
         self.text: list[str] = []
         self.blocks: list[tuple[str, int]] = []
         self._open: list[tuple[str, str]] = []
@@ -48,10 +54,11 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = {name: value or "" for name, value in attrs}
         if "id" in values:
-            self.anchors.add(values["id"])
-        for name in ("href", "src"):
-            if name in values and tag != "link":
-                self.links.append(values[name])
+            self.anchors.append(values["id"])
+        self.links += [values[x] for x in ("href", "src") if x in values]
+        if tag == "img" and self._inside("article"):
+            self.images.append(values)
+            self.text.append(values.get("alt", ""))
         if tag not in _VOID:
             self._open.append((tag, values.get("class", "")))
         if tag == "code" and self._inside("pre"):
@@ -75,13 +82,22 @@ class _Page(HTMLParser):
 
 
 def wrong(site: Path) -> Iterator[str]:
-    """Yield what is wrong with a site, page by page."""
+    """Yield the defects of a site, page by page."""
     pages = {path: _Page(path) for path in sorted(site.rglob("*.html"))}
     for path, page in pages.items():
         name = path.relative_to(site)
-        for word in _PLACEHOLDER.findall(" ".join(page.text)):
+        text = " ".join(page.text)
+        for word in _PLACEHOLDER.findall(text):
             if word not in WORDS:
                 yield f"{name}: {word!r} looks like a placeholder"
+        for block, _ in page.blocks:
+            for word in _TO_DO.findall(block):
+                yield f"{name}: {word!r} in a block looks like a placeholder"
+        for reference in _REFERENCE.findall(text):
+            yield f"{name}: the reference {reference!r} leads nowhere"
+        for image in page.images:
+            if "figure" not in image.get("class", "") and "twemoji" not in str(image):
+                yield f"{name}: the image {image.get('src')!r} lacks {{ .figure }}"
         for link in page.links:
             if not _resolves(link, path, site, pages):
                 yield f"{name}: the link {link!r} leads nowhere"
@@ -90,13 +106,17 @@ def wrong(site: Path) -> Iterator[str]:
                 if len(line) > width:
                     yield f"{name}: a line of code has {len(line)} letters, more than "
                     yield f"  the {width} that are shown: {line!r}"
+    reference = {x: page for x, page in pages.items() if x.parent.parent.name == "api"}
     entries = Counter(
-        name
-        for path, page in pages.items()
-        if path.parent.parent.name == "api"
-        for name in batchkit.__all__
-        if f"batchkit.{name}" in page.anchors
+        anchor.removeprefix("batchkit.")
+        for page in reference.values()
+        for anchor in page.anchors
+        if anchor.startswith("batchkit.")
     )
+    for path, page in reference.items():
+        for block, _ in page.blocks:
+            for default in _PRIVATE.findall(block):
+                yield f"{path.relative_to(site)}: a signature shows {default!r}"
     for name in batchkit.__all__:
         if entries[name] != 1:
             yield f"api: batchkit.{name} has {entries[name]} entries, and must have one"

@@ -6,11 +6,14 @@
 - A notebook in `docs/gallery` becomes a page with the outputs that are stored in it,
   which `make gallery` computes.
 
-What a page printed is kept in `build/pages` until its program changes.
+What a page printed is kept in `build/pages` until its program, batchkit or a version of
+what it uses changes.
 """
 
 import base64
+import functools
 import hashlib
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,8 +108,9 @@ def cells_of(text: str) -> list[Any]:
 def executed(text: str) -> list[Any]:
     """Run the blocks of a page, or take what they printed the last time."""
     cells = cells_of(text)
-    program = "\0".join(x.source for x in cells if x.cell_type == "code")
-    kept = CACHE / f"{hashlib.sha256(program.encode()).hexdigest()[:20]}.ipynb"
+    program = [x.source for x in cells if x.cell_type == "code"]
+    digest = hashlib.sha256("\0".join([*program, *_environment()]).encode())
+    kept = CACHE / f"{digest.hexdigest()[:20]}.ipynb"
     if kept.exists():
         stored = nbformat.read(kept, 4)
     else:
@@ -116,6 +120,15 @@ def executed(text: str) -> list[Any]:
         nbformat.write(stored, kept)
     found = iter(stored.cells)
     return [next(found) if x.cell_type == "code" else x for x in cells]
+
+
+@functools.cache
+def _environment() -> list[str]:
+    """Return what a program's output depends on besides itself."""
+    package = Path(__file__).parents[1] / "batchkit"
+    sources = [x.read_text("utf-8") for x in sorted(package.rglob("*.py"))]
+    names = ("jax", "blackjax", "equinox", "numpy", "matplotlib", "arviz")
+    return [*sources, *(importlib.metadata.version(x) for x in names)]
 
 
 def run(notebook: Any) -> Any:

@@ -39,7 +39,6 @@ _OF_DRAWS: Final = {
     "tree_depth": _COUNT,
     "energy": _REAL,
 }
-_NO_TIME: Final = Seconds()
 # Results of the warm-up of each chain.
 _OF_CHAINS: Final = ("step_size", "inverse_mass_matrix")
 # Fields of draws in a checkpoint that have another name in a result.
@@ -212,7 +211,7 @@ class ChainRun(AbstractDraws):
         step_size: Float[np.ndarray, " chains"] | None = None,
         inverse_mass_matrix: Float[np.ndarray, "chains *dims"] | None = None,
         max_tree_depth: int | None = None,
-        seconds: Seconds = _NO_TIME,
+        seconds: Seconds = Seconds(),
         provenance: Sequence[Provenance] = (),
     ) -> None:
         """**Arguments:**

@@ -214,6 +214,7 @@ def sampler_without_warmup(
     Raise `TypeError` if they are unknown or missing, or if it returns no algorithm.
     """
     signature = inspect.signature(getattr(api, "differentiable", api))
+    _refuse_nested(api, "this API", "run_chains")
     try:
         signature.bind(logdensity_fn, **settings)
     except TypeError as error:
@@ -301,11 +302,7 @@ def _kernel_of(
     if kernel is None or not all(set(_TUNED) <= set(_names(x)) for x in makers):
         module = getattr(getattr(api, "init", None), "__module__", "")
         name = f"this API, of {module}" if module else format_value(api)
-        if "loglikelihood_fn" in _names(makers[1]):
-            raise TypeError(
-                f"{caller}: {name} is a nested sampler, which takes `logprior_fn` and "
-                "`loglikelihood_fn`. For nested samplers use `run_nested`."
-            )
+        _refuse_nested(api, name, caller)
         raise TypeError(
             f"{caller}: there is no warm-up for {name}. Stan's warm-up finds "
             "`step_size` and `inverse_mass_matrix` for a sampler that takes both and "
@@ -313,6 +310,19 @@ def _kernel_of(
             f"blackjax.barker.{_WITHOUT_WARMUP.get(caller, '')}"
         )
     return kernel
+
+
+def _refuse_nested(api: Any, name: str, caller: str) -> None:
+    """Raise if an API is a nested sampler."""
+    try:
+        parameters = _names(getattr(api, "differentiable", api))
+    except (TypeError, ValueError):  # it has no signature
+        return
+    if {"logprior_fn", "loglikelihood_fn", "num_delete"} <= set(parameters):
+        raise TypeError(
+            f"{caller}: {name} is a nested sampler, which takes `logprior_fn` and "
+            "`loglikelihood_fn`. For nested samplers use `run_nested`."
+        )
 
 
 def _check_settings(

@@ -218,6 +218,9 @@ class ReachedSite:
     - `functions`: those of your functions that are called inside.
     - `note`: remarks of the batcher, such as why it chose the layout.
     - `inside`: the sites that are reached while this site's tasks are traced.
+    - `splits`: how its batcher and those inside it split the tasks, from the outside
+        in; each has `tasks`, `rounds`, `devices`, `lanes` and the kind of loop over
+        rounds, `"chunk"`, `"task"` or `"lane"`. Empty if all tasks run at once.
     """
 
     site: Site
@@ -230,6 +233,7 @@ class ReachedSite:
     functions: tuple[str, ...]
     note: str
     inside: tuple["ReachedSite", ...]
+    splits: tuple[Split, ...] = ()
 
 
 @final
@@ -439,6 +443,7 @@ def reached_sites(entry: LogEntry, outer: int = 1) -> tuple[ReachedSite, ...]:
             functions=tuple(inner.called),
             note=inner.note,
             inside=reached_sites(inner, at_once),
+            splits=tuple(inner.splits),
         )
         if record not in records:
             records.append(record)

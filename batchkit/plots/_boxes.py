@@ -1,5 +1,6 @@
 """`plot_layout`: the sites of a program as boxes, and their tasks as cells."""
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,8 +21,8 @@ _LINE: Final = 0.19
 _PAD: Final = 0.12
 _INDENT: Final = 0.3
 _MEMORY: Final = 1.35
-# A note is wrapped at this number of letters.
-_LETTERS: Final = 88
+# Letters that fit beside a picture.
+_LETTERS: Final = 80
 # A picture with more lanes or rounds than this has no lines between them.
 _DRAWN: Final = 24
 
@@ -31,8 +32,9 @@ def plot_layout(explanation: Explanation) -> "matplotlib.figure.Figure":
 
     Each site is a box, and sites that its tasks reach are boxes inside. The picture in
     a box has a cell for each task: those above each other run at once, those beside
-    each other one after the other. Lanes of `Continuous` are not cut into tasks, since
-    how long a task takes is not known before it runs. Below are the bytes that XLA
+    each other one after the other, and each device has a block of its own. Lanes of
+    `Continuous` are not cut into tasks, since how long a task takes is not known before
+    it runs. Below are the bytes that XLA
     allocates for the whole program.
 
     It needs `pip install 'batchkit-jax[plots]'`.
@@ -73,7 +75,7 @@ def plot_layout(explanation: Explanation) -> "matplotlib.figure.Figure":
     axes.set_axis_off()
     top = _PAD
     for site in sites:
-        _site(axes, site, _PAD, top, 1)
+        _site(axes, site, _PAD, top)
         top += _height(site) + _PAD
     if not sites:
         axes.text(_PAD, top + 0.2, "no site was reached", va="center")
@@ -95,7 +97,7 @@ def _words(site: ReachedSite) -> list[str]:
     ]
     if site.functions:
         lines.append(f"calls {', '.join(site.functions)}")
-    return lines + textwrap.wrap(site.note, _LETTERS)
+    return [x for line in (*lines, site.note) for x in textwrap.wrap(line, _LETTERS)]
 
 
 def _own_height(site: ReachedSite) -> float:
@@ -108,8 +110,8 @@ def _height(site: ReachedSite) -> float:
     return _own_height(site) + inner
 
 
-def _site(axes: Any, site: ReachedSite, left: float, top: float, outer: int) -> None:
-    """Draw the box of a site, of which `outer` copies run at once."""
+def _site(axes: Any, site: ReachedSite, left: float, top: float) -> None:
+    """Draw the box of a site, with those of its inner sites."""
     from matplotlib.patches import FancyBboxPatch
 
     moves_data = site.note.startswith("only moves data")
@@ -125,15 +127,15 @@ def _site(axes: Any, site: ReachedSite, left: float, top: float, outer: int) -> 
     at, line = left + _PAD, top + _PAD + _LINE / 2
     name = f"{site.site.module}:{site.site.qualname.replace('.<locals>', '')}"
     name += f":{site.site.line}"
-    axes.text(at, line, name, va="center", fontsize=9, weight="bold")
+    size = 9 * min(1.0, _LETTERS / len(name))
+    axes.text(at, line, name, va="center", fontsize=size, weight="bold")
     for i, words in enumerate(_words(site), 1):
         axes.text(at, line + i * _LINE, words, va="center", fontsize=8.5)
-    lanes = max(1, site.at_once // max(outer, 1))
     corner = left + width - _PICTURE[0] - _PAD
-    _tasks(axes, site, lanes, corner, top + _PAD, colour)
+    _tasks(axes, site, corner, top + _PAD, colour)
     inner = top + _own_height(site)
     for each in site.inside:
-        _site(axes, each, left + _INDENT, inner, site.at_once)
+        _site(axes, each, left + _INDENT, inner)
         inner += _height(each) + _PAD
 
 
@@ -143,31 +145,39 @@ def _rgb(colour: str) -> tuple[float, float, float]:
     return to_rgb(colour)
 
 
-def _tasks(
-    axes: Any, site: ReachedSite, lanes: int, left: float, top: float, colour: str
-) -> None:
-    """Draw the tasks: lanes above each other, rounds from left to right."""
+def _tasks(axes: Any, site: ReachedSite, left: float, top: float, colour: str) -> None:
+    """Draw the tasks: a block for each device, with lanes and rounds."""
     from matplotlib.patches import Rectangle
 
-    lanes = min(lanes, max(site.tasks, 1))
-    rounds = -(-site.tasks // lanes) if site.tasks else 0
+    if not site.tasks:
+        return
+    # A batcher inside another one splits each of its rounds again.
+    rounds = math.prod(x.rounds for x in site.splits)
+    devices = math.prod(x.devices for x in site.splits)
+    lanes = site.splits[-1].lanes if site.splits else site.tasks
+    kept_busy = any(x.kind == "lane" for x in site.splits)
     width, height = _PICTURE
-    cell = width / max(rounds, 4), height / max(lanes, 4)
+    gap = 0.04 if 1 < devices <= _DRAWN else 0.0
+    block = height / devices - gap
+    cell = width / max(rounds, 4), block / max(lanes, 4 if devices == 1 else 1)
     wide, high = cell[0] * rounds, cell[1] * lanes
-    face = (*_rgb(colour), 0.45)
-    axes.add_patch(Rectangle((left, top), wide, high, facecolor=face, lw=0))
-    repeated = rounds * lanes - site.tasks
-    if 0 < repeated < lanes and not site.batcher.startswith("Continuous"):
-        place = (left + wide - cell[0], top + high - repeated * cell[1])
-        pale = Rectangle(place, cell[0], repeated * cell[1], facecolor="white", lw=0)
-        axes.add_patch(pale)
     style: Any = {"colors": "white", "lw": 0.7}
-    if lanes <= _DRAWN:
-        at = [top + cell[1] * i for i in range(1, lanes)]
-        axes.hlines(at, left, left + wide, **style)
-    if rounds <= _DRAWN and not site.batcher.startswith("Continuous"):
-        at = [left + cell[0] * i for i in range(1, rounds)]
-        axes.vlines(at, top, top + high, **style)
+    for device in range(devices if gap else 1):
+        corner = left, top + device * (block + gap)
+        face = (*_rgb(colour), 0.45)
+        axes.add_patch(Rectangle(corner, wide, high, facecolor=face, lw=0))
+        if lanes * devices <= _DRAWN:
+            at = [corner[1] + cell[1] * i for i in range(1, lanes)]
+            axes.hlines(at, left, left + wide, **style)
+        if rounds <= _DRAWN and not kept_busy:
+            at = [left + cell[0] * i for i in range(1, rounds)]
+            axes.vlines(at, corner[1], corner[1] + high, **style)
+    repeated = rounds * lanes - site.tasks
+    splitting = sum(x.rounds > 1 for x in site.splits)
+    if splitting == 1 and devices == 1 and repeated > 0 and not kept_busy:
+        place = (left + wide - cell[0], top + high - repeated * cell[1])
+        size = (cell[0], repeated * cell[1])
+        axes.add_patch(Rectangle(place, *size, facecolor="white", lw=0))
 
 
 def _memory(figure: Any, memory: MemoryUse, height: float) -> None:

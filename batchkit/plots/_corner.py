@@ -9,6 +9,7 @@ from jaxtyping import Float, PyTree
 from ..chains import ChainRun
 from ..nested import NestedRun
 from ..run._names import join_few, named_numbers
+from ..run._over_draws import Transform
 from ..shards import ShardRun
 from ._figure import (
     COLOURS,
@@ -17,6 +18,7 @@ from ._figure import (
     Scale,
     format_draws,
     format_median,
+    names_of,
     new_figure,
     parameters_of,
     quantiles,
@@ -37,7 +39,7 @@ _MOST: Final = 10
 # The range of an axis: these quantiles, and a margin relative to their distance.
 _SHOWN: Final = (0.003, 0.997)
 _MARGIN: Final = 0.1
-# What is within one and two standard deviations of a Gaussian in two dimensions.
+# Shares within one and two standard deviations of a Gaussian in two dimensions.
 _LEVELS: Final = tuple(1 - np.exp(-0.5 * k**2) for k in (1, 2))
 _QUANTILES: Final = (0.16, 0.5, 0.84)
 # Cells of a density, in coordinates without correlation and of a contour plot.
@@ -48,6 +50,9 @@ _PANEL: Final = 1.9
 _SINGLE: Final = 3.2
 _MARGINS: Final = (0.95, 0.75, 0.15)  # left, bottom, right
 _LINE: Final = 0.2
+_LETTER: Final = 0.08
+# Names with more letters than this are written smaller.
+_LETTERS: Final = 24
 
 
 def plot_corner(
@@ -89,10 +94,11 @@ def plot_corner(
     - `run`: a nested run, chains, or shards, whose combined draws are shown. Several
         runs are drawn over each other as a dict from the names in the legend.
     - `names`: the parameters, by the name of a scalar (`"shear[0]"`) or of a whole
-        array (`"shear"`). By default all, if they are at most 10.
+        array (`"shear"`). By default all, if they are at most 10; several runs must
+        have the same.
     - `labels`: axis labels by name, for example with a unit; names by default.
-    - `truths`: values to mark by lines, such as those that data were simulated from: a
-        pytree like the parameters that are shown, or a dict of some of them by name.
+    - `truths`: finite values to mark by lines, such as those that data were simulated
+        from: a pytree like the parameters, or a dict of some of them by name.
     - `transform`: a function from one position to the parameters to show, such as those
         whose logarithms were sampled. It is mapped over points or draws in chunks. By
         default the parameters of the positions are shown.
@@ -119,17 +125,23 @@ def plot_corner(
     for (name, each), colour in zip(runs.items(), COLOURS, strict=False):
         parameters = parameters_of(each, names, labels, _MOST, "plot_corner", transform)
         layers.append(_layer(name, each, parameters, colour))
-        # All runs show the parameters of the first one.
-        names = [x.name for x in parameters]
     parameters = layers[0].parameters
-    marks = _marks(truths, [x.name for x in parameters])
+    for layer in layers:
+        differing = {x.name for x in layer.parameters} ^ {x.name for x in parameters}
+        if differing:
+            raise ValueError(
+                f"plot_corner(run=...): not all runs have {min(differing)!r}. Choose "
+                "parameters that all of them have with `names=`."
+            )
+    first = next(iter(runs.values()))
+    marks = _marks(truths, [x.name for x in parameters], first, transform)
     count = len(parameters)
     ranges = [_range(layers, i, marks[i]) for i in range(count)]
-    figure, axes = _grid(count, len(layers))
+    figure, axes = _grid(count, [x.caption for x in layers if len(layers) > 1])
     for i in range(count):
         for j in range(i):
             for layer in layers:
-                _contours(axes[i, j], layer, j, i, ranges[j], ranges[i])
+                _contours(axes[i, j], layer, j, i)
             _mark(axes[i, j], marks[j], marks[i])
             axes[i, j].set(xlim=ranges[j], ylim=ranges[i])
         for layer in layers:
@@ -140,7 +152,7 @@ def plot_corner(
         _title(axes[i, i], layers, i)
     scales = [scale_of(*ends) for ends in ranges]
     _label(axes, [x.label for x in parameters], scales)
-    _caption(figure if count > 1 else axes[0, 0], layers, count)
+    _caption(figure, layers, count)
     return figure
 
 
@@ -179,18 +191,29 @@ def _layer(name: str, run: _Run, parameters: list[Parameter], colour: str) -> _L
         caption = f"{evidence_of(run)}\n{len(run.dead):,} points, ESS {run.ess:,.0f}"
     else:
         caption = format_draws(run)
+    if name:
+        caption = f"{name}: {caption}".replace("\n", ", ")
     parameters = [x._replace(values=x.values[heavy]) for x in parameters]
     return _Layer(name, parameters, weights, colour, caption)
 
 
-def _marks(truths: PyTree, names: list[str]) -> list[float | None]:
+def _marks(
+    truths: PyTree, names: list[str], run: _Run, transform: Transform
+) -> list[float | None]:
     """Return the true value of each parameter, None where there is none."""
     found = {} if truths is None else dict(named_numbers(truths))
-    if unknown := found.keys() - set(names):
+    every = names_of(run, "plot_corner", transform)
+    if unknown := found.keys() - set(every):
         raise ValueError(
-            f"plot_corner(truths=...): no parameter of the figure is named "
-            f"{min(unknown)!r}. They are {join_few(names, 20)}."
+            f"plot_corner(truths=...): there is no parameter {min(unknown)!r}. The "
+            f"parameters are {join_few(every, 20)}."
         )
+    for name, value in found.items():
+        if not np.isfinite(value):
+            raise ValueError(
+                f"plot_corner(truths=...): the true value of {name} must be finite; "
+                f"got {value}. Leave it out if it is not known."
+            )
     return [found.get(name) for name in names]
 
 
@@ -203,16 +226,17 @@ def _range(layers: list[_Layer], i: int, mark: float | None) -> tuple[float, flo
     return low - _MARGIN * width, high + _MARGIN * width
 
 
-def _grid(count: int, lines: int) -> tuple[Any, np.ndarray]:
-    """Make a figure, and its axes on and below the diagonal."""
+def _grid(count: int, legend: list[str]) -> tuple[Any, np.ndarray]:
+    """Make a figure with room for a legend, and its axes up to the diagonal."""
     left, bottom, right = _MARGINS
     panel = _PANEL if count > 1 else _SINGLE
     # Above the first histogram are its title, the medians of several runs, and, where
     # no panel is missing beside it, the legend.
-    top = _LINE * (2.5 + (lines if lines > 1 else 0.5))
-    if lines > 1 and 1 < count < 4:
-        top += _LINE * (lines + 1.5)
-    width = left + panel * count + right
+    top = _LINE * (2.5 + max(len(legend), 0.5))
+    if legend and count < 4:
+        top += _LINE * (len(legend) + 1.5)
+    longest = max((_LETTER * len(x) for x in legend), default=0.0)
+    width = max(left + panel * count + right, longest + 0.8)
     height = bottom + panel * count + top
     figure = new_figure(width, height, "plot_corner")
     spec = figure.add_gridspec(
@@ -238,21 +262,14 @@ def _grid(count: int, lines: int) -> tuple[Any, np.ndarray]:
 def _histogram(axes: Any, layer: _Layer, i: int) -> None:
     bins = int(np.clip(3 * layer.size ** (1 / 3), 15, 50))
     values = layer.parameters[i].values
-    ends = quantiles(values, layer.weights, (0.0005, 0.9995))
-    heights, edges = np.histogram(
-        values, np.histogram_bin_edges(ends, bins), weights=layer.weights, density=True
-    )
+    ends = _range([layer], i, None)
+    counts, edges = np.histogram(values, bins, ends, weights=layer.weights)
+    # Long tails beyond the range count as well.
+    heights = counts / np.diff(edges)
     axes.stairs(heights, edges, color=layer.colour, lw=1.5, label=layer.name)
 
 
-def _contours(
-    axes: Any,
-    layer: _Layer,
-    j: int,
-    i: int,
-    across: tuple[float, float],
-    up: tuple[float, float],
-) -> None:
+def _contours(axes: Any, layer: _Layer, j: int, i: int) -> None:
     points = np.stack([layer.parameters[j].values, layer.parameters[i].values])
     density = _density(points, layer.weights, layer.size)
     if density is None:
@@ -263,7 +280,9 @@ def _contours(
     share = np.cumsum(layer.weights[order])
     places = np.searchsorted(share, _LEVELS[::-1]).clip(max=len(order) - 1)
     levels = at_points[order[places]]
-    grid = np.meshgrid(np.linspace(*across, _PIXELS), np.linspace(*up, _PIXELS))
+    # Over the range of this run: another one may be far wider.
+    ends = [_range([layer], k, None) for k in (j, i)]
+    grid = np.meshgrid(*[np.linspace(*x, _PIXELS) for x in ends])
     heights = density(np.stack([np.ravel(x) for x in grid])).reshape(grid[0].shape)
     # Contours of many points with one density would coincide.
     levels = np.unique(levels[levels > 0])
@@ -326,11 +345,12 @@ def _mark(axes: Any, across: float | None, up: float | None) -> None:
 def _title(axes: Any, layers: list[_Layer], i: int) -> None:
     """Write the name of a parameter, and its median in each run, above an axis."""
     label = layers[0].parameters[i].label
+    size = _font_size(label)
     if len(layers) == 1:
-        axes.set_title(f"{label}\n{layers[0].median(i)}", fontsize=10, pad=4)
+        axes.set_title(f"{label}\n{layers[0].median(i)}", fontsize=size, pad=4)
         return
     height = 72 * _LINE
-    axes.set_title(label, fontsize=10, pad=4 + height * len(layers))
+    axes.set_title(label, fontsize=size, pad=4 + height * len(layers))
     for line, layer in enumerate(reversed(layers)):
         axes.annotate(
             layer.median(i),
@@ -344,38 +364,42 @@ def _title(axes: Any, layers: list[_Layer], i: int) -> None:
         )
 
 
+def _font_size(label: str) -> float:
+    return 10 * min(1.0, _LETTERS / max(len(label), 1))
+
+
 def _label(axes: np.ndarray, labels: list[str], scales: list[Scale]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = len(labels) - 1
     for i, (label, scale) in enumerate(zip(labels, scales, strict=True)):
-        axes[last, i].set_xlabel(scale.label(label))
+        words, size = scale.label(label), _font_size(label)
+        axes[last, i].set_xlabel(words, fontsize=size)
         axes[last, i].xaxis.set_major_locator(MaxNLocator(4, prune="both"))
         axes[last, i].tick_params(axis="x", rotation=30)
         scale.rewrite(axes[last, i].xaxis)
         if i:
-            axes[i, 0].set_ylabel(scale.label(label))
+            axes[i, 0].set_ylabel(words, fontsize=size)
             scale.rewrite(axes[i, 0].yaxis)
         for j in range(i):
             axes[i, j].yaxis.set_major_locator(MaxNLocator(4, prune="both"))
     axes[last, 0].figure.align_labels([x for x in axes.flat if x is not None])
 
 
-def _caption(place: Any, layers: list[_Layer], count: int) -> None:
-    """Say what was drawn, in the corner above the diagonal, or on a single axis."""
+def _caption(figure: Any, layers: list[_Layer], count: int) -> None:
+    """Write what was drawn into the corner above the diagonal."""
     from matplotlib.lines import Line2D
 
     levels = f"contours: {_LEVELS[0]:.0%} and {_LEVELS[1]:.0%}" if count > 1 else None
     if len(layers) == 1:
         if levels:
             text = f"{layers[0].caption}\n{levels}"
-            place.text(0.99, 0.99, text, ha="right", va="top")
+            figure.text(0.99, 0.99, text, ha="right", va="top")
         return
     lines = [Line2D([], [], color=x.colour) for x in layers]
-    words = [f"{x.name}: {x.caption}" if count > 1 else x.name for x in layers]
-    place.legend(
+    figure.legend(
         lines,
-        [x.replace("\n", ", ") for x in words],
+        [x.caption for x in layers],
         title=levels,
         loc="upper right",
         frameon=False,

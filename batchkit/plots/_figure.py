@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from ..chains import ChainRun
 from ..nested import NestedRun
@@ -142,6 +142,22 @@ def quantiles(
     return np.quantile(values, of, weights=weights, method="inverted_cdf")
 
 
+def _named_values(
+    run: NestedRun | ChainRun | ShardRun, caller: str, transform: Transform
+) -> PyTree:
+    """Return the values at each point or draw, arrays of shape `(n, ...)`."""
+    if isinstance(run, NestedRun):
+        return transformed(transform, run.dead.positions, caller, dims=1)
+    return pooled(transformed(transform, run.samples, caller))
+
+
+def names_of(
+    run: NestedRun | ChainRun | ShardRun, caller: str, transform: Transform
+) -> list[str]:
+    """Return the names of all scalars of a position."""
+    return [name for name, _ in columns(_named_values(run, caller, transform))]
+
+
 def parameters_of(
     run: Any,
     names: Sequence[str] | None,
@@ -156,10 +172,7 @@ def parameters_of(
             f"{caller}(run=...): run must be a NestedRun, a ChainRun or a ShardRun; "
             f"got {type(run).__name__}."
         )
-    if isinstance(run, NestedRun):
-        tree = transformed(transform, run.dead.positions, caller, dims=1)
-    else:
-        tree = pooled(transformed(transform, run.samples, caller))
+    tree = _named_values(run, caller, transform)
     named = {name: x.astype(np.float64) for name, x in columns(tree)}
     # The scalars of each array, such as x[0] and x[1] of x, and each scalar itself.
     choices = {

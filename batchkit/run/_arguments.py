@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, ParamSpec, TypeVar, final
 
@@ -30,6 +31,7 @@ _BRANCHES: Final = (
     "Python's `if` cannot depend on a position; use `jnp.where` or `jax.lax.cond`."
 )
 REAL: Final = jnp.floating, jnp.integer, jnp.bool_
+_DTYPE: Final = re.compile(r"\bb?float\d+")
 _FLOATS: Final = (
     "floating-point numbers, since the sampler takes small steps or gradients"
 )
@@ -151,15 +153,17 @@ def refusing_mixed_dtypes(
             out = jax.eval_shape(function, row_of(positions))
             dtypes[f"{name} returns"] = str(out.dtype)
         default = str(jnp.zeros(()).dtype)
-        if set(dtypes.values()) == {default}:
+        # Errors about anything else do not name two dtypes.
+        if len(set(_DTYPE.findall(str(error)))) < 2:
             raise
         found = ", ".join(f"{what} {dtype}" for what, dtype in dtypes.items())
         raise TypeError(
             f"{owner}(positions={format_value(positions)}): a step of this algorithm "
             f"mixes dtypes: {found}, and random numbers are {default}. Make all of "
-            f"them {default}: `jax.tree.map(lambda x: x.astype('{default}'), "
-            "positions)`. If `jax_enable_x64` was switched on after positions were "
-            "drawn, switch it on before."
+            f"them {default}, and the data in these functions: "
+            f"`jax.tree.map(lambda x: x.astype('{default}'), positions)`. If "
+            "`jax_enable_x64` was switched on after positions were drawn, switch it on "
+            "before."
         ) from error
 
 

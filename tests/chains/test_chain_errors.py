@@ -105,6 +105,8 @@ def test_refused_before_tracing(case: Any) -> None:
     [
         blackjax.rmh,
         blackjax.mala,
+        blackjax.elliptical_slice,
+        blackjax.tempered_smc,
         blackjax.dhmc,
         blackjax.rmhmc,
         lambda _: ALGORITHM,
@@ -118,15 +120,17 @@ def test_apis_without_a_warmup_are_refused(api: Any) -> None:
     )
 
 
-def test_nested_samplers_are_refused() -> None:
+@pytest.mark.parametrize("num_warmup", [0, 100])
+def test_nested_samplers_are_refused(num_warmup: int) -> None:
+    given: Any = {"num_warmup": num_warmup}
     assert_refuses(
-        lambda: bk.run_chains(blackjax.nss, logdensity, KEY, STARTS),
+        lambda: bk.run_chains(blackjax.nss, logdensity, KEY, STARTS, **given),
         TypeError,
         ("is a nested sampler", "use `run_nested`"),
     )
 
 
-def test_key_and_positions_the_other_way_round_are_told() -> None:
+def test_swapped_key_and_positions_are_named() -> None:
     swapped: Any = {"rng_key": STARTS, "positions": KEY}
     assert_refuses(
         lambda: bk.run_chains(blackjax.nuts, logdensity, **swapped),
@@ -135,7 +139,7 @@ def test_key_and_positions_the_other_way_round_are_told() -> None:
     )
 
 
-def test_starts_from_before_double_precision_are_told() -> None:
+def test_starts_of_another_dtype_name_the_dtypes() -> None:
     with jax.enable_x64(True):
         wide = lambda x: logdensity(x.astype(jnp.float64))
         starts = jnp.asarray(STARTS, jnp.float32)
@@ -144,6 +148,14 @@ def test_starts_from_before_double_precision_are_told() -> None:
             TypeError,
             ("positions is float32", "logdensity_fn returns float64", "switch it on"),
         )
+
+
+def test_other_type_errors_keep_their_words() -> None:
+    starts = STARTS.astype(jnp.bfloat16)
+    run: Any = bk.run_chains
+    with pytest.raises(TypeError) as found:
+        run(blackjax.nuts, logdensity, KEY, starts, integrator=3)
+    assert "mixes dtypes" not in str(found.value)
 
 
 @pytest.mark.parametrize(

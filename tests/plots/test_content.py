@@ -140,9 +140,9 @@ def test_corner_counts_points_by_weight(make: Any) -> None:
     values, weights = shown_in_corner(run, ["mass", "slope"])
     for i, column in enumerate(values):
         heights, edges, _ = rows[i][i].patches[0].get_data()
-        expected, _ = np.histogram(column, edges, weights=weights, density=True)
-        np.testing.assert_allclose(heights, expected, rtol=1e-9)
-        assert np.histogram(column, edges, weights=weights)[0].sum() > 0.995
+        counts, _ = np.histogram(column, edges, weights=weights)
+        np.testing.assert_allclose(heights, counts / np.diff(edges), atol=1e-9)
+        assert counts.sum() > 0.99
         middle = np.quantile(column, 0.5, weights=weights, method="inverted_cdf")
         name, median = rows[i][i].get_title().split("\n")
         assert name == ["mass", "slope"][i]
@@ -203,9 +203,42 @@ def test_truths_are_marked() -> None:
     assert rows[5][5].get_xlim()[1] > 9e7
 
 
-def test_truth_of_an_unknown_parameter_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"truths=.*'mas'\. They are mass, slope"):
-        bk.plot_corner(nested(two), truths={"mas": 1.0})
+@pytest.mark.parametrize(
+    ("truths", "words"),
+    [
+        ({"mas": 1.0}, r"truths=.*'mas'\. The parameters are mass, slope"),
+        ({"mass": np.nan}, "true value of mass must be finite; got nan"),
+    ],
+)
+def test_truths_that_cannot_be_drawn_are_refused(truths: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        bk.plot_corner(nested(two), truths=truths)
+
+
+def test_truths_of_parameters_that_are_not_shown_are_left_out() -> None:
+    (row,) = panels(bk.plot_corner(nested(two), "mass", truths={"slope": 1.0}))
+    assert len(row[0].lines) == 0
+
+
+@pytest.mark.parametrize("far", [{"truths": {"mass": 1e3}}, {}])
+def test_contours_keep_their_shape_in_a_wide_panel(far: Any) -> None:
+    wide = chains(lambda x: {"mass": 1e3 * x[..., 0], "slope": x[..., 1]})
+    runs: Any = {"narrow": chains(two)} if far else {"narrow": chains(two), "a": wide}
+    panel = panels(bk.plot_corner(runs, **far))[1][0]
+    assert np.ptp(panel.get_xlim()) > 900
+    values, weights = shown_in_corner(chains(two), ["mass", "slope"])
+    # Two filled levels come before the lines of the first run.
+    lines = panel.collections[2].get_paths()
+    inside = sorted(weights @ path.contains_points(values.T) for path in lines)
+    assert inside == pytest.approx([0.393, 0.865], abs=0.02)
+
+
+def test_histogram_of_long_tails_has_many_bars() -> None:
+    heavy = chains(lambda x: {"tail": np.sign(x[..., 0]) * x[..., 0] ** 6})
+    ((panel,),) = panels(bk.plot_corner(heavy))
+    _, edges, _ = panel.patches[0].get_data()
+    low, high = panel.get_xlim()
+    assert np.sum((edges >= low) & (edges <= high)) > 15
 
 
 def test_several_runs_share_axes_and_have_a_legend() -> None:
@@ -217,8 +250,9 @@ def test_several_runs_share_axes_and_have_a_legend() -> None:
         for i, column in enumerate(values):
             (outline,) = [x for x in rows[i][i].patches if x.get_label() == name]
             edges = outline.get_data().edges
-            heights, _ = np.histogram(column, edges, weights=weights, density=True)
-            np.testing.assert_allclose(outline.get_data().values, heights, rtol=1e-9)
+            counts, _ = np.histogram(column, edges, weights=weights)
+            heights = counts / np.diff(edges)
+            np.testing.assert_allclose(outline.get_data().values, heights, atol=1e-9)
             low, high = rows[i][i].get_xlim()
             assert weights @ ((column > low) & (column < high)) > 0.99
             middle = np.quantile(column, 0.5, weights=weights, method="inverted_cdf")
@@ -230,7 +264,7 @@ def test_several_runs_share_axes_and_have_a_legend() -> None:
 
 def test_runs_without_a_common_parameter_are_refused() -> None:
     runs = {"one": chains(two), "other": chains(six)}
-    with pytest.raises(ValueError, match="no parameter 'mass'"):
+    with pytest.raises(ValueError, match=r"not all runs have .lens\.ein"):
         bk.plot_corner(runs)
     with pytest.raises(ValueError, match="there are 0 runs"):
         bk.plot_corner({})
@@ -261,6 +295,29 @@ def test_layout_shows_a_cell_for_each_task() -> None:
     assert cells == [4, 3]
     area = lambda x: x.get_width() * x.get_height()
     assert area(repeated) / area(whole) == pytest.approx(2 / 12)
+
+
+@pytest.mark.parametrize(
+    ("batcher", "devices", "rounds", "lanes"),
+    [
+        (bk.Sharded(), 4, 1, 25),
+        (bk.Sharded(inner=bk.Chunked(8)), 4, 4, 7),
+        (bk.Chunked(16, inner=bk.Chunked(4)), 1, 7 * 4, 4),
+        (bk.Sequential(), 1, 100, 1),
+        (bk.Vmap(), 1, 1, 100),
+    ],
+)
+def test_layout_has_a_block_for_each_device(
+    batcher: bk.AbstractBatcher, devices: int, rounds: int, lanes: int
+) -> None:
+    _, (pictures, _) = layout_of(batcher, 100)
+    assert len(pictures) == devices
+    width, height = 1.7, 0.75
+    wide, high = pictures[0].get_width(), pictures[0].get_height()
+    assert wide == pytest.approx(width * min(1, rounds / 4))
+    assert high == pytest.approx(height / devices - (0.04 if devices > 1 else 0)) or (
+        high == pytest.approx(height * lanes / 4)
+    )
 
 
 def test_layout_nests_sites() -> None:
