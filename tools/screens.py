@@ -2,9 +2,10 @@
 
     python tools/screens.py FOLDER [PAGE ...]
 
-writes a picture of each page in the light theme, the dark theme and on a phone, and
-fails if a page asks for something from elsewhere, reports an error, or cuts off a line
-of code at a width of 1,280 pixels. It needs Chromium; `CHROMIUM` says where it is.
+writes a picture of each page in the light theme, the dark theme and on a phone. It
+fails if a page of the site asks for something from elsewhere, reports an error, is
+wider than a window of 1,280 pixels, or cuts off a line of code there, and if a search
+that users make finds nothing. It needs Chromium; `CHROMIUM` says where it is.
 """
 
 import functools
@@ -17,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, TimeoutError, sync_playwright
 
 
 SITE: Final = Path(os.environ.get("SITE") or Path(__file__).parents[1] / "site")
@@ -28,7 +30,11 @@ VIEWS: Final[dict[str, dict[str, Any]]] = {
     "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
     "phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light"},
 }
-# Chromium looks for updates and reports, which nobody has asked for.
+QUERIES: Final = (
+    *("numpyro", "lax.map", "dynesty", "out of memory", "latex", "corner", "resume"),
+    *("slurm", "pmap", "gpu", "checkpoint", "diffrax"),
+)
+# Without these Chromium looks for updates.
 OPTIONS: Final = (
     "--no-sandbox",
     "--disable-gpu",
@@ -38,7 +44,7 @@ OPTIONS: Final = (
     "--disable-component-update",
     "--disable-sync",
 )
-# The first line of every block of code that is wider than its box.
+# The longest line of every block of code that is wider than its box.
 CUT: Final = """() => [...document.querySelectorAll("article pre > code")]
     .filter((x) => x.scrollWidth > x.clientWidth + 1)
     .map((x) => x.textContent.split("\\n"))
@@ -65,8 +71,8 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-def look(page: Page, address: str, name: str, path: Path) -> list[str]:
-    """Take a picture of a page in one view; return what is wrong with it."""
+def look(page: Page, address: str, name: str, path: Path | None) -> list[str]:
+    """Open a page and take a picture of it; return its defects."""
     wrong: list[str] = []
     page.on(
         "request",
@@ -82,12 +88,26 @@ def look(page: Page, address: str, name: str, path: Path) -> list[str]:
         lambda x: wrong.append(f"{x.status} {x.url}") if x.status >= 400 else None,
     )
     page.goto(f"{address}/{name}", wait_until="networkidle")
-    page.screenshot(path=path, full_page=True)
+    if path is not None:
+        page.screenshot(path=path, full_page=True)
     if page.viewport_size and page.viewport_size["width"] >= 1280:
         wrong += [f"cuts off {line!r}" for line in page.evaluate(CUT)]
     if page.evaluate(WIDE):
         wrong.append("is wider than the window")
     return wrong
+
+
+def search(page: Page, address: str, query: str) -> list[str]:
+    """Return the titles of the pages that a search finds."""
+    page.goto(address, wait_until="networkidle")
+    page.click("[data-md-component=search-query]")
+    page.keyboard.type(query, delay=20)
+    try:
+        page.wait_for_selector(".md-search-result__item", timeout=5000)
+    except TimeoutError:
+        return []
+    links = page.locator(".md-search-result__item > a").all()
+    return [urlsplit(x.get_attribute("href") or "").path.strip("/") for x in links]
 
 
 def main() -> None:
@@ -109,6 +129,18 @@ def main() -> None:
                     failed = True
                     print(f"{name or 'home'} ({view}): {line}")
                 context.close()
+        wide = browser.new_page(**VIEWS["light"])
+        for path in sorted(SITE.rglob("index.html")):
+            name = path.parent.relative_to(SITE).as_posix()
+            page = browser.new_page(**VIEWS["light"])
+            for line in look(page, address, "" if name == "." else f"{name}/", None):
+                failed = True
+                print(f"{name}: {line}")
+            page.close()
+        for query in QUERIES:
+            titles = search(wide, address, query)
+            failed = failed or not titles
+            print(f"search for {query!r}: {', '.join(titles[:4]) or 'NOTHING'}")
         browser.close()
     sys.exit(failed)
 
