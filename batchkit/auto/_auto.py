@@ -209,8 +209,11 @@ def _fastest(
     if best == size or _depends_on_batch(task):
         return None
     share = seconds.at_once(best) / seconds.at_once(size)
-    reason = f"estimated to take {share:.2g} of the time of all {size} tasks at once, "
-    reason += seconds.loss
+    if share > 0.95:
+        reason = f"estimated to be as fast as all {size} tasks at once"
+    else:
+        reason = f"estimated to take {share:.2g} of the time of all {size} tasks at "
+        reason += f"once, {seconds.loss}"
     bound = bound // size * best
     if best > 1:
         selection = _in_cache(task, best, bound, budget, bytes_at)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from .._util._checks import check_flag, check_number, check_type
-from .._util._formats import format_bytes, html_table, table
+from .._util._formats import format_bytes, format_value, html_table, table
 from .._util._multihost import is_multiprocess
 from ..batchers import AbstractBatcher
 from ..devices._target import Device, check_device, device_of, is_described
@@ -202,7 +202,8 @@ def plan(
     if measure:
         check_measurable(device, positions)
         positions = jax.device_put(jax.tree.map(jnp.asarray, positions), device)
-    allowed, source = budget_on(budget, device, f"plan(budget={budget!r})")
+    allowed, source = budget_on(budget, device, f"plan(budget={format_value(budget)})")
+    check_replaced(positions, settings.get("num_delete"))
     algorithm = api(**settings)
     if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
         raise TypeError(
@@ -232,6 +233,18 @@ def plan(
     else:
         layouts = init.fitting(), step.fitting()
     return LayoutPlan(device_of(device).device_kind, allowed, source, *layouts)
+
+
+def check_replaced(positions: Any, num_delete: Any) -> None:
+    """Raise `ValueError` if a step would replace all live points."""
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(positions)]
+    count = min((x[0] for x in shapes if x), default=0)
+    if isinstance(num_delete, int) and num_delete >= count:
+        raise ValueError(
+            f"plan(num_delete={num_delete}): a step replaces {num_delete} points at "
+            f"once, and `positions` has {count}; some must stay, from which new ones "
+            "begin. Use more live points, or a `num_delete` of at most half of them."
+        )
 
 
 def _check_calls(api: Any, algorithm: Any) -> None:

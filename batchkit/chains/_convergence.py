@@ -212,7 +212,8 @@ def diagnose_chains(
             warnings.append(Diagnostic("tree depth", float(count), 0.0, message))
     if chains < _FEWEST_CHAINS:
         message = (
-            f"there are {chains} chains. Whether chains agree is seen reliably with "
+            f"there {'is 1 chain' if chains == 1 else f'are {chains} chains'}. Whether "
+            "chains agree is seen reliably with "
             f"{_FEWEST_CHAINS} or more, started far from each other: {remedies.chains}."
         )
         warnings.append(

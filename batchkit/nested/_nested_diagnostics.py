@@ -44,6 +44,9 @@ _MAX_COPIES: Final = 0.01
 # In 10 dimensions an evidence is biased by an error at 0.39, and hardly below 0.31: 50
 # seeds for each of three problems, see `benchmarks/inner_steps.py`.
 _MAX_CORRELATION: Final = 0.3
+_SWAPPED: Final = (
+    " If `logprior_fn` and `loglikelihood_fn` are the wrong way round, swap them."
+)
 # Ties are counted correctly, but most likelihoods have none.
 _MAX_TIED: Final = 0.01
 # New points all begin at points that stay: few of those make them alike.
@@ -158,7 +161,8 @@ def diagnose(
         f"{share:.1%} of the points share their likelihood with another point. The "
         "evidence allows for that, but slices find no direction on a plateau. If the "
         "likelihood is not meant to be constant anywhere, it is rounded: compute in "
-        "float64 (`jax_enable_x64`), or subtract a constant from the log-likelihood.",
+        "float64 (`jax_enable_x64`), or subtract a constant from the log-likelihood."
+        + (_SWAPPED if share == 1 else ""),
     )
     return tuple(found)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key, PyTree, UInt32
 
+from .._util._checks import check_number
 from ..batchers import AbstractBatcher
 from ..rebuild import AbstractPolicy
 from ..run._arguments import (
@@ -187,6 +188,7 @@ def run_nested(
     )
     num_delete = settings.get("num_delete")
     if isinstance(num_delete, int):  # before a step is traced, which would fail
+        check_number("run_nested", "num_delete", num_delete)
         check_counts(live, num_delete)
     algorithm = built(api, functions, settings, batcher, on_invalid == "reject")
     with refusing_mixed_dtypes("run_nested", functions, live):

@@ -138,10 +138,12 @@ def plot_corner(
     count = len(parameters)
     ranges = [_range(layers, i, marks[i]) for i in range(count)]
     figure, axes = _grid(count, [x.caption for x in layers if len(layers) > 1])
+    # Several filled contours over each other would hide whose they are.
+    fill = 1.0 if len(layers) == 1 else 0.4
     for i in range(count):
         for j in range(i):
             for layer in layers:
-                _contours(axes[i, j], layer, j, i)
+                _contours(axes[i, j], layer, j, i, fill)
             _mark(axes[i, j], marks[j], marks[i])
             axes[i, j].set(xlim=ranges[j], ylim=ranges[i])
         for layer in layers:
@@ -269,7 +271,7 @@ def _histogram(axes: Any, layer: _Layer, i: int) -> None:
     axes.stairs(heights, edges, color=layer.colour, lw=1.5, label=layer.name)
 
 
-def _contours(axes: Any, layer: _Layer, j: int, i: int) -> None:
+def _contours(axes: Any, layer: _Layer, j: int, i: int, fill: float) -> None:
     points = np.stack([layer.parameters[j].values, layer.parameters[i].values])
     density = _density(points, layer.weights, layer.size)
     if density is None:
@@ -288,7 +290,7 @@ def _contours(axes: Any, layer: _Layer, j: int, i: int) -> None:
     levels = np.unique(levels[levels > 0])
     for k, level in enumerate(levels):
         top = levels[k + 1] if k + 1 < len(levels) else np.inf
-        alpha = 0.2 + 0.25 * k
+        alpha = fill * (0.2 + 0.25 * k)
         axes.contourf(*grid, heights, [level, top], colors=layer.colour, alpha=alpha)
     axes.contour(*grid, heights, levels, colors=layer.colour, linewidths=1.2)
 

@@ -130,6 +130,8 @@ def format_draws(run: ChainRun | ShardRun) -> str:
     words = f"{run.num_chains:,} chains of {run.num_samples:,} draws"
     if isinstance(run, ShardRun):
         words += f", combined from {len(run.used):,} shards"
+        if run.verdict == "unreliable":
+            words += ": unreliable"
     return words
 
 

@@ -360,9 +360,11 @@ def evenly_spaced_indices(count: int, most: int = 8) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
+_PLURAL: Final = ("settings", "positions", "first live points")
+
+
 def _another(path: str, differ: Sequence[str], details: Sequence[str]) -> str:
-    # Some parts have names in the plural, such as its settings.
-    verb = "differ" if len(differ) > 1 or differ[0].endswith("s") else "differs"
+    verb = "differ" if len(differ) > 1 or differ[0] in _PLURAL else "differs"
     more = f": {'; '.join(details)}." if details else "."
     return (
         f"{path!r} holds another run: its {', '.join(differ)} {verb} from what was "

@@ -20,7 +20,7 @@ from ..chains._chain_identity import (
 from ..chains._chain_loop import chain_run
 from ..chains._chain_programs import layout_of
 from ..chains._sampler import Tuned
-from ..run._arguments import check_acceptance, check_batcher
+from ..run._arguments import check_acceptance, check_batcher, check_not_traced
 from ..run._checkpoint import Checkpoint
 from ..run._packages import delayed
 from ..run._processes import (
@@ -232,6 +232,7 @@ def run_shards(
     all fail. `CheckpointError` if the file is of another run, is damaged, or cannot be
     written. `KeyboardInterrupt` after Ctrl-C, with a checkpoint once the run is saved.
     """
+    check_not_traced("run_shards", rng_key, positions, data)
     check_functions(
         "run_shards", logprior_fn=logprior_fn, loglikelihood_fn=loglikelihood_fn
     )

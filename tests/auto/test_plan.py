@@ -181,6 +181,12 @@ def test_plan_prints_as_a_table(sampler: Any) -> None:
     assert "<table" in plan._repr_html_()
 
 
+def test_more_points_replaced_than_there_are_is_an_error(sampler: Any) -> None:
+    settings = {**SETTINGS, "num_delete": 41}
+    with pytest.raises(ValueError, match=r"replaces 41 .*`positions` has 40; some"):
+        bk.plan(sampler, "1 GB", POSITIONS, **settings)
+
+
 def climbing(size: int) -> dict[str, Any]:
     """Settings with a likelihood of some sines, and loops of different lengths."""
     grid = np.linspace(0.0, 1.0, size, dtype=np.float32)

@@ -254,8 +254,8 @@ OTHER_RUNS: list[tuple[Any, str, str]] = [
     ({"rng_key": jax.random.key(4)}, "key differs", "key differs"),
     (
         {"positions": {**STARTS, "y": jnp.full(CHAINS, 0.1)}},
-        "positions differs",
-        "positions differs",
+        "positions differ",
+        "positions differ",
     ),
     ({"num_warmup": 21}, "num_warmup differs", "`num_warmup` was 20, is 21"),
     ({"target_acceptance": 0.9}, "target_acceptance differs", "was 0.8, is 0.9"),

@@ -54,6 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = {
     ),
     "zero": ({"positions": GOOD[:0]}, ValueError, ("shape (0, 2)", "at least 2")),
     "few": ({"positions": GOOD[:20]}, ValueError, ("20 live", "replaces 20")),
+    "none": ({"num_delete": 0}, ValueError, ("num_delete must be", "at least 1")),
     "same": ({"positions": GOOD[:1].repeat(100, 0)}, ValueError, ("1 of 100", "21")),
     "nan": (
         {"positions": GOOD.at[3, 1].set(jnp.nan)},

@@ -444,3 +444,14 @@ def test_the_gradient_of_all_data_corrects_the_mean() -> None:
     assert "standard deviations of the posterior's" in repr(moved)
     assert moved.shift is not None
     assert np.max(np.abs(moved.shift)) > 0.3
+
+
+def test_call_under_jit_is_refused_by_name() -> None:
+    def run(rows: Any) -> Any:
+        prior = lambda p: -0.5 * jnp.sum(p**2)
+        likelihood = lambda p, rows: -jnp.sum((rows - p[0]) ** 2)
+        starts = {"prior_sample_fn": lambda key: jnp.zeros(2), "num_shards": 2}
+        return bk.run_shards(prior, likelihood, rows, KEY, **starts).samples
+
+    with pytest.raises(TypeError, match=r"run_shards was called inside `jax\.jit`"):
+        jax.jit(run)(jnp.ones(30))
