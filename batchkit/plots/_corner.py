@@ -374,17 +374,19 @@ def _label(axes: np.ndarray, labels: list[str], scales: list[Scale]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     last = len(labels) - 1
+    ticks: Any = {"nbins": 4 if last < 5 else 3, "prune": "both"}
     for i, (label, scale) in enumerate(zip(labels, scales, strict=True)):
         words, size = scale.label(label), _font_size(label)
         axes[last, i].set_xlabel(words, fontsize=size)
-        axes[last, i].xaxis.set_major_locator(MaxNLocator(4, prune="both"))
-        axes[last, i].tick_params(axis="x", rotation=30)
+        axes[last, i].xaxis.set_major_locator(MaxNLocator(**ticks))
+        axes[last, i].tick_params(axis="x", rotation=30, labelsize=9)
+        axes[i, 0].tick_params(axis="y", labelsize=9)
         scale.rewrite(axes[last, i].xaxis)
         if i:
             axes[i, 0].set_ylabel(words, fontsize=size)
             scale.rewrite(axes[i, 0].yaxis)
         for j in range(i):
-            axes[i, j].yaxis.set_major_locator(MaxNLocator(4, prune="both"))
+            axes[i, j].yaxis.set_major_locator(MaxNLocator(**ticks))
     axes[last, 0].figure.align_labels([x for x in axes.flat if x is not None])
 
 
