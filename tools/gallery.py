@@ -9,17 +9,21 @@ from one run to the next without any change of the program: counts and times.
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import nbformat
 
 from .pages import run
 
 
+KERNEL: Final = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
 def main() -> None:
     for path in map(Path, sys.argv[1:]):
         start = time.perf_counter()
         stored = run(nbformat.read(path, 4))
-        stored.metadata = {"kernelspec": stored.metadata["kernelspec"]}
+        stored.metadata = nbformat.from_dict({"kernelspec": KERNEL})
         for number, cell in enumerate(stored.cells):
             cell.id = f"cell-{number}"
             cell.metadata = {}
