@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Page, TimeoutError, sync_playwright
+# It is in an extra of its own, which `make screens` installs.
+from playwright.sync_api import (  # pyright: ignore
+    Page,
+    TimeoutError,
+    sync_playwright,
+)
 
 
 SITE: Final = Path(os.environ.get("SITE") or Path(__file__).parents[1] / "site")
