@@ -236,10 +236,10 @@ def plan(
 
 
 def check_replaced(positions: Any, num_delete: Any) -> None:
-    """Raise `ValueError` if a step would replace all live points."""
+    """Raise `ValueError` if a step would replace more points than there are."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(positions)]
     count = min((x[0] for x in shapes if x), default=0)
-    if isinstance(num_delete, int) and num_delete >= count:
+    if isinstance(num_delete, int) and num_delete > count:
         raise ValueError(
             f"plan(num_delete={num_delete}): a step replaces {num_delete} points at "
             f"once, and `positions` has {count}; some must stay, from which new ones "

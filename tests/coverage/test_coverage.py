@@ -158,7 +158,11 @@ def check(case: Case, program: Any, args: Any, tolerance: float) -> None:
 def test_the_page_in_the_documentation_is_of_today():
     text = page.PAGE.read_text("utf-8")
     rows = re.findall(r"^\| `([^`]+)` \| (\d+) \|", text, re.MULTILINE)
-    assert rows == [(str(case), str(case.steps)) for case in CASES], _STALE
+    (listed,) = re.findall(r"^These \d+ cases have no site.*: (.*)\.$", text, re.M)
+    without = re.findall(r"`([^`]+)`", listed)
+    steps = {str(case): str(case.steps) for case in CASES}
+    assert rows == [x for x in steps.items() if x[0] not in without], _STALE
+    assert without == [name for name in steps if name in without], _STALE
     if f"blackjax {blackjax.__version__}," not in text:
         pytest.skip("the page is about another release of blackjax")
     assert page.sites_section() in text, _STALE

@@ -178,7 +178,7 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "prior": ({"logprior_fn": lambda mean: -(mean**2)}, "prior differs"),
     "strata": ({"strata": np.arange(23) % 2}, "split into shards differs"),
     "key": ({"rng_key": jax.random.key(6)}, "key differ"),
-    "starts": ({"positions": STARTS + 1}, "positions differs"),
+    "starts": ({"positions": STARTS + 1}, "positions differ"),
     "plan": ({"plan": bk.SamplingPlan(10, 21, num_chains=2)}, "num_samples differs"),
     "target": ({"target_acceptance": 0.9}, "target_acceptance differs"),
     "settings": ({"num_integration_steps": 3}, "num_integration_steps differ"),
