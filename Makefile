@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help test lint types docs gallery screens serve unit blocks slow beartype matrix bench coverage example clean
+.PHONY: help test lint types docs gallery screens serve unit blocks slow hosts beartype matrix bench coverage example clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -64,6 +64,10 @@ blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
 
 slow: $(DEV) ## Run the slow tests.
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest $(PARALLEL) -m slow
+
+# It needs Linux, iproute2 and the rights of root.
+hosts: $(DEV) ## Run the tests of hosts that vanish, and write build/hosts.md.
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest $(PARALLEL) -m slow tests/hosts
 
 # Checking the types of every call takes as long as the tests themselves. It is part of
 # `make matrix` and not of `make test`, where pyright checks types.

@@ -25,6 +25,7 @@ from .devices import (
     described_devices as described_devices,
 )
 from .explain import explain as explain, memory as memory
+from .hosts import connect_processes as connect_processes
 from .nested import (
     AbstractStop as AbstractStop,
     EffectiveSize as EffectiveSize,
@@ -97,6 +98,7 @@ __all__ = [
     "UnreachableSiteError",
     "Vmap",
     "combine_shards",
+    "connect_processes",
     "described_device",
     "described_devices",
     "expensive",

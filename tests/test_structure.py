@@ -36,9 +36,10 @@ IMPORTS = {
     "auto": {
         *("_util", "batchers", "continuous", "devices", "explain", "rebuild", "run")
     },
-    "nested": {"_util", "batchers", "explain", "rebuild", "run"},
-    "chains": {"_util", "batchers", "explain", "run"},
-    "shards": {"_util", "batchers", "chains", "run"},
+    "hosts": {"_util", "run"},
+    "nested": {"_util", "batchers", "explain", "hosts", "rebuild", "run"},
+    "chains": {"_util", "batchers", "explain", "hosts", "run"},
+    "shards": {"_util", "batchers", "chains", "hosts", "run"},
     "plots": {"_util", "chains", "explain", "nested", "run", "shards"},
     "__main__": {"auto", "devices", "explain"},
 }

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from .._util._checks import check_number, check_type
 from ..batchers import AbstractBatcher, Vmap
+from ..hosts import explains_loss
 from ..run._arguments import (
     check_acceptance,
     check_batcher,
@@ -44,6 +45,7 @@ _ORDER: Final = f"The order is run_chains({_CALL})."
 
 
 @refusing_algorithms(f"{_CALL}, num_warmup=0, step_size=..., inverse_mass_matrix=...")
+@explains_loss
 def run_chains(
     api: Callable[..., Any],
     logdensity_fn: Callable[[PyTree], Any],

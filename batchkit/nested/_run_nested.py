@@ -10,6 +10,7 @@ from jaxtyping import Array, Key, PyTree, UInt32
 
 from .._util._checks import check_number
 from ..batchers import AbstractBatcher
+from ..hosts import explains_loss
 from ..rebuild import AbstractPolicy
 from ..run._arguments import (
     check_not_traced,
@@ -59,6 +60,7 @@ _NAMES: Final = {"logprior_fn": "prior", "loglikelihood_fn": "likelihood"}
     "blackjax.nss, logprior_fn, loglikelihood_fn, rng_key, positions, "
     "num_inner_steps=..., num_delete=..."
 )
+@explains_loss
 def run_nested(
     api: Any,
     logprior_fn: Callable[[Any], Any],

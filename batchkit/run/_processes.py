@@ -6,16 +6,13 @@ clock and the disk, is read by the first process and sent to the others; a signa
 in whichever process it arrives. What the first process raises is raised in all. With
 one process there is no communication.
 
-A process that is killed ends the others: their next collective fails, or JAX ends them
-when its heartbeat is missing (`heartbeat_timeout_seconds` of
-`jax.distributed.initialize`).
+A process that is lost ends the others, see `batchkit.hosts`.
 """
 
-import contextlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
 import jax
@@ -29,10 +26,12 @@ from .._util._multihost import (
     allgather_bytes,
     allgather_numbers,
     broadcast_bytes,
+    check_agreement,
     is_first_process as is_first_process,
     is_multiprocess as is_multiprocess,
 )
 from ._checkpoint import CheckpointError
+from ._packages import versions, versions_in_words
 
 
 @final
@@ -58,6 +57,20 @@ class SafeLog(logging.LoggerAdapter[logging.Logger]):
 log: Final = SafeLog(logging.getLogger("batchkit"), {})
 
 
+def check_same_versions(caller: str) -> None:
+    """Raise `RuntimeError` unless all processes have the same packages and Python."""
+    found = versions()
+    words = versions_in_words(found, [name for name in found if name != "platform"])
+
+    def error(differing: str) -> Exception:
+        return RuntimeError(
+            f"{caller}: {jax.process_count()} processes take part in one program, and "
+            f"their versions differ: {differing}. Install the same in each of them."
+        )
+
+    check_agreement(f"has {words}", error, caller)
+
+
 def check_same_arguments(
     caller: str, digests: Mapping[str, str], **options: Any
 ) -> None:
@@ -68,6 +81,7 @@ def check_same_arguments(
     """
     if not is_multiprocess():
         return
+    check_same_versions(caller)
     parts = {name: str(value) for name, value in options.items()}
     parts |= {**digests, "precision": str(jnp.zeros(()).dtype)}
     every = [json.loads(x) for x in allgather_bytes(json.dumps(parts).encode())]
@@ -77,8 +91,8 @@ def check_same_arguments(
         raise ValueError(
             f"{caller}: {len(every)} processes take part in one run, and do not agree "
             f"on its {', '.join(differ)}. Call it with the same arguments in each of "
-            "them, made from the same keys. For runs of their own do not connect the "
-            "processes: leave out `jax.distributed.initialize`."
+            "them, made from the same keys. For runs of their own leave out "
+            "`connect_processes`."
         )
 
 
@@ -151,21 +165,6 @@ def put(x: Any, sharding: Any) -> Any:
     # `jax.device_put` would compare the values in all processes first.
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda i: host[i])
-
-
-@contextlib.contextmanager
-def explaining_loss(caller: str, path: str | None) -> Iterator[None]:
-    """Add a remedy to errors of JAX that the loss of a process may have caused."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if is_multiprocess():
-            goes_on = "" if path is None else f": the run goes on from {path!r}"
-            error.add_note(
-                f"{caller}: if another of the {jax.process_count()} processes has "
-                f"ended, this is why. Start all of them again{goes_on}."
-            )
-        raise
 
 
 def _spans_processes(x: Any) -> bool:

@@ -23,7 +23,7 @@ from .._util._formats import format_bytes
 from .._util._multihost import is_first_process
 from ..explain._explain import memory_of
 from ._file import understood
-from ._processes import explaining_loss, log
+from ._processes import log
 from ._saving import Saver
 from ._store import Saved
 
@@ -257,39 +257,38 @@ def complete(
         if saver.is_on:
             saver.save(*run.checkpoint())
 
-    with explaining_loss(run.caller, saver.path):
-        if saved is None:
-            saver.begin()
-            run.begin(reporter)
-            save()
-        else:
-            with understood(saved.path):
-                after = run.resume(saved)
-            log.info(
-                "%s: resuming %s, saved %s after %s",
-                run.caller,
-                saved.path,
-                saved.header["saved"],
-                after,
-            )
-        # A run that is complete already shows nothing.
-        is_shown = not run.has_ended(run.seconds)
-        limit, seconds, ended = agreed(run.next_limit(None, 1), is_shown)
-        if ended:
-            return False, seconds
+    if saved is None:
         saver.begin()
+        run.begin(reporter)
+        save()
+    else:
+        with understood(saved.path):
+            after = run.resume(saved)
+        log.info(
+            "%s: resuming %s, saved %s after %s",
+            run.caller,
+            saved.path,
+            saved.header["saved"],
+            after,
+        )
+    # A run that is complete already shows nothing.
+    is_shown = not run.has_ended(run.seconds)
+    limit, seconds, ended = agreed(run.next_limit(None, 1), is_shown)
+    if ended:
+        return False, seconds
+    saver.begin()
+    if saver.interrupted:
+        saver.leave()
+    while not ended:
+        before = run.seconds
+        made = run.advance(limit, seconds, reporter)
+        # Without compiling, which the first block may do.
+        elapsed = run.seconds - before
+        per_block = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
+        limit, seconds, ended = agreed(run.next_limit(made, per_block), True)
         if saver.interrupted:
+            save()
             saver.leave()
-        while not ended:
-            before = run.seconds
-            made = run.advance(limit, seconds, reporter)
-            # Without compiling, which the first block may do.
-            elapsed = run.seconds - before
-            per_block = int(made * _BLOCK_SECONDS / max(elapsed, 1e-6))
-            limit, seconds, ended = agreed(run.next_limit(made, per_block), True)
-            if saver.interrupted:
-                save()
-                saver.leave()
-            elif saver.is_due or run.must_save:
-                save()
-        return True, seconds
+        elif saver.is_due or run.must_save:
+            save()
+    return True, seconds

@@ -9,6 +9,7 @@ Of several processes the first one has the file, and the others need not see its
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,11 @@ from types import FrameType
 from typing import Any, Final, final
 
 from .._util._checks import check_flag, check_type
-from .._util._multihost import allgather_numbers, is_first_process
+from .._util._multihost import (
+    allgather_bytes,
+    allgather_numbers,
+    is_first_process,
+)
 from ._arguments import check_key
 from ._checkpoint import Checkpoint, CheckpointError
 from ._file import decode, understood
@@ -182,6 +187,7 @@ class Saver:
 
         path = run_in_first_process(read)
         if path is None:
+            self._check_other_hosts()
             return None
         saved = Saved(*decode(path, bytes_of_first_process(lambda: found[1])), path)
         with understood(path):
@@ -206,6 +212,22 @@ class Saver:
         self._same.begin()
         if self.is_on:
             self._in_first(Store.check_writable)
+
+    def _check_other_hosts(self) -> None:
+        """Raise if another process has the file that the first one lacks."""
+        assert self._checkpoint is not None
+        path = os.path.realpath(self._checkpoint.path)
+        host = socket.gethostname()
+        said = allgather_bytes(f"{int(os.path.lexists(path))} {host}".encode())
+        (_, first), *others = (x.decode().split(" ", 1) for x in said)
+        for process, (exists, other) in enumerate(others, 1):
+            if exists == "1":
+                raise CheckpointError(
+                    f"process {process} on {other} has a checkpoint at {path!r}. The "
+                    f"first process, on {first}, reads it for all, and has none.",
+                    f"Start the processes such that the first one is on {other}, copy "
+                    "the file, or start over with `fresh=True`.",
+                )
 
     def _in_first(self, call: Callable[[Store], object]) -> None:
         """Call a function in the first process; what it raises is raised in all."""

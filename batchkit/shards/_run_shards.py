@@ -20,12 +20,12 @@ from ..chains._chain_identity import (
 from ..chains._chain_loop import chain_run
 from ..chains._chain_programs import layout_of
 from ..chains._sampler import Tuned
+from ..hosts import explains_loss
 from ..run._arguments import check_acceptance, check_batcher, check_not_traced
 from ..run._checkpoint import Checkpoint
 from ..run._packages import delayed
 from ..run._processes import (
     check_same_arguments,
-    explaining_loss,
     gather_to_host,
     is_multiprocess,
 )
@@ -94,6 +94,7 @@ class ShardFailure(RuntimeError):
         return str(self.args[0])
 
 
+@explains_loss
 def run_shards(
     logprior_fn: Callable[[PyTree], Any],
     loglikelihood_fn: Callable[[PyTree, PyTree], Any],
@@ -307,19 +308,18 @@ def run_shards(
     with saver, Reporter(progress, "shards", " draws") as reporter:
         results = run_rounds(model, max_tries, saver, reporter, about(model))
     # All is saved, so that from here on Ctrl-C acts at once.
-    with explaining_loss("run_shards", saver.path):
-        failed = _failed(results, may_drop=on_failure == "drop")
-        depth = sampler.max_tree_depth
-        return ShardRun(
-            [chain_run(made, depth) for made in results.of_shards()],
-            tries=results.tries,
-            rng_key=fold(rng_key, _COMBINE),
-            combine=combine,
-            failed=failed,
-            gradients_fn=model.gradients,
-            refine=refine,
-            provenance=saver.provenance,
-        )
+    failed = _failed(results, may_drop=on_failure == "drop")
+    depth = sampler.max_tree_depth
+    return ShardRun(
+        [chain_run(made, depth) for made in results.of_shards()],
+        tries=results.tries,
+        rng_key=fold(rng_key, _COMBINE),
+        combine=combine,
+        failed=failed,
+        gradients_fn=model.gradients,
+        refine=refine,
+        provenance=saver.provenance,
+    )
 
 
 def _failed(results: Results, may_drop: bool) -> dict[int, str]:

@@ -157,8 +157,12 @@ def run(
     fails_at: int | None = None,
     saved: bool = True,
     sampler: str = "nss",
+    other: bool = False,
 ) -> dict[str, Any]:
-    """A whole run, with a checkpoint after every block of steps."""
+    """A whole run, with a checkpoint after every block of steps.
+
+    With `other` it has another likelihood, as chains and shards below.
+    """
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
 
     def tell(progress: Any) -> None:
@@ -175,6 +179,9 @@ def run(
     problem = gaussian(2)
     place = bk.Checkpoint(folder / "run.h5", every=every)
     arguments = problem.arguments(num_delete, _batcher(batcher), 3)
+    if other:
+        likelihood = arguments["loglikelihood_fn"]
+        arguments["loglikelihood_fn"] = lambda x: 2 * likelihood(x)
     if sampler != "nss":
         laid_out = arguments.pop("batcher")
         arguments["api"] = lambda *, num_inner_steps, **given: _walk(
@@ -206,10 +213,12 @@ def chains(
     exact: bool = False,
     count: int = 5,
     saved: bool = True,
+    other: bool = False,
 ) -> dict[str, Any]:
     """Chains, with a checkpoint after every block of draws."""
     rows = np.random.default_rng(0).normal(size=(41, 2))
-    likelihood = lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2)
+    factor = 1.0 if other else 0.5
+    likelihood = lambda x, rows: -factor * jnp.sum((rows - x) ** 2)
     prior = lambda x: -0.5 * jnp.sum(x**2)
     if exact:
         mesh = Mesh(np.array(jax.devices()), ("rows",))
@@ -245,16 +254,18 @@ def shards(
     every: float = 1e-3,
     num_shards: int = 3,
     saved: bool = True,
+    other: bool = False,
 ) -> dict[str, Any]:
     """Shards, of which some run again, with a checkpoint after every block."""
     from batchkit.shards import _shard_tries
 
     # Every shard of which a transition diverges runs again.
     _shard_tries.DIVERGENCE_NOTE = 0.0
+    factor = 1.0 if other else 0.5
     with unchecked():
         result = bk.run_shards(
             lambda x: -0.5 * jnp.sum(x**2),
-            lambda x, rows: -0.5 * jnp.sum((rows - x) ** 2),
+            lambda x, rows: -factor * jnp.sum((rows - x) ** 2),
             np.random.default_rng(0).normal(size=(41, 2)),
             jax.random.key(0),
             num_shards=num_shards,

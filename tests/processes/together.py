@@ -1,6 +1,6 @@
 """Programs of several processes: started, watched, killed, and what they left.
 
-    python -m tests.processes.together NAME FOLDER PROCESS COUNT OPTIONS
+    python -m tests.processes.together NAME FOLDER PROCESS COUNT ADDRESS ... OPTIONS
 
 runs the function NAME of `programs.py` in one of them. The lines that it prints tell
 how far it is. What it returns, a dict of arrays, is in the folder when it has ended.
@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,12 +44,29 @@ class Ended:
         return steps_in(self.out)
 
 
+# Makes the command of a process from its number and its plain command.
+On = Callable[[int, list[str]], list[str]]
+
+
+def _here(process: int, command: list[str]) -> list[str]:
+    return command
+
+
 @final
 class Together:
     """Some processes that run one program; those that are left are killed at exit."""
 
     def __init__(
-        self, name: str, folder: Path, processes: int, devices: int, **options: Any
+        self,
+        name: str,
+        folder: Path,
+        processes: int,
+        devices: int,
+        *,
+        on: On = _here,
+        address: str = "127.0.0.1",
+        timeouts: tuple[int, int] = (LIMIT, HEARTBEAT),
+        **options: Any,
     ) -> None:
         """**Arguments:**
 
@@ -56,6 +74,10 @@ class Together:
         - `folder`: where they leave what they have found.
         - `processes`, `devices`: how many there are, and how many devices each has.
             One process runs without `jax.distributed`.
+        - `on`: makes the command of a process from its number and its plain command,
+            which has the options in JSON last.
+        - `address`: where the first of them is.
+        - `timeouts`: `start_timeout` and `loss_timeout` of `connect_processes`.
         - `options`: the arguments of the function.
         """
         folder.mkdir(exist_ok=True)
@@ -67,10 +89,13 @@ class Together:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
+        # When each of them was seen to have ended, by `time.monotonic`.
+        self.ended_at: dict[int, float] = {}
         for i in range(processes):
             command = [
                 *(sys.executable, "-W", "ignore", "-m", __name__),
-                *(name, folder, str(i), str(processes), str(port)),
+                *(name, str(folder), str(i), str(processes), f"{address}:{port}"),
+                *map(str, timeouts),
                 json.dumps(options),
             ]
             # Files, and not pipes: a process must not wait until somebody reads.
@@ -79,7 +104,7 @@ class Together:
                 open(folder / f"errors-{i}", "wb") as errors,
             ):
                 started = subprocess.Popen(
-                    command, cwd=ROOT, env=env, stdout=out, stderr=errors
+                    on(i, command), cwd=ROOT, env=env, stdout=out, stderr=errors
                 )
             self.processes.append(started)
 
@@ -105,14 +130,23 @@ class Together:
             assert time.monotonic() < end, self._errors()
             time.sleep(0.05)
 
+    def wait_for_end_of(self, process: int, limit: float = LIMIT) -> None:
+        """Waits until one of them has ended."""
+        end = time.monotonic() + limit
+        while self.processes[process].poll() is None:
+            assert time.monotonic() < end, f"still running:\n{self._errors()}"
+            time.sleep(0.05)
+        self.ended_at.setdefault(process, time.monotonic())
+
     def end(self, limit: float = LIMIT) -> list[Ended]:
         """Waits until all of them have ended."""
         end = time.monotonic() + limit
-        for process in self.processes:
-            try:
-                process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                raise AssertionError(f"still running:\n{self._errors()}") from None
+        while len(self.ended_at) < len(self.processes):
+            for i, process in enumerate(self.processes):
+                if process.poll() is not None:
+                    self.ended_at.setdefault(i, time.monotonic())
+            assert time.monotonic() < end, f"still running:\n{self._errors()}"
+            time.sleep(0.05)
         return [
             Ended(process.returncode, self._text("out", i), self._text("errors", i))
             for i, process in enumerate(self.processes)
@@ -160,7 +194,16 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _main(name: str, folder: Path, process: int, count: int, port: int) -> None:
+def _main(
+    name: str,
+    folder: Path,
+    process: int,
+    count: int,
+    address: str,
+    start_timeout: int,
+    loss_timeout: int,
+    options: str,
+) -> None:
     # Where tests run in the background, Ctrl-C is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -170,21 +213,33 @@ def _main(name: str, folder: Path, process: int, count: int, port: int) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if count > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(
-            f"127.0.0.1:{port}",
+        import batchkit as bk
+
+        bk.connect_processes(
+            address,
             count,
             process,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
+            start_timeout=start_timeout,
+            loss_timeout=loss_timeout,
         )
 
     from . import programs
 
-    made = getattr(programs, name)(folder, **json.loads(sys.argv[6]))
+    # Where it saves, if that is not the folder with what it has found.
+    disk = Path(os.environ.get("DISK", folder))
+    made = getattr(programs, name)(disk, **json.loads(options))
     np.savez(folder / f"found-{process}.npz", **made)
     say("end")
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6]))
+    _main(
+        sys.argv[1],
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+        sys.argv[5],
+        int(sys.argv[6]),
+        int(sys.argv[7]),
+        sys.argv[8],
+    )

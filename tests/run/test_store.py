@@ -4,11 +4,13 @@ import builtins
 import errno
 import logging
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from batchkit.run import CheckpointError
+from batchkit.run import CheckpointError, _store
 from batchkit.run._file import decode, read_file
 from batchkit.run._store import Store
 
@@ -444,3 +446,81 @@ def test_two_runs_of_one_process_cannot_share_a_file(path):
         assert names(path) == ["run.h5.lock"]
     with Store(path):
         pass
+
+
+@pytest.fixture
+def elsewhere(path, monkeypatch):
+    """The lock of a process on another host, which shows no sign of life by itself."""
+    fcntl = pytest.importorskip("fcntl")
+    monkeypatch.setattr(_store, "_SILENCE", 0.6)
+    with open(f"{path}.lock", "w+") as file:
+        file.write("12 node7 touched every 5 s\n")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def test_lock_of_a_lost_host_is_taken_over(path, elsewhere, caplog):
+    with Store(path) as store:
+        store.write(*generation(1, 1000))
+        assert "no sign of life of process 12 on node7 in 1 s" in caplog.text
+        # It is gone for the process that had it, and not for others.
+        with pytest.raises(CheckpointError, match="is in use by process"):
+            Store(path).__enter__()
+        assert not os.path.samestat(
+            os.fstat(elsewhere.fileno()), os.stat(f"{path}.lock")
+        )
+
+
+def test_lock_of_a_live_host_excludes_this_one(path, elsewhere):
+    done = threading.Event()
+
+    def live():
+        while not done.wait(0.05):
+            os.utime(elsewhere.fileno())
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        with pytest.raises(CheckpointError, match="in use by process 12 on node7"):
+            Store(path).__enter__()
+    finally:
+        done.set()
+        thread.join()
+    assert os.path.samestat(os.fstat(elsewhere.fileno()), os.stat(f"{path}.lock"))
+
+
+def test_lock_that_never_shows_life_is_not_taken_over(path, elsewhere):
+    """Owners of earlier versions touch nothing."""
+    elsewhere.seek(0)
+    elsewhere.truncate()
+    elsewhere.write("12 node7\n")
+    elsewhere.flush()
+    with pytest.raises(CheckpointError, match="in use by process 12 on node7"):
+        Store(path).__enter__()
+
+
+def test_process_that_was_taken_for_lost_writes_no_more(path, monkeypatch):
+    with Store(path) as store:
+        store.write(*generation(1, 1000))
+        os.unlink(f"{path}.lock")
+        # Nobody has taken over, so nothing is lost.
+        store.write(*generation(2, 1000))
+        with Store(path) as other:
+            other.write(*generation(3, 1000))
+            with pytest.raises(CheckpointError, match="was taken over by process"):
+                store.write(*generation(4, 1000))
+            saved = other.read()
+            assert saved is not None
+            assert step_of(*decode(*saved)) == 3
+        assert names(path) == ["run.h5", "run.h5.previous"]
+
+
+def test_lock_shows_signs_of_life(path, monkeypatch):
+    monkeypatch.setattr(_store, "_LIFE", 0.05)
+    with Store(path):
+        os.utime(f"{path}.lock", (0, 0))
+        end = time.monotonic() + 10
+        while os.stat(f"{path}.lock").st_mtime == 0:
+            assert time.monotonic() < end
+            time.sleep(0.01)

@@ -1,0 +1,140 @@
+"""Connecting the processes of one program, with stated time-outs."""
+
+import contextlib
+import logging
+import re
+import socket
+from typing import Any, Final
+
+import jax
+
+from .._util._checks import check_number
+from .._util._multihost import is_multiprocess
+from ..run._processes import check_same_versions
+from ._loss import explaining_loss
+
+
+_LOG: Final = logging.getLogger("batchkit")
+# From the errors of `jax.distributed.initialize` that users need not understand.
+_NOT_FOUND: Final = ("should be defined", "must be defined")
+_TOO_LATE: Final = "before any JAX"
+
+
+def connect_processes(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_timeout: int = 300,
+    loss_timeout: int = 60,
+    **options: Any,
+) -> None:
+    """Connect the processes of a program, on one host or on many.
+
+    Every process calls it after `import batchkit` and before anything is computed,
+    which `import blackjax` does. It calls `jax.distributed.initialize` with time-outs
+    after which a lost process ends the others, and checks that the processes reach each
+    other and have the same versions. Without arguments, where JAX finds no cluster, it
+    does nothing, so the same program runs on a laptop.
+
+    If a process ends or the network is cut, each of the others ends with an error that
+    says what to do, at most `loss_timeout` seconds after JAX has missed the first sign
+    of life. A network that is back before that is waited for.
+
+    ```python
+    import batchkit as bk
+
+
+    def main() -> None:
+        bk.connect_processes(loss_timeout=30)
+        import blackjax  # not before
+
+        ...
+    ```
+
+    **Arguments:**
+
+    - `coordinator_address`: `"host:port"` of the first process, with any free port. The
+        default is what JAX finds under SLURM, Open MPI, Kubernetes and on Cloud TPUs.
+    - `num_processes`: the number of processes, found likewise by default.
+    - `process_id`: the number of this process, from 0 on, found likewise by default.
+    - `start_timeout`: seconds to wait for the other processes to start; 300 by
+        default.
+    - `loss_timeout`: seconds without a sign of life after which a process counts as
+        lost; also how long a process that has failed waits for the others to end. 60 by
+        default.
+    - `**options`: other arguments of `jax.distributed.initialize`, such as
+        `local_device_ids`.
+
+    **Raises:**
+
+    `TypeError` and `ValueError` for arguments that cannot be right. `RuntimeError` if
+    JAX computed something before, if not all processes start in time, if they cannot
+    reach each other, and if their versions differ.
+    """
+    check_number("connect_processes", "start_timeout", start_timeout, "in seconds")
+    check_number("connect_processes", "loss_timeout", loss_timeout, "in seconds")
+    if coordinator_address is not None and not re.fullmatch(
+        r".+:\d+", coordinator_address
+    ):
+        raise ValueError(
+            f"connect_processes(coordinator_address={coordinator_address!r}): "
+            "coordinator_address must be 'host:port' of the first process, such as "
+            "'10.0.0.1:1234'."
+        )
+    late = (
+        f"connect_processes: the processes did not meet within {start_timeout} s. "
+        "Start every process, give all of them the address of the first one and their "
+        "number, and a longer start_timeout if they start late."
+    )
+    try:
+        with explaining_loss(late):
+            jax.distributed.initialize(
+                coordinator_address,
+                num_processes,
+                process_id,
+                initialization_timeout=start_timeout,
+                heartbeat_timeout_seconds=loss_timeout,
+                shutdown_timeout_seconds=loss_timeout,
+                **options,
+            )
+    except ValueError as error:
+        if not any(words in str(error) for words in _NOT_FOUND):
+            raise
+        names = "coordinator_address", "num_processes", "process_id"
+        given = coordinator_address, num_processes, process_id
+        if given == (None, None, None):
+            _LOG.info("connect_processes: no cluster was found; this process is alone")
+            return
+        found = ", ".join(f"{n}={x!r}" for n, x in zip(names, given, strict=True))
+        raise ValueError(
+            f"connect_processes({found}): JAX found no cluster, so all of these must "
+            "be given, or none where one process is alone."
+        ) from error
+    except RuntimeError as error:
+        if _TOO_LATE not in str(error):
+            raise
+        raise RuntimeError(
+            "connect_processes must be called before anything is computed with JAX. "
+            "`import blackjax` computes: import it afterwards."
+        ) from error
+    if not is_multiprocess():
+        return
+    unreachable = (
+        "connect_processes: the processes reach the first one, but not each other. "
+        f"{_own_address()}"
+    )
+    with explaining_loss(unreachable):
+        check_same_versions("connect_processes")
+
+
+def _own_address() -> str:
+    """Describe the address that this host has for others, which gloo offers them."""
+    name, address = socket.gethostname(), "no address"
+    with contextlib.suppress(OSError):
+        address = socket.gethostbyname(name)
+    return (
+        "On CPUs each offers the address of its host's name, and here "
+        f"{name!r} is {address}. If others cannot reach that, write the right address "
+        "into /etc/hosts."
+    )

@@ -1,0 +1,133 @@
+"""Hosts with a network between them: network namespaces on one switch.
+
+Each host has an address of its own, a name, a file `/etc/hosts` and a cable, which can
+be cut and made slow. Making them needs Linux, the rights of root, `ip` and `unshare`.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import final
+
+
+# Names of namespaces are known to the whole machine, where other tests may run.
+_PREFIX = f"batchkit-{os.getpid()}"
+_ETC = Path("/etc/netns")
+
+
+@final
+class Network:
+    """Some hosts on one switch; they are gone at exit, with all that runs on them."""
+
+    def __init__(self, hosts: int) -> None:
+        self.names = [f"host{i + 1}" for i in range(hosts)]
+        # Above 127.0.0.1, as in most private networks: gloo connects from the higher
+        # address to the lower one, so a host that offers 127.0.0.1 is not found there.
+        self.addresses = [f"192.168.77.{i + 1}" for i in range(hosts)]
+
+    def __enter__(self) -> "Network":
+        try:
+            _do("ip", "netns", "add", f"{_PREFIX}-switch")
+            self._switch("link", "add", "name", "lan", "type", "bridge")
+            self._switch("link", "set", "lan", "up")
+            for host in range(len(self.names)):
+                self._add(host)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def on(self, host: int, *command: str) -> list[str]:
+        """A command that runs another one on a host, under the host's name."""
+        rename = f'hostname {self.names[host]} && exec "$@"'
+        space = self._space(host)
+        alone = ("unshare", "--uts", "sh", "-c", rename, "sh")
+        return ["ip", "netns", "exec", space, *alone, *command]
+
+    def name_is(self, host: int, address: str) -> None:
+        """The address that a host finds for its own name, from the next command on."""
+        lines = ["127.0.0.1 localhost", f"{address} {self.names[host]}"]
+        for other, name in enumerate(self.names):
+            if other != host:
+                lines.append(f"{self.addresses[other]} {name}")
+        folder = _ETC / self._space(host)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "hosts").write_text("\n".join(lines) + "\n")
+
+    def cut(self, host: int) -> None:
+        """Pull the cable of a host."""
+        self._switch("link", "set", f"port{host}", "down")
+
+    def mend(self, host: int) -> None:
+        """Plug the cable of a host in again."""
+        self._switch("link", "set", f"port{host}", "up")
+
+    def slow(self, host: int, *how: str) -> None:
+        """Make the cable of a host bad, in the words of `tc netem`."""
+        space = self._space(host)
+        _do(
+            *("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", "eth0"),
+            *("root", "netem", *how),
+        )
+
+    def fast(self, host: int) -> None:
+        """Make the cable of a host good again."""
+        space = self._space(host)
+        _do("ip", "netns", "exec", space, "tc", "qdisc", "del", "dev", "eth0", "root")
+
+    def _add(self, host: int) -> None:
+        space, port = self._space(host), f"port{host}"
+        _do("ip", "netns", "add", space)
+        peer = ("type", "veth", "peer", "name", "eth0", "netns", space)
+        self._switch("link", "add", "name", port, *peer)
+        self._switch("link", "set", port, "master", "lan", "up")
+        inside = ("ip", "-n", space)
+        _do(*inside, "addr", "add", f"{self.addresses[host]}/24", "dev", "eth0")
+        for link in ("eth0", "lo"):
+            _do(*inside, "link", "set", link, "up")
+        self.name_is(host, self.addresses[host])
+
+    def _switch(self, *words: str) -> None:
+        _do("ip", "-n", f"{_PREFIX}-switch", *words)
+
+    def _space(self, host: int) -> str:
+        return f"{_PREFIX}-{self.names[host]}"
+
+    def _remove(self) -> None:
+        for space in (*map(self._space, range(len(self.names))), f"{_PREFIX}-switch"):
+            pids = subprocess.run(
+                ["ip", "netns", "pids", space], capture_output=True, text=True
+            ).stdout.split()
+            for pid in pids:
+                subprocess.run(["kill", "-9", pid], capture_output=True)
+            subprocess.run(["ip", "netns", "del", space], capture_output=True)
+            shutil.rmtree(_ETC / space, ignore_errors=True)
+
+
+def missing() -> str:
+    """The reason why there can be no hosts here; empty if there can."""
+    if sys.platform != "linux":
+        return "network namespaces need Linux"
+    for program in ("ip", "tc", "unshare", "hostname"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed (iproute2, util-linux, hostname)"
+    try:
+        with Network(1):
+            return ""
+    except subprocess.CalledProcessError as error:
+        return f"this user may not make network namespaces: {error.stderr.strip()}"
+
+
+def _do(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

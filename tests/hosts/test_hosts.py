@@ -1,0 +1,425 @@
+"""Hosts that vanish: every process says so in time, and the run goes on without them.
+
+Each fault strikes nested sampling, chains and shards on hosts with a network between
+them. `build/hosts.md` has a row for every process: what it said, and after how long.
+"""
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchkit.run._file import read_file
+
+from ..processes.test_processes import Results, assert_same, assert_same_run
+from ..processes.together import ROOT, Ended, Together, found
+from .network import Network, missing
+
+
+pytestmark = pytest.mark.slow
+
+KINDS = ("run", "chains", "shards")
+every_kind = pytest.mark.parametrize("kind", KINDS)
+DEVICES = 4  # of each host, as many as the helpers of the tests need
+# Seconds after which a process counts as lost, and those that JAX may need beyond them.
+LOSS = 10
+GRACE = 20
+TABLE = ROOT / "build" / "hosts.md"
+OF_FUNCTIONS = {"run": "run_nested", "chains": "run_chains", "shards": "run_shards"}
+
+
+@pytest.fixture(scope="module")
+def network() -> Iterator[Network]:
+    if reason := missing():
+        pytest.skip(reason)
+    with Network(3) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
+    """What one process on one host returns, computed once."""
+    folder = tmp_path_factory.mktemp("hosts")
+    results: dict[str, Results] = {}
+
+    def result(kind: str) -> Results:
+        if kind not in results:
+            (results[kind],) = found(kind, folder / kind, 1, DEVICES)
+        return results[kind]
+
+    return result
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[str]]:
+    """Rows of a table in Markdown, written at the end."""
+    rows: list[str] = []
+    yield rows
+    TABLE.parent.mkdir(exist_ok=True)
+    head = (
+        "| run | fault | process | status | after | last words |",
+        "|---|---|---|---|---|---|",
+    )
+    TABLE.write_text("\n".join([*head, *rows]) + "\n")
+
+
+class Fault:
+    """Some processes on hosts, what strikes them, and what they say."""
+
+    def __init__(self, network: Network, table: list[str], kind: str, name: str):
+        self._network = network
+        self._table = table
+        self._kind = kind
+        self._name = name
+        self._struck = 0.0
+
+    def start(
+        self, folder: Path, hosts: tuple[int, ...] = (0, 1), **options: Any
+    ) -> Together:
+        on = options.pop("on", lambda process, command: command)
+        return Together(
+            self._kind,
+            folder,
+            len(hosts),
+            DEVICES,
+            on=lambda i, command: self._network.on(hosts[i], *on(i, command)),
+            address=self._network.addresses[hosts[0]],
+            **{"timeouts": (60, LOSS), **options},
+        )
+
+    def strikes(self) -> None:
+        self._struck = time.monotonic()
+
+    def end(self, started: Together, limit: float = LOSS + GRACE) -> list[Ended]:
+        """Wait for the end of all processes, and note what each has said."""
+        ended = started.end(limit)
+        for i, process in enumerate(ended):
+            after = f"{started.ended_at[i] - self._struck:.0f} s"
+            words = said(process)
+            cells = (self._kind, self._name, i, process.status, after, words)
+            self._table.append("| " + " | ".join(map(str, cells)) + " |")
+        return ended
+
+
+def said(process: Ended) -> str:
+    """The last line with words of ours, or the last line of all."""
+    lines = [x.strip() for x in process.errors.splitlines() if x.strip()]
+    ours = [x for x in lines if "batchkit" in x or "run_" in x or "connect_" in x]
+    return (ours or lines or ["-"])[-1].replace("|", "/")
+
+
+def assert_lost(process: Ended, kind: str) -> None:
+    """It has ended with an error that says what has happened, and what to do."""
+    assert process.status not in (0, -signal.SIGKILL), process
+    words = f"{OF_FUNCTIONS[kind]}: another of the "
+    assert words in process.errors, process.errors
+    assert "processes has ended, or the network between them" in process.errors
+    assert "Start all of them again, or those that remain: the run goes on" in (
+        process.errors
+    )
+
+
+def assert_same_result(kind: str, actual: Results, expected: Results) -> None:
+    if kind == "run":
+        assert_same_run(actual, expected)
+    else:
+        assert_same(actual, expected, 1e-9)
+
+
+def assert_goes_on(
+    fault: Fault, kind: str, folder: Path, hosts: tuple[int, ...], expected: Results
+) -> None:
+    """The same command on hosts that remain ends as if nothing had happened."""
+    header, _ = read_file(folder / "run.h5")
+    assert header["step" if kind == "run" else "draws"] > 0
+    with fault.start(folder, hosts) as again:
+        for result in again.found():
+            assert_same_result(kind, result, expected)
+        assert "resuming " in again.end()[0].errors
+
+
+@every_kind
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", ["killed", "frozen", "cut"])
+def test_lost_host_ends_the_others_with_words(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+    kind: str,
+    victim: int,
+    how: str,
+) -> None:
+    fault = Fault(network, table, kind, f"host {victim + 1} of 2 {how}")
+    with fault.start(tmp_path, slow=0.2) as started, contextlib.ExitStack() as stack:
+        started.wait_for_step(4)
+        fault.strikes()
+        if how == "cut":
+            network.cut(victim)
+            stack.callback(network.mend, victim)
+        else:
+            number = signal.SIGKILL if how == "killed" else signal.SIGSTOP
+            started.processes[victim].send_signal(number)
+        if how == "frozen":
+            # As a host that hangs: its connections stay open, and nothing answers.
+            started.wait_for_end_of(1 - victim, LOSS + GRACE)
+            started.processes[victim].kill()
+        ended = fault.end(started)
+    survivors = [1 - victim] if how != "cut" else [0, 1]
+    for i in survivors:
+        assert_lost(ended[i], kind)
+    assert_goes_on(fault, kind, tmp_path, (1 - victim,), undisturbed(kind))
+
+
+@every_kind
+def test_two_of_three_hosts_go_on(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    fault = Fault(network, table, kind, "host 3 of 3 killed")
+    with fault.start(tmp_path, (0, 1, 2), slow=0.2) as started:
+        started.wait_for_step(4)
+        fault.strikes()
+        started.processes[2].kill()
+        ended = fault.end(started)
+    for process in ended[:2]:
+        assert_lost(process, kind)
+    assert_goes_on(fault, kind, tmp_path, (0, 1), undisturbed(kind))
+
+
+@every_kind
+@pytest.mark.parametrize("how", ["cut for 20 s", "slow"])
+def test_bad_network_is_waited_for(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+    kind: str,
+    how: str,
+) -> None:
+    fault = Fault(network, table, kind, f"link {how}")
+    # Every block saves, and every save is a few round trips.
+    options = {"slow": 0.2, "timeouts": (60, 60)}
+    with fault.start(tmp_path, **options) as started, contextlib.ExitStack() as stack:
+        started.wait_for_step(4)
+        fault.strikes()
+        if how == "slow":
+            network.slow(1, "delay", "50ms", "loss", "5%")
+            stack.callback(network.fast, 1)
+        else:
+            network.cut(1)
+            stack.callback(network.mend, 1)
+            time.sleep(20)
+            network.mend(1)
+        fault.end(started, 300)
+        for result in started.found():
+            assert_same_result(kind, result, undisturbed(kind))
+
+
+@every_kind
+def test_late_host_is_waited_for(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    fault = Fault(network, table, kind, "host 2 starts 15 s late")
+    fault.strikes()
+    with fault.start(tmp_path, on=_late(15)) as started:
+        fault.end(started, 300)
+        for result in started.found():
+            assert_same_result(kind, result, undisturbed(kind))
+
+
+def test_host_that_is_too_late_is_named(
+    network: Network, table: list[str], tmp_path: Path
+) -> None:
+    fault = Fault(network, table, "run", "host 2 starts after start_timeout (15 s)")
+    fault.strikes()
+    with fault.start(tmp_path, on=_late(40), timeouts=(15, LOSS)) as started:
+        ended = fault.end(started, 100)
+    for process in ended:
+        assert process.status not in (0, -signal.SIGKILL)
+        assert "the processes did not meet within 15 s" in process.errors
+
+
+def _late(seconds: int) -> Callable[[int, list[str]], list[str]]:
+    def on(process: int, command: list[str]) -> list[str]:
+        wait = f'sleep {seconds}; exec "$@"'
+        return ["sh", "-c", wait, "sh", *command] if process == 1 else command
+
+    return on
+
+
+@every_kind
+def test_other_likelihood_is_refused(
+    network: Network, table: list[str], tmp_path: Path, kind: str
+) -> None:
+    def on(process: int, command: list[str]) -> list[str]:
+        return [*command[:-1], '{"other": true}'] if process == 1 else command
+
+    fault = Fault(network, table, kind, "host 2 has another likelihood")
+    fault.strikes()
+    with fault.start(tmp_path, on=on) as started:
+        ended = fault.end(started, 100)
+    name = "log-density" if kind == "chains" else "likelihood"
+    for process in ended:
+        assert process.status == 1
+        assert f"2 processes take part in one run, and do not agree on its {name}" in (
+            process.errors
+        )
+
+
+def test_other_version_is_refused(
+    network: Network, table: list[str], tmp_path: Path
+) -> None:
+    record = tmp_path / "other" / "batchkit_jax-99.0.dist-info" / "METADATA"
+    record.parent.mkdir(parents=True)
+    record.write_text("Metadata-Version: 2.1\nName: batchkit-jax\nVersion: 99.0\n")
+
+    def on(process: int, command: list[str]) -> list[str]:
+        other = ["env", f"PYTHONPATH={record.parents[1]}"] if process == 1 else []
+        return [*other, *command]
+
+    fault = Fault(network, table, "run", "host 2 has another version of batchkit")
+    fault.strikes()
+    with fault.start(tmp_path / "run", on=on) as started:
+        ended = fault.end(started, 100)
+    for process in ended:
+        assert process.status == 1
+        assert "process 1 has batchkit 99.0" in process.errors
+        assert "Install the same in each of them" in process.errors
+
+
+@every_kind
+def test_full_disk_ends_all_with_words(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    disk = tmp_path / "disk"
+    fault = Fault(network, table, kind, "the disk of host 1 is full")
+    on = lambda process, command: ["env", f"DISK={disk}", *command]
+    with _small_disk(disk):
+        with fault.start(tmp_path / "run", slow=0.2, on=on) as started:
+            started.wait_for_step(4)
+            fault.strikes()
+            filler = disk / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+                while True:
+                    file.write(bytes(2**16))
+            ended = fault.end(started, 2 * LOSS + GRACE)
+        for process in ended:
+            assert process.status == 1
+            assert "CheckpointError" in process.errors
+            assert "No space left on device" in process.errors
+        filler.unlink()
+        read_file(disk / "run.h5")
+        with fault.start(tmp_path / "again", on=on) as again:
+            for result in again.found():
+                assert_same_result(kind, result, undisturbed(kind))
+            assert "resuming " in again.end()[0].errors
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(folder)]
+    subprocess.run(command, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_only_the_first_host_needs_the_file_system(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+) -> None:
+    """Where each host has a disk of its own, that of the first one has the file."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for host in range(2):
+        (tmp_path / f"of host {host}").mkdir()
+
+    def of_host(hosts: tuple[int, ...]) -> Callable[[int, list[str]], list[str]]:
+        def on(process: int, command: list[str]) -> list[str]:
+            own = tmp_path / f"of host {hosts[process]}"
+            mount = f'mount --bind "{own}" "{disk}" && exec "$@"'
+            return ["env", f"DISK={disk}", "sh", "-c", mount, "sh", *command]
+
+        return on
+
+    fault = Fault(network, table, "run", "host 2 killed, host 1 alone has the file")
+    with fault.start(tmp_path / "run", slow=0.2, on=of_host((0, 1))) as started:
+        started.wait_for_step(4)
+        fault.strikes()
+        started.processes[1].kill()
+        ended = fault.end(started)
+    assert_lost(ended[0], "run")
+    assert list((tmp_path / "of host 1").iterdir()) == []
+    fault = Fault(network, table, "run", "gone on with host 2 first, without the file")
+    fault.strikes()
+    with fault.start(tmp_path / "swapped", (1, 0), on=of_host((1, 0))) as swapped:
+        ended = fault.end(swapped, 100)
+    for process in ended:
+        assert process.status == 1
+        assert "process 1 on host1 has a checkpoint" in process.errors
+    with fault.start(tmp_path / "again", (0, 1), on=of_host((0, 1))) as again:
+        for result in again.found():
+            assert_same_run(result, undisturbed("run"))
+        assert "resuming " in again.end()[0].errors
+
+
+def test_lock_of_a_lost_host_is_told_from_one_of_a_live_host(
+    network: Network,
+    table: list[str],
+    undisturbed: Callable[[str], Results],
+    tmp_path: Path,
+) -> None:
+    expected = undisturbed("run")
+    fault = Fault(network, table, "run", "a run on host 1 lives, host 2 starts it too")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    on = lambda process, command: ["env", f"DISK={disk}", *command]
+    with fault.start(tmp_path / "first", (0,), on=on, slow=1.0) as first:
+        first.wait_for_step(4)
+        fault.strikes()
+        with fault.start(tmp_path / "refused", (1,), on=on) as second:
+            (refused,) = fault.end(second, 100)
+        assert refused.status == 1
+        pid = first.processes[0].pid
+        assert f"is in use by process {pid} on host1" in refused.errors
+
+        fault = Fault(network, table, "run", "host 1 is frozen, host 2 starts its run")
+        first.processes[0].send_signal(signal.SIGSTOP)
+        fault.strikes()
+        with fault.start(tmp_path / "second", (1,), on=on) as second:
+            (ended,) = fault.end(second, 200)
+            assert f"no sign of life of process {pid} on host1" in ended.errors
+            assert "resuming " in ended.errors
+            assert_same_run(second.found()[0], expected)
+
+        fault = Fault(network, table, "run", "host 1 comes back while host 2 runs")
+        with fault.start(
+            tmp_path / "third", (1,), on=on, fraction=1e-3, slow=1.0
+        ) as third:
+            third.wait_for_step(1)
+            fault.strikes()
+            first.processes[0].send_signal(signal.SIGCONT)
+            (ended,) = fault.end(first)
+        assert ended.status == 1
+        assert "was taken over by process" in ended.errors
