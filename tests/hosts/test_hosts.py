@@ -177,6 +177,21 @@ def test_lost_host_ends_the_others_with_words(
 
 
 @every_kind
+def test_process_that_fails_by_itself_ends_the_others(
+    network: Network, table: list[str], tmp_path: Path, kind: str
+) -> None:
+    fault = Fault(network, table, kind, "the process on host 2 raises LookupError")
+    with fault.start(tmp_path, slow=0.2) as started:
+        started.wait_for_step(4)
+        fault.strikes()
+        started.processes[1].send_signal(signal.SIGUSR1)
+        ended = fault.end(started, 2 * LOSS + GRACE)
+    assert "LookupError: this process fails by itself" in ended[1].errors
+    assert ended[1].status not in (0, -signal.SIGKILL)
+    assert_lost(ended[0], kind)
+
+
+@every_kind
 def test_two_of_three_hosts_go_on(
     network: Network,
     table: list[str],

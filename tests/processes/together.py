@@ -194,6 +194,10 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _fail(*_: Any) -> None:
+    raise LookupError("this process fails by itself")
+
+
 def _main(
     name: str,
     folder: Path,
@@ -206,6 +210,7 @@ def _main(
 ) -> None:
     # Where tests run in the background, Ctrl-C is ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGUSR1, _fail)
 
     import jax
 
