@@ -15,10 +15,11 @@ their bytes beside the formula: with `p` new points (`num_delete`, rounded up to
 multiple of the devices), `d` dimensions, `s` inner steps, and floats and integers of
 `b` and `i` bytes,
 
-    p ((d + 2) b + s (2 i + 1))
+    p ((d + 2) b + s (2 i + 1 + 2 min(d, 64) b))
 
-Positions, likelihood and prior of every new point, and two integers and a boolean for
-each of its inner steps. Nothing of it depends on what a likelihood needs.
+Positions, likelihood and prior of every new point, and for each of its inner steps two
+integers, a boolean, and where the chain was before and after it. Nothing of it depends
+on what a likelihood needs. `weak_scaling.py` has the formula of a step by itself.
 
 `--only described` compiles `init` and `step` for accelerators that are not here, 16
 hosts of eight H100 by default, and prints bytes and collectives. It needs the extra
@@ -50,6 +51,7 @@ from jax.sharding import Mesh
 import batchkit as bk
 from batchkit.devices._target import compile_for, shapes_on
 from batchkit.explain._explain import memory_of
+from batchkit.nested._nested_arguments import built
 from batchkit.nested._nested_programs import NestedPrograms
 
 
@@ -57,7 +59,10 @@ jax.config.update("jax_enable_x64", True)
 
 DEVICES = (1, 2, 4)
 DIM = 5
-COLLECTIVE = re.compile(r"= (.*?) (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(")
+# Where a collective is two operations, the result of the first has its operands, too.
+COLLECTIVE = re.compile(
+    r"= (.*?) (all-(?:gather|reduce|to-all)|collective-\w+|reduce-scatter)(?:-done)?\("
+)
 ARRAY = re.compile(r"\b(pred|[fsu]\d+)\[([\d,]*)\]")
 
 
@@ -77,16 +82,32 @@ def spread(devices: int, inner: bk.AbstractBatcher) -> bk.Sharded:
     return bk.Sharded(mesh, inner=inner)
 
 
+def functions(turns: int) -> dict[str, Callable[[Any], Any]]:
+    return {
+        "logprior_fn": lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf),
+        "loglikelihood_fn": likelihood(turns),
+    }
+
+
 def algorithm(
     batcher: bk.AbstractBatcher, num_delete: int, turns: int, steps: int = 3
 ) -> Any:
     nss = bk.rebuild_sampler(blackjax.nss, batcher=batcher)
-    return nss(
-        logprior_fn=lambda x: jnp.where(jnp.all(jnp.abs(x) < 1.0), 0.0, -jnp.inf),
-        loglikelihood_fn=likelihood(turns),
-        num_inner_steps=steps,
-        num_delete=num_delete,
-    )
+    return nss(**functions(turns), num_inner_steps=steps, num_delete=num_delete)
+
+
+def programs_of_run(
+    batcher: bk.AbstractBatcher, num_delete: int, turns: int, steps: int, positions: Any
+) -> NestedPrograms:
+    """The programs of `run_nested`, which records where the chains of a step move."""
+    settings = {"num_inner_steps": steps, "num_delete": num_delete}
+    made = built(blackjax.nss, functions(turns), settings, batcher, rejects=False)
+    return NestedPrograms(made, jax.random.key(0), positions)
+
+
+def bytes_of_run(points: int, dim: int, steps: int) -> int:
+    """The bytes that a step of `run_nested` sends to every device, on paper."""
+    return points * ((dim + 2) * 8 + steps * (17 + 2 * min(dim, 64) * 8))
 
 
 def compare(title: str, candidates: dict[int, Any], weak: bool, repeats: int) -> None:
@@ -158,14 +179,14 @@ def traffic() -> None:
         (8, 5, 3, 10),
         (8, 5, 3, 10_000),
         (8, 5, 12, 10),
-        (8, 50, 3, 10),
+        (8, 100, 3, 10),
         (64, 5, 3, 10),
         (30, 5, 3, 10),
     ):
         positions = jnp.zeros((2 * num_delete, dim))
-        made = algorithm(spread(4, bk.Chunked(2)), num_delete, turns, inner)
+        batcher = spread(4, bk.Chunked(2))
+        programs = programs_of_run(batcher, num_delete, turns, inner, positions)
         key = jax.random.key(0)
-        programs = NestedPrograms(made, key, positions)
         args = programs.state_shapes, key, jnp.int32(1), jnp.float32(0)
         program = programs.block.compile(*args, bk.MaxSteps(1))
         found = collectives(program)
@@ -174,14 +195,15 @@ def traffic() -> None:
         title = f"{num_delete} replaced, {dim}-D, {inner} inner steps, {turns:,} turns"
         print(
             f"  {title:42}{told:>14}{sum(size for _, size in found):>10,}"
-            f"{p * ((dim + 2) * 8 + inner * 17):>10,}",
+            f"{bytes_of_run(p, dim, inner):>10,}",
             flush=True,
         )
     p, dim, inner = 16_000, 20, 100
-    size = p * ((dim + 2) * 8 + inner * 17)
+    size = bytes_of_run(p, dim, inner)
     print(
         f"\nA thousand devices with 16 new points each, {dim}-D, {inner} inner steps: "
-        f"{readable(size)} a step to every device\n"
+        f"{readable(size)} a step to every device, {size / 12.5e6:.0f} ms at 100 "
+        "Gbit/s\n"
     )
 
 
