@@ -59,21 +59,28 @@ def order_of_rows(
     return np.concatenate([by_stratum[s::num_shards] for s in range(num_shards)])
 
 
+def split_rows(
+    rows: int, parts: int
+) -> tuple[int, Int[np.ndarray, " parts"], Int[np.ndarray, " parts"] | None]:
+    """Return the number of rows that all parts have, their first rows, and their last.
+
+    Longer parts come first, and have the last row besides. The others repeat one in its
+    place. None takes the place of the last rows if all parts are of one size.
+    """
+    full, longer = divmod(rows, parts)
+    place = np.arange(parts)
+    first = place * full + np.minimum(place, longer)
+    last = first + np.where(place < longer, full, full - 1)
+    return full, first, last if longer else None
+
+
 def split_table(
     rows: int, parts: int
 ) -> tuple[Int[np.ndarray, "parts full"], Int[np.ndarray, "parts 1"] | None]:
-    """Return the row numbers that all parts have, and the last one of longer parts.
-
-    Longer parts come first. The others repeat a row in place of the last one, which is
-    None if all parts are of one size.
-    """
-    full, longer = divmod(rows, parts)
-    place = np.arange(parts)[:, None]
-    first = place * full + np.minimum(place, longer)
-    table = first + np.arange(full)
-    if not longer:
-        return table, None
-    return table, first + np.where(place < longer, full, full - 1)
+    """Return the row numbers of `split_rows`, of each part in one row of a table."""
+    full, first, last = split_rows(rows, parts)
+    table = first[:, None] + np.arange(full)
+    return table, None if last is None else last[:, None]
 
 
 def take_rows(data: PyTree, index: Int[np.ndarray, "..."]) -> PyTree:
@@ -249,13 +256,13 @@ class ShardedData(eqx.Module):
         # Under explicit axes, the result of an operation on the data may be ambiguous.
         self.mesh = Mesh(mesh.devices, mesh.axis_names)
         sharding = NamedSharding(self.mesh, PartitionSpec(self.axes))
-        full, last = split_table(self.num_rows, self.num_parts)
+        full, first, last = split_rows(self.num_rows, self.num_parts)
 
-        def spread(index: np.ndarray) -> PyTree:
-            return jax.tree.map(lambda x: _spread(x, index.ravel(), sharding), data)
+        def spread(first: np.ndarray, size: int) -> PyTree:
+            return jax.tree.map(lambda x: _spread(x, first, size, sharding), data)
 
-        self.rows = spread(full)
-        self.last = None if last is None else spread(last)
+        self.rows = spread(first, full)
+        self.last = None if last is None else spread(last, 1)
 
     @property
     def num_parts(self) -> int:
@@ -392,20 +399,26 @@ def _sum_over_devices(
     )
 
 
-def _spread(leaf: Any, index: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Return the rows of an array with these numbers, spread over devices."""
+def _spread(
+    leaf: Any, first: np.ndarray, size: int, sharding: NamedSharding
+) -> jax.Array:
+    """Return as many rows of an array for each part, from its first, over devices."""
+    rows = size * len(first)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        if len(index) != len(leaf):
+        if rows != len(leaf):
             raise ValueError(
                 f"ShardedData(data=...): {len(leaf)} rows that lie on the devices of "
                 "several processes cannot be padded to a multiple of the devices. "
                 "Pass arrays of NumPy, the same in all processes."
             )
         return jax.device_put(leaf, sharding)
-    array = as_array(leaf)
-    shape = (len(index), *array.shape[1:])
+    array = np.asarray(leaf)
 
     def share(block: Any) -> np.ndarray:
-        return array[index[block[0]]][:, *block[1:]]
+        # Consecutive rows are a view, which reads a mapped file only when it is sent.
+        start = first[(block[0].start or 0) // max(size, 1)]
+        return as_array(array[start : start + size])[:, *block[1:]]
 
-    return jax.make_array_from_callback(shape, sharding, share)
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    shape = (rows, *array.shape[1:])
+    return jax.make_array_from_callback(shape, sharding, share, dtype=dtype)

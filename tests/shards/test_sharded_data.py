@@ -1,5 +1,6 @@
 """Data over devices: the log-density and its derivatives are those of one device."""
 
+import tracemalloc
 from typing import Any
 
 import blackjax
@@ -348,3 +349,17 @@ def test_functions_and_meshes_that_are_none_are_refused() -> None:
     assert jax.value_and_grad(flat)(2.0) == (8.0, 4.0)
     by_row = bk.sharded_logdensity(lambda p: p, lambda p, rows: p * rows, data)
     assert_refuses(lambda: by_row(1.0), TypeError, ("of shape (2,)", "jnp.sum"))
+
+
+def test_rows_are_not_copied_on_the_host() -> None:
+    """A mapped file may be larger than the memory of the host."""
+    data = np.zeros((2**20, 4), np.float32)
+    bk.ShardedData(data[:100], mesh(4))
+    tracemalloc.start()
+    try:
+        # The rows are not divided evenly.
+        bk.ShardedData(data[1:], mesh(4))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < data.nbytes / 16
