@@ -4,10 +4,12 @@ Each host has an address of its own, a name, a file `/etc/hosts` and a cable, wh
 be cut and made slow. Making them needs Linux, the rights of root, `ip` and `unshare`.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import final
@@ -73,18 +75,29 @@ class Network:
         """Plug the cable of a host in again."""
         self._switch("link", "set", f"port{host}", "up")
 
-    def slow(self, host: int, *how: str) -> None:
-        """Make the cable of a host bad, in the words of `tc netem`."""
-        space = self._space(host)
-        _do(
-            *("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", "eth0"),
-            *("root", "netem", *how),
-        )
-
-    def fast(self, host: int) -> None:
-        """Make the cable of a host good again."""
-        space = self._space(host)
-        _do("ip", "netns", "exec", space, "tc", "qdisc", "del", "dev", "eth0", "root")
+    @contextlib.contextmanager
+    def slow(self, host: int, delay: float, loss: float) -> Iterator[None]:
+        """Make the cable of a host bad: frames come late by `delay` seconds, or not."""
+        port, ends = f"port{host}", ("near", "far")
+        script = str(Path(__file__).with_name("bad_cable.py"))
+        command = (sys.executable, script, *ends, str(delay), str(loss))
+        space = ("ip", "netns", "exec", f"{_PREFIX}-switch")
+        with subprocess.Popen(
+            [*space, *command], stdout=subprocess.PIPE, text=True
+        ) as cable:
+            try:
+                assert cable.stdout is not None
+                assert cable.stdout.readline() == "ready\n"
+                self._switch("link", "add", "name", "behind", "type", "bridge")
+                for end, bridge in zip(ends, ("behind", "lan"), strict=True):
+                    self._switch("link", "set", end, "master", bridge, "up")
+                self._switch("link", "set", "behind", "up")
+                self._switch("link", "set", port, "master", "behind")
+                yield
+            finally:
+                self._switch("link", "set", port, "master", "lan")
+                self._switch("link", "del", "behind")
+                cable.kill()
 
     def _add(self, host: int) -> None:
         space, port = self._space(host), f"port{host}"
@@ -119,7 +132,7 @@ def missing() -> str:
     """The reason why there can be no hosts here; empty if there can."""
     if sys.platform != "linux":
         return "network namespaces need Linux"
-    for program in ("ip", "tc", "unshare", "hostname"):
+    for program in ("ip", "unshare", "hostname"):
         if shutil.which(program) is None:
             return f"{program} is not installed (iproute2, util-linux, hostname)"
     try:

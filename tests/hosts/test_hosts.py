@@ -211,7 +211,7 @@ def test_two_of_three_hosts_go_on(
 
 
 @every_kind
-@pytest.mark.parametrize("how", ["cut for 20 s", "slow"])
+@pytest.mark.parametrize("how", ["cut for 20 s", "slow, 50 ms and 5 % lost"])
 def test_bad_network_is_waited_for(
     network: Network,
     table: list[str],
@@ -220,20 +220,20 @@ def test_bad_network_is_waited_for(
     kind: str,
     how: str,
 ) -> None:
-    fault = Fault(network, table, kind, f"link {how}")
-    # Every block saves, and every save is a few round trips.
+    fault = Fault(network, table, kind, f"link of host 2 {how}")
     options = {"slow": 0.2, "timeouts": (60, 60)}
-    with fault.start(tmp_path, **options) as started, contextlib.ExitStack() as stack:
+    with fault.start(tmp_path, **options) as started:
         started.wait_for_step(4)
         fault.strikes()
-        if how == "slow":
-            network.slow(1, "delay", "50ms", "loss", "5%")
-            stack.callback(network.fast, 1)
+        if how.startswith("slow"):
+            with network.slow(1, delay=0.05, loss=0.05):
+                started.wait_for_step(6)
         else:
             network.cut(1)
-            stack.callback(network.mend, 1)
-            time.sleep(20)
-            network.mend(1)
+            try:
+                time.sleep(20)
+            finally:
+                network.mend(1)
         fault.end(started, 300)
         for result in started.found():
             assert_same_result(kind, result, undisturbed(kind))

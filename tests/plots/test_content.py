@@ -14,6 +14,7 @@ from batchkit.nested import DeadPoints, insertion_ranks
 from batchkit.plots._figure import Scale, format_median, scale_of
 from batchkit.plots._run import format_p_value
 
+from ..helpers import unchecked
 from ..nested.perfect import plateau, result, sample
 from .runs import chains, nested, six, two
 
@@ -342,7 +343,10 @@ def test_layout_shows_the_bytes_of_the_program() -> None:
 
 
 def test_layout_of_something_else_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"`explain\(fun, \*args\)` returns; got int"):
+    with (
+        unchecked(),
+        pytest.raises(TypeError, match=r"`explain\(fun, \*args\)` returns; got int"),
+    ):
         bk.plot_layout(3)  # pyright: ignore
 
 
