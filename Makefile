@@ -65,9 +65,10 @@ blocks: $(DEV) ## Run every code block of the README, docs and docstrings.
 slow: $(DEV) ## Run the slow tests.
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest $(PARALLEL) -m slow
 
-# It needs Linux, iproute2 and the rights of root.
+# It needs Linux, iproute2 and the rights of root. Most of the time is spent waiting.
 hosts: $(DEV) ## Run the tests of hosts that vanish, and write build/hosts.md.
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest $(PARALLEL) -m slow tests/hosts
+	rm -f build/hosts.md
+	$(BIN)/pytest --numprocesses 3 -m slow tests/hosts
 
 # Checking the types of every call takes as long as the tests themselves. It is part of
 # `make matrix` and not of `make test`, where pyright checks types.

@@ -24,7 +24,7 @@ COLUMN: Final = 47
 WORDS: Final = frozenset(
     {
         *("NUTS", "HMC", "MALA", "SMC", "SVGD", "MCMC", "BFGS"),
-        *("SLURM", "SIGTERM", "SIGINT", "SIGABRT", "NCCL", "JSON"),
+        *("SLURM", "SIGTERM", "SIGINT", "SIGABRT", "NCCL", "GPFS", "JSON"),
     }
 )
 _PLACEHOLDER: Final = re.compile(r"\b[A-Z]{4,}\b")

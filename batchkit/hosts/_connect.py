@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import os
 import re
 import socket
 from typing import Any, Final
 
 import jax
 
-from .._util._checks import check_number
+from .._util._checks import check_number, check_type
 from .._util._multihost import is_multiprocess
 from ..run._processes import check_same_versions
 from ._loss import explaining_loss
@@ -18,6 +19,8 @@ _LOG: Final = logging.getLogger("batchkit")
 # From the errors of `jax.distributed.initialize` that users need not understand.
 _NOT_FOUND: Final = ("should be defined", "must be defined")
 _TOO_LATE: Final = "before any JAX"
+# Variables in which launchers of MPI say how many processes they have started.
+_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 def connect_processes(
@@ -36,6 +39,9 @@ def connect_processes(
     after which a lost process ends the others, and checks that the processes reach each
     other and have the same versions. Without arguments, where JAX finds no cluster, it
     does nothing, so the same program runs on a laptop.
+
+    JAX's preemption service is switched off, since it keeps SIGTERM from ending a
+    process; a run that is saved handles the signal itself.
 
     If a process ends or the network is cut, each of the others ends with an error that
     says what to do, at most `loss_timeout` seconds after JAX has missed the first sign
@@ -72,21 +78,15 @@ def connect_processes(
     JAX computed something before, if not all processes start in time, if they cannot
     reach each other, and if their versions differ.
     """
-    check_number("connect_processes", "start_timeout", start_timeout, "in seconds")
-    check_number("connect_processes", "loss_timeout", loss_timeout, "in seconds")
-    if coordinator_address is not None and not re.fullmatch(
-        r".+:\d+", coordinator_address
-    ):
-        raise ValueError(
-            f"connect_processes(coordinator_address={coordinator_address!r}): "
-            "coordinator_address must be 'host:port' of the first process, such as "
-            "'10.0.0.1:1234'."
-        )
+    _check_arguments(coordinator_address, start_timeout, loss_timeout)
     late = (
         f"connect_processes: the processes did not meet within {start_timeout} s. "
         "Start every process, give all of them the address of the first one and their "
         "number, and a longer start_timeout if they start late."
     )
+    # This service of JAX catches SIGTERM in C++ and lets the process go on, which could
+    # not be ended before its run begins. Runs handle the signal themselves.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         with explaining_loss(late):
             jax.distributed.initialize(
@@ -101,16 +101,8 @@ def connect_processes(
     except ValueError as error:
         if not any(words in str(error) for words in _NOT_FOUND):
             raise
-        names = "coordinator_address", "num_processes", "process_id"
-        given = coordinator_address, num_processes, process_id
-        if given == (None, None, None):
-            _LOG.info("connect_processes: no cluster was found; this process is alone")
-            return
-        found = ", ".join(f"{n}={x!r}" for n, x in zip(names, given, strict=True))
-        raise ValueError(
-            f"connect_processes({found}): JAX found no cluster, so all of these must "
-            "be given, or none where one process is alone."
-        ) from error
+        _check_alone(coordinator_address, num_processes, process_id)
+        return
     except RuntimeError as error:
         if _TOO_LATE not in str(error):
             raise
@@ -126,6 +118,36 @@ def connect_processes(
     )
     with explaining_loss(unreachable):
         check_same_versions("connect_processes")
+
+
+def _check_arguments(address: object, start_timeout: int, loss_timeout: int) -> None:
+    owner, name = "connect_processes", "coordinator_address"
+    check_number(owner, "start_timeout", start_timeout, "in seconds")
+    check_number(owner, "loss_timeout", loss_timeout, "in seconds")
+    if address is None:
+        return
+    rule = "'host:port' of the first process, such as '10.0.0.1:1234'"
+    check_type(isinstance(address, str), owner, name, address, rule)
+    if not re.fullmatch(r".+:\d+", str(address)):
+        raise ValueError(f"{owner}({name}={address!r}): {name} must be {rule}.")
+
+
+def _check_alone(*given: object) -> None:
+    """Raise unless this is the only process, where JAX has found no others."""
+    names = "coordinator_address", "num_processes", "process_id"
+    found = ", ".join(f"{x}={y!r}" for x, y in zip(names, given, strict=True))
+    started = [x for x in _SIZES if os.environ.get(x, "1") != "1"]
+    if started:
+        found = f"{found}) with {started[0]}={os.environ[started[0]]}"
+    elif given == (None, None, None):
+        _LOG.info("connect_processes: no cluster was found; this process is alone")
+        return
+    else:
+        found = f"{found})"
+    raise ValueError(
+        f"connect_processes({found}: JAX found no cluster. Pass all three arguments, "
+        "or cluster_detection_method='mpi4py', or start one process without any."
+    )
 
 
 def _own_address() -> str:

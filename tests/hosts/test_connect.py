@@ -13,7 +13,7 @@ from ..helpers import unchecked
 
 
 ALONE = """
-import logging
+import logging, os
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import batchkit as bk
 
@@ -25,9 +25,12 @@ def refused(error, words, *arguments, **options):
     else:
         raise AssertionError(words)
 
-words = "JAX found no cluster, so all of these must be given"
+words = "JAX found no cluster. Pass all three arguments"
 refused(ValueError, "process_id=0): " + words, process_id=0)
 refused(ValueError, words, "127.0.0.1:1", 2)
+os.environ["PMI_SIZE"] = "3"
+refused(ValueError, "process_id=None) with PMI_SIZE=3: " + words)
+del os.environ["PMI_SIZE"]
 refused(ValueError, "process_id=2, num_processes=2", "127.0.0.1:1", 2, 2)
 
 bk.connect_processes()
@@ -41,7 +44,7 @@ refused(RuntimeError, "before anything is computed", "127.0.0.1:1", 2, 0)
 
 def test_process_without_a_cluster_is_alone() -> None:
     # What JAX would take for a cluster, where the tests run in one.
-    cluster = ("SLURM_", "OMPI_", "JAX_COORDINATOR", "KUBERNETES_")
+    cluster = ("SLURM_", "OMPI_", "PMI_", "JAX_COORDINATOR", "KUBERNETES_")
     env = {k: v for k, v in os.environ.items() if not k.startswith(cluster)}
     ended = subprocess.run(
         [sys.executable, "-c", ALONE],
@@ -60,6 +63,11 @@ def test_process_without_a_cluster_is_alone() -> None:
         ({"start_timeout": 0}, ValueError, "start_timeout must be an int, at least 1"),
         ({"loss_timeout": 0.5}, TypeError, "loss_timeout must be an int, at least 1"),
         ({"loss_timeout": True}, TypeError, "loss_timeout must be an int"),
+        (
+            {"coordinator_address": 1234},
+            TypeError,
+            "coordinator_address must be 'host:port' of the first process",
+        ),
         (
             {"coordinator_address": "node1", "num_processes": 2, "process_id": 0},
             ValueError,

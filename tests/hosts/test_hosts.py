@@ -1,7 +1,9 @@
 """Hosts that vanish: every process says so in time, and the run goes on without them.
 
 Each fault strikes nested sampling, chains and shards on hosts with a network between
-them. `build/hosts.md` has a row for every process: what it said, and after how long.
+them. `build/hosts.md` gets a row for every process: the run, the fault, the number of
+the process, its status, the time from the fault to its end, and its last words; and a
+row for the run that goes on, with its result beside that of an undisturbed one.
 """
 
 import contextlib
@@ -42,6 +44,12 @@ def network() -> Iterator[Network]:
 
 
 @pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes of all tests keep their compiled programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
     """What one process on one host returns, computed once."""
     folder = tmp_path_factory.mktemp("hosts")
@@ -55,28 +63,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Res
     return result
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[list[str]]:
-    """Rows of a table in Markdown, written at the end."""
-    rows: list[str] = []
-    yield rows
-    TABLE.parent.mkdir(exist_ok=True)
-    head = (
-        "| run | fault | process | status | after | last words |",
-        "|---|---|---|---|---|---|",
-    )
-    TABLE.write_text("\n".join([*head, *rows]) + "\n")
-
-
 class Fault:
     """Some processes on hosts, what strikes them, and what they say."""
 
-    def __init__(self, network: Network, table: list[str], kind: str, name: str):
+    def __init__(self, network: Network, cache: Path, kind: str, name: str):
         self._network = network
-        self._table = table
+        self._cache = cache
         self._kind = kind
         self._name = name
-        self._struck = 0.0
+        self._struck = time.monotonic()
 
     def start(
         self, folder: Path, hosts: tuple[int, ...] = (0, 1), **options: Any
@@ -89,6 +84,7 @@ class Fault:
             DEVICES,
             on=lambda i, command: self._network.on(hosts[i], *on(i, command)),
             address=self._network.addresses[hosts[0]],
+            cache=self._cache,
             **{"timeouts": (60, LOSS), **options},
         )
 
@@ -100,14 +96,34 @@ class Fault:
         ended = started.end(limit)
         for i, process in enumerate(ended):
             after = f"{started.ended_at[i] - self._struck:.0f} s"
-            words = said(process)
-            cells = (self._kind, self._name, i, process.status, after, words)
-            self._table.append("| " + " | ".join(map(str, cells)) + " |")
+            self._note(i, process.status, after, said(process))
         return ended
+
+    def goes_on(self, folder: Path, expected: Results, **options: Any) -> None:
+        """Run again on what remains; it must end as if nothing had happened."""
+        with self.start(folder, **options) as again:
+            for result in again.found():
+                assert_same_result(self._kind, result, expected)
+            (first, *_) = ended = again.end()
+            assert "resuming " in first.errors
+        name = "evidence" if self._kind == "run" else "samples"
+        found, undisturbed = again.found()[0][name], expected[name]
+        words = f"off by {np.max(np.abs(found - undisturbed)):.1g} from undisturbed"
+        if self._kind == "run":
+            words = f"log-evidence {found[0]:.12f}, {words}"
+        self._note(f"on {len(ended)} hosts", 0, "", words)
+
+    def _note(self, *cells: Any) -> None:
+        TABLE.parent.mkdir(exist_ok=True)
+        words = " | ".join(map(str, (self._kind, self._name, *cells)))
+        with TABLE.open("a") as table:
+            table.write(f"| {words} |\n")
 
 
 def said(process: Ended) -> str:
     """The last line with words of ours, or the last line of all."""
+    if process.status in (0, -signal.SIGKILL):
+        return "(the result)" if process.status == 0 else "(killed)"
     lines = [x.strip() for x in process.errors.splitlines() if x.strip()]
     ours = [x for x in lines if "batchkit" in x or "run_" in x or "connect_" in x]
     return (ours or lines or ["-"])[-1].replace("|", "/")
@@ -131,31 +147,19 @@ def assert_same_result(kind: str, actual: Results, expected: Results) -> None:
         assert_same(actual, expected, 1e-9)
 
 
-def assert_goes_on(
-    fault: Fault, kind: str, folder: Path, hosts: tuple[int, ...], expected: Results
-) -> None:
-    """The same command on hosts that remain ends as if nothing had happened."""
-    header, _ = read_file(folder / "run.h5")
-    assert header["step" if kind == "run" else "draws"] > 0
-    with fault.start(folder, hosts) as again:
-        for result in again.found():
-            assert_same_result(kind, result, expected)
-        assert "resuming " in again.end()[0].errors
-
-
 @every_kind
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", ["killed", "frozen", "cut"])
 def test_lost_host_ends_the_others_with_words(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
     kind: str,
     victim: int,
     how: str,
 ) -> None:
-    fault = Fault(network, table, kind, f"host {victim + 1} of 2 {how}")
+    fault = Fault(network, cache, kind, f"host {victim + 1} of 2 {how}")
     with fault.start(tmp_path, slow=0.2) as started, contextlib.ExitStack() as stack:
         started.wait_for_step(4)
         fault.strikes()
@@ -173,14 +177,15 @@ def test_lost_host_ends_the_others_with_words(
     survivors = [1 - victim] if how != "cut" else [0, 1]
     for i in survivors:
         assert_lost(ended[i], kind)
-    assert_goes_on(fault, kind, tmp_path, (1 - victim,), undisturbed(kind))
+    assert read_file(tmp_path / "run.h5")[0]["step" if kind == "run" else "draws"] > 0
+    fault.goes_on(tmp_path, undisturbed(kind), hosts=(1 - victim,))
 
 
 @every_kind
 def test_process_that_fails_by_itself_ends_the_others(
-    network: Network, table: list[str], tmp_path: Path, kind: str
+    network: Network, cache: Path, tmp_path: Path, kind: str
 ) -> None:
-    fault = Fault(network, table, kind, "the process on host 2 raises LookupError")
+    fault = Fault(network, cache, kind, "the process on host 2 raises LookupError")
     with fault.start(tmp_path, slow=0.2) as started:
         started.wait_for_step(4)
         fault.strikes()
@@ -194,12 +199,12 @@ def test_process_that_fails_by_itself_ends_the_others(
 @every_kind
 def test_two_of_three_hosts_go_on(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
     kind: str,
 ) -> None:
-    fault = Fault(network, table, kind, "host 3 of 3 killed")
+    fault = Fault(network, cache, kind, "host 3 of 3 killed")
     with fault.start(tmp_path, (0, 1, 2), slow=0.2) as started:
         started.wait_for_step(4)
         fault.strikes()
@@ -207,20 +212,20 @@ def test_two_of_three_hosts_go_on(
         ended = fault.end(started)
     for process in ended[:2]:
         assert_lost(process, kind)
-    assert_goes_on(fault, kind, tmp_path, (0, 1), undisturbed(kind))
+    fault.goes_on(tmp_path, undisturbed(kind), hosts=(0, 1))
 
 
 @every_kind
 @pytest.mark.parametrize("how", ["cut for 20 s", "slow, 50 ms and 5 % lost"])
 def test_bad_network_is_waited_for(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
     kind: str,
     how: str,
 ) -> None:
-    fault = Fault(network, table, kind, f"link of host 2 {how}")
+    fault = Fault(network, cache, kind, f"link of host 2 {how}")
     options = {"slow": 0.2, "timeouts": (60, 60)}
     with fault.start(tmp_path, **options) as started:
         started.wait_for_step(4)
@@ -242,13 +247,12 @@ def test_bad_network_is_waited_for(
 @every_kind
 def test_late_host_is_waited_for(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
     kind: str,
 ) -> None:
-    fault = Fault(network, table, kind, "host 2 starts 15 s late")
-    fault.strikes()
+    fault = Fault(network, cache, kind, "host 2 starts 15 s late")
     with fault.start(tmp_path, on=_late(15)) as started:
         fault.end(started, 300)
         for result in started.found():
@@ -256,10 +260,9 @@ def test_late_host_is_waited_for(
 
 
 def test_host_that_is_too_late_is_named(
-    network: Network, table: list[str], tmp_path: Path
+    network: Network, cache: Path, tmp_path: Path
 ) -> None:
-    fault = Fault(network, table, "run", "host 2 starts after start_timeout (15 s)")
-    fault.strikes()
+    fault = Fault(network, cache, "run", "host 2 starts after start_timeout (15 s)")
     with fault.start(tmp_path, on=_late(40), timeouts=(15, LOSS)) as started:
         ended = fault.end(started, 100)
     for process in ended:
@@ -277,13 +280,12 @@ def _late(seconds: int) -> Callable[[int, list[str]], list[str]]:
 
 @every_kind
 def test_other_likelihood_is_refused(
-    network: Network, table: list[str], tmp_path: Path, kind: str
+    network: Network, cache: Path, tmp_path: Path, kind: str
 ) -> None:
     def on(process: int, command: list[str]) -> list[str]:
         return [*command[:-1], '{"other": true}'] if process == 1 else command
 
-    fault = Fault(network, table, kind, "host 2 has another likelihood")
-    fault.strikes()
+    fault = Fault(network, cache, kind, "host 2 has another likelihood")
     with fault.start(tmp_path, on=on) as started:
         ended = fault.end(started, 100)
     name = "log-density" if kind == "chains" else "likelihood"
@@ -295,7 +297,7 @@ def test_other_likelihood_is_refused(
 
 
 def test_other_version_is_refused(
-    network: Network, table: list[str], tmp_path: Path
+    network: Network, cache: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / "other" / "batchkit_jax-99.0.dist-info" / "METADATA"
     record.parent.mkdir(parents=True)
@@ -305,8 +307,7 @@ def test_other_version_is_refused(
         other = ["env", f"PYTHONPATH={record.parents[1]}"] if process == 1 else []
         return [*other, *command]
 
-    fault = Fault(network, table, "run", "host 2 has another version of batchkit")
-    fault.strikes()
+    fault = Fault(network, cache, "run", "host 2 has another version of batchkit")
     with fault.start(tmp_path / "run", on=on) as started:
         ended = fault.end(started, 100)
     for process in ended:
@@ -318,13 +319,13 @@ def test_other_version_is_refused(
 @every_kind
 def test_full_disk_ends_all_with_words(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
     kind: str,
 ) -> None:
     disk = tmp_path / "disk"
-    fault = Fault(network, table, kind, "the disk of host 1 is full")
+    fault = Fault(network, cache, kind, "the disk of host 1 is full")
     on = lambda process, command: ["env", f"DISK={disk}", *command]
     with _small_disk(disk):
         with fault.start(tmp_path / "run", slow=0.2, on=on) as started:
@@ -341,10 +342,7 @@ def test_full_disk_ends_all_with_words(
             assert "No space left on device" in process.errors
         filler.unlink()
         read_file(disk / "run.h5")
-        with fault.start(tmp_path / "again", on=on) as again:
-            for result in again.found():
-                assert_same_result(kind, result, undisturbed(kind))
-            assert "resuming " in again.end()[0].errors
+        fault.goes_on(tmp_path / "again", undisturbed(kind), on=on)
 
 
 @contextlib.contextmanager
@@ -360,7 +358,7 @@ def _small_disk(folder: Path) -> Iterator[None]:
 
 def test_only_the_first_host_needs_the_file_system(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
 ) -> None:
@@ -378,7 +376,7 @@ def test_only_the_first_host_needs_the_file_system(
 
         return on
 
-    fault = Fault(network, table, "run", "host 2 killed, host 1 alone has the file")
+    fault = Fault(network, cache, "run", "host 2 killed, host 1 alone has the file")
     with fault.start(tmp_path / "run", slow=0.2, on=of_host((0, 1))) as started:
         started.wait_for_step(4)
         fault.strikes()
@@ -386,27 +384,23 @@ def test_only_the_first_host_needs_the_file_system(
         ended = fault.end(started)
     assert_lost(ended[0], "run")
     assert list((tmp_path / "of host 1").iterdir()) == []
-    fault = Fault(network, table, "run", "gone on with host 2 first, without the file")
-    fault.strikes()
+    fault = Fault(network, cache, "run", "gone on with host 2 first, without the file")
     with fault.start(tmp_path / "swapped", (1, 0), on=of_host((1, 0))) as swapped:
         ended = fault.end(swapped, 100)
     for process in ended:
         assert process.status == 1
         assert "process 1 on host1 has a checkpoint" in process.errors
-    with fault.start(tmp_path / "again", (0, 1), on=of_host((0, 1))) as again:
-        for result in again.found():
-            assert_same_run(result, undisturbed("run"))
-        assert "resuming " in again.end()[0].errors
+    fault.goes_on(tmp_path / "again", undisturbed("run"), on=of_host((0, 1)))
 
 
 def test_lock_of_a_lost_host_is_told_from_one_of_a_live_host(
     network: Network,
-    table: list[str],
+    cache: Path,
     undisturbed: Callable[[str], Results],
     tmp_path: Path,
 ) -> None:
     expected = undisturbed("run")
-    fault = Fault(network, table, "run", "a run on host 1 lives, host 2 starts it too")
+    fault = Fault(network, cache, "run", "a run on host 1 lives, host 2 starts it too")
     disk = tmp_path / "disk"
     disk.mkdir()
     on = lambda process, command: ["env", f"DISK={disk}", *command]
@@ -419,7 +413,7 @@ def test_lock_of_a_lost_host_is_told_from_one_of_a_live_host(
         pid = first.processes[0].pid
         assert f"is in use by process {pid} on host1" in refused.errors
 
-        fault = Fault(network, table, "run", "host 1 is frozen, host 2 starts its run")
+        fault = Fault(network, cache, "run", "host 1 is frozen, host 2 starts its run")
         first.processes[0].send_signal(signal.SIGSTOP)
         fault.strikes()
         with fault.start(tmp_path / "second", (1,), on=on) as second:
@@ -428,7 +422,7 @@ def test_lock_of_a_lost_host_is_told_from_one_of_a_live_host(
             assert "resuming " in ended.errors
             assert_same_run(second.found()[0], expected)
 
-        fault = Fault(network, table, "run", "host 1 comes back while host 2 runs")
+        fault = Fault(network, cache, "run", "host 1 comes back while host 2 runs")
         with fault.start(
             tmp_path / "third", (1,), on=on, fraction=1e-3, slow=1.0
         ) as third:

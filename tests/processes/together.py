@@ -66,6 +66,7 @@ class Together:
         on: On = _here,
         address: str = "127.0.0.1",
         timeouts: tuple[int, int] = (LIMIT, HEARTBEAT),
+        cache: Path | None = None,
         **options: Any,
     ) -> None:
         """**Arguments:**
@@ -78,6 +79,7 @@ class Together:
             which has the options in JSON last.
         - `address`: where the first of them is.
         - `timeouts`: `start_timeout` and `loss_timeout` of `connect_processes`.
+        - `cache`: where compiled programs are kept, beside `folder` by default.
         - `options`: the arguments of the function.
         """
         folder.mkdir(exist_ok=True)
@@ -87,6 +89,7 @@ class Together:
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_COMPILATION_CACHE_DIR": str(cache or folder.parent / "cache"),
         }
         self.processes: list[subprocess.Popen[bytes]] = []
         # When each of them was seen to have ended, by `time.monotonic`.
@@ -215,7 +218,6 @@ def _main(
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if count > 1:
         import batchkit as bk
