@@ -1,10 +1,10 @@
-"""The last words of a process whose peers are gone.
+"""Explanations of errors and aborts that the loss of another process causes.
 
 A program of several processes cannot go on without one of them. A lost process or
 network shows in one of two ways. A collective fails, which is an exception; or JAX
 misses heartbeats, or its connection to the first process, and calls `abort()` in a
 thread of its own, with a C++ stack and exit status 134. Neither says what the user can
-do. So exceptions get a note, and a handler of SIGABRT writes the same words last.
+do. So exceptions get a note, and a handler of SIGABRT writes the same text last.
 """
 
 import atexit
@@ -35,7 +35,7 @@ _FAILED: Final = re.compile(
 )
 _ERRORS: Final = (jax.errors.JaxRuntimeError, ValueError)
 
-_words = (
+_at_abort = (
     "batchkit: JAX has ended this process, for the reason above. If a task stopped "
     "sending heartbeats, or the coordination service cannot be reached, another "
     "process has ended or the network has failed."
@@ -44,29 +44,29 @@ _is_lost = False
 
 
 @contextlib.contextmanager
-def explaining_loss(words: str) -> Iterator[None]:
-    """Say some words if a process is lost in the body.
+def explaining_loss(explanation: str) -> Iterator[None]:
+    """Add an explanation to errors and aborts in the body that a loss causes.
 
-    Between two bodies there are general words.
+    Outside of such bodies aborts have a general explanation.
     """
-    global _words, _is_lost
+    global _at_abort, _is_lost
     _install()
-    general = _words
-    # Aborts have other causes, too, which JAX states.
-    _words = f"batchkit: {words} If JAX names another reason above, it is that."
+    general = _at_abort
+    # Aborts have other causes, too.
+    _at_abort = f"batchkit: {explanation} JAX may name another cause above."
     try:
         yield
     except _ERRORS as error:
         if _FAILED.match(str(error)):
-            error.add_note(words)
+            error.add_note(explanation)
             _is_lost = True
         raise
     finally:
-        _words = general
+        _at_abort = general
 
 
 def explains_loss(run: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Say what has happened, and what to do, if a process is lost during a run.
+    """Explain errors and aborts that the loss of a process causes during a run.
 
     `run` is a function with the argument `checkpoint`. With one process nothing
     changes.
@@ -76,14 +76,14 @@ def explains_loss(run: Callable[_P, _T]) -> Callable[_P, _T]:
     def explained(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         if not is_multiprocess():
             return run(*args, **kwargs)
-        words = _words_of(run.__name__, kwargs.get("checkpoint"))
-        with explaining_loss(words):
+        explanation = _explanation(run.__name__, kwargs.get("checkpoint"))
+        with explaining_loss(explanation):
             return run(*args, **kwargs)
 
     return explained
 
 
-def _words_of(caller: str, checkpoint: Any) -> str:
+def _explanation(caller: str, checkpoint: Any) -> str:
     path = getattr(checkpoint, "path", checkpoint)
     goes_on = (
         "it was not saved, so it starts over"
@@ -128,11 +128,11 @@ if sys.platform != "win32":
     _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
 
     @_Handler
-    def _write_last_words(number: int) -> None:
-        os.write(2, f"\n{_words}\n".encode())
+    def _write_explanation(number: int) -> None:
+        os.write(2, f"\n{_at_abort}\n".encode())
         before = _installed[0]
         _set_handler(number, before)
         if before not in (None, int(signal.SIG_IGN)):
             _Handler(before)(number)
 
-    _handler = _write_last_words
+    _handler = _write_explanation

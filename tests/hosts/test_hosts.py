@@ -151,7 +151,7 @@ def assert_same_result(kind: str, actual: Results, expected: Results) -> None:
 @every_kind
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", ["killed", "frozen", "cut"])
-def test_lost_host_ends_the_others_with_words(
+def test_lost_host_ends_the_others_with_an_explanation(
     network: Network,
     cache: Path,
     undisturbed: Callable[[str], Results],
@@ -318,7 +318,7 @@ def test_other_version_is_refused(
 
 
 @every_kind
-def test_full_disk_ends_all_with_words(
+def test_full_disk_ends_all_with_an_error(
     network: Network,
     cache: Path,
     undisturbed: Callable[[str], Results],
