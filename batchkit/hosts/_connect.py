@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Mapping
 from typing import Any, Final
 
 import jax
@@ -12,15 +13,22 @@ import jax
 from .._util._checks import check_number, check_type
 from .._util._multihost import is_multiprocess
 from ..run._processes import check_same_versions
-from ._loss import explaining_loss
+from ._loss import explaining_loss, uninstall
 
 
 _LOG: Final = logging.getLogger("batchkit")
 # From the errors of `jax.distributed.initialize` that users need not understand.
 _NOT_FOUND: Final = ("should be defined", "must be defined")
 _TOO_LATE: Final = "before any JAX"
-# Variables in which launchers of MPI say how many processes they have started.
-_SIZES: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_PORT_IN_USE: Final = "Failed to start RPC server"
+# Variables that say that there are other processes.
+_OTHERS: Final = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JAX_COORDINATOR_ADDRESS")
+# Arguments of JAX that have another name here.
+_RENAMED: Final = {
+    "initialization_timeout": "start_timeout",
+    "heartbeat_timeout_seconds": "loss_timeout",
+    "shutdown_timeout_seconds": "end_timeout",
+}
 
 
 def connect_processes(
@@ -30,6 +38,7 @@ def connect_processes(
     *,
     start_timeout: int = 300,
     loss_timeout: int = 60,
+    end_timeout: int = 3600,
     **options: Any,
 ) -> None:
     """Connect the processes of a program, on one host or on many.
@@ -40,12 +49,10 @@ def connect_processes(
     other and have the same versions. Without arguments, where JAX finds no cluster, it
     does nothing, so the same program runs on a laptop.
 
-    JAX's preemption service is switched off, since it keeps SIGTERM from ending a
-    process; a run that is saved handles the signal itself.
-
-    If a process ends or the network is cut, each of the others ends with an error that
-    says what to do, at most `loss_timeout` seconds after JAX has missed the first sign
-    of life. A network that is back before that is waited for.
+    If a process is lost, each of the others ends with an error that says what to do,
+    about `loss_timeout` seconds later at the most. A network that is back before that
+    is waited for. JAX's preemption service is switched off, since it keeps SIGTERM from
+    ending a process; a run that is saved handles the signal itself.
 
     ```python
     import batchkit as bk
@@ -67,22 +74,36 @@ def connect_processes(
     - `start_timeout`: seconds to wait for the other processes to start; 300 by
         default.
     - `loss_timeout`: seconds without a sign of life after which a process counts as
-        lost; also how long a process that has failed waits for the others to end. 60 by
-        default.
+        lost; 60 by default.
+    - `end_timeout`: seconds for which a process that has ended waits for the others,
+        such as a first one that draws figures; 3,600 by default.
     - `**options`: other arguments of `jax.distributed.initialize`, such as
         `local_device_ids`.
 
     **Raises:**
 
     `TypeError` and `ValueError` for arguments that cannot be right. `RuntimeError` if
-    JAX computed something before, if not all processes start in time, if they cannot
-    reach each other, and if their versions differ.
+    the processes are connected already, if JAX computed something before, if the port
+    is in use, if not all processes start in time, if they cannot reach each other, and
+    if their versions differ.
     """
-    _check_arguments(coordinator_address, start_timeout, loss_timeout)
+    _check_arguments(coordinator_address, options)
+    for name, seconds in (
+        ("start_timeout", start_timeout),
+        ("loss_timeout", loss_timeout),
+        ("end_timeout", end_timeout),
+    ):
+        check_number("connect_processes", name, seconds, "in seconds")
+    if jax.distributed.is_initialized():
+        raise RuntimeError(
+            "connect_processes: the processes are connected already. Call it once, and "
+            "do not call `jax.distributed.initialize` besides."
+        )
     late = (
         f"connect_processes: the processes did not meet within {start_timeout} s. "
         "Start every process, give all of them the address of the first one and their "
-        "number, and a longer start_timeout if they start late."
+        "number, each a number of its own, and a longer start_timeout if they start "
+        "late."
     )
     # This service of JAX catches SIGTERM in C++ and lets the process go on, which could
     # not be ended before its run begins. Runs handle the signal themselves.
@@ -95,22 +116,20 @@ def connect_processes(
                 process_id,
                 initialization_timeout=start_timeout,
                 heartbeat_timeout_seconds=loss_timeout,
-                shutdown_timeout_seconds=loss_timeout,
+                shutdown_timeout_seconds=end_timeout,
                 **options,
             )
     except ValueError as error:
+        uninstall()
         if not any(words in str(error) for words in _NOT_FOUND):
             raise
         _check_alone(coordinator_address, num_processes, process_id)
         return
     except RuntimeError as error:
-        if _TOO_LATE not in str(error):
-            raise
-        raise RuntimeError(
-            "connect_processes must be called before anything is computed with JAX. "
-            "`import blackjax` computes: import it afterwards."
-        ) from error
+        uninstall()
+        raise _explained(error, coordinator_address) from error
     if not is_multiprocess():
+        uninstall()
         return
     unreachable = (
         "connect_processes: the processes reach the first one, but not each other. "
@@ -120,15 +139,15 @@ def connect_processes(
         check_same_versions("connect_processes")
 
 
-def _check_arguments(address: object, start_timeout: int, loss_timeout: int) -> None:
+def _check_arguments(address: object, options: Mapping[str, object]) -> None:
     owner, name = "connect_processes", "coordinator_address"
-    check_number(owner, "start_timeout", start_timeout, "in seconds")
-    check_number(owner, "loss_timeout", loss_timeout, "in seconds")
+    for given in _RENAMED.keys() & options.keys():
+        raise TypeError(f"{owner}({given}=...): the name here is {_RENAMED[given]}.")
     if address is None:
         return
-    rule = "'host:port' of the first process, such as '10.0.0.1:1234'"
+    rule = "'host:port' of the first process, such as '10.0.0.1:1234' or '[::1]:1234'"
     check_type(isinstance(address, str), owner, name, address, rule)
-    if not re.fullmatch(r".+:\d+", str(address)):
+    if not re.fullmatch(r"(\[.+\]|[^:\s]+):\d+", str(address)):
         raise ValueError(f"{owner}({name}={address!r}): {name} must be {rule}.")
 
 
@@ -136,18 +155,33 @@ def _check_alone(*given: object) -> None:
     """Raise unless this is the only process, where JAX has found no others."""
     names = "coordinator_address", "num_processes", "process_id"
     found = ", ".join(f"{x}={y!r}" for x, y in zip(names, given, strict=True))
-    started = [x for x in _SIZES if os.environ.get(x, "1") != "1"]
-    if started:
-        found = f"{found}) with {started[0]}={os.environ[started[0]]}"
+    found = f"connect_processes({found})"
+    others = [x for x in _OTHERS if os.environ.get(x, "1") != "1"]
+    if others:
+        found = f"{found} with {others[0]}={os.environ[others[0]]}"
     elif given == (None, None, None):
         _LOG.info("connect_processes: no cluster was found; this process is alone")
         return
-    else:
-        found = f"{found})"
     raise ValueError(
-        f"connect_processes({found}: JAX found no cluster. Pass all three arguments, "
-        "or cluster_detection_method='mpi4py', or start one process without any."
+        f"{found}: JAX found no cluster. Pass all three arguments, or "
+        "cluster_detection_method='mpi4py', or start one process without any."
     )
+
+
+def _explained(error: RuntimeError, address: str | None) -> RuntimeError:
+    """Return the error to raise for one of `jax.distributed.initialize`."""
+    if _TOO_LATE in str(error):
+        return RuntimeError(
+            "connect_processes must be called before anything is computed with JAX. "
+            "`import blackjax` computes: import it afterwards."
+        )
+    if _PORT_IN_USE in str(error):
+        where = "" if address is None else f" of {address}"
+        return RuntimeError(
+            f"connect_processes: the port{where} is in use on this host, the first "
+            "one. Choose another one, the same in all processes."
+        )
+    return RuntimeError(f"connect_processes: {error}")
 
 
 def _own_address() -> str:
@@ -156,7 +190,7 @@ def _own_address() -> str:
     with contextlib.suppress(OSError):
         address = socket.gethostbyname(name)
     return (
-        "On CPUs each offers the address of its host's name, and here "
-        f"{name!r} is {address}. If others cannot reach that, write the right address "
-        "into /etc/hosts."
+        "On CPUs each offers the address of its host's name, which here is that of "
+        f"{name!r}: {address}. Where others cannot reach it, on this host or on "
+        "another, write the right address into its /etc/hosts."
     )

@@ -118,14 +118,17 @@ def disk_errors(action: str, path: str) -> Iterator[None]:
 
 
 def replace_file(
-    path: str, data: bytes | memoryview, before_rename: Callable[[], None] | None = None
+    path: str,
+    data: bytes | memoryview,
+    new: str = "",
+    before_rename: Callable[[], None] | None = None,
 ) -> None:
     """Replace a file, whole or not at all, and wait until the disk has it.
 
-    `before_rename` is called when the new bytes are on the disk, before they have the
-    name.
+    `before_rename` is called when the new bytes are on the disk, in the file `new`,
+    `path + ".tmp"` by default.
     """
-    new = f"{path}.tmp"
+    new = new or f"{path}.tmp"
     # In a folder where others may write, a link of that name could lead to any file of
     # this user: it is removed, and the new file must not exist ("x").
     remove(new)

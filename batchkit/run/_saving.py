@@ -218,10 +218,11 @@ class Saver:
         assert self._checkpoint is not None
         path = os.path.realpath(self._checkpoint.path)
         host = socket.gethostname()
-        said = allgather_bytes(f"{int(os.path.lexists(path))} {host}".encode())
+        exists = any(map(os.path.lexists, (path, f"{path}.previous")))
+        said = allgather_bytes(f"{int(exists)} {host}".encode())
         (_, first), *others = (x.decode().split(" ", 1) for x in said)
-        for process, (exists, other) in enumerate(others, 1):
-            if exists == "1":
+        for process, (has_one, other) in enumerate(others, 1):
+            if has_one == "1":
                 raise CheckpointError(
                     f"process {process} on {other} has a checkpoint at {path!r}. The "
                     f"first process, on {first}, reads it for all, and has none.",

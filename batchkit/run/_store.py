@@ -9,12 +9,7 @@ between loses nothing.
 
 import contextlib
 import errno
-import functools
 import os
-import socket
-import sys
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, final
 
@@ -31,23 +26,8 @@ from ._file import (
     replace_file,
     sound_bytes,
 )
+from ._lock import Lock
 from ._processes import log
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _take(file: int) -> None:
-        # Windows forbids others to read what is locked, so this is past the text.
-        os.lseek(file, 1 << 30, os.SEEK_SET)
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        os.lseek(file, 0, os.SEEK_SET)
-
-else:
-    import fcntl
-
-    def _take(file: int) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 _FOREIGN: Final = (
@@ -63,15 +43,6 @@ _NO_LINKS: Final = {
     errno.EXDEV,
     errno.EINVAL,
 }
-
-
-# Seconds from one sign of life of a lock's owner to the next, and without one until
-# its host counts as lost.
-_LIFE: Final = 5.0
-_SILENCE: Final = 30.0
-_TOUCHES: Final = os.utime in os.supports_fd
-_HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
-_NO_LOCKS: Final = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @final
@@ -120,7 +91,9 @@ class Store:
                 raise
             self._read_only = error
         else:
-            remove(f"{self.path}.tmp")
+            remove(f"{self.path}.tmp")  # of earlier versions
+            if (token := self._lock.left_behind) is not None:
+                remove(self._temporary(token))
             remove(self._link)
         self._entered = True
         return self
@@ -177,12 +150,23 @@ class Store:
             log.warning("%s It is replaced, as fresh=True says.", foreign.reason)
         if self._sound is None:
             self._sound = self._is_sound()
-        # A damaged file must not take the place of a sound generation.
-        keep = self._keep_as_previous if self._sound else None
+
+        def before_rename() -> None:
+            # Writing may have taken long enough to be taken for lost.
+            self._lock.check()
+            # A damaged file must not take the place of a sound generation.
+            if self._sound:
+                self._keep_as_previous()
+
         with encode(header, arrays) as data:
-            replace_file(self.path, data, keep)
+            new = self._temporary(self._lock.token)
+            replace_file(self.path, data, new, before_rename)
         self._sound = True
         self._fresh = False
+
+    def _temporary(self, token: str) -> str:
+        """Return the name of the file that an owner of the lock writes."""
+        return f"{self.path}.{token}.tmp"
 
     def _foreign(self) -> CheckpointError | None:
         """Return the error of a foreign file if it may be replaced, else raise it."""
@@ -221,178 +205,3 @@ class Store:
             os.replace(self._link, self.previous)
         finally:
             remove(self._link)
-
-
-@final
-class Lock:
-    """A lock that one process holds on a file, and that ends with the process.
-
-    The operating system holds the lock, not the file `path + ".lock"`: a killed process
-    leaves the file behind, and no other process waits for it. It only names the owner.
-
-    On a network file system the lock of a host that is lost may outlive it. So the
-    owner touches the file as a sign of life, and a process on another host that sees
-    none takes over: it removes the file and locks a new one, which the owner notices
-    before it writes again, should it come back.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._name = f"{path}.lock"
-        self._file: int | None = None
-        self._released = threading.Event()
-        self._life: threading.Thread | None = None
-
-    def acquire(self) -> None:
-        """Take the lock; raise `CheckpointError` if another run has it."""
-        assert self._file is None
-        while self._file is None:
-            file = self._open()
-            try:
-                if self._is_locked(file):
-                    self._file = file
-            finally:
-                if self._file is None:
-                    os.close(file)
-        self._released = threading.Event()
-        if _TOUCHES:
-            show = functools.partial(_show_life, self._file, self._released)
-            self._life = threading.Thread(target=show, daemon=True)
-            self._life.start()
-
-    def release(self) -> None:
-        assert self._file is not None
-        self._released.set()
-        if self._life is not None:
-            # It must not touch another file that gets the same number.
-            self._life.join(1.0)
-        # Before the lock goes: afterwards the file may be that of another process.
-        if self._is_same(self._file):
-            remove(self._name)
-        os.close(self._file)
-        self._file = None
-
-    def check(self) -> None:
-        """Raise `CheckpointError` if another process has taken over."""
-        assert self._file is not None
-        if not self._is_same(self._file) and os.path.lexists(self._name):
-            raise CheckpointError(
-                f"{self._path!r} was taken over by {self._holder()}: for "
-                f"{_SILENCE:.0f} s this process showed no sign of life there, as if "
-                "its host were lost.",
-                "That run goes on; start this one again when it has ended.",
-            )
-
-    def _open(self) -> int:
-        with disk_errors("write", self._path):
-            # A link of that name could lead to any file, which would be emptied.
-            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-            return os.open(self._name, flags, 0o666)
-
-    def _is_same(self, file: int) -> bool:
-        """Return False if another process removed or replaced the file of the lock."""
-        with disk_errors("write", self._path):
-            try:
-                return os.path.samestat(os.fstat(file), os.stat(self._name))
-            except FileNotFoundError:
-                return False
-
-    def _is_locked(self, file: int) -> bool:
-        """Lock a file; return False if another process removed it meanwhile."""
-        try:
-            _take(file)
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                log.warning(
-                    "%s: its file system has no locks, so nothing keeps another run "
-                    "from writing there, too.",
-                    self._path,
-                )
-            elif error.errno in _HELD:
-                if self._has_taken_over(file):
-                    return False
-                raise CheckpointError(
-                    f"{self._path!r} is in use by {self._holder(file)}.",
-                    "Wait until that run has ended, or give this run another path.",
-                ) from error
-            else:
-                with disk_errors("lock", self._path):
-                    raise
-        if not self._is_same(file):
-            return False
-        # Only for the messages of others: on a full disk the lock holds without it.
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, 0)
-            touches = f" touched every {_LIFE:.0f} s" if _TOUCHES else ""
-            text = f"{os.getpid()} {socket.gethostname()}{touches}\n"
-            os.write(file, text.encode())
-        return True
-
-    def _has_taken_over(self, file: int) -> bool:
-        """Remove the file of an owner on another host that shows no sign of life."""
-        words = _words_in(file)
-        # On this host the lock has ended with its owner.
-        if "touched" not in words or words[1] == socket.gethostname():
-            return False
-        log.warning(
-            "%s is locked by %s; waiting up to %.0f s for a sign of life of it.",
-            self._path,
-            self._holder(file),
-            _SILENCE,
-        )
-        first, end = self._touched(), time.monotonic() + _SILENCE
-        while time.monotonic() < end:
-            time.sleep(_SILENCE / 30)
-            if self._touched() != first:
-                return False
-        if self._is_same(file):
-            log.warning(
-                "%s: no sign of life of %s in %.0f s. Its host counts as lost, and "
-                "this process takes over.",
-                self._path,
-                self._holder(file),
-                _SILENCE,
-            )
-            remove(self._name)
-        return True
-
-    def _touched(self) -> int | None:
-        """Return when the file was touched last, in the time of its file system."""
-        # Network file systems may answer `stat` from a cache, unless a file is opened.
-        with contextlib.suppress(FileNotFoundError):
-            file = os.open(self._name, os.O_RDONLY)
-            try:
-                return os.fstat(file).st_mtime_ns
-            finally:
-                os.close(file)
-        return None
-
-    def _holder(self, file: int | None = None) -> str:
-        if file is None:
-            with contextlib.suppress(OSError):
-                file = os.open(self._name, os.O_RDONLY)
-                try:
-                    return self._holder(file)
-                finally:
-                    os.close(file)
-            return "another process"
-        match _words_in(file):
-            case [pid, host, *_] if host == socket.gethostname():
-                this = " (this process)" if pid == str(os.getpid()) else ""
-                return f"process {pid}{this}"
-            case [pid, host, *_]:
-                return f"process {pid} on {host}"
-        return "another process"
-
-
-def _words_in(file: int) -> list[str]:
-    with contextlib.suppress(OSError):
-        os.lseek(file, 0, os.SEEK_SET)
-        return os.read(file, 300).decode(errors="replace").split()
-    return []
-
-
-def _show_life(file: int, released: threading.Event) -> None:
-    while not released.wait(_LIFE):
-        with contextlib.suppress(OSError):
-            os.utime(file)

@@ -412,13 +412,13 @@ def _spread(
                 "Pass arrays of NumPy, the same in all processes."
             )
         return jax.device_put(leaf, sharding)
-    array = np.asarray(leaf)
+    source = np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
 
     def share(block: Any) -> np.ndarray:
-        # Consecutive rows are a view, which reads a mapped file only when it is sent.
-        start = first[(block[0].start or 0) // max(size, 1)]
-        return as_array(array[start : start + size])[:, *block[1:]]
+        # Consecutive rows only: those of a file are read when they are sent.
+        start = int(first[(block[0].start or 0) // max(size, 1)])
+        return as_array(source[start : start + size])[:, *block[1:]]
 
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
-    shape = (rows, *array.shape[1:])
+    dtype = jax.dtypes.canonicalize_dtype(source.dtype)
+    shape = (rows, *source.shape[1:])
     return jax.make_array_from_callback(shape, sharding, share, dtype=dtype)

@@ -2,7 +2,7 @@
 
     python fit.py                      # one process, with all devices of this machine
     sbatch slurm.sh                    # SLURM, one process for each GPU
-    bash mpirun.sh -n 8                # Open MPI, one process for each GPU
+    sh mpirun.sh -n 8                  # Open MPI, one process for each GPU
     bash ssh.sh node1 node2            # ssh, one process on each host
 
 The program is the same everywhere. Every process runs the whole of it, with the same

@@ -1,7 +1,8 @@
 """Hosts with a network between them: network namespaces on one switch.
 
-Each host has an address of its own, a name, a file `/etc/hosts` and a cable, which can
-be cut and made slow. Making them needs Linux, the rights of root, `ip` and `unshare`.
+Each host has an address of its own, a name, a file `/etc/hosts`, a boot id and a cable,
+which can be cut and made slow. Making them needs Linux, the rights of root, `ip` and
+`unshare`.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from typing import final
 # Names of namespaces are known to the whole machine, where other tests may run.
 _PREFIX = f"batchkit-{os.getpid()}"
 _ETC = Path("/etc/netns")
+# By which a system knows that it has not been started again, or is another one.
+_BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 @final
@@ -52,9 +55,10 @@ class Network:
 
     def on(self, host: int, *command: str) -> list[str]:
         """A command that runs another one on a host, under the host's name."""
-        rename = f'hostname {self.names[host]} && exec "$@"'
         space = self._space(host)
-        alone = ("unshare", "--uts", "sh", "-c", rename, "sh")
+        boot = _ETC / space / "boot_id"
+        become = f'hostname {self.names[host]} && mount --bind "{boot}" {_BOOT}'
+        alone = ("unshare", "--uts", "sh", "-c", f'{become} && exec "$@"', "sh")
         return ["ip", "netns", "exec", space, *alone, *command]
 
     def name_is(self, host: int, address: str) -> None:
@@ -110,6 +114,7 @@ class Network:
         for link in ("eth0", "lo"):
             _do(*inside, "link", "set", link, "up")
         self.name_is(host, self.addresses[host])
+        (_ETC / space / "boot_id").write_text(f"boot of {self.names[host]}\n")
 
     def _switch(self, *words: str) -> None:
         _do("ip", "-n", f"{_PREFIX}-switch", *words)

@@ -236,6 +236,8 @@ def _main(
     disk = Path(os.environ.get("DISK", folder))
     made = getattr(programs, name)(disk, **json.loads(options))
     np.savez(folder / f"found-{process}.npz", **made)
+    # As a program that draws figures in one process.
+    time.sleep(float(os.environ.get("LINGER", "0")))
     say("end")
 
 

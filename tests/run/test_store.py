@@ -2,15 +2,18 @@
 
 import builtins
 import errno
+import fcntl
 import logging
 import os
+import re
+import socket
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from batchkit.run import CheckpointError, _store
+from batchkit.run import CheckpointError, _lock
 from batchkit.run._file import decode, read_file
 from batchkit.run._store import Store
 
@@ -263,9 +266,10 @@ def test_empty_file_is_replaced(path):
 
 def test_leftovers_of_a_killed_process_are_removed(path):
     put(path, 1)
-    for name in (f"{path}.tmp", f"{path}.previous.tmp", f"{path}.lock"):
-        with open(name, "w") as file:
-            file.write("4194305 elsewhere\n")
+    names_of_a_killed = ("tmp", "0a1b2c3d.tmp", "previous.tmp", "lock")
+    for name in names_of_a_killed:
+        with open(f"{path}.{name}", "w") as file:
+            file.write("4194305 elsewhere boot 0a1b2c3d touched\n")
     assert found(path)[0] == 1
     assert names(path) == ["run.h5"]
 
@@ -406,13 +410,16 @@ def test_files_are_synced_before_they_are_renamed(path, monkeypatch):
     calls = []
     fsync, replace, link = os.fsync, os.replace, os.link
 
+    def base(name):
+        return re.sub(r"\.[0-9a-f]{8}\.tmp", ".OWN.tmp", os.path.basename(name))
+
     def spy_fsync(file):
-        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{file}"))))
+        calls.append(("fsync", base(os.readlink(f"/proc/self/fd/{file}"))))
         fsync(file)
 
     def spy_names(name, call):
         def spy(old, new):
-            calls.append((name, os.path.basename(old), os.path.basename(new)))
+            calls.append((name, base(old), base(new)))
             call(old, new)
 
         return spy
@@ -422,10 +429,10 @@ def test_files_are_synced_before_they_are_renamed(path, monkeypatch):
     monkeypatch.setattr(os, "link", spy_names("link", link))
     put(path, 2)
     assert calls == [
-        ("fsync", "run.h5.tmp"),
+        ("fsync", "run.h5.OWN.tmp"),
         ("link", "run.h5", "run.h5.previous.tmp"),
         ("replace", "run.h5.previous.tmp", "run.h5.previous"),
-        ("replace", "run.h5.tmp", "run.h5"),
+        ("replace", "run.h5.OWN.tmp", "run.h5"),
         ("fsync", os.path.basename(os.path.dirname(path))),
     ]
 
@@ -452,9 +459,9 @@ def test_two_runs_of_one_process_cannot_share_a_file(path):
 def elsewhere(path, monkeypatch):
     """The lock of a process on another host, which shows no sign of life by itself."""
     fcntl = pytest.importorskip("fcntl")
-    monkeypatch.setattr(_store, "_SILENCE", 0.6)
+    monkeypatch.setattr(_lock, "_SILENCE", 0.6)
     with open(f"{path}.lock", "w+") as file:
-        file.write("12 node7 touched every 5 s\n")
+        file.write("12 node7 boot7 0a1b2c3d touched\n")
         file.flush()
         fcntl.flock(file, fcntl.LOCK_EX)
         yield file
@@ -500,7 +507,7 @@ def test_lock_that_never_shows_life_is_not_taken_over(path, elsewhere):
         Store(path).__enter__()
 
 
-def test_process_that_was_taken_for_lost_writes_no_more(path, monkeypatch):
+def test_process_that_was_taken_for_lost_writes_no_more(path):
     with Store(path) as store:
         store.write(*generation(1, 1000))
         os.unlink(f"{path}.lock")
@@ -517,10 +524,110 @@ def test_process_that_was_taken_for_lost_writes_no_more(path, monkeypatch):
 
 
 def test_lock_shows_signs_of_life(path, monkeypatch):
-    monkeypatch.setattr(_store, "_LIFE", 0.05)
+    monkeypatch.setattr(_lock, "_LIFE", 0.05)
     with Store(path):
         os.utime(f"{path}.lock", (0, 0))
         end = time.monotonic() + 10
         while os.stat(f"{path}.lock").st_mtime == 0:
             assert time.monotonic() < end
             time.sleep(0.01)
+
+
+def test_host_of_the_same_name_is_another_one_after_a_boot(path, elsewhere, caplog):
+    elsewhere.seek(0)
+    elsewhere.truncate()
+    elsewhere.write(f"1 {socket.gethostname()} boot7 0a1b2c3d touched\n")
+    elsewhere.flush()
+    put(path, 1)
+    assert "no sign of life" in caplog.text
+
+
+def test_lock_that_is_released_while_it_is_watched_is_taken(path, elsewhere, caplog):
+    def release():
+        os.unlink(f"{path}.lock")
+        fcntl.flock(elsewhere, fcntl.LOCK_UN)
+
+    thread = threading.Timer(0.2, release)
+    thread.start()
+    put(path, 1)
+    thread.join()
+    assert "no sign of life" not in caplog.text
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.ENOENT])
+def test_file_of_the_lock_that_another_host_removed(path, monkeypatch, code):
+    """NFS says of an open file that it is stale, a local file system nothing."""
+    fstat = os.fstat
+    with Store(path) as store:
+        store.write(*generation(1, 1000))
+        own = store._lock._file
+        assert own is not None
+        os.unlink(f"{path}.lock")
+        with open(f"{path}.lock", "w") as file:
+            file.write("12 node7 boot7 0a1b2c3d touched\n")
+
+        def stale(file):
+            if file == own and code == errno.ESTALE:
+                raise OSError(code, os.strerror(code))
+            return fstat(file)
+
+        monkeypatch.setattr(os, "fstat", stale)
+        with pytest.raises(CheckpointError, match="taken over by process 12 on node7"):
+            store.write(*generation(2, 1000))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        fstat(own)
+    assert names(path) == ["run.h5", "run.h5.lock"]
+
+
+@pytest.mark.parametrize("when", ["open", "fsync"])
+@pytest.mark.parametrize("owner", ["writes", "is writing"])
+def test_process_that_comes_back_while_it_writes_replaces_nothing(
+    path, monkeypatch, when, owner
+):
+    """As on a network file system, which lets a process wait while it is cut off."""
+    calls = {"open": builtins.open, "fsync": os.fsync}
+    module = builtins if when == "open" else os
+    others = []
+
+    def cut_off(*args, **kwargs):
+        monkeypatch.setattr(module, when, calls[when])
+        os.unlink(f"{path}.lock")
+        other = others.append(Store(path)) or others[0]
+        other.__enter__()
+        if owner == "writes":
+            other.write(*generation(50, 1000))
+        else:
+            new = other._temporary(other._lock.token)
+            with calls["open"](new, "xb") as file:
+                file.write(b"half")
+        return calls[when](*args, **kwargs)
+
+    with Store(path) as store:
+        store.write(*generation(1, 1000))
+        monkeypatch.setattr(module, when, cut_off)
+        with pytest.raises(CheckpointError, match="was taken over by process"):
+            store.write(*generation(2, 1000))
+    (other,) = others
+    if owner == "is writing":
+        assert os.path.exists(other._temporary(other._lock.token))
+        os.unlink(other._temporary(other._lock.token))
+        other.write(*generation(50, 1000))
+    assert step_of(*read_file(path)) == 50
+    other.__exit__()
+    assert names(path) == ["run.h5", "run.h5.previous"]
+
+
+def test_owner_whose_file_system_cannot_touch_is_not_taken_over(
+    path, monkeypatch, caplog
+):
+    def failing_utime(*args, **kwargs):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "utime", failing_utime)
+    monkeypatch.setattr(_lock, "_SILENCE", 0.3)
+    with Store(path):
+        with open(f"{path}.lock") as file:
+            assert "touched" not in file.read()
+        monkeypatch.setattr(_lock, "_this_boot", lambda: "another")
+        with pytest.raises(CheckpointError, match="is in use by"):
+            Store(path).__enter__()

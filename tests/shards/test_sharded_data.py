@@ -1,9 +1,11 @@
 """Data over devices: the log-density and its derivatives are those of one device."""
 
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import blackjax
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -363,3 +365,33 @@ def test_rows_are_not_copied_on_the_host() -> None:
     finally:
         tracemalloc.stop()
     assert peak < data.nbytes / 16
+
+
+def test_file_is_read_in_parts(tmp_path: Path) -> None:
+    class Watched:
+        """A dataset of a file, which notes what is read of it."""
+
+        def __init__(self, dataset: Any) -> None:
+            self._dataset = dataset
+            self.dtype, self.shape = dataset.dtype, dataset.shape
+            self.read: list[int] = []
+
+        def __len__(self) -> int:
+            return len(self._dataset)
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            self.read.append(rows.stop - rows.start)
+            return self._dataset[rows]
+
+        def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+            raise AssertionError("it is read whole")
+
+    table = np.arange(30.0, dtype=np.float32).reshape(10, 3)
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["x"] = table
+        watched = Watched(file["x"])
+        data = bk.ShardedData(watched, mesh(4))
+    assert sorted(watched.read) == [1] * 4 + [2] * 4
+    expected = bk.ShardedData(table, mesh(4))
+    np.testing.assert_array_equal(data.rows, expected.rows)
+    np.testing.assert_array_equal(data.last, expected.last)
