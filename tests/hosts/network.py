@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,8 @@ class Network:
         # Above 127.0.0.1, as in most private networks: gloo connects from the higher
         # address to the lower one, so a host that offers 127.0.0.1 is not found there.
         self.addresses = [f"192.168.77.{i + 1}" for i in range(hosts)]
+
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
 
     def __enter__(self) -> "Network":
         try:
@@ -56,7 +59,7 @@ class Network:
     def on(self, host: int, *command: str) -> list[str]:
         """A command that runs another one on a host, under the host's name."""
         space = self._space(host)
-        boot = _ETC / space / "boot_id"
+        boot = self._folder / self.names[host]
         become = f'hostname {self.names[host]} && mount --bind "{boot}" {_BOOT}'
         alone = ("unshare", "--uts", "sh", "-c", f'{become} && exec "$@"', "sh")
         return ["ip", "netns", "exec", space, *alone, *command]
@@ -114,7 +117,8 @@ class Network:
         for link in ("eth0", "lo"):
             _do(*inside, "link", "set", link, "up")
         self.name_is(host, self.addresses[host])
-        (_ETC / space / "boot_id").write_text(f"boot of {self.names[host]}\n")
+        boot = self._folder / self.names[host]
+        boot.write_text(f"boot of {self.names[host]}\n")
 
     def _switch(self, *words: str) -> None:
         _do("ip", "-n", f"{_PREFIX}-switch", *words)
@@ -123,6 +127,7 @@ class Network:
         return f"{_PREFIX}-{self.names[host]}"
 
     def _remove(self) -> None:
+        shutil.rmtree(self._folder)
         for space in (*map(self._space, range(len(self.names))), f"{_PREFIX}-switch"):
             pids = subprocess.run(
                 ["ip", "netns", "pids", space], capture_output=True, text=True
