@@ -128,9 +128,9 @@ def said(process: Ended) -> str:
     if process.status in (0, -signal.SIGKILL):
         return "(the result)" if process.status == 0 else "(killed)"
     lines = [x.strip() for x in process.errors.splitlines() if x.strip()]
-    ours = [x for x in lines if x.startswith(("batchkit", "run_", "connect_"))]
-    ours += [x for x in lines if re.match(r"[\w.]+Error: ", x)]
-    return (ours or lines or ["-"])[-1].replace("|", "/")
+    ours = [x for x in lines if x.startswith(("batchkit:", "run_", "connect_"))]
+    errors = [x for x in lines if re.match(r"[\w.]+Error: ", x)]
+    return (ours or errors or lines or ["-"])[-1].replace("|", "/")
 
 
 def assert_lost(process: Ended, kind: str) -> None:
