@@ -109,6 +109,12 @@ def test_rbg_draws_in_another_layout_are_refused(
     assert "`Vmap()`" in message
 
 
+@pytest.mark.parametrize("name", ["Sequential()", "Sharded(4)"])
+def test_rbg_draws_of_two_tasks_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"first\s+key"):
+        jax.eval_shape(BATCHERS[name](jax.random.bits), _keys("rbg", 2))
+
+
 @pytest.mark.parametrize("name", ["Sequential()", "Chunked(3)", "Sharded(4)"])
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_nested_rbg_draws_are_refused(name: str, impl: str) -> None:
@@ -140,6 +146,8 @@ def test_deriving_unsafe_rbg_keys_is_refused(name: str) -> None:
 
 SHARED: dict[str, Callable[[Any, Any], Any]] = {
     "draw": lambda x, key: x * jax.random.normal(key),
+    # No other size in the program is larger: it must not pass for the batch.
+    "draw of an array": lambda x, key: x * jax.random.normal(key, (3,)),
     "draw in jit": jax.jit(lambda x, key: x * jax.random.normal(key)),
     "varying bounds": lambda x, key: jax.random.uniform(key, minval=x, maxval=10.0),
     "draw in cond": lambda x, key: jax.lax.cond(

@@ -103,6 +103,18 @@ def test_rows_of_a_scan_are_kept_in_later_loops() -> None:
     assert_same(jax.jit(bk.Continuous(2)(task))(n), jax.jit(jax.vmap(task))(n), ulps=0)
 
 
+def test_rows_of_a_scan_may_be_results_and_read_by_the_task() -> None:
+    add = bk.expensive(lambda x: x + 1.0)
+
+    def task(n: Any) -> Any:
+        _, rows = jax.lax.scan(lambda c, _: (add(c),) * 2, n, length=3)
+        total = jax.lax.while_loop(lambda c: c < 20, add, jnp.sum(rows))
+        return rows, total
+
+    n = jnp.arange(1.0, 8.0)
+    assert_same(jax.jit(bk.Continuous(2)(task))(n), jax.jit(jax.vmap(task))(n), ulps=0)
+
+
 def test_data_is_never_stored_per_lane() -> None:
     product = bk.expensive(lambda x, data: x * data[-1])
 

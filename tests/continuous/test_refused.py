@@ -83,6 +83,20 @@ def test_reverse_mode_with_stopped_gradients() -> None:
     np.testing.assert_array_equal(jax.jit(jax.grad(loss))(X), 2 * X * turns)
 
 
+def test_reverse_mode_of_a_result_that_no_derivative_reaches() -> None:
+    """The derivative of another result is computed in the same loop."""
+    steps = jax.custom_jvp(lambda x: jnp.round(x))
+    steps.defjvp(lambda primals, _: (steps(*primals), 0 * primals[0]))
+
+    def loss(w: Any, mapped: Any) -> Any:
+        task = lambda x: (steps(w * x) + _halvings(x)[0], w * x)
+        return jnp.sum(mapped(task)(X)[0])
+
+    for mapped in (jax.vmap, bk.Continuous(3)):
+        gradient = jax.jit(lambda w, m=mapped: jax.grad(loss)(w, m))
+        assert gradient(np.float32(2)) == 0
+
+
 def _printing(x: Any) -> Any:
     jax.debug.print("x {}", x)
     return x / 2

@@ -128,6 +128,20 @@ with _loss.explaining_loss("the advice"):
     assert errors.rstrip().endswith("the advice") == (error == LOSS)
 
 
+@pytest.mark.parametrize("error", [LOSS, 'LookupError("of the user")'])
+def test_first_process_waits_for_the_words_of_others_unless_one_is_lost(
+    error: str,
+) -> None:
+    status, out, _ = _run(f"""
+_loss.is_first_process = lambda: True
+_loss.time.sleep = lambda seconds: print(f"waits for {{seconds:.0f}} s")
+raise {error}
+""")
+    assert status == 1
+    waits = "" if error == LOSS else "waits for 3 s\n"
+    assert out == f"after the import\n{waits}"
+
+
 def test_caught_exception_leaves_the_status_as_it_is() -> None:
     program = f"""
 try:

@@ -40,6 +40,11 @@ def variable(x):
     by_row = jax.vmap
 
     return by_row(lambda r: r.sum())(x)
+def variable_above_another_vmap(x):
+    by_row = jax.vmap
+
+    y = by_row(lambda r: r.sum())(x)
+    return jax.vmap(lambda s: s * 1)(y)
 
 def over_several_lines(x):
     y = 1.0

@@ -144,6 +144,17 @@ def test_newer_format_does_not_fall_back(path, monkeypatch):
         store.read()
 
 
+def test_newer_format_becomes_the_previous_generation_with_fresh(path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("batchkit.run._file.FORMAT", 2)
+        put(path, 1)
+    with Store(path, fresh=True) as store:
+        store.write(*generation(2, 1000))
+    assert step_of(*read_file(path)) == 2
+    with pytest.raises(CheckpointError, match="has format 2"):
+        read_file(f"{path}.previous")
+
+
 FOREIGN = [b"a,b\n1,2\n", b"\x89HDF\r\n\x1a\n and more"]
 
 
