@@ -1,6 +1,7 @@
 """Connecting the processes of one program, with stated time-outs."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -99,6 +100,8 @@ def connect_processes(
             "connect_processes: the processes are connected already. Call it once, and "
             "do not call `jax.distributed.initialize` besides."
         )
+    if process_id == 0 and "coordinator_bind_address" not in options:
+        _check_port(coordinator_address)
     late = (
         f"connect_processes: the processes did not meet within {start_timeout} s. "
         "Start every process, give all of them the address of the first one and their "
@@ -147,7 +150,8 @@ def _check_arguments(address: object, options: Mapping[str, object]) -> None:
         return
     rule = "'host:port' of the first process, such as '10.0.0.1:1234' or '[::1]:1234'"
     check_type(isinstance(address, str), owner, name, address, rule)
-    if not re.fullmatch(r"(\[.+\]|[^:\s]+):\d+", str(address)):
+    found = re.fullmatch(r"(\[.+\]|[^:\s]+):(\d+)", str(address))
+    if found is None or not 0 < int(found[2]) < 2**16:
         raise ValueError(f"{owner}({name}={address!r}): {name} must be {rule}.")
 
 
@@ -176,12 +180,30 @@ def _explained(error: RuntimeError, address: str | None) -> RuntimeError:
             "`import blackjax` computes: import it afterwards."
         )
     if _PORT_IN_USE in str(error):
-        where = "" if address is None else f" of {address}"
-        return RuntimeError(
-            f"connect_processes: the port{where} is in use on this host, the first "
-            "one. Choose another one, the same in all processes."
-        )
+        return _port_in_use(address)
     return RuntimeError(f"connect_processes: {error}")
+
+
+def _check_port(address: str | None) -> None:
+    """Raise if the port of the first process is in use, where JAX may crash."""
+    if address is None:
+        return
+    with socket.socket(socket.AF_INET) as probe:
+        # Connections of a program that has just ended do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(address.rsplit(":", 1)[1])))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _port_in_use(address) from error
+
+
+def _port_in_use(address: str | None) -> RuntimeError:
+    where = "" if address is None else f" of {address}"
+    return RuntimeError(
+        f"connect_processes: the port{where} is in use on this host, the first one. "
+        "Choose another one, the same in all processes."
+    )
 
 
 def _own_address() -> str:

@@ -109,6 +109,11 @@ def test_ports_and_second_calls_are_named() -> None:
             r"must be 'host:port' of the first process, such as .* or '\[::1\]:1234'",
         ),
         (
+            {"coordinator_address": "node1:65536"},
+            ValueError,
+            "must be 'host:port' of the first process",
+        ),
+        (
             {"heartbeat_timeout_seconds": 3},
             TypeError,
             r"heartbeat_timeout_seconds=...\): the name here is loss_timeout",
