@@ -115,7 +115,7 @@ def _leave() -> None:
     """End one of several processes at once that an exception has ended."""
     if not jax.distributed.is_initialized() or not is_multiprocess():
         return
-    error = getattr(sys, "last_value", None)  # the one that nobody has caught
+    error = getattr(sys, "last_value", None)  # the uncaught exception
     if error is None or isinstance(error, KeyboardInterrupt):
         return
     if is_first_process() and not is_loss(error):

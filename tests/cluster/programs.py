@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final, final
 
 
@@ -61,12 +60,7 @@ class Started:
     def __enter__(self) -> "Started":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pid in processes_of_session(self.process.pid):
             os.kill(pid, signal.SIGKILL)
         self.process.wait()

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Final, final
 
 from .programs import (
@@ -92,23 +91,18 @@ class Slurm:
             is_up = lambda: self.call("sinfo", "-h", "-o", "%T", check=False) == "idle"
             wait_until(is_up, self._logs)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.call("scancel", "--user=root", check=False)
             wait_until(lambda: self.call("squeue", "-h", check=False) == "", self._logs)
         finally:
             for daemon in reversed(self._daemons):
                 daemon.process.terminate()
-                daemon.__exit__(kind, error, trace)
+                daemon.__exit__()
 
     def submit(self, folder: Path, *arguments: str) -> "Job":
         """Submit a job whose working directory is a folder."""

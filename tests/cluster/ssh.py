@@ -3,7 +3,6 @@
 import os
 import subprocess
 from pathlib import Path
-from types import TracebackType
 from typing import Final, final
 
 from .programs import Started, environment, find, free_port, missing, wait_until
@@ -80,17 +79,12 @@ class Server:
             self._server.wait_for("Server listening")
             wait_until(self._answers, lambda: self._server.log)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__()
 
     def _answers(self) -> bool:
         command = ["ssh", "-o", "BatchMode=yes", "localhost", "true"]

@@ -1,4 +1,4 @@
-"""Processes that have nobody to connect to, and arguments that cannot be right."""
+"""One process without a cluster, ports in use, and wrong arguments."""
 
 import os
 import signal

@@ -54,7 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Results]:
-    """What one process on one host returns, computed once."""
+    """Results of one process on one host, computed once."""
     folder = tmp_path_factory.mktemp("hosts")
     results: dict[str, Results] = {}
 
@@ -124,13 +124,14 @@ class Fault:
 
 
 def said(process: Ended) -> str:
-    """The last line with words of ours, or the last line of all."""
+    """The last line that explains a loss, else of an error, else of all."""
     if process.status in (0, -signal.SIGKILL):
         return "(the result)" if process.status == 0 else "(killed)"
     lines = [x.strip() for x in process.errors.splitlines() if x.strip()]
-    ours = [x for x in lines if x.startswith(("batchkit:", "run_", "connect_"))]
+    explains = re.compile(r"(batchkit|connect_processes): |run_\w+: another of the ")
+    explained = [x for x in lines if explains.match(x)]
     errors = [x for x in lines if re.match(r"[\w.]+Error: ", x)]
-    return (ours or errors or lines or ["-"])[-1].replace("|", "/")
+    return (explained or errors or lines or ["-"])[-1].replace("|", "/")
 
 
 def assert_lost(process: Ended, kind: str) -> None:
