@@ -22,26 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import batchkit as bk
-from batchkit._util._jaxprs import equations
 from batchkit.explain import Loop
 
 
-def turns_of_lanes(fun: Callable[..., Any], *args: Any) -> int:
-    """Return the number of turns of lanes between two checks of the loop."""
-    jaxpr = jax.make_jaxpr(fun)(*args).jaxpr
-    turns = sum(eqn.params.get("name") == "turn" for eqn in equations(jaxpr))
-    # One is for a CPU, if the program is another one there.
-    return max(turns - 1, 1)
-
-
-def report(title: str, loops: tuple[Loop, ...], turns: int) -> None:
+def report(title: str, loops: tuple[Loop, ...]) -> None:
     """Print a line for each loop of a program."""
-    most = max((loop.launches for loop in loops), default=0)
     for loop in loops:
-        count = turns if loop.launches == most else 1
         print(
-            f"| {title} | {count} | {loop.launches / count:.1f} "
-            f"| {loop.copies / count:.1f} | {loop.round_trips} "
+            f"| {title} | {loop.launches} | {loop.copies} | {loop.round_trips} "
             f"| {loop.branch_launches} |",
             flush=True,
         )
@@ -103,15 +91,15 @@ def main() -> None:
     device = bk.described_device(options.device)
     print(f"JAX {jax.__version__}, for a described {device.device_kind}\n")
     print(
-        "| a loop of | turns before a check | launches a turn | copies a turn "
-        "| round trips | launches in branches |"
+        "| a loop of | launches a turn | copies a turn | round trips "
+        "| launches in branches |"
     )
-    print("|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|")
     for title, make in PROGRAMS.items():
         if options.only in title:
             fun, args = make()
             loops = bk.explain(fun, *args, device=device).loops
-            report(title, loops, turns_of_lanes(fun, *args))
+            report(title, loops)
 
 
 if __name__ == "__main__":

@@ -41,10 +41,12 @@ SPLITTING: dict[str, bk.AbstractBatcher] = {
     "Sequential()": bk.Sequential(),
     "Chunked(3)": bk.Chunked(3),
     "Chunked(4, remat)": bk.Chunked(4, remat=True),
-    "Sharded(4)": bk.Sharded(mesh(4)),
-    "Sharded(3, Chunked(2))": bk.Sharded(mesh(3), inner=bk.Chunked(2)),
     "Continuous(3)": bk.Continuous(3),
 }
+# On one accelerator the others are tested.
+if len(jax.devices()) >= 4:
+    SPLITTING["Sharded(4)"] = bk.Sharded(mesh(4))
+    SPLITTING["Sharded(3, Chunked(2))"] = bk.Sharded(mesh(3), inner=bk.Chunked(2))
 BATCHERS: dict[str, bk.AbstractBatcher] = {
     "Vmap()": bk.Vmap(),
     "Chunked(100)": bk.Chunked(100),

@@ -35,10 +35,8 @@ from ..continuous._pause_points import Divergence
 # Seconds to start an equation, whatever its size. This and what follows, and the speeds
 # of a CPU, are fitted to the problems of `benchmarks/auto.py` on 2 cores.
 EQUATION: Final = 8e-10
-# XLA fuses equations that compute number by number into one kernel, and all of a loop
-# that reads and writes at most so many bytes into one function: its option
-# `xla_cpu_small_while_loop_byte_threshold`.
-KERNEL: Final = 5e-7
+# XLA fuses all of a loop that reads and writes at most so many bytes into one function:
+# its option `xla_cpu_small_while_loop_byte_threshold`.
 SMALL_LOOP: Final = 1024
 # A turn of a loop over tasks, of which all tasks at once need none.
 TURN_OF_TASKS: Final = 1e-6
@@ -73,13 +71,17 @@ class Rates(NamedTuple):
     elementary: float  # elementary functions of one core
     products: float  # operations of matrix products, on all cores
     bytes: float
+    # Seconds to start a kernel. XLA fuses equations that compute number by number into
+    # one.
+    kernel: float
     cores: int = 1
 
 
 # XLA uses one core more for each so many bytes that an operation computes.
 BYTES_PER_CORE: Final = 200_000
-# Of an accelerator only the order of magnitude is known: one of 10 TFLOP/s.
-ACCELERATOR: Final = Rates(1e13, 1e13, 1e13, 1e12)
+# Of an accelerator only orders of magnitude are known. With these the number of lanes
+# is the best of those that `benchmarks/on_device.py` timed on an H200.
+ACCELERATOR: Final = Rates(1e13, 1e13, 1e14, 3e12, kernel=4e-6)
 
 
 def rates() -> Rates:
@@ -88,7 +90,7 @@ def rates() -> Rates:
     may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     # Processes must choose alike, whatever cores each has.
     cores = len(may_use(0)) if jax.process_count() == 1 else 1
-    return Rates(1e10, 2.5e8, 1e11, 2e10, cores)
+    return Rates(1e10, 2.5e8, 1e11, 2e10, 5e-7, cores)
 
 
 @final
@@ -177,7 +179,7 @@ class TaskSeconds:
         if common > CORE_CACHE:
             start += common / device.bytes
         if 2 * lanes * carried > SMALL_LOOP and not _is_fused(eqn):
-            start += KERNEL
+            start += device.kernel
         if name in RANDOM_BITS:
             start += RANDOM
         if is_callback(eqn):

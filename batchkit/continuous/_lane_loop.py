@@ -30,9 +30,6 @@ _SHARE = 8
 # than a conditional, for which the host waits tens of microseconds.
 _COSTLY = 1_000_000_000
 
-# Up to this many operations in all lanes two calls are cheap, also to compile.
-_SMALL = 10_000_000
-
 # Up to so many lanes the square of their number is small for an accelerator.
 _MAX_SQUARE = 1024
 
@@ -204,16 +201,10 @@ class LaneLoop:
         # The expensive function may be a kernel of a library, which reads no columns.
         args = {x for slots in layout.arg_slots for x in slots}
         packing = Packing([*counters, *layout.carried], alone=args)
-        # The host waits for the device to see if all tasks are done, and a buffer is
-        # copied once. A turn in vain changes nothing.
-        is_small = self._operations * self._lanes <= _SMALL
-        turns = 2 if is_small else 1
 
         def body(state: Any) -> Any:
-            for _ in range(turns):
-                carried, *rest = turn((packing.unpack(state[0]), *state[1:]))
-                state = packing.pack(carried), *rest
-            return state
+            carried, *rest = turn((packing.unpack(state[0]), *state[1:]))
+            return packing.pack(carried), *rest
 
         def is_active(state: Any) -> Array:
             return self._is_active(packing.unpack(state[0]))

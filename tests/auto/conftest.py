@@ -57,7 +57,7 @@ def sampler(loglikelihood_fn, num_delete, climb=False):
 
 def set_cores(monkeypatch: pytest.MonkeyPatch, cores: int) -> None:
     """Fix the speeds of the device, so that every machine chooses the same layout."""
-    device = Rates(1e10, 2.5e8, products=1e11, bytes=2e10, cores=cores)
+    device = Rates(1e10, 2.5e8, 1e11, 2e10, kernel=5e-7, cores=cores)
     monkeypatch.setattr(_task_seconds, "rates", lambda: device)
     monkeypatch.setattr(_auto, "_CHOICES", type(_auto._CHOICES)())
 

@@ -350,6 +350,16 @@ def test_continuous_is_chosen_for_expensive_loops() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("work", "kind"), [(10_000, bk.Vmap), (10**6, bk.Continuous)])
+def test_on_an_accelerator_calls_must_occupy_it(
+    work: int, kind: type[bk.AbstractBatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call in 80 lanes has 1.6e7 operations, and 1.8e9."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    chosen = bk.Auto("100 GB").select(halvings(work), jnp.linspace(0.2, 9.0, 80))
+    assert isinstance(chosen.batcher, kind)
+
+
 def test_continuous_lanes_are_reduced_to_fit() -> None:
     x = jnp.linspace(0.2, 9.0, 80)
     task = halvings(20_000)
