@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.extend as jex
@@ -43,16 +43,27 @@ SPLITTING: dict[str, bk.AbstractBatcher] = {
     "Chunked(4, remat)": bk.Chunked(4, remat=True),
     "Continuous(3)": bk.Continuous(3),
 }
-# On one accelerator the others are tested.
+# On one accelerator all others are tested.
 if len(jax.devices()) >= 4:
     SPLITTING["Sharded(4)"] = bk.Sharded(mesh(4))
     SPLITTING["Sharded(3, Chunked(2))"] = bk.Sharded(mesh(3), inner=bk.Chunked(2))
-BATCHERS: dict[str, bk.AbstractBatcher] = {
-    "Vmap()": bk.Vmap(),
-    "Chunked(100)": bk.Chunked(100),
-    "Sharded(1)": bk.Sharded(mesh(1)),
-    **SPLITTING,
-}
+
+
+class Batchers(dict[str, bk.AbstractBatcher]):
+    """The batchers by name; one that needs more devices than there are skips."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        pytest.skip(f"{name} needs 4 devices")
+
+
+BATCHERS = Batchers(
+    {
+        "Vmap()": bk.Vmap(),
+        "Chunked(100)": bk.Chunked(100),
+        "Sharded(1)": bk.Sharded(mesh(1)),
+        **SPLITTING,
+    }
+)
 
 every_batcher = pytest.mark.parametrize("batcher", BATCHERS.values(), ids=BATCHERS)
 every_splitting_batcher = pytest.mark.parametrize(
