@@ -30,6 +30,7 @@ from .._util._jaxprs import inner_equations
 from ..continuous._basic_blocks import TaskProgram, Value
 from ..continuous._common_subexpressions import CallKind, call_kinds
 from ..continuous._equations import is_collective
+from ..devices._target import compile_if_it_fits
 
 
 # Fitted to the steps that `benchmarks/auto.py` times on 2 CPU cores.
@@ -102,7 +103,9 @@ class JointCalls:
         for lanes in lane_counts:
             args = _computed(functools.partial(self._example_args, lanes))
             call = functools.partial(self._call, lanes)
-            compiled = jax.jit(call).lower(shared, args).compile()
+            compiled = compile_if_it_fits(jax.jit(call).lower(shared, args))
+            if compiled is None:
+                break
             memory = compiled.memory_analysis()
             if memory is not None and memory.temp_size_in_bytes > budget:
                 break

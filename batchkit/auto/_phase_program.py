@@ -22,7 +22,7 @@ from ..batchers import AbstractBatcher, Chunked, Sequential, Vmap
 from ..batchers._chunked import balanced_chunks
 from ..batchers._trace_log import LogEntry
 from ..continuous import Continuous
-from ..devices._target import Device, compile_for, device_of
+from ..devices._target import Device, compile_for, compile_if_it_fits, device_of
 from ..explain import MemoryUse
 from ..explain._explain import format_batcher, memory_of, recording, trace_uncached
 from ..run._resumable import Reporter
@@ -244,10 +244,11 @@ class PhaseProgram:
             if traced is None:
                 return None
             with reporter.waiting(f"compiling {name}"):
-                compiled = traced.lower().compile()
+                compiled = compile_if_it_fits(traced.lower())
                 args = args or start()
-            self._memory[batcher] = memory_of(compiled, self._device)
-            if self._memory[batcher].total > self._budget:
+            if compiled is not None:
+                self._memory[batcher] = memory_of(compiled, self._device)
+            if compiled is None or self._memory[batcher].total > self._budget:
                 too_large[kind] = size
                 return None
             return lambda: jax.block_until_ready(compiled((args, {})))

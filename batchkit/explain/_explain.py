@@ -36,7 +36,6 @@ from ..devices._target import (
     check_device,
     compile_for,
     device_of,
-    is_described,
     platform_of,
     shapes_on,
     sharding_on,
@@ -414,13 +413,11 @@ def explain(
     check_device("explain", device, or_mesh=True)
     with recording() as root:
         traced = trace_uncached(fun, args, kwargs, device)
-    # On a device that is there, the kernels are those of the program that will run.
-    is_cpu = platform_of(device) == "cpu"
-    will_not_run = is_cpu or is_described(device)
-    compiled = compile_for(traced, device) if will_not_run else traced.lower().compile()
+    compiled = compile_for(traced, device)
+    platform = platform_of(device)
     # Loops and branches of a TPU stay on it.
-    waits = platform_of(device) == "gpu"
-    loops = () if is_cpu else loops_of(compiled.as_text() or "", waits)
+    waits = platform == "gpu"
+    loops = () if platform == "cpu" else loops_of(compiled.as_text() or "", waits)
     return Explanation(reached_sites(root), memory_of(compiled, device), loops)
 
 
@@ -500,8 +497,9 @@ def memory(
     The function is compiled as under `jax.jit`, from the shapes of its arguments, and
     does not run. XLA's own figure for the peak is not used: on CPU it leaves out the
     temporaries. Allocations outside of XLA are not counted, such as those of host
-    callbacks and workspaces of linear algebra on a GPU. For a device that is not here,
-    describe it: [`described_device`][batchkit.described_device].
+    callbacks, nor on a GPU workspaces of linear algebra and what tuning of kernels
+    takes. For a device that is not here, describe it:
+    [`described_device`][batchkit.described_device].
 
     ```python
     import blackjax

@@ -122,6 +122,38 @@ def test_layouts_that_do_not_fit_are_not_run(sampler: Any, clock: Any) -> None:
     assert plan.init.batcher == bk.Chunked(4)
 
 
+def out_of_memory(fails: Callable[[str], bool], text: str) -> Callable[..., Any]:
+    """A `compile` of programs that will run; where tuning needs too much it fails."""
+    compile_any = jax.stages.Lowered.compile
+
+    def compiled(self: Any, options: Any = None) -> Any:
+        if not options and fails(self.as_text()):
+            raise jax.errors.JaxRuntimeError(text)
+        return compile_any(self, options)
+
+    return compiled
+
+
+@pytest.mark.parametrize("text", ["RESOURCE_EXHAUSTED: 26 GB", "INTERNAL: no"])
+def test_layout_that_cannot_be_compiled_for_want_of_memory_is_left_out(
+    text: str, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = jnp.ones((40, 5))
+    args = "step", lambda batcher: batcher(jnp.sin), (x,), 10**9
+    measuring = Measuring(0.0, math.inf, None, False)
+    all_at_once = lambda program: "sine %arg0 : tensor<40x5xf32>" in program
+    compiled = out_of_memory(all_at_once, text)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compiled)
+    clock |= {"Vmap()": 0.1, "Chunked(16)": 0.2}
+    if text.startswith("INTERNAL"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no"):
+            PhaseProgram(*args).fastest(measuring, lambda: (x,))
+        return
+    layout = PhaseProgram(*args).fastest(measuring, lambda: (x,))
+    assert layout.batcher == bk.Chunked(16)
+    assert "Vmap()" not in layout.seconds
+
+
 def test_layouts_that_refuse_the_tasks_are_left_out(clock: Any) -> None:
     def share(x: jax.Array) -> jax.Array:
         return x / jax.lax.psum(x, "tasks")

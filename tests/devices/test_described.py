@@ -89,6 +89,26 @@ def test_present_device_needs_the_bytes_that_jax_reports() -> None:
         assert use.device == "cpu"
 
 
+def test_asking_for_the_bytes_on_a_gpu_tunes_no_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """XLA tunes on buffers of full size, for which there may be no memory."""
+    taken: list[Any] = []
+    compiled = jax.stages.Lowered.compile
+
+    def noted(self: Any, options: Any = None) -> Any:
+        taken.append(options)
+        return compiled(self, options)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", noted)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    bk.memory(jnp.sin, SHAPE)
+    bk.explain(jnp.sin, SHAPE)
+    bk.Auto(10**6).select(rows, SHAPE)
+    assert len(taken) > 2
+    assert all(x == {"xla_gpu_autotune_level": 0} for x in taken)
+
+
 def test_mesh_of_devices_needs_its_share_on_each() -> None:
     mesh = Mesh(np.array(jax.devices()[:2]), ("tasks",))
     fun = bk.Sharded(mesh)(rows)
