@@ -32,7 +32,7 @@ IMPORTS = {
     "devices": {"_util"},
     "rebuild": {"_util", "batchers"},
     "explain": {"_util", "batchers", "devices", "rebuild"},
-    "run": {"_util", "batchers", "explain", "rebuild"},
+    "run": {"_util", "batchers", "devices", "explain", "rebuild"},
     "auto": {
         *("_util", "batchers", "continuous", "devices", "explain", "rebuild", "run")
     },

@@ -130,11 +130,31 @@ def compile_options(target: Target) -> dict[str, Any]:
     return {} if option is None else {option: 0}
 
 
-def compile_if_it_fits(lowered: jax.stages.Lowered) -> jax.stages.Compiled | None:
-    """Compile a program that will run; None if that takes more memory than there is."""
+def compile_to_run(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compile a program; say where tuning may be what lacks memory."""
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if _is_out_of_memory(error) and platform_of(None) == "gpu":
+            error.add_note(
+                "This was while a program was compiled. On a GPU, XLA tries kernels on "
+                "buffers of full size, which may take as much memory again as the "
+                "program. Use smaller chunks, compile once on a device with more "
+                "memory and keep the program (jax_compilation_cache_dir), or set "
+                "XLA_FLAGS=--xla_gpu_autotune_level=0."
+            )
+        raise
+
+
+def compile_if_it_fits(lowered: jax.stages.Lowered) -> jax.stages.Compiled | None:
+    """Compile a program; None if that takes more memory than there is."""
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if not _is_out_of_memory(error):
             raise
         return None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return "RESOURCE_EXHAUSTED" in str(error)

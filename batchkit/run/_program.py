@@ -31,6 +31,7 @@ from jaxtyping import PyTree
 
 from .._util._multihost import is_multiprocess
 from ..batchers import AbstractBatcher
+from ..devices._target import compile_to_run
 from ..rebuild._policies import AbstractPolicy
 from ..rebuild._values import Packages, closure_contents
 from ._processes import put
@@ -125,7 +126,7 @@ class Program:
 
         def compiled() -> Any:
             start = time.perf_counter()
-            found = self._jitted.lower(*shapes).compile()
+            found = compile_to_run(self._jitted.lower(*shapes))
             self.compile_seconds += time.perf_counter() - start
             return found
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import batchkit as bk
-from batchkit.run._program import ProgramCache, program_cache
+from batchkit.run._program import Program, ProgramCache, program_cache
 
 
 def function(x: Any, y: Any = None) -> Any:
@@ -178,3 +178,18 @@ def test_entry_is_made_once() -> None:
     for _ in range(2):
         assert kept.get("a", lambda: made.append(1)) is None
     assert made == [1]
+
+
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_memory_that_lacks_for_tuning_is_explained(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 26 GB")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", no_memory)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        Program(lambda x: 2 * x).compile(np.ones(3))
+    notes = "".join(getattr(caught.value, "__notes__", []))
+    assert ("xla_gpu_autotune_level=0" in notes) == (platform == "gpu")
