@@ -12,7 +12,7 @@ This is the whole rule by which `select` chooses:
    evaluations that are saved. It has the number of lanes that takes the least time by
    the model of `_lane_count`, and on a CPU must take less than the first case. On an
    accelerator calls in all tasks together must have `OPERATIONS_AT_ONCE`: smaller ones
-   take less time than to launch the kernels between them, of which vmap has fewer.
+   take less time than launching the kernels between them, of which vmap has fewer.
 3. No more at once than fit the budget. On a CPU several tasks at once must also fit
    `CACHE_BYTES`, if one does: memory outside of the cache is slow. If not even one lane
    of a `Continuous` fits the budget, the first case applies.
@@ -64,8 +64,8 @@ from ._task_seconds import TaskSeconds
 
 
 CACHE_BYTES: Final = 16_000_000
-# On an H200 calls of 3e8 operations in all lanes gain 9 % or lose, and those of 6e9
-# gain 31 to 46 % (`benchmarks/on_device.py`).
+# On an H200 calls of 3e8 operations in all lanes gain 9 % at most, and those of 6e9
+# gain 30 to 50 % (`benchmarks/on_device.py`).
 OPERATIONS_AT_ONCE: Final = 1_000_000_000
 # Beyond this number the oldest choices are dropped.
 _MAX_CHOICES: Final = 1024

@@ -90,7 +90,7 @@ def rates() -> Rates:
     may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
     # Processes must choose alike, whatever cores each has.
     cores = len(may_use(0)) if jax.process_count() == 1 else 1
-    return Rates(1e10, 2.5e8, 1e11, 2e10, 5e-7, cores)
+    return Rates(1e10, 2.5e8, 1e11, 2e10, kernel=5e-7, cores=cores)
 
 
 @final

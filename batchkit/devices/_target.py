@@ -131,7 +131,7 @@ def compile_options(target: Target) -> dict[str, Any]:
 
 
 def compile_to_run(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compile a program; say where tuning may be what lacks memory."""
+    """Compile a program; the error says what tuning takes, if memory runs out."""
     try:
         return lowered.compile()
     except jax.errors.JaxRuntimeError as error:

@@ -181,7 +181,7 @@ def test_entry_is_made_once() -> None:
 
 
 @pytest.mark.parametrize("platform", ["gpu", "cpu"])
-def test_memory_that_lacks_for_tuning_is_explained(
+def test_error_where_memory_runs_out_while_compiling_names_tuning(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: Any) -> Any:
